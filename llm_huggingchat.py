@@ -1,0 +1,2716 @@
+"""HuggingChat for `llm`: one conversation in the terminal and on the web page.
+
+The file reads from top to bottom; each part uses only what stands above it:
+
+    words       text that may be shown in a terminal
+    server      an address -> where requests and cookies may go
+    cookies     text -> the two cookies
+    catalogue   server JSON -> models, aliases
+    history     llm's messages -> what to send, and after which message
+    decoder     bytes, cut anywhere -> events
+    thinking    text, cut anywhere -> text and reasoning
+    answer      events, perhaps replayed -> llm's stream events, each once
+    files       the key store and the catalogue cache
+    client      one coroutine a server call; errors in words
+    turn        one exchange: create or find, send, follow, recover, stop
+    models      llm's classes, thin
+    commands    llm huggingchat ...
+    hooks       register_models, register_commands
+
+Facts about the protocol come from watching chat-ui 0.20.0, the server behind
+HuggingChat. Nothing here touches the network, or imports `curl_cffi`, before a
+prompt or a command needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import base64
+import contextlib
+import functools
+import ipaddress
+import json
+import mimetypes
+import os
+import pathlib
+import queue
+import re
+import tempfile
+import threading
+import time
+import unicodedata
+import uuid
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import click
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+if TYPE_CHECKING:
+    from curl_cffi.requests import AsyncSession
+
+T = TypeVar("T")
+
+SILENCE = 9.0  # seconds without a byte, either way, after which a connection is dead
+PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
+PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last one repeats
+TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
+STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
+ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
+TAIL_GRACE = 0.05  # seconds that who answered, and the title, may take after the answer
+LINGER = 60.0  # seconds that unused connections are kept
+CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
+FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
+
+
+# --- words: text that may be shown in a terminal --------------------------------------
+
+
+def plain(text: object, limit: int = 500) -> str:
+    """One line of `text` without control or direction characters, at most `limit` long.
+
+    Everything from the server that this plugin itself shows goes through here.
+    """
+    kept = (
+        " " if char.isspace() else char
+        for char in str(text)
+        if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    )
+    line = " ".join("".join(kept).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _string(value: object) -> str:
+    """`value` if it is text, else no text: JSON from outside may hold anything."""
+    return value if isinstance(value, str) else ""
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """`value` if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def note(text: str) -> None:
+    """A line on standard error: something to know that is not a failure."""
+    click.echo(f"huggingchat: {plain(text)}", err=True)
+
+
+# --- server: an address -> where requests and cookies may go --------------------------
+
+SERVICE = "https://huggingface.co/chat"
+SERVER_VARIABLE = "LLM_HUGGINGCHAT_URL"
+KEY_VARIABLE = "LLM_HUGGINGCHAT_KEY"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A chat-ui server. `url` is its base address, without a slash at the end."""
+
+    url: str
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: what chat-ui wants as `Origin`, or it answers 403."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def host(self) -> str:
+        """HOST or HOST:PORT."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def is_service(self) -> bool:
+        """Is this HuggingChat itself, where every prompt needs a login?"""
+        return self.host == urlsplit(SERVICE).netloc
+
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(urlsplit(self.url).hostname or "")
+
+    @property
+    def key_name(self) -> str:
+        """The name in llm's key store, one a host: cookies of one never go to another."""
+        return "huggingchat" if self.is_service else f"huggingchat:{self.host}"
+
+    def page(self, conversation_id: str) -> str:
+        """The conversation's web page."""
+        return f"{self.url}/conversation/{quote(conversation_id, safe='')}"
+
+    def shared_page(self, share_id: str) -> str:
+        return f"{self.url}/r/{quote(share_id, safe='')}"
+
+    def file_page(self, conversation_id: str, sha: str) -> str:
+        """Where a file of a conversation is; fetching it needs the cookies."""
+        return f"{self.page(conversation_id)}/output/{quote(sha, safe='')}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_server(text: str) -> Server:
+    """The server at address `text`.
+
+    Raises llm.ModelError for anything but https, or http on loopback.
+    """
+
+    def bad(why: str) -> llm.ModelError:
+        shown = plain(text.rpartition("@")[2], 100)
+        return llm.ModelError(
+            f"{shown!r} cannot be the chat server's address: {why}. "
+            f"Set {SERVER_VARIABLE} to one like {SERVICE}"
+        )
+
+    try:
+        parts = urlsplit(text.strip())
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise bad("it is not a URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise bad("it is not a URL")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+", host):
+        raise bad("its host is not a name")
+    if re.search(r"[\s\\<>\"'\x00-\x20\x7f]", parts.path) or not parts.path.isascii():
+        raise bad("its path is not a URL's")
+    if parts.username or parts.password or "@" in parts.netloc:
+        raise bad("it holds a user name or password")
+    if parts.query or parts.fragment:
+        raise bad("it has more than a path")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise bad("plain http is for loopback only, use https")
+    netloc = f"[{host}]" if ":" in host else host
+    if port and port != {"http": 80, "https": 443}[parts.scheme]:
+        netloc += f":{port}"
+    return Server(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}")
+
+
+def current_server() -> Server:
+    """The server that `LLM_HUGGINGCHAT_URL` names, or HuggingChat. Raises llm.ModelError."""
+    return parse_server(os.environ.get(SERVER_VARIABLE) or SERVICE)
+
+
+# --- cookies: text -> the two cookies -------------------------------------------------
+
+COOKIE_NAMES = ("hf-chat", "token")
+_COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
+
+
+@dataclass(frozen=True)
+class Cookies:
+    """`hf-chat` is the session; `token` is the huggingface.co login coupled with it.
+
+    `token` opens the whole account, so neither value is ever shown: not in `repr`.
+    `made_up` marks a session that this plugin made for a server without logins.
+    """
+
+    hf_chat: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    made_up: bool = False
+
+    def header(self) -> str:
+        """The `Cookie` header's value."""
+        return f"hf-chat={self.hf_chat}" + (f"; token={self.token}" if self.token else "")
+
+    def to_key(self) -> str:
+        """The value kept in llm's key store: one line of JSON."""
+        pairs: dict[str, object] = {"hf-chat": self.hf_chat}
+        if self.token:
+            pairs["token"] = self.token
+        if self.made_up:
+            pairs["made_up"] = True
+        return json.dumps(pairs)
+
+
+def _pairs_of_json(value: Any, host: str) -> Iterator[tuple[str, str]]:
+    """Cookies in a JSON object, or in the list that a browser extension exports."""
+    if isinstance(value, dict) and isinstance(value.get("cookies"), list):
+        value = value["cookies"]
+    if isinstance(value, dict):
+        for name in COOKIE_NAMES:
+            if isinstance(value.get(name), str):
+                yield name, value[name]
+    for entry in value if isinstance(value, list) else ():
+        entry = _mapping(entry)
+        covered = _domain_covers(entry.get("domain") or entry.get("host"), host)
+        if covered and isinstance(entry.get("value"), str):
+            yield str(entry.get("name")), entry["value"]
+
+
+def _pairs_of_text(text: str, host: str) -> Iterator[tuple[str, str]]:
+    """Cookies in a cookies.txt (Netscape) or in a `Cookie:` header."""
+    for line in text.splitlines():
+        columns = line.removeprefix("#HttpOnly_").split("\t")
+        if len(columns) >= 7:
+            if _domain_covers(columns[0], host):
+                yield columns[5], columns[6]
+            continue
+        line = re.sub(r"^\W*cookie\s*:", "", line.strip(), flags=re.IGNORECASE)
+        for pair in line.split(";"):
+            name, equals, value = pair.partition("=")
+            if equals:
+                yield name.strip(), value
+
+
+def _domain_covers(domain: object, host: str) -> bool:
+    """May a cookie of `domain` be sent to `host`? Names such as `token` are common."""
+    if not domain or not isinstance(domain, str):
+        return True
+    name = re.sub(r":\d+$", "", host).strip("[]").lower()
+    domain = domain.lstrip(".").lower()
+    return name == domain or name.endswith("." + domain)
+
+
+def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
+    """The cookies in whatever people can paste, of which only two are kept.
+
+    `text`: the bare `hf-chat` value, a `Cookie:` header, a JSON object or list, or a
+    cookies.txt; where the form says a cookie's domain, only those of `host` count.
+    Raises llm.ModelError, which never holds any part of `text`.
+    """
+    text = text.strip()
+    pairs: list[tuple[str, str]]
+    try:
+        value = json.loads(text) if text[:1] in ("{", "[", '"') else None
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, str):
+        text = value.strip()
+    made_up = isinstance(value, dict) and value.get("made_up") is True
+    if isinstance(value, (dict, list)):
+        pairs = list(_pairs_of_json(value, host))
+    else:
+        pairs = list(_pairs_of_text(text, host))
+        if not any(name in COOKIE_NAMES for name, _ in pairs) and _COOKIE_VALUE.fullmatch(text):
+            pairs = [("hf-chat", text)]
+    found: dict[str, str] = {}
+    for name, cookie in pairs:
+        cookie = cookie.strip().strip('"')
+        if name not in COOKIE_NAMES or not cookie:
+            continue
+        if not _COOKIE_VALUE.fullmatch(cookie):
+            raise llm.ModelError(
+                f"The value of the cookie {name!r} has characters that no cookie has. "
+                "Copy it again from the browser."
+            )
+        found.setdefault(name, cookie)
+    if "hf-chat" not in found:
+        what = "only 'token'" if "token" in found else "neither 'hf-chat' nor 'token'"
+        raise llm.ModelError(
+            f"The key for {plain(host, 80)} holds {what}: the cookie 'hf-chat' is missing. "
+            "Run: llm huggingchat login"
+        )
+    return Cookies(found["hf-chat"], found.get("token"), made_up)
+
+
+# --- catalogue: server JSON -> models, aliases ----------------------------------------
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+TEXT_TYPES = (
+    "text/plain",
+    "text/markdown",
+    "text/html",
+    "text/csv",
+    "text/xml",
+    "application/json",
+    "application/xml",
+    "application/csv",
+)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as `GET api/v2/models` describes it."""
+
+    id: str
+    multimodal: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    router: bool = False
+    unlisted: bool = False
+    description: str = ""
+
+    @property
+    def name(self) -> str:
+        """What comes after the organisation."""
+        return self.id.rpartition("/")[2]
+
+    @property
+    def organisation(self) -> str:
+        return self.id.rpartition("/")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The catalogue's own names, so that what is cached reads like what was sent."""
+        return {
+            "id": self.id,
+            "multimodal": self.multimodal,
+            "supportsTools": self.tools,
+            "supportsReasoning": self.reasoning,
+            "isRouter": self.router,
+            "unlisted": self.unlisted,
+            "description": self.description,
+        }
+
+
+def unwrap(value: Any) -> Any:
+    """The value inside superjson: `{"json": VALUE, "meta": ...}`."""
+    return value["json"] if isinstance(value, dict) and "json" in value else value
+
+
+def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
+    """The models in the server's answer; entries that make no sense are passed over.
+
+    Raises ValueError when there is no model in it at all.
+    """
+    models: dict[str, ModelInfo] = {}
+    entries = unwrap(value)
+    for entry in entries if isinstance(entries, list) else ():
+        id = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(id, str) or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
+            continue
+        description = entry.get("description")
+        models.setdefault(
+            id,
+            ModelInfo(
+                id=id,
+                multimodal=entry.get("multimodal") is True,
+                tools=entry.get("supportsTools") is True,
+                reasoning=entry.get("supportsReasoning") is True,
+                router=entry.get("isRouter") is True,
+                unlisted=entry.get("unlisted") is True,
+                description=plain(description) if isinstance(description, str) else "",
+            ),
+        )
+    if not models:
+        raise ValueError("no model in the catalogue")
+    return tuple(models.values())
+
+
+def _built_in(rows: str) -> tuple[ModelInfo, ...]:
+    models = []
+    for row in rows.split():
+        id, _, flags = row.partition(":")
+        models.append(ModelInfo(id, "i" in flags, "t" in flags, "r" in flags, router="o" in flags))
+    return tuple(models)
+
+
+# A part of the service's catalogue of August 2026, for the time before the first refresh.
+# After the colon: takes (i)mages, takes (t)ools, (r)easons, r(o)uter.
+BUILT_IN = _built_in(
+    """
+    omni:ito meta-llama/Llama-3.3-70B-Instruct:t meta-llama/Llama-3.1-8B-Instruct:t
+    meta-llama/Llama-4-Scout-17B-16E-Instruct:it meta-llama/Llama-Guard-4-12B:i
+    Qwen/Qwen3.6-27B:tr Qwen/Qwen3-235B-A22B-Instruct-2507:t
+    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
+    deepseek-ai/DeepSeek-V4-Pro:tr deepseek-ai/DeepSeek-V3.2:t deepseek-ai/DeepSeek-R1-0528:tr
+    deepseek-ai/DeepSeek-R1-Distill-Llama-70B:r openai/gpt-oss-120b:tr openai/gpt-oss-20b:tr
+    openai/gpt-oss-safeguard-20b:r zai-org/GLM-5.2:tr zai-org/GLM-4.6V:itr
+    moonshotai/Kimi-K2.6:itr moonshotai/Kimi-K2-Instruct-0905:t MiniMaxAI/MiniMax-M3:tr
+    google/gemma-4-31B-it:i google/gemma-3-27b-it:i CohereLabs/c4ai-command-a-03-2025:t
+    CohereLabs/command-a-translate-08-2025 nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tr
+    microsoft/phi-4 swiss-ai/Apertus-70B-Instruct-2509 NousResearch/Hermes-3-Llama-3.1-70B:t
+    """
+)
+
+# The home of a family, where its name is not simply the first word of its models: a
+# DeepSeek distilled into a Llama is a DeepSeek, and nobody but Meta makes `hf-llama`.
+FAMILIES = {
+    "meta-llama": "llama",
+    "deepseek-ai": "deepseek",
+    "openai": "gpt-oss",
+    "zai-org": "glm",
+    "CohereLabs": "command",
+    "nvidia": "nemotron",
+    "google": "gemma",
+}
+_SPECIAL = re.compile(
+    r"guard|shield|translat|embed|rerank|ocr|coder|codestral|devstral|"
+    r"(^|[-_.])(code|math|vl|vision|mt)([-_.\d]|$)|\dv([-_.]|$)",
+    re.IGNORECASE,
+)
+_VISION = re.compile(r"(^|[-_.])(vl|vision)([-_.\d]|$)|\dv([-_.]|$)", re.IGNORECASE)
+_CODER = re.compile(r"coder|codestral|devstral|(^|[-_.])code([-_.\d]|$)", re.IGNORECASE)
+
+
+def family(model: ModelInfo) -> str:
+    """The short name that a model's organisation gives it: `qwen` for Qwen/Qwen3-235B."""
+    if model.organisation in FAMILIES:
+        return FAMILIES[model.organisation]
+    word = re.match(r"[a-z]{2,}", model.name.lower())
+    return word.group() if word else model.organisation.lower()
+
+
+def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
+    """Alias -> model id, by rule; of two claims, the one listed first wins."""
+    listed = [model for model in models if not model.unlisted]
+    chat = [model for model in listed if not model.router]
+    general = [model for model in chat if not _SPECIAL.search(model.name)]
+    found: dict[str, str] = {}
+    for model in models:
+        found.setdefault(f"hf-{model.name.lower()}", model.id)
+    short: dict[str, str] = {}
+    for model in models:
+        if model.router:
+            short.setdefault("hf-omni", model.id)
+    # A family's home is the organisation of FAMILIES, else the first one that uses the name.
+    homes: dict[str, str] = {name: organisation for organisation, name in FAMILIES.items()}
+    present = {model.organisation for model in chat}
+    for model in [*general, *chat]:
+        name = family(model)
+        home = homes.setdefault(name, model.organisation)
+        if model.organisation == home or home not in present:
+            short.setdefault(f"hf-{name}", model.id)
+    vision = [model for model in chat if model.multimodal]
+    for model in [
+        *(model for model in vision if model in general),
+        *(model for model in vision if _VISION.search(model.name)),
+    ]:
+        short.setdefault("hf-vision", model.id)
+    for model in chat:
+        if _CODER.search(model.name):
+            short.setdefault("hf-coder", model.id)
+    return short | found
+
+
+# --- history: llm's messages -> what to send, and after which message -----------------
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
+
+    `message_id` is None when it could not be fetched; `generation_id` finds it then.
+    `model` is the conversation's model at that turn, without `huggingchat/`.
+    """
+
+    conversation_id: str
+    message_id: str | None = None
+    generation_id: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one turn sends: `text` and `attachments` after `parent`.
+
+    Without a parent, a new conversation is made, with `system` as its `preprompt`.
+    """
+
+    parent: Parent | None
+    system: str | None
+    text: str
+    attachments: tuple[llm.Attachment, ...] = ()
+
+
+def parent_of(message: Message, server_url: str) -> Parent | None:
+    """The metadata that this plugin left on an assistant message of this server."""
+    if message.role != "assistant":
+        return None
+    for part in reversed(message.parts):
+        kept = (getattr(part, "provider_metadata", None) or {}).get("huggingchat")
+        if not isinstance(kept, dict) or kept.get("server") != server_url:
+            continue
+        conversation_id = kept.get("conversation_id")
+        if isinstance(conversation_id, str) and conversation_id:
+            known = {
+                name: value
+                for name in ("message_id", "generation_id", "model")
+                if isinstance(value := kept.get(name), str) and value
+            }
+            return Parent(conversation_id, **known)
+    return None
+
+
+def attachment_name(attachment: llm.Attachment | None) -> str:
+    """A name for people: the file's or the URL's last part, else what kind it is."""
+    if attachment is None:
+        return "attachment"
+    if attachment.path:
+        return pathlib.PurePath(attachment.path).name
+    if attachment.url:
+        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
+    kind = (attachment.type or "").partition(";")[0]
+    return "attachment" + (mimetypes.guess_extension(kind) or "")
+
+
+def _said(message: Message) -> str:
+    """A message's words; attachments and tools are named, reasoning is left out."""
+    said: list[str] = []
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            said.append(part.text)
+        elif isinstance(part, AttachmentPart):
+            said.append(f"[attachment: {attachment_name(part.attachment)}]")
+        elif isinstance(part, ToolCallPart):
+            arguments = json.dumps(part.arguments, ensure_ascii=False)
+            said.append(f"[used the tool {part.name} with {arguments}]")
+        elif isinstance(part, ToolResultPart):
+            named = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
+            said.append(f"[the tool {part.name} returned: {part.exception or part.output}{named}]")
+    return "\n".join(text for text in said if text)
+
+
+def transcript(messages: Iterable[Message]) -> str:
+    """Messages as labelled text, for a model that has not seen them."""
+    turns = [f"{message.role.capitalize()}: {_said(message)}" for message in messages]
+    if not turns:
+        return ""
+    return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
+
+
+def make_plan(
+    messages: list[Message],
+    server_url: str | None,
+    *,
+    system: str | None = None,
+    retry: bool = False,
+) -> Plan:
+    """Read what to send off llm's chain of messages, which is the truth.
+
+    `server_url` None makes a plan without a parent: a new conversation with everything.
+    `system` is this turn's own system prompt; llm leaves it out of the chain on later
+    turns, so it is carried as text. With `retry`, the last answer is asked for again.
+    Raises llm.ModelError when there is nothing to send, or nothing to retry.
+    """
+    parent, after = None, messages
+    for index in range(len(messages) - 1, -1, -1):
+        if server_url and (parent := parent_of(messages[index], server_url)):
+            after = messages[index + 1 :]
+            break
+    if retry:
+        return _plan_retry(parent, after)
+    question: Message | None = None
+    if after and after[-1].role == "user":
+        after, question = after[:-1], after[-1]
+    parts = question.parts if question else []
+    text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    attachments = tuple(
+        part.attachment for part in parts if isinstance(part, AttachmentPart) and part.attachment
+    )
+    if not text and not attachments:
+        raise llm.ModelError("There is nothing to send. Give a prompt or an attachment.")
+    chain_system = [_said(message) for message in messages if message.role == "system"]
+    if system and not any(system in said for said in chain_system):
+        if parent is None and not chain_system:
+            chain_system = [system]
+        else:
+            after = [*after, Message(role="system", parts=[TextPart(text=system)])]
+    preprompt = None
+    if parent is None:
+        leading = 0
+        while leading < len(after) and after[leading].role == "system":
+            leading += 1
+        said = [_said(message) for message in after[:leading]] or chain_system[:1]
+        preprompt = "\n\n".join(said) or None
+        after = after[leading:]
+    text = "\n\n".join(piece for piece in (transcript(after), text) if piece)
+    return Plan(parent, preprompt, text, attachments)
+
+
+def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
+    if any(message.role == "user" for message in after):
+        raise llm.ModelError(
+            "-o retry true asks again for the last answer, so it takes no words of its own. "
+            "Run: llm -c '' -o retry true"
+        )
+    if parent is None or after:
+        raise llm.ModelError(
+            "There is nothing to retry: the last answer did not come from this server."
+        )
+    return Plan(parent, None, "")
+
+
+# --- decoder: bytes, cut anywhere -> events -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer, with its `<think>` tags if it has any."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of thinking that came as an event of its own."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    """The model called a tool on the server."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a tool gave back: its output as text, or why it failed."""
+
+    id: str
+    name: str
+    output: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file in the answer."""
+
+    name: str
+    sha: str
+
+
+@dataclass(frozen=True)
+class Title:
+    title: str
+
+
+@dataclass(frozen=True)
+class Router:
+    """Who answered. An empty field says nothing: it is unknown, not gone."""
+
+    route: str
+    model: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class Final:
+    """The answer as stored; with tools, only the part after the last one."""
+
+    text: str
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The model failed, with HTTP status 200 around it."""
+
+    message: str
+    status: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A tool asks the person something, and the run ends without an answer."""
+
+    question: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Anything else that shows a run at work."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an event log: completed, error, interrupted or gone."""
+
+    status: str
+
+
+Event = (
+    Text | Reasoning | Called | Returned | File | Title | Router | Final | Failed | Asked | Alive
+)
+"""What a run's stream and its log tell."""
+
+
+def event_of(update: Any) -> Event | None:
+    """The event in one decoded line, or None for what is unknown or makes no sense."""
+    if not isinstance(update, dict):
+        return None
+    kind, subtype = update.get("type"), update.get("subtype")
+    if kind == "stream":
+        # chat-ui pads tokens with NUL characters to hide their length on the wire.
+        return Text(_string(update.get("token")).rstrip("\0"))
+    if kind == "reasoning" and subtype == "stream":
+        return Reasoning(_string(update.get("token")).rstrip("\0"))
+    if kind == "tool":
+        return _tool_event(update)
+    if kind == "file" and isinstance(update.get("sha"), str):
+        return File(_string(update.get("name")) or "file", update["sha"])
+    if kind == "title":
+        return Title(plain(re.sub(r"</?think>", "", _string(update.get("title"))), 200))
+    if kind == "routerMetadata":
+        return Router(*(plain(_string(update.get(x)), 200) for x in ("route", "model", "provider")))
+    if kind == "finalAnswer":
+        return Final(_string(update.get("text")), update.get("interrupted") is True)
+    if kind == "status" and update.get("status") == "error":
+        status = update.get("statusCode")
+        message = plain(_string(update.get("message")))
+        return Failed(message, status if isinstance(status, int) else None)
+    if kind == "elicitation" and subtype == "request":
+        request = _mapping(update.get("request"))
+        asked = [request.get("server"), request.get("message"), request.get("url")]
+        return Asked(": ".join(plain(x) for x in asked if isinstance(x, str) and x))
+    return Alive() if kind in ("status", "reasoning") else None
+
+
+def _tool_event(update: dict[str, Any]) -> Event | None:
+    subtype, id = update.get("subtype"), _string(update.get("uuid"))
+    if subtype == "call":
+        call = _mapping(update.get("call"))
+        arguments = _mapping(call.get("parameters"))
+        try:
+            # The raw string keeps what chat-ui drops from `parameters`: nested values.
+            raw = json.loads(_string(update.get("argumentsRaw")) or "null")
+        except (ValueError, RecursionError):
+            raw = None
+        return Called(id, _string(call.get("name")), raw if isinstance(raw, dict) else arguments)
+    if subtype == "error":
+        return Returned(id, "", "", _string(update.get("message")) or "the tool failed")
+    if subtype == "result":
+        result = _mapping(update.get("result"))
+        name = _string(_mapping(result.get("call")).get("name"))
+        if result.get("status") == "error":
+            return Returned(id, name, "", _string(result.get("message")) or "the tool failed")
+        outputs = result.get("outputs")
+        outputs = outputs if isinstance(outputs, list) else []
+        return Returned(id, name, "\n".join(filter(None, map(_output_text, outputs))))
+    return Alive()
+
+
+def _output_text(output: Any) -> str:
+    """One output of a tool as text; links to sources are kept."""
+    output = _mapping(output)
+    said = [_string(output.get("text"))]
+    content = output.get("content")
+    for item in map(_mapping, content if isinstance(content, list) else ()):
+        inner = _mapping(item.get("resource")) or item
+        link = _string(inner.get("uri"))
+        if item.get("type") == "image":
+            said.append(f"[image: {_string(item.get('mimeType')) or 'unknown type'}]")
+        elif link:
+            label = _string(inner.get("title")) or _string(inner.get("name")) or link
+            said.append(f"[{label}]({link})")
+            said.append(_string(inner.get("text")))
+    sources = output.get("sources")
+    for source in map(_mapping, sources if isinstance(sources, list) else ()):
+        link = _string(source.get("link")) or _string(source.get("url"))
+        if link:
+            said.append(f"[{_string(source.get('title')) or link}]({link})")
+    if not any(said) and output:
+        return json.dumps(output, ensure_ascii=False)
+    return "\n".join(filter(None, said))
+
+
+class Lines:
+    """Bytes, cut anywhere, to whole lines. Only `\\n` ends a line: U+2028 does not."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        if b"\n" not in data:
+            self._rest += data
+            return []
+        *lines, rest = (bytes(self._rest) + data).split(b"\n")
+        self._rest = bytearray(rest)
+        return lines
+
+    def end(self) -> bytes:
+        """What stands after the last line end; a cut may have taken only that."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return rest
+
+
+def _decoded(line: bytes) -> Event | None:
+    try:
+        # 4,096 spaces without a line end follow a final answer; json ignores them.
+        return event_of(json.loads(line.decode("utf-8", "replace")))
+    except (ValueError, RecursionError):
+        return None
+
+
+class Stream:
+    """The answer to a message: `application/jsonl`, an event a line."""
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+
+    def feed(self, data: bytes) -> list[Event]:
+        return [event for line in self._lines.feed(data) if (event := _decoded(line))]
+
+    def end(self) -> list[Event]:
+        event = _decoded(self._lines.end())
+        return [event] if event else []
+
+
+class Log:
+    """A run's event log: server-sent events, of which `data` and `event` matter here."""
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self._name = ""
+        self._data: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[Event | End]:
+        events: list[Event | End] = []
+        for line in self._lines.feed(data):
+            line = line.removesuffix(b"\r")
+            name, _, value = line.partition(b":")
+            if name == b"event":
+                self._name = value.strip().decode("utf-8", "replace")
+            elif name == b"data":
+                self._data.append(value.removeprefix(b" "))
+            elif line.startswith(b":"):
+                events.append(Alive())
+            elif not line:
+                events += self._dispatch()
+        return events
+
+    def _dispatch(self) -> list[Event | End]:
+        line, name = b"\n".join(self._data), self._name
+        self._data, self._name = [], ""
+        if name != "end":
+            event = _decoded(line)
+            return [event] if event else []
+        try:
+            return [End(_string(_mapping(json.loads(line)).get("status")))]
+        except (ValueError, RecursionError):
+            return [End("")]
+
+
+def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any] | None:
+    """The message that a run wrote, in what `GET api/v2/conversations/ID` says."""
+    messages = _mapping(unwrap(conversation)).get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if generation_id and _mapping(message).get("generationId") == generation_id:
+            return cast("dict[str, Any]", message)
+    return None
+
+
+def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
+    """The events of a stored answer, and whether it is complete.
+
+    chat-ui keeps an answer's text once, in `content`, and in `updates` a marker with
+    the length, in UTF-16 units, of each piece in its place among the other events.
+    """
+    content = _string(message.get("content")).encode("utf-16-le", "surrogatepass")
+    at, events, complete, reasoned = 0, list[Event](), False, False
+    updates = message.get("updates")
+    final: Final | None = None
+    for update in updates if isinstance(updates, list) else ():
+        length = _mapping(update).get("len")
+        if _mapping(update).get("type") == "stream" and isinstance(length, int) and length >= 0:
+            piece = content[at : at + 2 * length]
+            at += len(piece)
+            events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
+            continue
+        event = event_of(update)
+        if isinstance(event, Final):
+            final = event
+            continue
+        reasoned = reasoned or isinstance(event, Reasoning)
+        if event:
+            events.append(event)
+    if content[at:]:
+        events.append(Text(content[at:].decode("utf-16-le", "surrogatepass")))
+    if not reasoned and isinstance(message.get("reasoning"), str):
+        events.insert(0, Reasoning(message["reasoning"]))
+    if final:
+        # The stored text is whole, so the final answer has nothing to add to it.
+        events.append(Final("", final.interrupted or message.get("interrupted") is True))
+        complete = True
+    return events, complete
+
+
+# --- thinking: text, cut anywhere -> text and reasoning -------------------------------
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class Thinking:
+    """Splits `<think>...</think>` off text whose pieces may cut a tag anywhere.
+
+    A tag opens reasoning only where a model starts to think: at the beginning, after a
+    tool, and after other reasoning. Elsewhere `<think>` is a word that the answer uses.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._state = "start"
+        self._held = ""
+
+    def feed(self, text: str) -> list[Text | Reasoning]:
+        pieces: list[Text | Reasoning] = []
+        self._held += text
+        while self._held:
+            if self._state == "start":
+                body = self._held.lstrip()
+                if space := self._held[: len(self._held) - len(body)]:
+                    pieces.append(Text(space))
+                self._held = body
+                if body.startswith(OPEN):
+                    self._state, self._held = "thinking", body[len(OPEN) :]
+                elif OPEN.startswith(body):
+                    break
+                else:
+                    self._state = "text"
+            elif self._state == "thinking":
+                inside, closed, rest = self._held.partition(CLOSE)
+                kept = 0 if closed else _overlap(inside, CLOSE)
+                if shown := inside[: len(inside) - kept]:
+                    pieces.append(Reasoning(shown))
+                self._held = rest if closed else inside[len(inside) - kept :]
+                if not closed:
+                    break
+                self._state = "start"
+            else:
+                pieces.append(Text(self._held))
+                self._held = ""
+        return pieces
+
+    def end(self) -> list[Text | Reasoning]:
+        """What was held back because it could have become a tag."""
+        held, kind = self._held, Reasoning if self._state == "thinking" else Text
+        self._held = ""
+        return [kind(held)] if held else []
+
+
+def _overlap(text: str, tag: str) -> int:
+    """The length of the longest end of `text` that begins `tag`."""
+    return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
+
+
+# --- answer: events, perhaps replayed -> llm's stream events, each once ---------------
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Answer:
+    """What has been given of an answer, and what a further event adds to it.
+
+    A run's log repeats it from the start, its text in other pieces. `rewind` says that
+    this begins; what was already given is then passed over: text and reasoning by their
+    length, tool events by their id, files by their number.
+    """
+
+    def __init__(self, file_link: Callable[[File], str]) -> None:
+        self._file_link = file_link
+        self._thinking = Thinking()
+        self._pieces: list[str] = []  # the text as it came, tags included
+        self._segment: list[str] = []  # the part of it after the last tool
+        self._reasoned = 0  # characters of reasoning that came as events
+        self._tools: dict[tuple[str, type], str] = {}  # given tool events -> the tool's name
+        self._files = 0
+        self._half = ""  # the first half of a surrogate pair, till the other comes
+        self._skip_text = self._skip_reasoning = self._skip_files = 0
+        self.title = ""
+        self.router = Router("", "", "")
+        self.final: Final | None = None
+        self.last_is_text = False
+
+    def rewind(self) -> None:
+        self._half = ""
+        self._skip_text = sum(map(len, self._pieces))
+        self._skip_reasoning, self._skip_files = self._reasoned, self._files
+
+    @property
+    def begun(self) -> bool:
+        """Has anything been given?"""
+        return bool(self._pieces or self._reasoned or self._tools or self._files)
+
+    @property
+    def seen_length(self) -> int:
+        """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
+        return len("".join(self._pieces).encode("utf-16-le")) // 2
+
+    def take(self, event: Event) -> list[StreamEvent]:
+        """What `event` adds, as llm's stream events. Raises nothing."""
+        given = self._events(event)
+        for out in given:
+            if out.chunk or out.type == "tool_result":
+                self.last_is_text = out.type == "text"
+        return given
+
+    def _events(self, event: Event) -> list[StreamEvent]:
+        if isinstance(event, Text):
+            return self._text(event.text)
+        if isinstance(event, Reasoning):
+            text = _whole(event.text)
+            passed = min(self._skip_reasoning, len(text))
+            self._skip_reasoning -= passed
+            self._reasoned += len(text) - passed
+            return [_stream_event(Reasoning(text[passed:]))] if text[passed:] else []
+        if isinstance(event, (Called, Returned)):
+            return self._tool(event)
+        if isinstance(event, File):
+            if self._skip_files:
+                self._skip_files -= 1
+                return []
+            self._files += 1
+            label = re.sub(r"[\[\]]", "", plain(event.name, 200))
+            link = f"\n[{label}]({self._file_link(event)})\n"
+            return [*self._flush(), StreamEvent(type="text", chunk=link)]
+        if isinstance(event, Title):
+            self.title = event.title or self.title
+        elif isinstance(event, Router):
+            # An empty field never overwrites a known one.
+            known = self.router
+            self.router = Router(
+                event.route or known.route,
+                event.model or known.model,
+                event.provider or known.provider,
+            )
+        elif isinstance(event, Final):
+            return self._finish(event)
+        return []
+
+    def _text(self, text: str) -> list[StreamEvent]:
+        # NULs are padding; the log does not pad, so they must not count either.
+        text = self._half + text.replace("\0", "")
+        self._half = ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        text = _whole(text)
+        passed = min(self._skip_text, len(text))
+        self._skip_text -= passed
+        if not (text := text[passed:]):
+            return []
+        self._pieces.append(text)
+        self._segment.append(text)
+        return [_stream_event(piece) for piece in self._thinking.feed(text)]
+
+    def _tool(self, event: Called | Returned) -> list[StreamEvent]:
+        key = (event.id, type(event))
+        if key in self._tools:
+            return []
+        name = event.name or self._tools.get((event.id, Called), "")
+        self._tools[key] = name
+        given = self._flush()
+        self._thinking.restart()
+        self._segment = []
+        common: dict[str, Any] = {"tool_call_id": event.id or None, "server_executed": True}
+        if isinstance(event, Called):
+            arguments = json.dumps(event.arguments, ensure_ascii=False)
+            given += [
+                StreamEvent(type="tool_call_name", chunk=_whole(name), **common),
+                StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
+            ]
+        else:
+            # llm's stream events have no field for a tool's failure, so it is in the output.
+            output = f"Error: {event.error}" if event.error else event.output
+            failed = {"huggingchat": {"error": _whole(event.error)}} if event.error else None
+            given.append(
+                StreamEvent(
+                    type="tool_result",
+                    chunk=_whole(output),
+                    tool_name=_whole(name),
+                    provider_metadata=failed,
+                    **common,
+                )
+            )
+        return given
+
+    def _finish(self, final: Final) -> list[StreamEvent]:
+        """The end. Text that was never streamed is in `final` alone, and is given now."""
+        self.final = final
+        given = self._text("") + self._flush()
+        everything, segment = "".join(self._pieces), "".join(self._segment)
+        text = _whole(final.text.replace("\0", ""))
+        if not everything.endswith(text) and text.startswith(segment):
+            self._skip_text = 0
+            given += self._text(text[len(segment) :]) + self._flush()
+        return given
+
+    def _flush(self) -> list[StreamEvent]:
+        half, self._half = self._half, ""
+        pieces = self._thinking.feed(_whole(half)) if half else []
+        return [_stream_event(piece) for piece in pieces + self._thinking.end()]
+
+
+def _whole(text: str) -> str:
+    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _stream_event(piece: Text | Reasoning) -> StreamEvent:
+    return StreamEvent(
+        type="text" if isinstance(piece, Text) else "reasoning",
+        chunk=piece.text,
+    )
+
+
+# --- files: the key store and the catalogue cache -------------------------------------
+
+
+def write_whole(path: pathlib.Path, text: str, mode: int = 0o600) -> None:
+    """Replace the file at `path` in one step, so that no reader sees half of it.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def _updating(name: str) -> Iterator[pathlib.Path]:
+    """A file of llm's user directory, ours alone while it is read, changed and written."""
+    from filelock import FileLock
+
+    path = llm.user_dir() / name
+    with FileLock(path.with_name(f".{name}.lock"), timeout=10):
+        yield path
+
+
+def keep_key(name: str, value: str | None) -> None:
+    """Set key `name` in llm's key store, or forget it with None; no other key changes.
+
+    Raises llm.ModelError when the store cannot be read or written.
+    """
+    try:
+        with _updating("keys.json") as path:
+            try:
+                keys = json.loads(path.read_text("utf-8"))
+            except FileNotFoundError:
+                keys = {"// Note": "This file stores secret API credentials. Do not share!"}
+            if not isinstance(keys, dict):
+                raise ValueError("not an object")
+            if value is None:
+                keys.pop(name, None)
+            else:
+                keys[name] = value
+            write_whole(path, json.dumps(keys, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise llm.ModelError(
+            f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be updated: {_why(error)}"
+        ) from None
+
+
+def stored_key(name: str) -> str | None:
+    """The key kept under `name`, or None. Raises llm.ModelError for a broken key store."""
+    try:
+        keys = llm.load_keys()
+    except (OSError, ValueError) as error:
+        raise llm.ModelError(
+            f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be read: {_why(error)}"
+        ) from None
+    value = keys.get(name) if isinstance(keys, dict) else None
+    return value if isinstance(value, str) and value else None
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong with a file, without a byte of what is in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is not valid JSON"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The models of a server. `time` is seconds since 1970, or None for the built-in list."""
+
+    models: tuple[ModelInfo, ...] = BUILT_IN
+    time: float | None = None
+
+    @property
+    def is_old(self) -> bool:
+        return self.time is None or not 0 <= time.time() - self.time < CATALOGUE_AGE
+
+
+CACHE = "huggingchat_models.json"
+
+
+def load_catalogue(server_url: str) -> Catalogue:
+    """The cached models of a server, else the built-in ones. Raises nothing."""
+    try:
+        cached = _mapping(json.loads((llm.user_dir() / CACHE).read_text("utf-8")))
+        entry = _mapping(_mapping(cached.get("servers")).get(server_url))
+        return Catalogue(read_catalogue(entry.get("models")), float(entry["time"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return Catalogue()
+
+
+def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
+    """Cache a server's models beside those of other servers. Raises llm.ModelError."""
+    try:
+        with _updating(CACHE) as path:
+            try:
+                servers = _mapping(_mapping(json.loads(path.read_text("utf-8"))).get("servers"))
+            except (OSError, ValueError, RecursionError):
+                servers = {}
+            entry = {"time": time.time(), "models": [model.to_json() for model in models]}
+            servers[server_url] = entry
+            write_whole(path, json.dumps({"servers": servers}, indent=1) + "\n", mode=0o644)
+    except OSError as error:
+        raise llm.ModelError(
+            f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {_why(error)}"
+        ) from None
+
+
+# --- client: one coroutine a server call; errors in words -----------------------------
+
+
+class Lost(Exception):
+    """A connection could not be made, broke, or fell silent.
+
+    `sent` says whether the whole request had left, so that it may have arrived.
+    """
+
+    def __init__(self, why: str, *, sent: bool, final: bool = False) -> None:
+        super().__init__(why)
+        self.sent = sent
+        self.final = final  # trying again cannot help: a certificate, an address
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole HTTP answer. `body` is bytes, decompressed."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    def json(self) -> Any:
+        """The value in the body. Raises llm.ModelError when it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise llm.ModelError(
+                f"The server answered with something that is not JSON. "
+                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
+            ) from None
+
+    @property
+    def message(self) -> str:
+        """The server's own words for a refusal; nothing of an HTML page."""
+        text = self.body[:10_000].decode("utf-8", "replace")
+        try:
+            value = _mapping(json.loads(text))
+            return plain(_string(value.get("message")) or _string(value.get("error")), 300)
+        except (ValueError, RecursionError):
+            html = "html" in self.content_type or text.lstrip().startswith("<")
+            return "" if html else plain(text, 300)
+
+
+class Refused(Exception):
+    """The server answered, with a status other than 200."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"HTTP {reply.status}")
+        self.reply = reply
+
+
+class Gone(Exception):
+    """The conversation, or the message to continue after, is not there for this account."""
+
+
+class _Body:
+    """A request body that curl can read once.
+
+    curl sends a POST again by itself when a kept connection turns out to be closed, even
+    if the server had it already. A body that cannot be rewound stops that: a message is
+    sent again by the turn alone, after a look. It also tells how far sending came.
+    """
+
+    def __init__(self, content: bytes, on_read: Callable[[], None]) -> None:
+        self._content = memoryview(content)
+        self._at = 0
+        self._on_read = on_read
+
+    def read(self, size: int) -> bytes:
+        self._on_read()
+        piece = self._content[self._at : self._at + size]
+        self._at += len(piece)
+        return bytes(piece)
+
+    @property
+    def sent(self) -> bool:
+        return self._at == len(self._content)
+
+
+class Exchange:
+    """One HTTP exchange whose body is read as it comes, and which ends when told to.
+
+    curl_cffi's own streams wait for the server when they are closed; a plain request
+    with a callback for its body can be cancelled at any moment, and then closes at once.
+    """
+
+    def __init__(
+        self,
+        session: AsyncSession[Any],
+        method: str,
+        url: str,
+        *,
+        body: bytes | None,
+        **options: Any,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pieces: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self._beat = self._loop.time()
+        self._silent = False
+        self._body = None if body is None else _Body(body, self._alive)
+        self._request = functools.partial(
+            session.request,
+            cast(Any, method),
+            url,
+            content=cast(Any, self._body),
+            content_callback=self._take,
+            allow_redirects=False,  # a redirect could take the cookies elsewhere
+            verify=True,
+            timeout=0,  # deadlines are kept here: curl's do not bound silence
+            **options,
+        )
+        self._task = asyncio.create_task(self._run())
+        self._watch = self._loop.call_later(SILENCE, self._look)
+        self.reply = Reply(0, "", b"")
+
+    @property
+    def _sent(self) -> bool:
+        return self._body.sent if self._body else True
+
+    def _alive(self) -> None:
+        self._beat = self._loop.time()
+
+    def _take(self, piece: bytes) -> int:
+        self._alive()
+        self._pieces.append(piece)
+        self._news.set()
+        return len(piece)
+
+    def _look(self) -> None:
+        left = self._beat + SILENCE - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look)
+        else:
+            self._silent = True
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        from curl_cffi.requests.exceptions import RequestException
+
+        try:
+            response = await self._request()
+            kind = str(response.headers.get("content-type") or "").lower()
+            self.reply = Reply(response.status_code, kind, b"")
+        except RequestException as error:
+            raise _lost(int(error.code or 0), self._sent) from None
+        except asyncio.CancelledError:
+            if not self._silent:
+                raise
+            why = f"the server said nothing for {SILENCE:.0f} seconds"
+            raise Lost(why, sent=self._sent) from None
+        finally:
+            self._watch.cancel()
+            self._news.set()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises Lost; `reply` is there when it ends."""
+        while True:
+            while self._pieces:
+                yield self._pieces.popleft()
+            if self._task.done():
+                await self._task
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    async def whole(self) -> Reply:
+        """The exchange's answer once it is all there. Raises Lost."""
+        body = b"".join([piece async for piece in self.pieces()])
+        return replace(self.reply, body=body)
+
+    def drop(self) -> None:
+        """End it now; what is under way is closed."""
+        self._task.cancel()
+        self._task.add_done_callback(_heard)
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Take note of a task's failure, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _lost(code: int, sent: bool) -> Lost:
+    """A libcurl error code in words, as far as a person can act on it."""
+    words = {
+        3: "the address is not one that a connection can be made to",
+        5: "the proxy's name is not known",
+        6: "there is no such host, or no network",
+        7: "nobody is listening there",
+        28: "it took too long",
+        35: "the encrypted connection could not be set up",
+        60: "its certificate is not trusted",
+        97: "the proxy refused",
+    }
+    if code in (3, 5, 6, 7, 35, 60, 97):
+        sent = False
+    why = words.get(code, f"the connection broke (curl error {code})")
+    return Lost(why, sent=sent, final=code in (3, 60))
+
+
+@dataclass(frozen=True)
+class Access:
+    """A server, and the cookies for it."""
+
+    server: Server
+    cookies: Cookies | None
+
+
+class Client:
+    """The connections of one event loop, kept between turns and closed when unused."""
+
+    def __init__(self) -> None:
+        from curl_cffi import CurlOpt
+        from curl_cffi.requests import AsyncSession
+
+        self._session: AsyncSession[Any] = AsyncSession(
+            max_clients=1000,
+            discard_cookies=True,
+            curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
+        )
+        self.models: dict[str, str] = {}  # conversation id -> the model it was last seen with
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._used = time.monotonic()
+        self._keeper = asyncio.create_task(self._keep())
+
+    @staticmethod
+    def here() -> Client:
+        """The running loop's client, made when it is first asked for."""
+        loop = asyncio.get_running_loop()
+        for other in [other for other in list(_clients) if other.is_closed()]:
+            _clients.pop(other, None)
+        if loop not in _clients:
+            _clients[loop] = Client()
+        _clients[loop]._used = time.monotonic()
+        return _clients[loop]
+
+    async def _keep(self) -> None:
+        """Close when unused for a while, or with the loop: its last act is to cancel this."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._tasks or time.monotonic() - self._used < LINGER:  # noqa: ASYNC110
+                await asyncio.sleep(LINGER / 4)
+        finally:
+            if _clients.get(loop) is self:
+                del _clients[loop]
+            for task in list(self._tasks):
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(list(self._tasks), timeout=STOP_WITHIN)
+            await self._session.close()
+
+    def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_heard)
+        return task
+
+    def open(
+        self,
+        access: Access,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        compressed: bool = True,
+    ) -> Exchange:
+        """Begin an exchange. `path` follows the server's address."""
+        server = access.server
+        self._used = time.monotonic()
+        headers = {
+            "Accept": "*/*",  # one that prefers HTML gets 405 and a page
+            "Origin": server.origin,  # another, or none, gets 403
+            "User-Agent": "llm-huggingchat",
+        }
+        if access.cookies:
+            headers["Cookie"] = access.cookies.header()
+        if body is not None:
+            headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
+        options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
+        if not compressed:
+            options["accept_encoding"] = "identity"  # a compressor could hold events back
+        if server.is_loopback:
+            options["proxies"] = {"all": ""}  # plain http must not leave this machine
+        return Exchange(self._session, method, server.url + path, body=body, **options)
+
+    async def call(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
+        """One whole exchange of a call that may safely be made twice.
+
+        Tries again when the connection fails. Raises Lost, or Refused for any status
+        but 200.
+        """
+        body = None if value is None else json.dumps(value).encode()
+        for attempt in range(TRIES):
+            exchange = self.open(access, method, path, body=body)
+            try:
+                reply = await exchange.whole()
+                if reply.status == 200:
+                    return reply
+                if reply.status not in (502, 503, 504) or attempt == TRIES - 1:
+                    raise Refused(reply)
+            except Lost as error:
+                if error.final or attempt == TRIES - 1:
+                    raise
+            finally:
+                exchange.drop()
+            await asyncio.sleep(PAUSES[attempt])
+        raise AssertionError("unreachable")
+
+    async def get(self, access: Access, path: str) -> Any:
+        return (await self.call(access, "GET", path)).json()
+
+    async def catalogue(self, access: Access) -> tuple[ModelInfo, ...]:
+        """The server's models; no login is needed, so no cookie is sent."""
+        try:
+            return read_catalogue(await self.get(replace(access, cookies=None), "/api/v2/models"))
+        except ValueError:
+            raise llm.ModelError(
+                f"{access.server.url} gave a catalogue without models. "
+                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
+            ) from None
+
+    async def conversation(self, access: Access, id: str) -> dict[str, Any]:
+        """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
+        try:
+            path = f"/api/v2/conversations/{quote(id, safe='')}"
+            conversation = _mapping(unwrap(await self.get(access, path)))
+        except Refused as refused:
+            # 400 is a malformed id, 403 another account's, 404 a deleted one.
+            if refused.reply.status in (400, 403, 404):
+                raise Gone from None
+            raise
+        if isinstance(conversation.get("model"), str):
+            self.models[id] = conversation["model"]
+        return conversation
+
+    async def stop(self, access: Access, id: str, generation_id: str, seen: int) -> None:
+        """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
+        value = {"generationId": generation_id, "seenContentLength": seen}
+        path = f"/conversation/{quote(id, safe='')}/stop-generating"
+        exchange = self.open(access, "POST", path, body=json.dumps(value).encode())
+        try:
+            with contextlib.suppress(Lost):
+                await exchange.whole()
+        finally:
+            exchange.drop()
+
+
+_clients: dict[asyncio.AbstractEventLoop, Client] = {}
+
+
+def in_words(error: BaseException, access: Access, *, model: str = "", page: str = "") -> Exception:
+    """The llm.ModelError that tells a person what `error` means and what to do next."""
+    server, cookies = access.server, access.cookies
+    where = f" The conversation is at {page}" if page else ""
+    if isinstance(error, Lost):
+        told = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
+        verb = "No connection to" if not error.sent else "No answer from"
+        return llm.ModelError(f"{verb} {server.host}: {error}.{told}{where}")
+    if isinstance(error, Gone):
+        return llm.ModelError(f"There is no such conversation on {server.host} for this account.")
+    if not isinstance(error, Refused):
+        return error if isinstance(error, Exception) else llm.ModelError(str(error))
+    status, said = error.reply.status, error.reply.message
+    quoted = f": {said}" if said else ""
+    if status in (301, 302, 303, 307, 308, 401):
+        return logged_out(server, cookies)
+    if status == 400 and "too long" in said.lower():
+        return llm.ModelError("The server refused the message: it is too long. Shorten it.")
+    if status == 400:
+        about = f"{model!r}" if model else "the request"
+        return llm.ModelError(
+            f"{server.host} refused {about} (HTTP 400{quoted}). "
+            "If it does not know the model, run: llm huggingchat refresh"
+        )
+    if status == 403:
+        return llm.ModelError(f"{server.host} refused access (HTTP 403{quoted}).{where}")
+    if status == 404:
+        return llm.ModelError(
+            f"{server.url} knows no such page (HTTP 404{quoted}). "
+            f"Is {SERVER_VARIABLE} the address of a chat-ui server?{where}"
+        )
+    if status == 410:
+        return llm.ModelError(
+            f"The model {model or 'of this conversation'} is not available anymore. "
+            "Run: llm huggingchat refresh"
+        )
+    if status == 413:
+        return llm.ModelError(
+            f"The server refused the attachments: too large (HTTP 413{quoted}). "
+            "A file may have 10 MB."
+        )
+    if status == 429:
+        return llm.ModelError(f"{server.host} wants a pause (HTTP 429{quoted}). Try again later.")
+    if status == 200:
+        return llm.ModelError(
+            f"{server.host} answered with a web page, not with a chat. Is there a proxy or a "
+            f"login page in between, or is {SERVER_VARIABLE} wrong?"
+        )
+    if status >= 500:
+        return llm.ModelError(
+            f"{server.host} has a problem of its own (HTTP {status}{quoted}). "
+            f"Try again later.{where}"
+        )
+    return llm.ModelError(f"{server.host} answered HTTP {status}{quoted}.{where}")
+
+
+def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
+    """Why the server does not take the cookies, and how to give it better ones."""
+    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
+    if cookies is None or cookies.made_up:
+        return llm.NeedsKeyException(f"{server.host} wants a login, and there is no key. {again}")
+    if cookies.token is None:
+        return llm.ModelError(
+            f"Not logged in on {server.host}: the cookie 'token' is missing beside 'hf-chat'. "
+            f"{again}"
+        )
+    return llm.ModelError(
+        f"Not logged in on {server.host}: the cookies 'hf-chat' and 'token' are expired, "
+        f"or not of one login. {again}"
+    )
+
+
+# --- turn: one exchange: create or find, send, follow, recover, stop ------------------
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to send. `content` is bytes."""
+
+    name: str
+    type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Ask:
+    """All that one turn needs. `anew` is the plan for when the conversation is gone."""
+
+    access: Access
+    model: str
+    plan: Plan
+    anew: Plan | None
+    retry: bool = False
+    tools: tuple[llm.ServerSideTool, ...] = ()
+    uploads: tuple[Upload, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of a turn; filled while it runs."""
+
+    server: str
+    model: str
+    conversation_id: str | None = None
+    message_id: str | None = None
+    generation_id: str | None = None
+    title: str = ""
+    router: Router = Router("", "", "")
+    interrupted: bool = False
+
+    @property
+    def resolved_model(self) -> str:
+        return self.router.model or self.model
+
+    def metadata(self) -> dict[str, Any]:
+        """What the next turn needs, as llm's `provider_metadata`."""
+        known = {
+            "conversation_id": self.conversation_id,
+            "message_id": self.message_id,
+            "generation_id": self.generation_id,
+            "server": self.server,
+            "model": self.model,
+        }
+        return {"huggingchat": {name: value for name, value in known.items() if value}}
+
+    def response_json(self) -> dict[str, Any]:
+        known = self.metadata()["huggingchat"]
+        if self.conversation_id:
+            known["url"] = Server(self.server).page(self.conversation_id)
+        more = {
+            "title": self.title,
+            "provider": self.router.provider,
+            "route": self.router.route,
+            "interrupted": self.interrupted,
+        }
+        return {"huggingchat": known | {name: value for name, value in more.items() if value}}
+
+
+def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
+    """A message's body and content type: a part `data` (JSON), a part `files` each file."""
+    boundary = f"llm-huggingchat-{uuid.uuid4().hex}"
+    parts = [
+        b'Content-Disposition: form-data; name="data"\r\n\r\n' + json.dumps(data).encode("utf-8")
+    ]
+    for upload in uploads:
+        head = (
+            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
+            f"Content-Type: {upload.type}\r\n\r\n"
+        )
+        parts.append(head.encode("utf-8") + base64.b64encode(upload.content))
+    mark = f"--{boundary}".encode()
+    body = b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
+class Turn:
+    """One exchange: the message is sent once, and its answer given whole, or an error."""
+
+    def __init__(self, client: Client, ask: Ask, plan: Plan, outcome: Outcome) -> None:
+        self._client = client
+        self._ask = ask
+        self._access = ask.access
+        self._plan = plan
+        self._outcome = outcome
+        self._generation_id = str(uuid.uuid4())
+        self._answer = Answer(self._file_link)
+        self._posted = False  # the message may be on its way, or there
+        self._accepted = False  # the message is there
+        self._over = False  # there is no run to stop
+        self._failed: Failed | None = None
+        self._fetch: asyncio.Task[None] | None = None
+        self._fetch_from = 0.0
+        self._tail: asyncio.Task[None] | None = None  # reads on after the final answer
+        self._life = time.monotonic()
+
+    def _file_link(self, file: File) -> str:
+        return self._access.server.file_page(self._outcome.conversation_id or "", file.sha)
+
+    @property
+    def _page(self) -> str:
+        id = self._outcome.conversation_id
+        return self._access.server.page(id) if id else ""
+
+    def _in_words(self, error: BaseException) -> Exception:
+        return in_words(error, self._access, model=self._ask.model, page=self._page)
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        """The answer as llm's stream events.
+
+        Raises Gone, before anything is sent, when there is no conversation to continue;
+        else llm.ModelError.
+        """
+        try:
+            message_id, selected = await self._prepare()
+            body, content_type = self._message(message_id, selected)
+            async with contextlib.aclosing(self._followed(body, content_type)) as events:
+                async for event in events:
+                    for given in self._answer.take(event):
+                        yield given
+                    if self._answer.begun and self._fetch is None:
+                        self._begin_beside()
+            await self._finish()
+        except (Lost, Refused) as error:
+            self._over = True  # it ended by itself, or cannot be reached
+            raise self._in_words(error) from None
+        except (llm.ModelError, Gone):
+            self._over = True
+            raise
+        finally:
+            if self._fetch:
+                self._fetch.cancel()
+            if self._posted and not self._over:
+                await self._stop()
+
+    # Before the message
+
+    async def _prepare(self) -> tuple[str, tuple[list[str], list[dict[str, Any]]]]:
+        """Find or make the conversation: the message to go after, and the tools to select."""
+        parent, model = self._plan.parent, self._ask.model
+        selected: tuple[list[str], list[dict[str, Any]]] = ([], [])
+        if self._ask.tools:
+            selected = await select_tools(self._client, self._access, self._ask)
+        if parent is None:
+            return await self._create(), selected
+        id = self._outcome.conversation_id = parent.conversation_id
+        message_id = parent.message_id
+        if message_id is None:
+            stored = stored_answer(
+                await self._client.conversation(self._access, id), parent.generation_id
+            )
+            message_id = _string((stored or {}).get("id"))
+            if not message_id:
+                raise Gone
+        if self._client.models.get(id, parent.model) != model:
+            path = f"/api/v2/conversations/{quote(id, safe='')}"
+            try:
+                await self._client.call(self._access, "PATCH", path, {"model": model})
+            except Refused as refused:
+                if refused.reply.status in (403, 404):
+                    raise Gone from None
+                raise
+        self._client.models[id] = model
+        return message_id, selected
+
+    async def _create(self) -> str:
+        """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
+        value = {"model": self._ask.model}
+        if self._plan.system:
+            value["preprompt"] = self._plan.system
+        reply = await self._client.call(self._access, "POST", "/conversation", value)
+        if "html" in reply.content_type:
+            raise Refused(reply)
+        made = _mapping(reply.json())
+        id = made.get("conversationId")
+        try:
+            conversation = _mapping(unwrap(json.loads(_string(made.get("conversation")))))
+        except (ValueError, RecursionError):
+            conversation = {}
+        root = conversation.get("rootMessageId")
+        if not isinstance(id, str) or not isinstance(root, str):
+            raise llm.ModelError(
+                f"{self._access.server.host} made a conversation but did not name it. "
+                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
+            )
+        self._outcome.conversation_id = id
+        self._client.models[id] = self._ask.model
+        cookies = self._access.cookies
+        if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
+            keep_key(self._access.server.key_name, cookies.to_key())
+        return root
+
+    def _message(
+        self, message_id: str, selected: tuple[list[str], list[dict[str, Any]]]
+    ) -> tuple[bytes, str]:
+        names, servers = selected
+        data: dict[str, Any] = {
+            "id": message_id,
+            "is_retry": self._ask.retry,
+            "generationId": self._generation_id,
+            "selectedMcpServerNames": names,  # left out, it would mean all of them
+            "selectedMcpServers": servers,
+        }
+        if self._plan.text:
+            data["inputs"] = self._plan.text
+        return multipart(data, self._ask.uploads)
+
+    # The answer, healed
+
+    async def _followed(self, body: bytes, content_type: str) -> AsyncGenerator[Event, None]:
+        """The run's events up to its final answer, however often the connection breaks."""
+        path = f"/conversation/{quote(self._outcome.conversation_id or '', safe='')}"
+        attempt = 0
+        while True:
+            self._posted = True
+            exchange = self._client.open(
+                self._access, "POST", path, body=body, content_type=content_type, compressed=False
+            )
+            sent = True
+            try:
+                async for event in self._read(exchange, Stream()):
+                    self._accepted = True
+                    yield cast(Event, event)
+                    if self._over:
+                        return
+                if self._failed:
+                    raise self._failure(self._failed)
+                if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
+                    raise Refused(exchange.reply)
+            except Lost as error:
+                sent = error.sent
+                if error.final or (not sent and attempt == TRIES - 1):
+                    self._over = not self._accepted
+                    raise
+            except Refused as refused:
+                sent = await self._weigh(refused, attempt)
+            finally:
+                self._leave(exchange)
+            if self._accepted or (sent and await self._arrived()):
+                async for event in self._resumed():
+                    yield event
+                if self._over:
+                    return
+            if attempt == TRIES - 1:
+                raise Lost("it did not take the message", sent=True)
+            await asyncio.sleep(PAUSES[attempt])
+            attempt += 1
+
+    async def _read(self, exchange: Exchange, decoder: Stream | Log) -> AsyncIterator[Event | End]:
+        """Events of one connection; a final answer or a failure is noted on the way."""
+        body = bytearray()
+        async for piece in exchange.pieces():
+            self._life = time.monotonic()
+            if len(body) < 10_000:
+                body += piece
+            events = iter(decoder.feed(piece))
+            for event in events:
+                event = self._noted(event)
+                if self._over:
+                    self._tail = self._client.beside(self._read_out(exchange, decoder, events))
+                yield event
+                if self._over:
+                    return
+        if isinstance(decoder, Stream):
+            for event in decoder.end():
+                yield self._noted(event)
+        exchange.reply = replace(exchange.reply, body=bytes(body))
+
+    def _noted(self, event: Event | End) -> Event | End:
+        if isinstance(event, Final):
+            # An empty answer is not the end: the reason follows as a failure.
+            self._over = bool(event.text or event.interrupted or self._answer.begun)
+        elif isinstance(event, Failed):
+            self._failed = event
+            self._over = True
+            raise self._failure(event)
+        elif isinstance(event, Asked):
+            self._over = True  # it waits for the person: stopping would take the question away
+            raise llm.ModelError(
+                f"A tool asks: {event.question or 'something'}. Answer it at {self._page}"
+            )
+        return event
+
+    def _failure(self, failed: Failed) -> llm.ModelError:
+        status = f" (HTTP {failed.status})" if failed.status else ""
+        if "no output was generated" in failed.message.lower():
+            return llm.ModelError(
+                f"The model {self._ask.model} gave an empty answer. Try again, or another model."
+            )
+        later = " Try again later." if failed.status in (429, 500, 502, 503, 504) else ""
+        said = failed.message or "it did not say why"
+        return llm.ModelError(f"The model {self._ask.model} failed{status}: {said}.{later}")
+
+    async def _weigh(self, refused: Refused, attempt: int) -> bool:
+        """Could a refused message have been taken all the same? Else raises what it means."""
+        status = refused.reply.status
+        parent = self._plan.parent
+        if status in (403, 404) and parent:
+            raise Gone
+        if status == 500:
+            # An unknown parent is a 500 as well, and so may be a message that was stored.
+            conversation = await self._client.conversation(
+                self._access, self._outcome.conversation_id or ""
+            )
+            if self._is_in(conversation):
+                return True
+            ids = [_mapping(message).get("id") for message in conversation.get("messages") or ()]
+            if parent and parent.message_id and parent.message_id not in ids:
+                raise Gone
+            raise refused
+        if status in (502, 503, 504) and attempt < TRIES - 1:
+            return True
+        self._over = True
+        raise refused
+
+    def _is_in(self, conversation: dict[str, Any]) -> bool:
+        stored = stored_answer(conversation, self._generation_id)
+        if stored:
+            self._accepted = True
+            self._outcome.message_id = _string(stored.get("id")) or None
+        return bool(stored)
+
+    async def _arrived(self) -> bool:
+        """Did the message arrive? Looked at twice, as it may still be on its way."""
+        id = self._outcome.conversation_id or ""
+        for pause in (0.0, 0.5):
+            await asyncio.sleep(pause)
+            conversation = await self._patiently(
+                lambda: self._client.conversation(self._access, id)
+            )
+            if self._is_in(conversation):
+                return True
+        return False
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """`call()`, again and again while the network is away. Raises Lost in bounded time."""
+        for attempt in range(1000):
+            try:
+                done = await call()
+                self._life = time.monotonic()
+                return done
+            except Lost:
+                await self._pause(attempt)
+        raise AssertionError("unreachable")
+
+    async def _pause(self, attempt: int) -> None:
+        """Wait a little longer each time. Raises Lost when there was no life for too long."""
+        left = self._life + PATIENCE - time.monotonic()
+        if left <= 0:
+            raise Lost(f"it did not come back within {PATIENCE:.0f} seconds", sent=True)
+        await asyncio.sleep(min(left, PAUSES[min(attempt, len(PAUSES) - 1)]))
+
+    async def _resumed(self) -> AsyncGenerator[Event, None]:
+        """Follow the run's log from its start, again and again, until the run is over.
+
+        Returns without that only when the server knows no such message.
+        """
+        path = (
+            f"/conversation/{quote(self._outcome.conversation_id or '', safe='')}/stream"
+            f"?generationId={self._generation_id}&fromSeq=0"
+        )
+        attempt = 0
+        while True:
+            end: End | None = None
+            life = self._life
+            exchange = self._client.open(self._access, "GET", path, compressed=False)
+            self._answer.rewind()
+            try:
+                async for event in self._read(exchange, Log()):
+                    if isinstance(event, End):
+                        end = event
+                        break
+                    yield event
+                    if self._over:
+                        return
+                if end is None and exchange.reply.status != 200:
+                    raise Refused(exchange.reply)
+            except Lost:
+                pass
+            except Refused as refused:
+                if refused.reply.status not in (500, 502, 503, 504):
+                    raise
+            finally:
+                self._leave(exchange)
+            if end:
+                async for event in self._from_store():
+                    yield event
+                return
+            attempt = attempt + 1 if self._life == life else 0
+            await self._pause(attempt)
+
+    async def _from_store(self) -> AsyncGenerator[Event, None]:
+        """The run is over, but its log did not say how: take the answer that was stored."""
+        id = self._outcome.conversation_id or ""
+        conversation = await self._patiently(lambda: self._client.conversation(self._access, id))
+        stored = stored_answer(conversation, self._generation_id)
+        if stored is None:
+            if self._answer.begun:
+                raise llm.ModelError(f"The server lost the answer while it came. See {self._page}")
+            self._accepted = False
+            return
+        events, complete = stored_events(stored)
+        if not complete:
+            self._over = True
+            raise llm.ModelError(
+                "The connection broke, and the server kept no log of the rest of the answer. "
+                f"See {self._page}"
+            )
+        self._answer.rewind()
+        for event in events:
+            yield cast(Event, self._noted(event))
+        if not self._answer.begun:
+            raise self._failure(Failed("No output was generated"))
+        self._over = True
+
+    async def _read_out(
+        self, exchange: Exchange, decoder: Stream | Log, rest: Iterator[Event | End]
+    ) -> None:
+        """Take what follows the final answer: who answered, a title if it comes in time.
+
+        Read to its end, the connection can be used again.
+        """
+        try:
+            for event in rest:
+                if isinstance(event, (Title, Router)):
+                    self._answer.take(event)
+            with contextlib.suppress(Lost):
+                async for piece in exchange.pieces():
+                    for event in decoder.feed(piece):
+                        if isinstance(event, (Title, Router)):
+                            self._answer.take(event)
+        finally:
+            exchange.drop()
+
+    def _leave(self, exchange: Exchange) -> None:
+        if self._tail is None:
+            exchange.drop()
+
+    # Beside the answer, and after it
+
+    def _begin_beside(self) -> None:
+        """Fetch the answer's id while it streams, and refresh the catalogue if it is old."""
+        self._fetch = self._client.beside(self._fetch_id())
+        self._fetch_from = time.monotonic()
+        if load_catalogue(self._access.server.url).is_old:
+            self._client.beside(self._refresh())
+
+    async def _fetch_id(self) -> None:
+        if self._outcome.message_id is None:
+            id = self._outcome.conversation_id or ""
+            conversation = await self._client.conversation(self._access, id)
+            self._is_in(conversation)
+        else:
+            conversation = {}
+        model = conversation.get("model")
+        if isinstance(model, str) and model != self._ask.model:
+            # Somebody changed it on the web page, between the turns.
+            self._outcome.model = model
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(Lost, Refused, llm.ModelError):
+            keep_catalogue(self._access.server.url, await self._client.catalogue(self._access))
+
+    async def _finish(self) -> None:
+        final = self._answer.final
+        if not self._answer.begun:
+            self._over = True
+            raise self._failure(Failed("No output was generated"))
+        if self._fetch is None:
+            self._begin_beside()
+        if self._tail:
+            await asyncio.wait([self._tail], timeout=TAIL_GRACE)
+        if self._fetch:
+            left = self._fetch_from + ID_GRACE - time.monotonic()
+            await asyncio.wait([self._fetch], timeout=max(left, 0))
+        outcome, answer = self._outcome, self._answer
+        outcome.generation_id = self._generation_id
+        outcome.title, outcome.router = answer.title, answer.router
+        outcome.interrupted = bool(final and final.interrupted)
+
+    async def _stop(self) -> None:
+        """Tell the server to stop, but do not wait long for it."""
+        id = self._outcome.conversation_id or ""
+        seen = self._answer.seen_length
+        stopping = self._client.beside(
+            self._client.stop(self._access, id, self._generation_id, seen)
+        )
+        await asyncio.wait([stopping], timeout=STOP_WITHIN)
+        stopping.cancel()
+
+    def last(self) -> StreamEvent:
+        """An event without text that carries what the next turn needs.
+
+        llm drops the metadata of a text part without text, so a part of its own is made
+        unless the answer ends in text.
+        """
+        kind = "text" if self._answer.last_is_text else "reasoning"
+        return StreamEvent(type=kind, chunk="", provider_metadata=self._outcome.metadata())
+
+
+async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, None]:
+    """One turn, in the conversation it belongs to, or in a new one when that is gone."""
+    client = Client.here()
+    plan = ask.plan
+    while True:
+        turn = Turn(client, ask, plan, outcome)
+        try:
+            async with contextlib.aclosing(turn.events()) as events:
+                async for event in events:
+                    yield event
+            yield turn.last()
+            return
+        except Gone:
+            if plan.parent is None or ask.anew is None:
+                raise in_words(Gone(), ask.access) from None
+            page = ask.access.server.page(plan.parent.conversation_id)
+            note(f"{page} is not there for this account; going on in a new conversation")
+            plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
+
+
+# --- models: llm's classes, thin ------------------------------------------------------
+
+
+class HuggingChatTool(llm.ServerSideTool):
+    """A tool that runs on the chat server."""
+
+    plugin = "llm-huggingchat"
+    wanted: str = ""
+    # What such a server is called or where it is, the surest sign first.
+    signs: tuple[str, ...] = ()
+
+
+class WebSearch(HuggingChatTool):
+    """Search the web, with the chat server's own search."""
+
+    name = "web_search"
+    wanted = "web search"
+    signs = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class HuggingFace(HuggingChatTool):
+    """Search models, datasets, papers and Spaces on Hugging Face."""
+
+    name = "hugging_face"
+    wanted = "Hugging Face tools"
+    signs = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class MCP(HuggingChatTool):
+    """Use the tools of a public https MCP server. A $NAME in a header's value stands for
+    that environment variable, or key in llm's key store: only the name is logged."""
+
+    name = "mcp"
+
+    def __init__(
+        self, url: str, name: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        self.url = url
+        self.label = name
+        self.headers = headers
+
+    # llm logs `_config`, and makes the tool of it again for `llm -c`. A header's value may
+    # be a secret, so none is kept there but the name of one.
+    @property
+    def _config(self) -> dict[str, Any]:
+        return self._kept
+
+    @_config.setter
+    def _config(self, config: dict[str, Any]) -> None:
+        headers = config.get("headers")
+        if isinstance(headers, dict):
+            shown = {name: _only_names(str(value)) for name, value in headers.items()}
+            config = {**config, "headers": shown}
+        self._kept = config
+
+    def request(self, server: Server) -> dict[str, Any]:
+        """The server as chat-ui wants it. Raises llm.ModelError."""
+        try:
+            parts = urlsplit(str(self.url))
+            host = parts.hostname or ""
+        except ValueError:
+            parts, host = urlsplit(""), ""
+        local = server.is_loopback and _is_loopback(host) and parts.scheme in ("http", "https")
+        public = host and not _is_private(host) and parts.scheme == "https"
+        if not (public or local):
+            raise llm.ModelError(
+                f"MCP wants the https address of a public server, "
+                f"like https://example.org/mcp, not {plain(self.url, 100)!r}."
+            )
+        if self.headers is not None and not isinstance(self.headers, dict):
+            raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        headers = [
+            {"key": str(name), "value": self._filled(str(name), str(value))}
+            for name, value in (self.headers or {}).items()
+        ]
+        return {"name": self.label or host, "url": self.url, "headers": headers}
+
+    def _filled(self, header: str, value: str) -> str:
+        if HIDDEN in value:
+            raise llm.ModelError(
+                f"The value of MCP's header {plain(header, 60)!r} is not kept in the logs. "
+                "Give -T again, or write it as $NAME of an environment variable or llm key."
+            )
+
+        def value_of(match: re.Match[str]) -> str:
+            found = os.environ.get(match[1]) or stored_key(match[1])
+            if found is None:
+                raise llm.ModelError(
+                    f"MCP's header {plain(header, 60)!r} names ${match[1]}, which is neither an "
+                    "environment variable nor a key of llm."
+                )
+            return found
+
+        return re.sub(r"\$(\w+)", value_of, value)
+
+
+HIDDEN = "(not logged)"
+
+
+def _only_names(value: str) -> str:
+    """A header's value for the log: the words it is made of when they name a secret."""
+    return value if re.fullmatch(r"(?:Bearer |Basic |Token )?\$\w+", value) else HIDDEN
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return not address.is_global
+
+
+async def select_tools(
+    client: Client, access: Access, ask: Ask
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
+
+    A server given by address must be among the names as well, or chat-ui drops it.
+    Raises llm.ModelError when the server does not offer one of them.
+    """
+    added = [tool.request(access.server) for tool in ask.tools if isinstance(tool, MCP)]
+    names = [server["name"] for server in added]
+    ready = [tool for tool in ask.tools if isinstance(tool, HuggingChatTool) and tool.signs]
+    if ready:
+        offered = await client.get(access, "/api/mcp/servers")
+        for tool in ready:
+            names.append(find_tool_server(offered, tool))
+    return list(dict.fromkeys(names)), added
+
+
+def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
+    """The name of the offered server that is such a tool, found by what it is called or where.
+
+    `offered` is what GET api/mcp/servers says. Raises llm.ModelError when there is none.
+    """
+    servers = [
+        (_string(server.get("name")), _string(server.get("url")))
+        for server in map(_mapping, offered if isinstance(offered, list) else ())
+        if _string(server.get("name"))
+    ]
+    for field_index in (0, 1):
+        for sign in tool.signs:
+            for server in servers:
+                if re.search(sign, server[field_index], re.IGNORECASE):
+                    return server[0]
+    there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
+    raise llm.ModelError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
+
+
+class HuggingChatOptions(llm.Options):
+    web_search: bool | None = None
+    """Let the model search the web; short for -T WebSearch."""
+    retry: bool | None = None
+    """Another answer to the last question; use with `llm -c ''`."""
+
+
+def upload_name(attachment: llm.Attachment, type: str) -> str:
+    """A safe file name: no path, no control characters, nothing that ends a header."""
+    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
+    name = re.sub(r'[";\r\n]', "_", plain(name, 200)).strip(". ") or "attachment"
+    stem, dot, ending = name.rpartition(".")
+    if not dot:
+        return name[:100] + (mimetypes.guess_extension(type) or "")
+    return f"{stem[: 99 - len(ending[:20])]}.{ending[:20]}"
+
+
+class _HuggingChat:
+    """What the sync and the async model share."""
+
+    can_stream = True
+    key_env_var = KEY_VARIABLE
+    Options = HuggingChatOptions
+    key: str | None
+    model_id: str
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.model_id = f"huggingchat/{info.id}"
+        types = TEXT_TYPES + (IMAGE_TYPES if info.multimodal else ())
+        self.attachment_types = frozenset(types)
+
+    def __str__(self) -> str:
+        kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
+        return f"HuggingChat{kind}: {self.model_id}"
+
+    @property
+    def needs_key(self) -> str:
+        try:
+            return current_server().key_name
+        except llm.ModelError:
+            return "huggingchat"
+
+    @property
+    def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:
+        return (WebSearch, HuggingFace, MCP) if self.info.tools else ()
+
+    def get_key(self, explicit_key: str | None = None) -> str | None:
+        """The cookies for the current server, as pasted; None where none are needed.
+
+        Raises llm.NeedsKeyException on the service, llm.ModelError for a bad address.
+        """
+        return self.key or find_key(current_server(), explicit_key)[0]
+
+    def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
+        """Refuse what can be refused without reading it; the rest is looked at later."""
+        for attachment in attachments or ():
+            if attachment.type:
+                self._check_type(attachment, attachment.type.partition(";")[0].strip().lower())
+
+    def _check_type(self, attachment: llm.Attachment, type: str) -> None:
+        name = plain(attachment_name(attachment), 100)
+        if type.startswith("image/"):
+            if not self.info.multimodal:
+                raise llm.ModelError(
+                    f"{self.model_id} takes no images ({name}). These do: {_image_models()}"
+                )
+            if type not in IMAGE_TYPES:
+                raise llm.ModelError(f"{name} is {plain(type, 60)}; send png, jpeg, webp or gif.")
+        elif type.startswith(("audio/", "video/", "font/")) or type == "application/pdf":
+            raise llm.ModelError(
+                f"{name} is {plain(type, 60)}; HuggingChat takes text, JSON, XML, CSV and images."
+            )
+
+    async def _upload(self, attachment: llm.Attachment) -> Upload:
+        """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
+        name = plain(attachment_name(attachment), 100)
+        too_large = llm.ModelError(f"{name} has more than 10 MB, the most that HuggingChat takes.")
+        type = (attachment.type or "").partition(";")[0].strip().lower()
+        content = attachment.content or b""
+        if not content and attachment.path:
+            try:
+                content = _read_some(attachment.path)
+            except OSError as error:
+                raise llm.ModelError(f"{name} cannot be read: {_why(error)}") from None
+        elif not content and attachment.url:
+            content, sent_type = await _download(attachment.url, too_large)
+            type = type or sent_type
+        if len(content) > FILE_LIMIT:
+            raise too_large
+        if not content:
+            raise llm.ModelError(f"{name} is empty.")
+        if not type:
+            read = llm.Attachment(content=content)
+            guess = mimetypes.guess_type(upload_name(attachment, ""))[0]
+            type = guess or read.resolve_type() or "application/octet-stream"
+        self._check_type(attachment, type)
+        if not type.startswith(("image/", "text/")) and type not in TEXT_TYPES:
+            # Source code and the like: whatever its name, text is text.
+            try:
+                if "\0" in content.decode("utf-8"):
+                    raise ValueError
+            except ValueError:
+                raise llm.ModelError(
+                    f"{name} is {plain(type, 60)}; "
+                    "HuggingChat takes text, JSON, XML, CSV and images."
+                ) from None
+            type = "text/plain"
+        return Upload(upload_name(attachment, type), type, content)
+
+    async def _events(
+        self, prompt: llm.Prompt, response: Any, key: str | None
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """One turn: read the prompt, have it answered, fill the response."""
+        server = current_server()
+        options = cast(HuggingChatOptions, prompt.options)
+        retry = bool(options.retry)
+        tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
+        if options.web_search and not any(isinstance(tool, WebSearch) for tool in tools):
+            tools.append(WebSearch())
+        if tools and not self.info.tools:
+            raise llm.ModelError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
+        messages = prompt.messages
+        plan = make_plan(messages, server.url, system=prompt.system, retry=retry)
+        anew = None if retry else make_plan(messages, None, system=prompt.system)
+        uploads = [await self._upload(attachment) for attachment in plan.attachments]
+        cookies = parse_cookies(key, server.host) if key else Cookies(str(uuid.uuid4()), None, True)
+        outcome = Outcome(server.url, self.info.id)
+        ask = Ask(
+            Access(server, cookies), self.info.id, plan, anew, retry, tuple(tools), tuple(uploads)
+        )
+        async with contextlib.aclosing(converse(ask, outcome)) as events:
+            async for event in events:
+                if event.provider_metadata and "server" in event.provider_metadata["huggingchat"]:
+                    response.set_resolved_model(outcome.resolved_model)
+                    response.response_json = outcome.response_json()
+                yield event
+
+
+def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
+    """The key for a server, and where it comes from: --key, the store, or the environment.
+
+    A session that was made up for a server without logins gives way to the environment.
+    Raises llm.NeedsKeyException when the service has none.
+    """
+    if explicit:
+        return stored_key(explicit) or explicit, "--key"
+    stored, given = stored_key(server.key_name), os.environ.get(KEY_VARIABLE) or None
+    if stored and not (given and '"made_up": true' in stored):
+        return stored, f"llm keys ({server.key_name})"
+    if given:
+        return given, KEY_VARIABLE
+    if server.is_service:
+        raise llm.NeedsKeyException(
+            "HuggingChat wants a login, and there is no key. Run: llm huggingchat login "
+            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
+        )
+    return None, "none"
+
+
+def _image_models() -> str:
+    try:
+        catalogue = load_catalogue(current_server().url)
+    except llm.ModelError:
+        catalogue = Catalogue()
+    names = [model.id for model in catalogue.models if model.multimodal and not model.unlisted]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"huggingchat/{name}" for name in names[:5]) + more
+
+
+def _read_some(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(FILE_LIMIT + 1)
+
+
+async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
+    """An attachment from the web, without cookies: bytes and content type."""
+    from curl_cffi.requests import AsyncSession
+    from curl_cffi.requests.exceptions import RequestException
+
+    shown = plain(url, 200)
+    content = bytearray()
+
+    def take(piece: bytes) -> int:
+        content.extend(piece)
+        return len(piece) if len(content) <= FILE_LIMIT else 0
+
+    try:
+        async with AsyncSession[Any](timeout=60, max_redirects=3) as session:
+            response = await session.get(url, content_callback=take, verify=True)
+    except RequestException as error:
+        if len(content) > FILE_LIMIT:
+            raise too_large from None
+        why = _lost(int(error.code or 0), True)
+        raise llm.ModelError(f"{shown} cannot be fetched: {why}") from None
+    if response.status_code != 200:
+        raise llm.ModelError(f"{shown} cannot be fetched: HTTP {response.status_code}")
+    kind = str(response.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    return bytes(content), kind
+
+
+class _Background:
+    """One event loop in a thread, for the sync models: it works where a loop already runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._process = 0
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._process != os.getpid():  # a fork has no threads
+                self._process = os.getpid()
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="llm-huggingchat", daemon=True
+                )
+                self._thread.start()
+                atexit.unregister(self.close)
+                atexit.register(self.close)
+            return self._loop
+
+    def is_here(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def close(self) -> None:
+        """At the end of the process: stop what runs, close what is open, within a second."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or self._process != os.getpid():
+            return
+
+        async def end() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=STOP_WITHIN)
+            loop.stop()
+
+        asyncio.run_coroutine_threadsafe(end(), loop)
+        thread.join(timeout=STOP_WITHIN + 0.2)
+        self._loop = None
+
+
+_background = _Background()
+
+
+def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
+    """Iterate over `events`, which run on the background loop.
+
+    A queue carries each from loop to caller: 16 microseconds, where a future for each
+    costs 130. Left early, or interrupted, the run is cancelled, and waited for briefly.
+    """
+    loop = _background.loop()
+    results: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    done = threading.Event()
+
+    async def pump() -> None:
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    results.put(("event", event))
+            results.put(("end", None))
+        except BaseException as error:
+            results.put(("error", error))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            done.set()
+
+    running = asyncio.run_coroutine_threadsafe(pump(), loop)
+    try:
+        while True:
+            kind, value = results.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        if not done.is_set():
+            running.cancel()
+            if not _background.is_here():
+                done.wait(STOP_WITHIN + 0.15)
+
+
+class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
+    """A model of HuggingChat, or of another chat-ui server."""
+
+    def execute(self, prompt, stream, response, conversation, key=None):
+        yield from in_background(self._events(prompt, response, key))
+
+
+class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
+    """The same, for asyncio."""
+
+    async def execute(self, prompt, stream, response, conversation, key=None):
+        async with contextlib.aclosing(self._events(prompt, response, key)) as events:
+            async for event in events:
+                yield event
+
+
+# --- commands: llm huggingchat ... ----------------------------------------------------
+
+
+# --- hooks ----------------------------------------------------------------------------
+
+
+@llm.hookimpl
+def register_models(register: Callable[..., None]) -> None:
+    try:
+        catalogue = load_catalogue(current_server().url)
+    except llm.ModelError:
+        catalogue = Catalogue()  # a bad address is told when a prompt needs it
+    names: dict[str, list[str]] = {}
+    for alias, id in aliases(catalogue.models).items():
+        names.setdefault(id, []).append(alias)
+    for info in catalogue.models:
+        register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
