@@ -866,10 +866,12 @@ class Stream:
 
 
 class Log:
-    """A run's event log: server-sent events, of which `data` and `event` matter here."""
+    """A run's event log: server-sent events. `seq` is the number of the last whole one."""
 
     def __init__(self) -> None:
+        self.seq = 0
         self._lines = Lines()
+        self._id = ""
         self._name = ""
         self._data: list[bytes] = []
 
@@ -880,6 +882,8 @@ class Log:
             name, _, value = line.partition(b":")
             if name == b"event":
                 self._name = value.strip().decode("utf-8", "replace")
+            elif name == b"id":
+                self._id = value.strip().decode("utf-8", "replace")
             elif name == b"data":
                 self._data.append(value.removeprefix(b" "))
             elif line.startswith(b":"):
@@ -889,8 +893,10 @@ class Log:
         return events
 
     def _dispatch(self) -> list[Event | End]:
-        line, name = b"\n".join(self._data), self._name
-        self._data, self._name = [], ""
+        line, name, id = b"\n".join(self._data), self._name, self._id
+        self._data, self._name, self._id = [], "", ""
+        if re.fullmatch(r"[0-9]{1,15}", id, re.ASCII):
+            self.seq = int(id)
         if name != "end":
             event = _decoded(line)
             return [event] if event else []
@@ -1997,7 +2003,7 @@ class Turn:
         elif isinstance(event, Asked):
             self._over = True  # it waits for the person: stopping would take the question away
             raise llm.ModelError(
-                f"A tool asks: {event.question or 'something'}. Answer it at {self._page}"
+                f"A tool asks something. {event.question}\nAnswer it at {self._page}"
             )
         return event
 
@@ -2071,22 +2077,23 @@ class Turn:
         await asyncio.sleep(min(left, PAUSES[min(attempt, len(PAUSES) - 1)]))
 
     async def _resumed(self) -> AsyncGenerator[Event, None]:
-        """Follow the run's log from its start, again and again, until the run is over.
+        """Follow the run's log from its start until the run is over.
 
-        Returns without that only when the server knows no such message.
+        A log that breaks off is taken up after the last event it gave. Returns before
+        the run is over only when the server knows no such message.
         """
         path = (
             f"/conversation/{quote(self._outcome.conversation_id or '', safe='')}/stream"
-            f"?generationId={self._generation_id}&fromSeq=0"
+            f"?generationId={self._generation_id}&fromSeq="
         )
-        attempt = 0
+        seq = attempt = 0
+        self._answer.rewind()
         while True:
             end: End | None = None
-            life = self._life
-            exchange = self._client.open(self._access, "GET", path, compressed=False)
-            self._answer.rewind()
+            life, log = self._life, Log()
+            exchange = self._client.open(self._access, "GET", f"{path}{seq}", compressed=False)
             try:
-                async for event in self._read(exchange, Log()):
+                async for event in self._read(exchange, log):
                     if isinstance(event, End):
                         end = event
                         break
@@ -2098,10 +2105,13 @@ class Turn:
             except Lost:
                 pass
             except Refused as refused:
-                if refused.reply.status not in (500, 502, 503, 504):
+                if refused.reply.status == 404:
+                    end = End("gone")  # a server without logs
+                elif refused.reply.status not in (500, 502, 503, 504):
                     raise
             finally:
                 self._leave(exchange)
+            seq = log.seq or seq
             if end:
                 async for event in self._from_store():
                     yield event
@@ -2112,19 +2122,27 @@ class Turn:
     async def _from_store(self) -> AsyncGenerator[Event, None]:
         """The run is over, but its log did not say how: take the answer that was stored."""
         id = self._outcome.conversation_id or ""
-        conversation = await self._patiently(lambda: self._client.conversation(self._access, id))
-        stored = stored_answer(conversation, self._generation_id)
-        if stored is None:
-            if self._answer.begun:
-                raise llm.ModelError(f"The server lost the answer while it came. See {self._page}")
-            self._accepted = False
-            return
-        events, complete = stored_events(stored)
+        pauses, length = iter(PAUSES[:4]), -1
+        while True:
+            conversation = await self._patiently(
+                lambda: self._client.conversation(self._access, id)
+            )
+            stored = stored_answer(conversation, self._generation_id)
+            if stored is None:
+                if self._answer.begun:
+                    raise llm.ModelError(f"The server lost the answer. See {self._page}")
+                self._accepted = False
+                return
+            events, complete = stored_events(stored)
+            if len(events) > length:  # it still grows: the run goes on without a log
+                pauses, length = iter(PAUSES[:4]), len(events)
+            pause = next(pauses, None)
+            if complete or pause is None:
+                break
+            await asyncio.sleep(pause)
         if not complete:
-            self._over = True
             raise llm.ModelError(
-                "The connection broke, and the server kept no log of the rest of the answer. "
-                f"See {self._page}"
+                f"The answer broke off, and the server has no end of it. See {self._page}"
             )
         self._answer.rewind()
         for event in events:
