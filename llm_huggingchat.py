@@ -28,19 +28,26 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import datetime
 import functools
+import hashlib
+import io
 import ipaddress
+import itertools
 import json
 import mimetypes
 import os
 import pathlib
 import queue
 import re
+import sqlite3
+import sys
 import tempfile
 import threading
 import time
 import unicodedata
 import uuid
+import weakref
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -60,14 +67,18 @@ import llm
 from llm.parts import (
     AttachmentPart,
     Message,
+    ReasoningPart,
     StreamEvent,
     TextPart,
     ToolCallPart,
     ToolResultPart,
 )
+from pydantic import Field
 
 if TYPE_CHECKING:
     from curl_cffi.requests import AsyncSession
+    from curl_cffi.requests.exceptions import RequestException
+    from llm.logs import LogStore
 
 T = TypeVar("T")
 
@@ -77,7 +88,9 @@ PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last o
 TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
-TAIL_GRACE = 0.05  # seconds that who answered, and the title, may take after the answer
+TAIL_GRACE = 0.2  # seconds that the server may take to store a given answer, unwaited for else
+TAIL_LIMIT = 10.0  # seconds after an answer for which its conversation takes no other turn
+UNSETTLED_FOR = 600.0  # seconds after which an answer is taken to be stored
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
@@ -506,12 +519,14 @@ class Parent:
 
     `message_id` is None when it could not be fetched; `generation_id` finds it then.
     `model` is the conversation's model at that turn, without `huggingchat/`.
+    `unsettled` is when, in seconds since 1970, the turn ended before it was seen stored.
     """
 
     conversation_id: str
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
+    unsettled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -542,7 +557,9 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 for name in ("message_id", "generation_id", "model")
                 if isinstance(value := kept.get(name), str) and value
             }
-            return Parent(conversation_id, **known)
+            unsettled = kept.get("unsettled")
+            since = float(unsettled) if isinstance(unsettled, (int, float)) else None
+            return Parent(conversation_id, **known, unsettled=since)
     return None
 
 
@@ -727,6 +744,11 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """The run is over, and stored. After a model that died, no final answer came before."""
+
+
+@dataclass(frozen=True)
 class Alive:
     """Anything else that shows a run at work."""
 
@@ -739,7 +761,18 @@ class End:
 
 
 Event = (
-    Text | Reasoning | Called | Returned | File | Title | Router | Final | Failed | Asked | Alive
+    Text
+    | Reasoning
+    | Called
+    | Returned
+    | File
+    | Title
+    | Router
+    | Final
+    | Failed
+    | Asked
+    | Finished
+    | Alive
 )
 """What a run's stream and its log tell."""
 
@@ -768,6 +801,8 @@ def event_of(update: Any) -> Event | None:
         status = update.get("statusCode")
         message = plain(_string(update.get("message")))
         return Failed(message, status if isinstance(status, int) else None)
+    if kind == "status" and update.get("status") == "finished":
+        return Finished()
     if kind == "elicitation" and subtype == "request":
         request = _mapping(update.get("request"))
         asked = [request.get("server"), request.get("message"), request.get("url")]
@@ -922,7 +957,7 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
     the length, in UTF-16 units, of each piece in its place among the other events.
     """
     content = _string(message.get("content")).encode("utf-16-le", "surrogatepass")
-    at, events, complete, reasoned = 0, list[Event](), False, False
+    at, events, finished, reasoned = 0, list[Event](), False, False
     updates = message.get("updates")
     final: Final | None = None
     for update in updates if isinstance(updates, list) else ():
@@ -936,6 +971,9 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
         if isinstance(event, Final):
             final = event
             continue
+        if isinstance(event, Finished):
+            finished = True
+            continue
         reasoned = reasoned or isinstance(event, Reasoning)
         if event:
             events.append(event)
@@ -943,11 +981,25 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
         events.append(Text(content[at:].decode("utf-16-le", "surrogatepass")))
     if not reasoned and isinstance(message.get("reasoning"), str):
         events.insert(0, Reasoning(message["reasoning"]))
-    if final:
-        # The stored text is whole, so the final answer has nothing to add to it.
-        events.append(Final("", final.interrupted or message.get("interrupted") is True))
-        complete = True
-    return events, complete
+    if final or finished:
+        # The stored text is whole, so the final answer has nothing to add to it. Without
+        # one, the model died on the way.
+        cut = final is None or final.interrupted or message.get("interrupted") is True
+        events.append(Final("", cut))
+    return events, bool(final or finished)
+
+
+def is_settled(message: dict[str, Any] | None) -> bool:
+    """Is a stored answer's run over?
+
+    chat-ui stores a run's messages only then, with its own copy of all the others: a
+    message that is sent earlier loses the answer before it, or is lost itself.
+    """
+    updates = _mapping(message).get("updates")
+    return any(
+        update.get("type") == "status" and update.get("status") in ("finished", "error")
+        for update in map(_mapping, updates if isinstance(updates, list) else ())
+    )
 
 
 # --- thinking: text, cut anywhere -> text and reasoning -------------------------------
@@ -1174,7 +1226,7 @@ def _stream_event(piece: Text | Reasoning) -> StreamEvent:
 # --- files: the key store and the catalogue cache -------------------------------------
 
 
-def write_whole(path: pathlib.Path, text: str, mode: int = 0o600) -> None:
+def write_whole(path: pathlib.Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace the file at `path` in one step, so that no reader sees half of it.
 
     Raises OSError.
@@ -1182,8 +1234,8 @@ def write_whole(path: pathlib.Path, text: str, mode: int = 0o600) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, mode)
@@ -1311,6 +1363,7 @@ class Reply:
     status: int
     content_type: str
     body: bytes
+    disposition: str = ""
 
     def json(self) -> Any:
         """The value in the body. Raises llm.ModelError when it is not JSON."""
@@ -1434,9 +1487,10 @@ class Exchange:
         try:
             response = await self._request()
             kind = str(response.headers.get("content-type") or "").lower()
-            self.reply = Reply(response.status_code, kind, b"")
+            disposition = str(response.headers.get("content-disposition") or "")
+            self.reply = Reply(response.status_code, kind, b"", disposition)
         except RequestException as error:
-            raise _lost(int(error.code or 0), self._sent) from None
+            raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
             if not self._silent:
                 raise
@@ -1464,6 +1518,7 @@ class Exchange:
 
     def drop(self) -> None:
         """End it now; what is under way is closed."""
+        self._watch.cancel()
         self._task.cancel()
         self._task.add_done_callback(_heard)
 
@@ -1474,8 +1529,9 @@ def _heard(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _lost(code: int, sent: bool) -> Lost:
-    """A libcurl error code in words, as far as a person can act on it."""
+def _lost(error: RequestException, sent: bool) -> Lost:
+    """A libcurl error in words, as far as a person can act on it."""
+    code = 97 if "tunnel failed" in str(error) else int(error.code or 0)
     words = {
         3: "the address is not one that a connection can be made to",
         5: "the proxy's name is not known",
@@ -1513,6 +1569,9 @@ class Client:
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
         self.models: dict[str, str] = {}  # conversation id -> the model it was last seen with
+        self.settled: deque[str] = deque(maxlen=1000)  # generation ids of runs seen to end
+        # conversation id -> held while a run goes on
+        self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._used = time.monotonic()
         self._keeper = asyncio.create_task(self._keep())
@@ -1542,6 +1601,12 @@ class Client:
             if self._tasks:
                 await asyncio.wait(list(self._tasks), timeout=STOP_WITHIN)
             await self._session.close()
+
+    def busy(self, conversation_id: str) -> asyncio.Lock:
+        """Held by the run that goes on in a conversation: chat-ui can keep only one."""
+        lock = self._busy.get(conversation_id) or asyncio.Lock()
+        self._busy[conversation_id] = lock
+        return lock
 
     def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
@@ -1754,6 +1819,7 @@ class Outcome:
     title: str = ""
     router: Router = Router("", "", "")
     interrupted: bool = False
+    unsettled: float | None = None
 
     @property
     def resolved_model(self) -> str:
@@ -1767,6 +1833,7 @@ class Outcome:
             "generation_id": self.generation_id,
             "server": self.server,
             "model": self.model,
+            "unsettled": self.unsettled,
         }
         return {"huggingchat": {name: value for name, value in known.items() if value}}
 
@@ -1814,10 +1881,10 @@ class Turn:
         self._posted = False  # the message may be on its way, or there
         self._accepted = False  # the message is there
         self._over = False  # there is no run to stop
-        self._failed: Failed | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._fetch_from = 0.0
         self._tail: asyncio.Task[None] | None = None  # reads on after the final answer
+        self._lock: asyncio.Lock | None = None  # the conversation, while this run goes on
         self._life = time.monotonic()
 
     def _file_link(self, file: File) -> str:
@@ -1856,8 +1923,11 @@ class Turn:
         finally:
             if self._fetch:
                 self._fetch.cancel()
-            if self._posted and not self._over:
-                await self._stop()
+            try:
+                if self._posted and not self._over:
+                    await self._stop()
+            finally:
+                self._release()
 
     # Before the message
 
@@ -1870,14 +1940,10 @@ class Turn:
         if parent is None:
             return await self._create(), selected
         id = self._outcome.conversation_id = parent.conversation_id
+        await self._hold(id)
         message_id = parent.message_id
-        if message_id is None:
-            stored = stored_answer(
-                await self._client.conversation(self._access, id), parent.generation_id
-            )
-            message_id = _string((stored or {}).get("id"))
-            if not message_id:
-                raise Gone
+        if message_id is None or self._may_be_unsettled(parent):
+            message_id = await self._settled(parent)
         if self._client.models.get(id, parent.model) != model:
             path = f"/api/v2/conversations/{quote(id, safe='')}"
             try:
@@ -1888,6 +1954,40 @@ class Turn:
                 raise
         self._client.models[id] = model
         return message_id, selected
+
+    async def _hold(self, id: str) -> None:
+        lock = self._client.busy(id)
+        await lock.acquire()
+        self._lock = lock
+
+    def _release(self) -> None:
+        """Let the next turn go on, once what follows the final answer has been read."""
+        lock, self._lock = self._lock, None
+        if lock and self._tail and not self._tail.done():
+            self._tail.add_done_callback(lambda _: lock.release())
+        elif lock:
+            lock.release()
+
+    def _may_be_unsettled(self, parent: Parent) -> bool:
+        if parent.unsettled is None or parent.generation_id in self._client.settled:
+            return False
+        return time.time() - parent.unsettled < UNSETTLED_FOR
+
+    async def _settled(self, parent: Parent) -> str:
+        """The id of the parent, once its run is over and stored. Raises Gone."""
+        stored: dict[str, Any] | None = None
+        for pause in (*PAUSES, None):
+            conversation = await self._client.conversation(self._access, parent.conversation_id)
+            stored = stored_answer(conversation, parent.generation_id)
+            if stored is None:
+                raise Gone
+            if pause is None or is_settled(stored) or not self._may_be_unsettled(parent):
+                break
+            await asyncio.sleep(pause)
+        message_id = _string(_mapping(stored).get("id"))
+        if not message_id:
+            raise Gone
+        return message_id
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
@@ -1910,6 +2010,7 @@ class Turn:
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             )
         self._outcome.conversation_id = id
+        await self._hold(id)
         self._client.models[id] = self._ask.model
         cookies = self._access.cookies
         if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
@@ -1949,8 +2050,6 @@ class Turn:
                     yield cast(Event, event)
                     if self._over:
                         return
-                if self._failed:
-                    raise self._failure(self._failed)
                 if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
                     raise Refused(exchange.reply)
             except Lost as error:
@@ -1976,7 +2075,6 @@ class Turn:
         """Events of one connection; a final answer or a failure is noted on the way."""
         body = bytearray()
         async for piece in exchange.pieces():
-            self._life = time.monotonic()
             if len(body) < 10_000:
                 body += piece
             events = iter(decoder.feed(piece))
@@ -1993,12 +2091,18 @@ class Turn:
         exchange.reply = replace(exchange.reply, body=bytes(body))
 
     def _noted(self, event: Event | End) -> Event | End:
+        self._life = time.monotonic()
         if isinstance(event, Final):
             # An empty answer is not the end: the reason follows as a failure.
             self._over = bool(event.text or event.interrupted or self._answer.begun)
-        elif isinstance(event, Failed):
-            self._failed = event
+        elif isinstance(event, Finished) and not self._answer.final:
+            # The model died on the way. What it said is stored, and can be continued.
+            if not self._answer.begun:
+                raise self._failure(Failed("No output was generated"))
+            note(f"the model {self._ask.model} broke off its answer")
             self._over = True
+            return Final("", True)
+        elif isinstance(event, Failed):
             raise self._failure(event)
         elif isinstance(event, Asked):
             self._over = True  # it waits for the person: stopping would take the question away
@@ -2158,17 +2262,23 @@ class Turn:
 
         Read to its end, the connection can be used again.
         """
+        deadline = asyncio.get_running_loop().call_later(TAIL_LIMIT, exchange.drop)
         try:
             for event in rest:
-                if isinstance(event, (Title, Router)):
-                    self._answer.take(event)
+                self._take_late(event)
             with contextlib.suppress(Lost):
                 async for piece in exchange.pieces():
                     for event in decoder.feed(piece):
-                        if isinstance(event, (Title, Router)):
-                            self._answer.take(event)
+                        self._take_late(event)
         finally:
+            deadline.cancel()
             exchange.drop()
+
+    def _take_late(self, event: Event | End) -> None:
+        if isinstance(event, (Title, Router)):
+            self._answer.take(event)
+        elif isinstance(event, (Finished, End)):
+            self._client.settled.append(self._generation_id)
 
     def _leave(self, exchange: Exchange) -> None:
         if self._tail is None:
@@ -2212,6 +2322,8 @@ class Turn:
             left = self._fetch_from + ID_GRACE - time.monotonic()
             await asyncio.wait([self._fetch], timeout=max(left, 0))
         outcome, answer = self._outcome, self._answer
+        if self._generation_id not in self._client.settled:
+            outcome.unsettled = round(time.time())
         outcome.generation_id = self._generation_id
         outcome.title, outcome.router = answer.title, answer.router
         outcome.interrupted = bool(final and final.interrupted)
@@ -2413,10 +2525,14 @@ def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
 
 
 class HuggingChatOptions(llm.Options):
-    web_search: bool | None = None
-    """Let the model search the web; short for -T WebSearch."""
-    retry: bool | None = None
-    """Another answer to the last question; use with `llm -c ''`."""
+    """What `-o` takes."""
+
+    web_search: bool | None = Field(
+        default=None, description="Let the model search the web: short for -T WebSearch"
+    )
+    retry: bool | None = Field(
+        default=None, description="Another answer to the last question: llm -c '' -o retry true"
+    )
 
 
 def upload_name(attachment: llm.Attachment, type: str) -> str:
@@ -2538,17 +2654,16 @@ class _HuggingChat:
         plan = make_plan(messages, server.url, system=prompt.system, retry=retry)
         anew = None if retry else make_plan(messages, None, system=prompt.system)
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
-        cookies = parse_cookies(key, server.host) if key else Cookies(str(uuid.uuid4()), None, True)
+        cookies = parse_cookies(key, server.host) if key else made_up_session(server)
         outcome = Outcome(server.url, self.info.id)
         ask = Ask(
             Access(server, cookies), self.info.id, plan, anew, retry, tuple(tools), tuple(uploads)
         )
         async with contextlib.aclosing(converse(ask, outcome)) as events:
             async for event in events:
-                if event.provider_metadata and "server" in event.provider_metadata["huggingchat"]:
-                    response.set_resolved_model(outcome.resolved_model)
-                    response.response_json = outcome.response_json()
                 yield event
+        response.set_resolved_model(outcome.resolved_model)
+        response.response_json = outcome.response_json()
 
 
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
@@ -2570,6 +2685,17 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
             f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
         )
     return None, "none"
+
+
+_made_up: dict[str, Cookies] = {}
+
+
+def made_up_session(server: Server) -> Cookies:
+    """A session for a server without logins, which takes any value: one a process.
+
+    The first conversation made with it puts it into llm's key store.
+    """
+    return _made_up.setdefault(server.url, Cookies(str(uuid.uuid4()), None, made_up=True))
 
 
 def _image_models() -> str:
@@ -2605,7 +2731,7 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
     except RequestException as error:
         if len(content) > FILE_LIMIT:
             raise too_large from None
-        why = _lost(int(error.code or 0), True)
+        why = _lost(error, True)
         raise llm.ModelError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise llm.ModelError(f"{shown} cannot be fetched: HTTP {response.status_code}")
@@ -2660,30 +2786,38 @@ class _Background:
 _background = _Background()
 
 
+Put = Callable[[tuple[str, Any]], object]
+
+
+async def _pump(events: AsyncGenerator[T, None], put: Put) -> None:
+    """Hand on `events`, then their end or the error that ended them."""
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                put(("event", event))
+        put(("end", None))
+    except BaseException as error:
+        put(("error", error))
+        if not isinstance(error, Exception):
+            raise
+
+
 def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over `events`, which run on the background loop.
 
     A queue carries each from loop to caller: 16 microseconds, where a future for each
     costs 130. Left early, or interrupted, the run is cancelled, and waited for briefly.
     """
-    loop = _background.loop()
     results: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     done = threading.Event()
 
     async def pump() -> None:
         try:
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    results.put(("event", event))
-            results.put(("end", None))
-        except BaseException as error:
-            results.put(("error", error))
-            if not isinstance(error, Exception):
-                raise
+            await _pump(events, results.put)
         finally:
             done.set()
 
-    running = asyncio.run_coroutine_threadsafe(pump(), loop)
+    running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
     try:
         while True:
             kind, value = results.get()
@@ -2699,6 +2833,30 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
                 done.wait(STOP_WITHIN + 0.15)
 
 
+async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Iterate over `events`, which run in a task of their own.
+
+    An iterator that is abandoned becomes garbage, and Python then closes every generator
+    in it at once, those inside others too. In a task they are not garbage: only this one
+    is closed, and it ends the task.
+    """
+    results: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+    task = asyncio.create_task(_pump(events, results.put_nowait))
+    task.add_done_callback(_heard)
+    try:
+        while True:
+            kind, value = await results.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
+
+
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
     """A model of HuggingChat, or of another chat-ui server."""
 
@@ -2710,12 +2868,1269 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
     """The same, for asyncio."""
 
     async def execute(self, prompt, stream, response, conversation, key=None):
-        async with contextlib.aclosing(self._events(prompt, response, key)) as events:
+        async with contextlib.aclosing(in_task(self._events(prompt, response, key))) as events:
             async for event in events:
                 yield event
 
 
 # --- commands: llm huggingchat ... ----------------------------------------------------
+
+AHEAD = 4  # conversations that are fetched while others are imported
+BROWSERS = (
+    "arc",
+    "brave",
+    "chrome",
+    "chromium",
+    "edge",
+    "firefox",
+    "librewolf",
+    "opera",
+    "opera_gx",
+    "safari",
+    "vivaldi",
+)
+
+
+class _Commands(click.Group):
+    """The one place where what went wrong is told: a line or two, never a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as they stand here: what comes first is used first
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except llm.ModelError as error:
+            raise click.ClickException(str(error)) from None
+        except sqlite3.Error as error:
+            path = llm.user_dir() / "logs.db"
+            raise click.ClickException(
+                f"llm's logs, {path}, cannot be used: {plain(error)}"
+            ) from None
+        except BrokenPipeError:
+            raise  # the reader has had enough: click knows
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{name}{_why(error)}") from None
+
+
+@click.group(name="huggingchat", cls=_Commands)
+def huggingchat() -> None:
+    """Your HuggingChat account: log in, see the models, use your conversations.
+
+    \b
+    Example:
+        llm huggingchat login
+        llm huggingchat conversations
+    """
+
+
+def _access() -> Access:
+    """The current server, with the cookies for it. Raises llm.ModelError."""
+    server = current_server()
+    key = find_key(server)[0]
+    return Access(server, parse_cookies(key, server.host) if key else None)
+
+
+def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
+
+    async def told() -> T:
+        client = Client.here()
+        try:
+            try:
+                return await work(client)
+            except Gone:
+                await _demand_login(client, access)
+                raise
+        except (Lost, Refused, Gone) as error:
+            raise in_words(error, access) from None
+
+    return asyncio.run(told())
+
+
+async def _who(client: Client, access: Access) -> tuple[bool, str]:
+    """Does the server want a login, and who is logged in? "" for nobody."""
+    flags = await client.get(replace(access, cookies=None), "/api/v2/feature-flags")
+    user = _mapping(unwrap(await client.get(access, "/api/v2/user")))
+    names = (_string(user.get(name)) for name in ("username", "email", "id"))
+    wanted = _mapping(unwrap(flags)).get("loginEnabled") is not False
+    return wanted, plain(next(filter(None, names), ""), 80)
+
+
+async def _demand_login(client: Client, access: Access) -> None:
+    """Raises llm.ModelError when nobody is logged in: a stranger is told of no conversations."""
+    wanted, user = await _who(client, access)
+    if wanted and not user:
+        raise logged_out(access.server, access.cookies)
+
+
+class _Progress:
+    """A line on standard error that counts, as long as that is a terminal."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self._what, self._done = what, 0
+        self._of = "" if total is None else f"/{total}"
+        self._shown = sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def step(self) -> None:
+        self._done += 1
+        if self._shown:
+            click.echo(f"\r\x1b[K{self._what} {self._done}{self._of}", nl=False, err=True)
+
+    def clear(self) -> None:
+        """Make room for a line of output."""
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _can_open() -> bool:
+    """Is there a browser to open a page in?"""
+    shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return shown or sys.platform in ("darwin", "win32")
+
+
+def _open(url: str) -> None:
+    import webbrowser
+
+    webbrowser.open(url)
+
+
+def _may_write(path: pathlib.Path) -> None:
+    """Asks before a file is overwritten. Raises click.Abort, or click.ClickException."""
+    if not path.parent.is_dir():
+        raise click.ClickException(f"There is no directory {path.parent}")
+    if path.is_dir():
+        raise click.ClickException(f"{path} is a directory")
+    if path.exists():
+        click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
+
+
+def _age(seconds: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def _moment(value: object) -> datetime.datetime | None:
+    """The time in a server's JSON, or None."""
+    try:
+        moment = datetime.datetime.fromisoformat(re.sub("Z$", "+00:00", _string(value)))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+
+
+def _echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+# Log in
+
+
+@huggingchat.command()
+@click.option(
+    "--browser",
+    type=click.Choice(BROWSERS),
+    help="Take the cookies from this browser; needs the extra 'browser'",
+)
+def login(browser: str | None) -> None:
+    """Log in with the cookies of your browser.
+
+    Reads the cookies `hf-chat` and `token`, as the browser or one of its extensions shows
+    them, checks them with the server and keeps them in llm's key store. On a terminal they
+    are asked for, without echo; otherwise they are read from standard input.
+
+    \b
+    Example:
+        llm huggingchat login
+        llm huggingchat login --browser firefox
+        llm huggingchat login < cookies.txt
+    """
+    server = current_server()
+    stranger = Access(server, None)
+    if not _run(stranger, lambda client: _who(client, stranger))[0]:
+        click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
+        return
+    cookies = browser_cookies(browser, server) if browser else _asked_cookies(server)
+    access = Access(server, cookies)
+    user = _run(access, lambda client: _who(client, access))[1]
+    if not user:
+        raise llm.ModelError(f"{logged_out(server, cookies)}\nThese cookies are not kept.")
+    keep_key(server.key_name, cookies.to_key())
+    click.echo(f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store.")
+
+
+def _asked_cookies(server: Server) -> Cookies:
+    """The cookies that a person pastes, or that standard input holds."""
+    if not sys.stdin.isatty():
+        given = sys.stdin.buffer.read(1_000_000).decode("utf-8-sig", "replace")
+        return parse_cookies(given, server.host)
+    click.echo(
+        f"1. Log in at {server.url} with your browser.\n"
+        "2. Open its developer tools (F12): Application or Storage, then Cookies.\n"
+        f"3. Copy the value of the cookie 'hf-chat' of {server.host}, then that of 'token'.\n"
+        "   A whole Cookie header, or what a cookie extension exports, will do as well.\n"
+        "What you paste is not shown. 'token' opens your whole account: give it to nobody.",
+        err=True,
+    )
+    if _can_open():
+        _open(server.url)
+    options: dict[str, Any] = {"hide_input": True, "err": True}
+    cookies = parse_cookies(click.prompt("hf-chat", **options), server.host)
+    if cookies.token:
+        return cookies
+    token = click.prompt("token (Enter if there is none)", default="", **options).strip()
+    if not token:
+        return cookies
+    pair = token if token.startswith("token=") else f"token={token}"
+    return parse_cookies(f"{cookies.header()}; {pair}", server.host)
+
+
+def browser_cookies(browser: str, server: Server) -> Cookies:
+    """The cookies that `browser` keeps for the server. Raises llm.ModelError.
+
+    Only those of the server's own domain are asked for.
+    """
+    import importlib
+
+    name = browser.replace("_", " ").title()
+    try:
+        store = importlib.import_module("browser_cookie3")
+    except ImportError:
+        raise llm.ModelError(
+            "Reading a browser's cookies needs browser-cookie3. "
+            "Run: llm install 'llm-huggingchat[browser]'"
+        ) from None
+    host = urlsplit(server.url).hostname or ""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            jar = list(getattr(store, browser)(domain_name=host))
+    except Exception as error:  # its own errors are many, and not all of one kind
+        raise llm.ModelError(
+            f"The cookies of {name} cannot be read: {_browser_trouble(error)}"
+        ) from None
+    found = {
+        cookie.name: str(cookie.value)
+        for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
+        if cookie.name in COOKIE_NAMES and cookie.value and _domain_covers(cookie.domain, host)
+    }
+    if "hf-chat" not in found:
+        raise llm.ModelError(
+            f"{name} has no cookie 'hf-chat' of {host}. "
+            f"Log in at {server.url} with {name}, and run this again."
+        )
+    return parse_cookies(json.dumps(found), server.host)
+
+
+def _browser_trouble(error: Exception) -> str:
+    """Why a browser's store cannot be read, without a byte of what is in it."""
+    said = str(error).lower()
+    if isinstance(error, sqlite3.Error):
+        return "its database is locked or broken. Close the browser and try again."
+    if "not find" in said or "to find" in said:
+        return "no profile of it was found. Paste them instead: llm huggingchat login"
+    if "unable to read" in said:
+        return "its database is locked or not readable. Close the browser and try again."
+    if "dbus" in said or "d-bus" in said:
+        return "they are encrypted, and there is no keyring without a desktop session."
+    if "key" in said or "decrypt" in said:
+        return "they are encrypted, and the key is not to be had. Paste them instead."
+    return f"browser-cookie3 failed ({type(error).__name__}). Paste them instead."
+
+
+@huggingchat.command()
+def logout() -> None:
+    """Forget the cookies of the current server.
+
+    \b
+    Example:
+        llm huggingchat logout
+    """
+    server = current_server()
+    known = stored_key(server.key_name)
+    if known:
+        keep_key(server.key_name, None)
+        click.echo(f"The cookies for {server.host} are forgotten.")
+    else:
+        click.echo(f"There were no cookies for {server.host}.")
+    if os.environ.get(KEY_VARIABLE):
+        click.echo(f"{KEY_VARIABLE} is still set.", err=True)
+
+
+@dataclass
+class _Status:
+    """What `status` tells. `reason` says why prompts would fail, if they would."""
+
+    server: str = ""
+    user: str = ""
+    login_needed: bool | None = None
+    cookies: str = "none"
+    models: int = 0
+    catalogue_time: float | None = None
+    reason: str = ""
+
+    def lines(self) -> Iterator[str]:
+        yield f"Server: {self.server or 'none'}"
+        nobody = "nobody; no login is needed" if self.login_needed is False else "nobody"
+        yield f"Logged in: {self.user or nobody}"
+        yield f"Cookies: {self.cookies}"
+        age = "built in, never refreshed"
+        if self.catalogue_time is not None:
+            age = f"refreshed {_age(time.time() - self.catalogue_time)}"
+        yield f"Models: {self.models} ({age})"
+
+
+@huggingchat.command()
+@click.option("json_", "--json", is_flag=True, help="Output as JSON")
+@click.pass_context
+def status(ctx: click.Context, json_: bool) -> None:
+    """Say whether prompts would work: server, login, models.
+
+    The exit status is 1 when they would fail.
+
+    \b
+    Example:
+        llm huggingchat status
+        llm huggingchat status --json
+    """
+    state = _Status()
+    try:
+        server = current_server()
+        state.server = server.url
+        catalogue = load_catalogue(server.url)
+        state.models, state.catalogue_time = len(catalogue.models), catalogue.time
+        key, source = find_key(server)
+        if key:
+            state.cookies = source
+        access = Access(server, parse_cookies(key, server.host) if key else None)
+        state.login_needed, state.user = _run(access, lambda client: _who(client, access))
+        if state.login_needed and not state.user:
+            raise logged_out(server, access.cookies)
+    except llm.ModelError as error:
+        state.reason = str(error)
+    if json_:
+        known = {name: None if value == "" else value for name, value in vars(state).items()}
+        _echo_json({"ok": not state.reason, **known})
+    else:
+        for line in state.lines():
+            click.echo(line)
+        if state.reason:
+            raise click.ClickException(state.reason)
+    ctx.exit(1 if state.reason else 0)
+
+
+# Models
+
+
+@huggingchat.command()
+def refresh() -> None:
+    """Fetch the list of models, and say what was added and removed.
+
+    \b
+    Example:
+        llm huggingchat refresh
+    """
+    access = Access(current_server(), None)
+    before = {model.id for model in load_catalogue(access.server.url).models}
+    models = _run(access, lambda client: client.catalogue(access))
+    keep_catalogue(access.server.url, models)
+    after = {model.id for model in models}
+    for what, ids in (("Added", after - before), ("Removed", before - after)):
+        for id in sorted(ids):
+            click.echo(f"{what}: huggingchat/{id}")
+    changed = "" if after != before else ", nothing changed"
+    click.echo(f"{len(after)} models on {access.server.host}{changed}.")
+
+
+@huggingchat.command(name="models")
+@click.option("json_", "--json", is_flag=True, help="Output as JSON")
+def models_(json_: bool) -> None:
+    """List the models, their aliases and what they can do.
+
+    \b
+    Example:
+        llm huggingchat models
+        llm huggingchat models --json
+    """
+    catalogue = load_catalogue(current_server().url)
+    names: dict[str, list[str]] = {}
+    for alias, id in aliases(catalogue.models).items():
+        names.setdefault(id, []).append(alias)
+    if json_:
+        _echo_json(
+            [
+                {
+                    "id": f"huggingchat/{model.id}",
+                    "aliases": names.get(model.id, []),
+                    "images": model.multimodal,
+                    "tools": model.tools,
+                    "reasoning": model.reasoning,
+                    "router": model.router,
+                    "unlisted": model.unlisted,
+                    "description": model.description,
+                }
+                for model in catalogue.models
+            ]
+        )
+        return
+    for model in catalogue.models:
+        abilities = {
+            "images": model.multimodal,
+            "tools": model.tools,
+            "reasoning": model.reasoning,
+            "router": model.router,
+        }
+        able = ", ".join(name for name, has in abilities.items() if has)
+        aka = ", ".join(names.get(model.id, []))
+        click.echo(f"huggingchat/{model.id} ({aka})" + (f": {able}" if able else ""))
+    if catalogue.time is None:
+        note("this is the built-in list; for the server's own run: llm huggingchat refresh")
+
+
+# Conversations: which one is meant
+
+
+@dataclass(frozen=True)
+class Named:
+    """A conversation that somebody named; `shared` when by the link it was shared with."""
+
+    id: str
+    shared: bool = False
+
+    def page(self, server: Server) -> str:
+        return server.shared_page(self.id) if self.shared else server.page(self.id)
+
+
+def read_name(text: str, server: Server) -> Named | None:
+    """A conversation by its id or address; None for anything else.
+
+    Raises llm.ModelError for an address that is not a conversation of this server.
+    """
+    text = text.strip()
+    if re.fullmatch(r"[0-9a-fA-F]{24}", text):
+        return Named(text.lower())
+    if "://" not in text:
+        return None
+    if server.is_service:
+        text = re.sub(r"^https?://hf\.co/", f"{server.origin}/", text)  # as its shared links say
+    pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
+    match = re.fullmatch(pattern, text)
+    if not match:
+        raise llm.ModelError(
+            f"{plain(text, 200)} is not the address of a conversation on {server.url}. "
+            f"For another server, set {SERVER_VARIABLE}."
+        )
+    # Ids of shared conversations have 7 characters, and are taken in either place.
+    return Named(match[2], match[1] == "r" or len(match[2]) == 7)
+
+
+def _named(text: str, server: Server, *, shared: bool = False) -> Named:
+    """The conversation that `text` names: also by the id that llm's logs know it by.
+
+    Raises llm.ModelError when there is none, or it is shared and must not be.
+    """
+    named = read_name(text, server)
+    if named is None:
+        with _logs() as store:
+            kept = _latest_kept(store, text.strip().lower())
+        if kept is None or kept[0] != server.url:
+            raise llm.ModelError(
+                f"{plain(text, 100)!r} names no conversation on {server.host}. It takes an id "
+                "of 24 hexadecimal digits, a page's address, or an id of llm logs."
+            )
+        named = Named(kept[1])
+    if named.shared and not shared:
+        raise llm.ModelError(
+            f"{plain(text, 200)} is a shared link. This takes a conversation of your own; "
+            "import makes it one."
+        )
+    return named
+
+
+@contextlib.contextmanager
+def _logs() -> Iterator[LogStore]:
+    """llm's logs, brought up to date."""
+    import sqlite_utils
+    from llm.logs import LogStore
+
+    with contextlib.closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
+        yield LogStore(db)
+
+
+_KEPT = "json_extract(parts.payload, '$.provider_metadata.huggingchat.{}')"
+
+
+def _latest_kept(store: LogStore, thread_id: str | None = None) -> tuple[str, str] | None:
+    """Server and conversation id of the latest logged turn, in all threads or in one."""
+    server, conversation = _KEPT.format("server"), _KEPT.format("conversation_id")
+    row = store.db.execute(
+        f"""
+        select {server}, {conversation}
+        from turns join parts on parts.message_hash = turns.tip_message_hash
+        where parts.payload like '%"huggingchat"%' and {conversation} is not null
+            and (:thread is null or turns.thread_id = :thread)
+        order by turns.id desc, parts.position desc limit 1
+        """,
+        {"thread": thread_id},
+    ).fetchone()
+    return (str(row[0]), str(row[1])) if row else None
+
+
+def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
+    """Conversation id -> the latest thread in llm's logs that holds something of it."""
+    rows = store.db.execute(
+        f"""
+        select {_KEPT.format("conversation_id")}, max(turns.thread_id)
+        from parts join turns on turns.tip_message_hash = parts.message_hash
+        where parts.payload like '%"huggingchat"%' and {_KEPT.format("server")} = ?
+        group by 1
+        """,
+        [server.url],
+    )
+    return {str(id): str(thread) for id, thread in rows if id}
+
+
+# Conversations: the list
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A conversation in the server's list."""
+
+    id: str
+    title: str
+    model: str
+    updated_at: str
+
+
+async def list_conversations(client: Client, access: Access) -> AsyncGenerator[Listed, None]:
+    """All conversations, newest first, each once, however the pages shift meanwhile."""
+    seen: set[str] = set()
+    for page in range(100_000):
+        path = f"/api/v2/conversations?p={page}"
+        answer = _mapping(unwrap(await client.get(access, path)))
+        entries = answer.get("conversations")
+        fresh = {
+            _string(entry.get("id")): entry
+            for entry in map(_mapping, entries if isinstance(entries, list) else ())
+            if re.fullmatch(r"[0-9a-fA-F]{24}", _string(entry.get("id")))
+            and entry["id"] not in seen
+        }
+        if page == 0 and not fresh:
+            await _demand_login(client, access)
+        seen.update(fresh)
+        for id, entry in fresh.items():
+            yield Listed(
+                id,
+                plain(_string(entry.get("title")), 200),
+                plain(_string(entry.get("model")), 200),
+                plain(_string(entry.get("updatedAt")), 60),
+            )
+        if answer.get("hasMore") is not True or not fresh:
+            return
+
+
+async def _collect(client: Client, access: Access, number: int = 0, text: str = "") -> list[Listed]:
+    """The first `number` conversations, or all, whose title holds `text`."""
+    found: list[Listed] = []
+    entries = list_conversations(client, access)
+    async with contextlib.aclosing(entries):
+        with _Progress("Conversations found:") as progress:
+            async for entry in entries:
+                if text.casefold() in entry.title.casefold():
+                    found.append(entry)
+                    progress.step()
+                if number and len(found) == number:
+                    break
+    return found
+
+
+@huggingchat.command()
+@click.option("-n", "--number", type=click.IntRange(0), default=20, help="How many; 0 for all")
+@click.option("-q", "--query", default="", help="Only those with this text in their title")
+@click.option("json_", "--json", is_flag=True, help="Output as JSON")
+def conversations(number: int, query: str, json_: bool) -> None:
+    """List your conversations, newest first.
+
+    Shows id, age, title and model. Those that llm's logs know are marked with a star.
+
+    \b
+    Example:
+        llm huggingchat conversations
+        llm huggingchat conversations -n 5 -q poem
+    """
+    access = _access()
+    found = _run(access, lambda client: _collect(client, access, number, query))
+    with _logs() as store:
+        threads = _known_threads(store, access.server)
+    if json_:
+        _echo_json(
+            [
+                {
+                    "id": entry.id,
+                    "title": entry.title,
+                    "model": entry.model,
+                    "updated_at": entry.updated_at,
+                    "url": access.server.page(entry.id),
+                    "thread_id": threads.get(entry.id),
+                }
+                for entry in found
+            ]
+        )
+        return
+    for entry in found:
+        moment = _moment(entry.updated_at)
+        age = _age((_now() - moment).total_seconds()) if moment else ""
+        mark = "*" if entry.id in threads else " "
+        click.echo(f"{entry.id} {mark} {age:>14}  {entry.title} ({entry.model})")
+    if not found:
+        note("no conversation" + (f" with {query!r} in its title" if query else ""))
+
+
+# Conversations: into llm's logs
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A conversation with its messages, as the server keeps it; each names its ancestors.
+
+    A `shared` one is somebody else's: it can be read, but not continued.
+    """
+
+    server: Server
+    id: str
+    value: dict[str, Any]
+    shared: bool = False
+
+    @property
+    def title(self) -> str:
+        return plain(_string(self.value.get("title")), 200) or "Untitled"
+
+    @property
+    def model(self) -> str:
+        return plain(_string(self.value.get("model")), 200)
+
+    def messages(self) -> dict[str, dict[str, Any]]:
+        messages = self.value.get("messages")
+        listed = map(_mapping, messages if isinstance(messages, list) else ())
+        return {_string(message.get("id")): message for message in listed}
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """A stored answer, and what was said by the person since the answer before it."""
+
+    questions: tuple[dict[str, Any], ...]
+    answer: dict[str, Any]
+
+
+def all_branches(tree: Tree, now: datetime.datetime) -> list[list[Exchanged]]:
+    """Every branch, from its first question to its last answer; the newest one first.
+
+    Passed over are answers that hold nothing, that are still being written, and questions
+    that nothing answers.
+    """
+    messages = tree.messages()
+    answers = {
+        id: message
+        for id, message in messages.items()
+        if message.get("from") == "assistant" and _is_answer(message, now)
+    }
+    inner = {id for message in answers.values() for id in _ancestors(message)}
+    leaves = [(_string(answers[id].get("createdAt")), id) for id in answers if id not in inner]
+    found = []
+    for _, leaf in sorted(leaves, key=lambda leaf: leaf[0], reverse=True):
+        branch: list[Exchanged] = []
+        questions: list[dict[str, Any]] = []
+        for id in [*_ancestors(answers[leaf]), leaf]:
+            if id in answers:
+                branch.append(Exchanged(tuple(questions), answers[id]))
+                questions = []
+            elif messages.get(id, {}).get("from") == "user":
+                questions.append(messages[id])
+        found.append(branch)
+    return found
+
+
+def _ancestors(message: dict[str, Any]) -> list[str]:
+    ancestors = message.get("ancestors")
+    return [_string(id) for id in ancestors] if isinstance(ancestors, list) else []
+
+
+def _is_answer(message: dict[str, Any], now: datetime.datetime) -> bool:
+    events, complete = stored_events(message)
+    updated = _moment(message.get("updatedAt"))
+    if not complete and message.get("generationId") and updated:
+        # chat-ui saves what there is of an answer every few seconds.
+        under_way = (now - updated).total_seconds() < 60
+        failed = any(isinstance(event, (Failed, Asked)) for event in events)
+        if under_way and not failed:
+            return False
+    return any(isinstance(event, (Text, Reasoning, Called, File)) for event in events)
+
+
+def question_of(tree: Tree, message: dict[str, Any]) -> Message:
+    """A stored question as llm's message; its files are named by their addresses."""
+    text = _whole(_string(message.get("content")))
+    files = message.get("files")
+    attachments = [
+        llm.Attachment(
+            # Without a type, llm would ask the server for it.
+            type=plain(_string(file.get("mime")), 100) or "application/octet-stream",
+            url=tree.server.file_page(tree.id, _string(file.get("value"))),
+        )
+        for file in map(_mapping, files if isinstance(files, list) else ())
+        if file.get("type") == "hash" and _string(file.get("value"))
+    ]
+    parts: list[Any] = [TextPart(text=text)] if text or not attachments else []
+    return Message("user", [*parts, *(AttachmentPart(attachment=file) for file in attachments)])
+
+
+def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> llm.Response:
+    """A stored answer as the response that llm would have logged, had it asked.
+
+    `history` is all that was said before, the question included.
+    """
+    given = Answer(lambda file: tree.server.file_page(tree.id, file.sha))
+    events, complete = stored_events(answer)
+    stored = _mapping(answer.get("routerMetadata"))
+    router = Router(*(plain(_string(stored.get(x)), 200) for x in ("route", "model", "provider")))
+    # When a conversation changes its model, earlier answers get the old one's name here.
+    model = router.model if router.model and not router.route else tree.model
+    asked = HuggingChat(ModelInfo(model))
+    response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
+    for event in [*events, *(() if complete else (Final("", True),))]:
+        for out in given.take(event):
+            response._process_chunk(out)
+    generation_id = _string(answer.get("generationId"))
+    outcome = Outcome(
+        tree.server.url,
+        tree.model,
+        None if tree.shared else tree.id,
+        _string(answer.get("id")),
+        generation_id or None,
+        tree.title,
+        router,
+        bool(given.final and given.final.interrupted) and (complete or bool(generation_id)),
+    )
+    # As at the end of a turn: without a conversation's id, nothing can be continued.
+    kind = "text" if given.last_is_text else "reasoning"
+    response._process_chunk(StreamEvent(kind, "", provider_metadata=outcome.metadata()))
+    response.response_json = outcome.response_json()
+    if tree.shared:
+        response.response_json["huggingchat"]["url"] = tree.server.shared_page(tree.id)
+    response.set_resolved_model(router.model or model)
+    begun, ended = _moment(answer.get("createdAt")), _moment(answer.get("updatedAt"))
+    response._start_utcnow = begun
+    response._start = 0.0
+    response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
+    response._done = True
+    response.id = ulid_of(begun, "turn", tree.server.url, tree.id, _string(answer.get("id")))
+    return response
+
+
+def ulid_of(moment: datetime.datetime | None, *names: str) -> str:
+    """An id that sorts by its time, as llm's do, and is the same for the same things."""
+    from ulid import ULID
+
+    now = int(time.time() * 1000)
+    milliseconds = min(max(int(moment.timestamp() * 1000), 0), now) if moment else now
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
+    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A thread of llm's logs that a conversation is in, and how many turns were added to it."""
+
+    thread_id: str
+    turns: int
+
+
+class Importer:
+    """Writes conversations of one server to llm's logs, and nothing twice.
+
+    An answer is known by its message id or generation id, whoever logged it. So a branch
+    goes on where the logs end: in the thread that ends there, or in one that forks off.
+    """
+
+    def __init__(self, store: LogStore, server: Server) -> None:
+        self._store = store
+        self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
+        self._tips = {
+            str(tip): str(id)
+            for id, tip in store.db.execute("select id, tip_message_hash from threads order by id")
+            if tip
+        }
+        rows = store.db.execute(
+            f"""
+            select message_hash, {_KEPT.format("message_id")}, {_KEPT.format("generation_id")}
+            from parts
+            where payload like '%"huggingchat"%' and {_KEPT.format("server")} = ?
+            """,
+            [server.url],
+        )
+        for hash, *ids in rows:
+            self._remember(str(hash), ids)
+
+    def _remember(self, hash: str, ids: Iterable[object]) -> None:
+        for id in filter(None, map(_string, ids)):
+            self._hashes.setdefault(id, []).append(hash)
+
+    def knows(self, found: list[list[Exchanged]]) -> bool:
+        """Is all of these branches logged?"""
+        return all(self._logged(branch[-1].answer) for branch in found)
+
+    def add(self, tree: Tree, found: list[list[Exchanged]]) -> list[Imported]:
+        """Log what is new in these branches, all of it or nothing. Raises sqlite3.Error."""
+        with self._store.db.atomic():
+            return [self._add(tree, branch) for branch in found]
+
+    def _logged(self, answer: dict[str, Any]) -> str | None:
+        """The logged message that is this answer; best the one that a thread ends with."""
+        ids = [_string(answer.get(name)) for name in ("id", "generationId")]
+        hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
+        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
+
+    def _owner(self, tip: str) -> str | None:
+        row = self._store.db.execute(
+            "select thread_id from turns where tip_message_hash = ? order by id desc", [tip]
+        ).fetchone()
+        return str(row[0]) if row and row[0] else None
+
+    def _add(self, tree: Tree, branch: list[Exchanged]) -> Imported:
+        tip, start = None, 0
+        for index in range(len(branch), 0, -1):
+            if tip := self._logged(branch[index - 1].answer):
+                start = index
+                break
+        thread_id = self._tips.get(tip or "") or (self._owner(tip) if tip else None)
+        if tip and start == len(branch):
+            return Imported(thread_id or "", 0)
+        if tip is None or tip not in self._tips:
+            leaf = branch[-1].answer
+            names = (tree.server.url, tree.id, _string(leaf.get("id")))
+            thread_id = self._store.create_thread(
+                name=tree.title,
+                tip=tip,
+                forked_from=thread_id,
+                id=ulid_of(_moment(leaf.get("createdAt")), "thread", *names),
+            )
+        self._tips.pop(tip or "", None)
+        history = self._store.load_chain(tip)
+        preprompt = _whole(_string(tree.value.get("preprompt")))
+        if tip is None and preprompt:
+            history = [Message("system", [TextPart(text=preprompt)])]
+        for exchanged in branch[start:]:
+            history += [question_of(tree, message) for message in exchanged.questions]
+            response = response_of(tree, exchanged.answer, history)
+            self._store.log(response, thread_id)
+            history += response._messages_now()
+            tip = self._store.thread_tip(cast(str, thread_id))
+            answer = exchanged.answer
+            self._remember(cast(str, tip), (answer.get("id"), answer.get("generationId")))
+        self._tips[cast(str, tip)] = cast(str, thread_id)
+        return Imported(cast(str, thread_id), len(branch) - start)
+
+
+async def read_tree(client: Client, access: Access, named: Named) -> Tree:
+    """A conversation with its messages; a shared one as it is. Raises Gone."""
+    value = await client.conversation(access, named.id)
+    return Tree(access.server, named.id, value, named.shared)
+
+
+async def _tree_to_import(
+    client: Client, access: Access, named: Named, known: Callable[[Tree], bool]
+) -> Tree | None:
+    """A conversation to import; None when it is not there for this account.
+
+    A shared one that the logs do not know is first copied into the account, as the web
+    page does: only what is the account's own can be continued there.
+    """
+    try:
+        tree = await read_tree(client, access, named)
+        if not named.shared or not access.cookies or known(tree):
+            return tree
+        path = "/api/v2/conversations/import-share"
+        reply = await _change(client, access, "POST", path, {"shareId": named.id})
+        copy = _string(_mapping(unwrap(reply.json())).get("conversationId"))
+        return await read_tree(client, access, Named(copy))
+    except Gone:
+        return None
+
+
+async def _change(
+    client: Client, access: Access, method: str, path: str, value: Any = None
+) -> Reply:
+    """A call that changes a conversation. Raises Gone when it is not there."""
+    try:
+        return await client.call(access, method, path, value)
+    except Refused as refused:
+        if refused.reply.status in (403, 404):
+            raise Gone from None
+        raise
+
+
+async def _ahead(
+    work: Callable[[Named], Coroutine[Any, Any, T]], all_named: Iterable[Named]
+) -> AsyncGenerator[tuple[Named, T], None]:
+    """What `work` gives for each, in order, a few being worked at in advance."""
+    begun: deque[tuple[Named, asyncio.Task[T]]] = deque()
+    waiting = iter(all_named)
+    try:
+        while True:
+            for named in itertools.islice(waiting, AHEAD - len(begun)):
+                begun.append((named, asyncio.create_task(work(named))))
+            if not begun:
+                return
+            named, task = begun.popleft()
+            begun.appendleft((named, task))
+            result = await task
+            begun.popleft()
+            yield named, result
+    finally:
+        for _, task in begun:
+            task.cancel()
+            task.add_done_callback(_heard)
+
+
+async def _missing(client: Client, access: Access, missing: list[Named]) -> None:
+    """Raises llm.ModelError when some of the conversations were not there."""
+    if missing:
+        await _demand_login(client, access)
+        ids = ", ".join(named.id for named in missing)
+        raise llm.ModelError(
+            f"No such conversation on {access.server.host} for this account: {ids}"
+        )
+
+
+@huggingchat.command(name="import")
+@click.argument("names", nargs=-1, metavar="[ID|URL]...")
+@click.option("every", "--all", is_flag=True, help="All your conversations")
+@click.option(
+    "every_branch", "--branches", is_flag=True, help="Every branch, each a thread of its own"
+)
+def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
+    """Bring conversations from the web into llm's logs.
+
+    There they can be read, searched and continued. A conversation's newest branch
+    becomes a thread; with --branches the others do too, each from where it forks off.
+    Importing again adds only what is new. A shared link is copied into your account
+    first, as the web page does.
+
+    \b
+    Example:
+        llm huggingchat import 6b039392759aa03066f1190f
+        llm huggingchat import https://huggingface.co/chat/r/aBcD123
+        llm huggingchat import --all
+    """
+    if bool(names) == every:
+        raise click.UsageError("Give ids or addresses of conversations, or --all.")
+    access = _access()
+    asked = [_named(name, access.server, shared=True) for name in names]
+
+    def branches(tree: Tree) -> list[list[Exchanged]]:
+        return all_branches(tree, _now())[: None if every_branch else 1]
+
+    async def work(client: Client) -> None:
+        wanted = dict.fromkeys(asked)
+        if every:
+            wanted = dict.fromkeys(Named(entry.id) for entry in await _collect(client, access))
+        with _logs() as store, _Progress("Imported:", len(wanted)) as progress:
+            importer = Importer(store, access.server)
+            missing: list[Named] = []
+
+            def known(tree: Tree) -> bool:
+                return importer.knows(branches(tree))
+
+            trees = _ahead(lambda named: _tree_to_import(client, access, named, known), wanted)
+            async with contextlib.aclosing(trees):
+                async for named, tree in trees:
+                    if tree is None:
+                        missing.append(named)
+                        continue
+                    added = importer.add(tree, branches(tree))
+                    progress.clear()
+                    for line in _import_lines(tree, added):
+                        click.echo(line)
+                    progress.step()
+        await _missing(client, access, missing)
+
+    _run(access, work)
+
+
+def _import_lines(tree: Tree, added: list[Imported]) -> Iterator[str]:
+    """What was added from a conversation: thread, number of turns, title."""
+    for imported in [imported for imported in added if imported.turns] or added[:1]:
+        turns = f"{imported.turns} turn{'' if imported.turns == 1 else 's'} added"
+        yield f"{imported.thread_id}  {turns}: {tree.title}"
+    if not added:
+        yield f"{'-':26}  no answer in it yet: {tree.title}"
+
+
+# Conversations: one of them
+
+
+@huggingchat.command(name="open")
+@click.argument("name", required=False, metavar="[ID]")
+@click.option("only_print", "--print", is_flag=True, help="Only print the address")
+def open_(name: str | None, only_print: bool) -> None:
+    """Open the page of a conversation in the browser.
+
+    Its address is printed. Without an ID, it is the latest conversation in llm's logs.
+
+    \b
+    Example:
+        llm huggingchat open
+        llm huggingchat open 6b039392759aa03066f1190f --print
+    """
+    if name:
+        server = current_server()
+        page = _named(name, server, shared=True).page(server)
+    else:
+        with _logs() as store:
+            kept = _latest_kept(store)
+        if kept is None:
+            raise llm.ModelError("llm's logs hold no conversation of HuggingChat. Give an id.")
+        page = parse_server(kept[0]).page(kept[1])
+    click.echo(page)
+    if not only_print and _can_open():
+        _open(page)
+
+
+@huggingchat.command()
+@click.argument("name", metavar="ID")
+@click.argument("title")
+def rename(name: str, title: str) -> None:
+    """Give a conversation another title.
+
+    \b
+    Example:
+        llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
+    """
+    access = _access()
+    id, title = _named(name, access.server).id, title.strip()
+    if not 0 < len(title) <= 100:
+        raise click.UsageError("A title has 1 to 100 characters.")
+    path = f"/api/v2/conversations/{id}"
+    _run(access, lambda client: _change(client, access, "PATCH", path, {"title": title}))
+    click.echo(f"Renamed {id}: {plain(title)}")
+
+
+@huggingchat.command()
+@click.argument("name", metavar="ID")
+def share(name: str) -> None:
+    """Print a link by which everybody can read a conversation.
+
+    It shows the conversation as it is now.
+
+    \b
+    Example:
+        llm huggingchat share 6b039392759aa03066f1190f
+    """
+    access = _access()
+    path = f"/conversation/{_named(name, access.server).id}/share"
+    reply = _run(access, lambda client: _change(client, access, "POST", path, {}))
+    share_id = _string(_mapping(reply.json()).get("shareId"))
+    if not share_id:
+        raise llm.ModelError(f"{access.server.host} did not say where the shared page is.")
+    click.echo(access.server.shared_page(share_id))
+
+
+@huggingchat.command()
+@click.argument("names", nargs=-1, metavar="[ID]...")
+@click.option("every", "--all", is_flag=True, help="All your conversations")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask")
+def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
+    """Delete conversations on the server.
+
+    What llm's logs hold of them stays there.
+
+    \b
+    Example:
+        llm huggingchat delete 6b039392759aa03066f1190f
+        llm huggingchat delete --all --yes
+    """
+    if bool(names) == every:
+        raise click.UsageError("Give ids of conversations, or --all.")
+    access = _access()
+    wanted = list(dict.fromkeys(_named(name, access.server) for name in names))
+    if every:
+        found = _run(access, lambda client: _collect(client, access))
+        wanted = [Named(entry.id) for entry in found]
+    what = f"{len(wanted)} conversations" if len(wanted) != 1 else f"conversation {wanted[0].id}"
+    if wanted and not yes:
+        click.confirm(f"Delete {what} on {access.server.host}?", abort=True, err=True)
+
+    async def delete_one(client: Client, named: Named) -> bool:
+        try:
+            await _change(client, access, "DELETE", f"/api/v2/conversations/{named.id}")
+        except Gone:
+            return False
+        return True
+
+    async def work(client: Client) -> None:
+        missing: list[Named] = []
+        deleted = _ahead(lambda named: delete_one(client, named), wanted)
+        with _Progress("Deleted:", len(wanted)) as progress:
+            async with contextlib.aclosing(deleted):
+                async for named, was_there in deleted:
+                    progress.step()
+                    if not was_there:
+                        missing.append(named)
+        await _missing(client, access, missing)
+
+    _run(access, work)
+    click.echo(f"Deleted {what} on {access.server.host}.")
+
+
+@huggingchat.command()
+@click.argument("name", metavar="ID|URL")
+@click.option(
+    "format_",
+    "--format",
+    type=click.Choice(["markdown", "json"]),
+    default="markdown",
+    show_default=True,
+    help="markdown: the newest branch, to read; json: all that the server keeps",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=pathlib.Path),
+    help="Write to this file, not to standard output",
+)
+def export(name: str, format_: str, output: pathlib.Path | None) -> None:
+    """Write a conversation as Markdown or JSON.
+
+    \b
+    Example:
+        llm huggingchat export 6b039392759aa03066f1190f
+        llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
+    """
+    access = _access()
+    named = _named(name, access.server, shared=True)
+    if output:
+        _may_write(output)
+    tree = _run(access, lambda client: read_tree(client, access, named))
+    if format_ == "json":
+        text = json.dumps(tree.value, indent=2) + "\n"
+    else:
+        text = to_markdown(tree, _now())
+    if output:
+        write_whole(output, text)
+    elif sys.stdout.isatty():
+        click.echo("\n".join(map(_printable, text.split("\n"))), nl=False)
+    else:
+        click.echo(text, nl=False)
+
+
+def _printable(line: str) -> str:
+    """A line of a longer text as it may be shown in a terminal: its spaces are kept."""
+    return "".join(char if char.isspace() else plain(char) for char in line)
+
+
+def to_markdown(tree: Tree, now: datetime.datetime) -> str:
+    """A conversation's newest branch, for people to read."""
+    page = Named(tree.id, tree.shared).page(tree.server)
+    pieces = [f"# {tree.title}", f"<{page}>"]
+    preprompt = _whole(_string(tree.value.get("preprompt")))
+    if preprompt:
+        pieces += ["## System", preprompt]
+    for exchanged in next(iter(all_branches(tree, now)), []):
+        for message in exchanged.questions:
+            pieces += ["## You", *_markdown(question_of(tree, message))]
+        response = response_of(tree, exchanged.answer, [])
+        pieces.append(f"## {response.resolved_model}")
+        for message in response._messages_now():
+            pieces += _markdown(message)
+    return "\n\n".join(pieces) + "\n"
+
+
+def _markdown(message: Message) -> Iterator[str]:
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            yield part.text.strip("\n")
+        elif isinstance(part, ReasoningPart) and part.text:
+            text = part.text.strip()
+            yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
+        elif isinstance(part, ToolCallPart):
+            arguments = json.dumps(part.arguments, ensure_ascii=False)
+            yield f"Tool `{part.name}`: `{arguments}`"
+        elif isinstance(part, ToolResultPart):
+            yield "\n".join(f"> {line}" for line in part.output.split("\n"))
+        elif isinstance(part, AttachmentPart) and part.attachment:
+            yield f"[{part.attachment.type}]({part.attachment.url})"
+
+
+# Files in answers
+
+
+def file_name(disposition: str, link: str, type: str) -> str:
+    """A safe name for a downloaded file: the server's own, else the end of its link."""
+    from email.message import Message as Headers
+
+    headers = Headers()
+    headers["content-disposition"] = re.sub(r"[\r\n]", "", disposition)
+    path = headers.get_filename() or link.rpartition("/")[2]
+    return upload_name(llm.Attachment(path=path.replace("\\", "/")), type)
+
+
+@huggingchat.command()
+@click.argument("url")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=pathlib.Path), help="Where to; default: its name"
+)
+def download(url: str, output: pathlib.Path | None) -> None:
+    """Download a file of an answer, by its link.
+
+    \b
+    Example:
+        llm huggingchat download URL
+        llm huggingchat download URL -o picture.png
+    """
+    access = _access()
+    server = access.server
+    # Nothing but a file's address may get the cookies: no other page, and no way around.
+    pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
+    match = re.fullmatch(pattern, url.strip())
+    if not match:
+        raise llm.ModelError(
+            f"{plain(url, 200)} is not the link of a file on {server.url}. "
+            f"One looks like {server.url}/conversation/ID/output/NAME"
+        )
+    if output and not output.is_dir():
+        _may_write(output)
+    path = match[1]
+
+    async def work(client: Client) -> Reply:
+        try:
+            return await _change(client, access, "GET", path)
+        except Gone:
+            await _demand_login(client, access)
+            raise llm.ModelError(f"{server.host} has no such file for this account.") from None
+
+    reply = _run(access, work)
+    if output is None or output.is_dir():
+        name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
+        output = (output or pathlib.Path()) / name
+        _may_write(output)
+    write_whole(output, reply.body)
+    click.echo(f"{output} ({len(reply.body)} bytes)")
 
 
 # --- hooks ----------------------------------------------------------------------------
@@ -2732,3 +4147,8 @@ def register_models(register: Callable[..., None]) -> None:
         names.setdefault(id, []).append(alias)
     for info in catalogue.models:
         register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
+
+
+@llm.hookimpl
+def register_commands(cli: click.Group) -> None:
+    cli.add_command(huggingchat)
