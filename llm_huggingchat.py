@@ -3146,7 +3146,7 @@ def _browser_trouble(error: Exception) -> str:
     if "unable to read" in said:
         return "its database is locked or not readable. Close the browser and try again."
     if "dbus" in said or "d-bus" in said:
-        return "they are encrypted, and there is no keyring without a desktop session."
+        return "they are encrypted, and no desktop session has the key. Paste them instead."
     if "key" in said or "decrypt" in said:
         return "they are encrypted, and the key is not to be had. Paste them instead."
     return f"browser-cookie3 failed ({type(error).__name__}). Paste them instead."

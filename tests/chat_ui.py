@@ -1,0 +1,1775 @@
+"""A small HuggingChat server: for the tests, and for trying the plugin without an account.
+
+    python tests/chat_ui.py llm -m hf-llama "Hello"
+
+starts it on a free port of this machine, runs the command with LLM_HUGGINGCHAT_URL set to its
+address and LLM_USER_PATH to a temporary directory, and exits with the command's status. Use
+`sh -c "…"` to run several commands against one server. Without a command it serves until Ctrl-C.
+`--log FILE` before the command writes every request as a line of JSON, without cookie values.
+
+The model answers "You said: …". Words in [[double brackets]] in a prompt steer it.
+
+The answer: [[reason]] thinks first, inside the text; [[think]] with the tags cut in two;
+[[reasoning_events]] with events of their own; [[tokens=N]] w0 w1 …; [[delay=S]] seconds a token;
+[[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]] the messages the model sees,
+as JSON; [[images]] how many images it sees; [[tool]] one tool call, [[tools]] two, [[tool_error]]
+one that fails (all three only if tools are selected); [[elicit]] a tool asks the person something;
+[[file]] a picture in the middle; [[unstreamed]] the text comes with the final answer only;
+[[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
+[[title=T]], [[title_first]], [[title_delay=S]], [[notitle]].
+
+What goes wrong with the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, and no
+final answer comes; [[empty]] it says nothing.
+
+What goes wrong with sending (`*K`: the first K times): [[drop=before]] the connection closes and
+nothing is stored, [[drop=after]] it closes but the message is stored (both once, unless told);
+[[status=502]] an error instead, always unless told; [[html]] a page instead.
+
+What goes wrong with the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte,
+[[split=N]] for every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M
+events, and so on; [[cut_bytes=N]]; [[stall=N]] silent after N tokens; [[stall_resume=K]] the first
+K resumed streams are silent; [[churn=M]] every resumed stream ends, whole, after M events; [[hold]]
+silent after the final answer; [[gone]] no log to resume from, [[gone_incomplete]] and half an
+answer stored; [[nofetch]] the conversation cannot be read; [[slowfetch=S]] only after S seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import copy
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import formatdate
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any, TextIO
+from urllib.parse import parse_qsl, urlsplit
+
+Event = dict[str, Any]
+Message = dict[str, Any]
+
+# Every model: its id, then what it can do.
+CATALOGUE = """
+omni image tools router
+meta-llama/Llama-3.3-70B-Instruct tools
+meta-llama/Llama-3.1-8B-Instruct tools
+meta-llama/Llama-4-Scout-17B-16E-Instruct image tools
+meta-llama/Llama-Guard-4-12B image
+Qwen/Qwen3.6-27B image tools reasoning
+Qwen/Qwen3-235B-A22B-Instruct-2507 tools
+Qwen/Qwen3-Coder-480B-A35B-Instruct tools
+Qwen/Qwen3-VL-235B-A22B-Instruct image tools
+Qwen/Qwen2.5-7B-Instruct
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning
+deepseek-ai/DeepSeek-V3.2 tools
+deepseek-ai/DeepSeek-R1-0528 tools reasoning
+openai/gpt-oss-safeguard-20b reasoning
+openai/gpt-oss-120b tools reasoning
+openai/gpt-oss-20b tools reasoning
+zai-org/GLM-4.6V image tools
+zai-org/GLM-4.6 tools
+moonshotai/Kimi-K2.6 image tools reasoning
+moonshotai/Kimi-K2-Instruct-0905 tools
+MiniMaxAI/MiniMax-M3 tools reasoning
+google/gemma-3-27b-it image
+CohereLabs/command-a-translate-08-2025
+CohereLabs/c4ai-command-a-03-2025 tools
+swiss-ai/Apertus-70B-Instruct-2509
+microsoft/phi-4 unlisted
+NousResearch/Hermes-3-Llama-3.1-70B unlisted
+"""
+TOOL_SERVERS = [
+    {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
+    {"name": "Hugging Face", "url": "https://hf.example/mcp"},
+]
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
+PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
+SETTINGS: dict[str, Any] = {
+    "activeModel": "omni",
+    "streamingMode": "smooth",
+    "directPaste": False,
+    "hapticsEnabled": True,
+    "hidePromptExamples": {},
+    "shareConversationsWithModelAuthors": True,
+    "customPrompts": {},
+    "customPromptsEnabled": {},
+    "multimodalOverrides": {},
+    "toolsOverrides": {},
+    "artifactsOverrides": {},
+    "providerOverrides": {},
+    "reasoningEffortOverrides": {},
+    "reasoningOverrides": {},
+    "billingOrganization": None,
+}
+REFUSALS = {
+    404: "Conversation not found",
+    410: "Model not available anymore",
+    429: "You are sending too many messages. Try again later.",
+    500: "An error occurred",
+}
+DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
+NEW_CHAT = "New Chat"
+KEEP_ALIVE = 0.1  # seconds between two signs of life while the model is awaited
+HEARTBEAT = 0.25  # the same, for a resumed stream
+LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
+STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
+MAX_FILE = 10 * 1024 * 1024
+
+
+# --- small helpers -------------------------------------------------------------------------------
+
+
+def now() -> str:
+    """The time as the server writes it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def dumps(value: object) -> bytes:
+    """JSON as JavaScript writes it: no spaces, UTF-8, half an emoji as an escape."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+def sha256(content: bytes) -> str:
+    """The name of a stored file."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def utf16(text: str) -> bytes:
+    """The text in the units that JavaScript counts: two bytes each."""
+    return text.encode("utf-16-le", "surrogatepass")
+
+
+def utf16_length(text: str) -> int:
+    """The length of a text as JavaScript counts it."""
+    return len(utf16(text)) // 2
+
+
+def whole(text: str) -> str:
+    """The text with emoji that were cut in two put together again."""
+    return utf16(text).decode("utf-16-le", "surrogatepass")
+
+
+def without_thinking_tags(title: str) -> str:
+    """A title as it is stored."""
+    return re.sub(r"</?think>", "", title, flags=re.I).strip()
+
+
+def is_uuid(value: object) -> bool:
+    """Whether this is the text of a UUID."""
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value)
+    )
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether an Accept header asks for a page rather than for whatever there is."""
+    weights = {"*/*": 0.0}
+    for entry in accept.split(","):
+        kind, _, rest = entry.partition(";")
+        weight = re.search(r"q=([\d.]+)", rest)
+        weights[kind.strip()] = float(weight[1]) if weight else 1.0
+    return weights.get("text/html", -1.0) >= weights["*/*"]
+
+
+def model_entry(name: str, *able: str) -> dict[str, Any]:
+    """A model as the server lists it, from its id and what it can do."""
+    router, image = "router" in able, "image" in able
+    return {
+        "id": name,
+        "name": name,
+        "websiteUrl": None,
+        "displayName": "Omni" if router else name,
+        "description": "Routes your messages to the best model." if router else None,
+        "preprompt": "" if router else None,
+        "multimodal": image,
+        "multimodalAcceptedMimetypes": ["image/*"] if image else None,
+        "supportsTools": "tools" in able,
+        "supportsReasoning": "reasoning" in able,
+        "supportsArtifacts": False,
+        "unlisted": "unlisted" in able,
+        "hasInferenceAPI": False,
+        "isRouter": router,
+    }
+
+
+# --- what tests see ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that arrived whole."""
+
+    method: str
+    path: str  # without the base path; with "outside:" before it if it is not under that
+    query: dict[str, str]
+    headers: dict[str, str]  # names in lower case
+    cookies: dict[str, str]
+    body: bytes
+    data: dict[str, Any] | None  # of a message: its `data` part
+    files: list[tuple[str, str, bytes]]  # of a message: name, type, content
+    connection: int  # which connection it came over, counted from 1
+    at: float  # time.monotonic()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request: first the delay, then the first of the others that is set.
+
+    Without drop, stall or status, the request is answered as usual.
+    """
+
+    delay: float = 0.0
+    drop: bool = False  # the connection closes without an answer
+    stall: bool = False  # no answer, until the client leaves
+    status: int | None = None
+    body: bytes = PAGE
+    content_type: str = "text/html"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class StopMarker:
+    """That somebody asked for an answer to stop."""
+
+    at: float
+    generation_id: str | None
+    seen: int | None
+
+
+class Words(dict[str, str]):
+    """The [[words]] of a prompt, with their values."""
+
+    def __init__(self, prompt: str = "") -> None:
+        super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", prompt))
+
+    def number(self, name: str, default: float) -> float:
+        """A word's value as a number."""
+        return float(self.get(name) or default)
+
+    def numbers(self, name: str) -> list[int]:
+        """A word's value as a list of whole numbers."""
+        return [int(part) for part in self.get(name, "").split(",") if part]
+
+    def times(self, name: str, default: float) -> tuple[str, float]:
+        """A word's value and how often it holds: `before*3` is before, three times."""
+        value, _, times = self.get(name, "").partition("*")
+        return value, float(times or default)
+
+
+@dataclass
+class Conversation:
+    """A conversation as it is stored."""
+
+    id: str
+    session: str  # whose it is: the user's name, or the session cookie's value
+    model: str
+    preprompt: str
+    messages: list[Message]
+    title: str = NEW_CHAT
+    updated_at: str = field(default_factory=now)
+    from_share: str | None = None
+    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash: type, content
+    words: Words = field(default_factory=Words)  # of all its messages
+    stop: StopMarker | None = None
+
+    def as_json(self, shared: bool = False) -> dict[str, Any]:
+        """The conversation as the server gives it."""
+        return {
+            "messages": copy.deepcopy(self.messages),
+            "title": self.title,
+            "model": self.model,
+            "preprompt": self.preprompt,
+            "rootMessageId": self.messages[0]["id"],
+            "id": self.id,
+            "updatedAt": self.updated_at,
+            "modelId": self.model,
+            "shared": shared,
+            "deployedSpaces": None,
+        }
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+class ModelFailed(Exception):
+    """The model's host answered with an error."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.event: Event = {"type": "status", "status": "error", "message": message}
+        if status:
+            self.event["statusCode"] = status
+
+
+class NoAnswer(Exception):
+    """The run ends without a final answer."""
+
+
+class Stopped(Exception):
+    """Somebody asked for the answer to stop."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is given."""
+
+    words: Words
+    seen: list[dict[str, str]]  # the messages, as role and content
+    images: int
+    tools: list[str]  # names of the tool servers
+    model: dict[str, Any]
+
+
+def tokens(prompt: Prompt) -> list[str]:
+    """What the model says, token by token."""
+    words = prompt.words
+    if "tokens" in words:
+        return [f"w{index} " for index in range(int(words["tokens"]))]
+    if "think" in words:
+        return ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."]
+    if "unicode" in words:
+        return [
+            *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
+            *("\nnew\u2028line", " next\u0085line", " 😀"),
+        ]
+    if "surrogates" in words:
+        return ["Look: ", "\ud83d", "\ude00", " there"]
+    if "json" in words:
+        return ["```json\n", '{"name": "Rex", "age": 4}', "\n```"]
+    if "history" in words:
+        return [json.dumps(prompt.seen)]
+    if "images" in words:
+        return [f"I see {prompt.images} image(s)."]
+    return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
+
+
+def script(prompt: Prompt) -> Iterator[Event]:
+    """The events of an answer, in the order in which the model gives them."""
+    words, tools = prompt.words, prompt.tools
+    if "err" in words:
+        raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
+    if "reasoning_events" in words:
+        yield {"type": "reasoning", "subtype": "status", "status": "Started reasoning..."}
+        for token in ("Let me", " think."):
+            yield {"type": "reasoning", "subtype": "stream", "token": token}
+        yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
+    said = [] if "empty" in words else tokens(prompt)
+    end_of_thoughts = ""
+    if "reason" in words or ("tools" in words and tools):
+        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
+            yield text_event(token)
+        end_of_thoughts = "</think>"
+    if "elicit" in words:
+        yield from elicitation(tools[0] if tools else TOOL_SERVERS[0]["name"])
+        raise NoAnswer
+    if tools and {"tool", "tools", "tool_error"} & set(words):
+        text, fails = "Let me look that up.", "tool_error" in words
+        yield text_event(end_of_thoughts + text)
+        yield from tool_call(tools[0], text, fails)
+        said = ["The", " tool", " failed."] if fails else ["The", " tool", " said: ", RESULTS]
+        if "tools" in words:
+            yield text_event("One more.")
+            yield from tool_call(tools[-1], "One more.", progress=True)
+        end_of_thoughts = ""
+    said = [end_of_thoughts + "".join(said[:1]), *said[1:]] if end_of_thoughts else said
+    if "unstreamed" in words:
+        yield {"type": "finalAnswer", "text": whole("".join(said)), "interrupted": False}
+        return
+    for index, token in enumerate(said):
+        if "die" in words and index == int(words["die"]):
+            raise NoAnswer
+        if "file" in words and index == len(said) // 2:
+            sha = sha256(PICTURE)
+            yield {"type": "file", "name": "picture.png", "sha": sha, "mime": "image/png"}
+        yield text_event(token)
+
+
+def text_event(token: str) -> Event:
+    """A piece of text."""
+    return {"type": "stream", "token": token}
+
+
+def tool_name(server: str) -> str:
+    """The one tool of a tool server: `Web Search (Exa)` has `web_search_exa`."""
+    return re.sub(r"\W+", "_", server.lower()).strip("_")
+
+
+RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
+
+
+def tool_call(
+    server: str, text: str, fails: bool = False, progress: bool = False
+) -> Iterator[Event]:
+    """A tool is called, and answers."""
+    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
+    event: Event = {"type": "tool", "subtype": "call", "uuid": str(uuid.uuid4())}
+    base = {"type": "tool", "uuid": event["uuid"]}
+    raw = {"originalId": "call_1", "argumentsRaw": '{"query": "chat-ui"}', "content": text}
+    yield event | {"call": call} | raw
+    yield base | {"subtype": "eta", "eta": 10}
+    if progress:
+        yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
+    if fails:
+        yield base | {"subtype": "error", "message": "The tool could not be reached"}
+        return
+    output = {
+        "text": RESULTS,
+        "structured": {"result": RESULTS},
+        "content": [{"type": "text", "text": RESULTS}],
+    }
+    result = {"status": "success", "call": call, "outputs": [output], "display": True}
+    yield base | {"subtype": "result", "result": result}
+
+
+def elicitation(server: str) -> Iterator[Event]:
+    """A tool is called, and asks the person something."""
+    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
+    tool: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
+    yield tool | {"subtype": "call", "call": call, "originalId": "call_1"}
+    yield tool | {"subtype": "eta", "eta": 10}
+    request = {
+        "elicitationId": str(uuid.uuid4()),
+        "server": server,
+        "mode": "form",
+        "message": "Which city do you mean?",
+        "fields": [{"kind": "string", "name": "city", "title": "City", "required": True}],
+    }
+    yield {
+        "type": "elicitation",
+        "subtype": "request",
+        "request": request,
+        "toolUuid": tool["uuid"],
+    }
+
+
+# Lines that a reader of the stream has to live with, one between every two tokens.
+NOISE = [
+    b'{"type":"somethingNew","value":1}\n',
+    b"this is not JSON\n",
+    b"\n",
+    b'[{"type":"stream","token":"not an event"}]\n',
+    b'{"type":"status","status":"somethingNew"}\n',
+    b'"a string"\n{}\n   \n{"type":"stream"}\n{"type":null}\n',
+]
+
+
+# --- a run: one answer being written --------------------------------------------------------------
+
+
+class Run:
+    """One answer being written. It goes on when its reader leaves.
+
+    `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
+    come back get. `messages` is the conversation as it was when the message arrived: it is written
+    back as a whole at the end, so what another run stored in between is lost. The real server does
+    the same.
+    """
+
+    def __init__(
+        self,
+        chat: ChatUI,
+        conversation: Conversation,
+        messages: list[Message],
+        answer: Message,
+        prompt: Prompt,
+    ) -> None:
+        self.conversation = conversation
+        self.generation_id: str = answer["generationId"]
+        self.words = prompt.words
+        self.changed = threading.Condition()
+        self.wire: list[tuple[str, bytes]] = []
+        self.log: list[Event] = []
+        self.state = "running"
+        self.resumes = 0
+        self._chat = chat
+        self._messages = messages
+        self._answer = answer
+        self._prompt = prompt
+        self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
+        self._text = ""  # all of it
+        self._round = ""  # what came after the last tool
+        self._updates: list[Event] = []
+        self._tail: Event | None = None  # the event that is still growing
+        self._tail_size, self._tail_since = 0, 0.0
+        self._started = self._next_alive = time.monotonic()
+        self._stop = threading.Event()
+        self.thread = threading.Thread(target=self._write, daemon=True)
+
+    def stop(self) -> None:
+        """Ask the answer to stop."""
+        self._stop.set()
+
+    def lines(self) -> Iterator[tuple[str, bytes]]:
+        """Everything for the first reader, as it comes."""
+        index, state = 0, "running"
+        while state == "running":
+            with self.changed:
+                while len(self.wire) == index and self.state == "running":
+                    self.changed.wait()
+                lines, state = self.wire[index:], self.state
+            yield from lines
+            index += len(lines)
+
+    def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
+        """The log after an event's number, if need be after a wait for more; and the state."""
+        with self.changed:
+            if len(self.log) <= after and self.state == "running":
+                self.changed.wait(timeout)
+            return self.log[after:], self.state
+
+    def _write(self) -> None:
+        """Write the answer, to its end."""
+        state = "completed"
+        prompted = False
+        self._tell({"type": "status", "status": "started"})
+        try:
+            prompted = self._speak()
+            self._metadata()
+            self._chat.closing.wait(self.words.number("title_delay", 0))
+            self._title()
+            if not self._answer["content"] and not prompted:
+                raise ModelFailed("No output was generated. Something went wrong.")
+        except Stopped:
+            state = "interrupted"
+            self._metadata()
+            self._title()
+            text = whole(self._text)
+            marker, self.conversation.stop = self.conversation.stop, None
+            if marker and marker.generation_id == self.generation_id and marker.seen is not None:
+                text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
+            self._text = text
+            self._tell({"type": "finalAnswer", "text": text, "interrupted": True})
+        except ModelFailed as failure:
+            state = "error"
+            self._title()
+            self._tell(failure.event)
+        if state != "error":
+            self._tell({"type": "status", "status": "finished"})
+        self._persist()
+        with self.changed:
+            self._seal()
+            self.state = state
+            self.changed.notify_all()
+
+    def _speak(self) -> bool:
+        """Let the model speak. True if it stopped to ask the person something."""
+        words, delay = self.words, self.words.number("delay", self._chat.delay)
+        noise = deque(NOISE if "noise" in words else [])
+        self._pause(0)
+        if "title_first" in words:
+            self._title()
+        self._pause(words.number("wait", 0))
+        if self._prompt.model["isRouter"] or "router" in words:
+            self._tell(self._route())
+        if self._prompt.tools:
+            self._metadata()
+        event: Event = {}
+        try:
+            for event in script(self._prompt):
+                self._tell(event)
+                self._pause(delay if "token" in event else 0)
+                if noise:
+                    self._put("noise", noise.popleft())
+        except NoAnswer:
+            self._answer["content"] = whole(self._text)
+            return event.get("type") == "elicitation"
+        if self._text and event["type"] != "finalAnswer":
+            text = whole(self._round).rstrip()
+            self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
+        return False
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, giving signs of life; raise Stopped if somebody asked for that."""
+        end = time.monotonic() + seconds
+        while True:
+            time_now = time.monotonic()
+            if self._stop.is_set() or (self.conversation.stop and time_now - self._started > 0.3):
+                raise Stopped
+            if time_now >= self._next_alive:
+                self._put("status", dumps({"type": "status", "status": "keepAlive"}) + b"\n")
+                self._next_alive = time_now + KEEP_ALIVE
+            with self.changed:
+                if time_now - self._tail_since > LOG_SECONDS:
+                    self._seal()
+            if time_now >= end:
+                return
+            self._stop.wait(min(end, self._next_alive) - time_now)
+
+    def _put(self, kind: str, line: bytes) -> None:
+        """Give the first reader a line."""
+        with self.changed:
+            self.wire.append((kind, line))
+            self.changed.notify_all()
+
+    def _tell(self, event: Event) -> None:
+        """Send, log and store an event."""
+        self._store(event)
+        with self.changed:
+            self._note(event)
+        kind = event["type"]
+        if kind == "stream":  # padded, so that the sizes of packets tell nothing
+            padding = "\0" * (16 - utf16_length(event["token"]))
+            event = event | {"token": event["token"] + padding}
+        self._put(kind, dumps(event) + b"\n")
+        if kind == "finalAnswer":
+            self._put("padding", b" " * 4096)
+
+    def _note(self, event: Event) -> None:
+        """Log an event. Tokens of one kind that come together become one event."""
+        tail, tail_kind = self._tail, self._tail and self._tail["type"]
+        if tail and "token" in event and tail_kind == event["type"]:
+            tail["token"] = whole(tail["token"] + event["token"])
+            self._tail_size += 1
+        else:
+            self._seal()
+            self._tail, self._tail_size, self._tail_since = dict(event), 1, time.monotonic()
+        if "token" not in event or self._tail_size >= LOG_TOKENS:
+            self._seal()
+
+    def _seal(self) -> None:
+        """Show the newest event of the log to readers: it grows no more."""
+        if self._tail:
+            self.log.append(self._tail)
+            self._tail = None
+            self.changed.notify_all()
+
+    def _store(self, event: Event) -> None:
+        """Let an event leave its mark on the answer message."""
+        answer, kind = self._answer, event["type"]
+        answer["updatedAt"] = now()
+        if kind == "stream":
+            self._text += event["token"]
+            self._round += event["token"]
+            event = {"type": "stream", "token": "", "len": utf16_length(event["token"])}
+        elif kind == "reasoning" and "token" in event:
+            answer["reasoning"] = answer.get("reasoning", "") + event["token"]
+        elif kind == "tool" and event["subtype"] in ("result", "error"):
+            self._round = ""
+        elif kind == "title":
+            self.conversation.title = without_thinking_tags(event["title"])
+            self.conversation.updated_at = now()
+        elif kind == "file":
+            stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
+            answer["files"] = [*answer.get("files", []), stored | {"mime": event["mime"]}]
+            self.conversation.files[event["sha"]] = (event["mime"], PICTURE)
+        elif kind == "routerMetadata":
+            answer["routerMetadata"] = {"route": "", "model": ""} | answer.get("routerMetadata", {})
+            answer["routerMetadata"].update({key: value for key, value in event.items() if value})
+            del answer["routerMetadata"]["type"]
+            event = event | {"provider": event.get("provider")}
+        elif kind == "finalAnswer":
+            answer["interrupted"] = event["interrupted"]
+            answer["content"] = self._with_earlier_rounds(event["text"])
+        self._updates.append(event)
+
+    def _with_earlier_rounds(self, final: str) -> str:
+        """The whole answer: a final answer leaves out what was said before the last tool."""
+        said = whole(self._text)
+        if not said or not any(update["type"] == "tool" for update in self._updates):
+            return final
+        if said.endswith(final):
+            return said
+        return final if final.startswith(said) else f"{said}\n\n{final}"
+
+    def _title(self) -> None:
+        """Give the conversation its title, once."""
+        if self._title_due:
+            self._title_due = False
+            question = next(m["content"] for m in self._messages if m["from"] == "user")
+            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
+            self._tell({"type": "title", "title": title})
+
+    def _metadata(self) -> None:
+        """Say who runs the model, once."""
+        if not self._answer.get("routerMetadata", {}).get("provider"):
+            self._tell({"type": "routerMetadata", "route": "", "model": "", "provider": "novita"})
+
+    def _route(self) -> Event:
+        """Say which model the router chose."""
+        route, model = "default", "zai-org/GLM-4.6"
+        if self._prompt.tools:
+            route, model = "agentic", "moonshotai/Kimi-K2.6"
+        if self._prompt.images:
+            route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
+        return {"type": "routerMetadata", "route": route, "model": model}
+
+    def _persist(self) -> None:
+        """Save the answer, and with it the conversation as this run knows it."""
+        with self._chat.lock, self.changed:
+            self._seal()
+            self._answer["updates"] = self._updates
+            self._answer["materializedSeq"] = len(self.log)
+            if "gone_incomplete" in self.words:
+                self._answer["content"] = self._text[: len(self._text) // 2]
+                self._answer["updates"] = self._updates[: len(self._updates) // 2]
+                self._answer.pop("interrupted", None)
+            for message in self._messages:
+                message.setdefault("updates", [])
+            self.conversation.messages = self._messages
+            self.conversation.updated_at = now()
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+
+class ChatUI:
+    """The server, its state, and what it has seen. A context manager: leaving it closes it.
+
+    `sessions` says who is logged in, when logins are required: the value of the cookie `hf-chat`
+    to the user's name and the value that the cookie `token` must have (None: there must be none).
+    `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
+    wrong with the next requests of that kind, one after another.
+    """
+
+    def __init__(
+        self,
+        base_path: str = "/chat",
+        login_required: bool = False,
+        sessions: Mapping[str, tuple[str, str | None]] | None = None,
+        models: Sequence[dict[str, Any]] | None = None,
+        delay: float = 0.002,
+        mcp_servers: Sequence[dict[str, str]] | None = None,
+        messages_per_minute: int | None = None,
+        max_length: int | None = None,
+        port: int = 0,
+    ) -> None:
+        self.base_path = base_path.rstrip("/")
+        self.login_required = login_required
+        self.sessions = dict(sessions or {})
+        self.models = [model_entry(*line.split()) for line in CATALOGUE.strip().splitlines()]
+        if models is not None:
+            self.models = [model_entry(model["id"], "tools") | model for model in models]
+        self.delay = delay
+        self.mcp_servers = list(TOOL_SERVERS if mcp_servers is None else mcp_servers)
+        self.messages_per_minute = messages_per_minute
+        self.max_length = max_length
+        self.faults: dict[tuple[str, str], list[Fault]] = {}
+        self.log: list[Request] = []
+        self.log_file: TextIO | None = None
+        self.conversations: dict[str, Conversation] = {}
+        self.stops: list[tuple[str, str | None]] = []
+        self.connections = 0
+        self.lock = threading.RLock()
+        self.closing = threading.Event()
+        self.shares: dict[str, Conversation] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.all_runs: list[Run] = []
+        self.sent_at: deque[float] = deque()
+        self._open: dict[socket.socket, int] = {}
+        self._used: dict[object, int] = {}
+        self._refuse = 0
+        self._mark, self._counter = secrets.token_hex(5), itertools.count()
+        self._server: Server | None = None
+        self.port = port
+        self.up()
+
+    def __enter__(self) -> ChatUI:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The server's address, as LLM_HUGGINGCHAT_URL takes it."""
+        return f"http://127.0.0.1:{self.port}{self.base_path}"
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now."""
+        with self.lock:
+            return len(self._open)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The state of every run, by generation id: running, completed, interrupted or error."""
+        with self.lock:
+            return {run.generation_id: run.state for run in self.all_runs}
+
+    def messages(self, conversation_id: str, role: str | None = None) -> list[Message]:
+        """The stored messages of a conversation: all, or those of system, user or assistant."""
+        with self.lock:
+            messages = copy.deepcopy(self.conversations[conversation_id].messages)
+        return [message for message in messages if role in (None, message["from"])]
+
+    def refuse_next(self, count: int) -> None:
+        """Close the next connections as soon as they are made."""
+        with self.lock:
+            self._refuse = count
+
+    def down(self) -> None:
+        """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
+        server, self._server = self._server, None
+        if server:
+            server.shutdown()
+            server.server_close()
+        with self.lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def up(self) -> None:
+        """Listen, on the same port as before."""
+        if self._server:
+            return
+        self._server = Server(self, self.port)
+        self.port = self._server.server_address[1]
+        serve = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        serve.start()
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.closing.set()
+        with self.lock:
+            runs = list(self.all_runs)
+        for run in runs:
+            run.stop()
+        self.down()
+        for run in runs:
+            run.thread.join(1)
+
+    def record(self, request: Request) -> None:
+        """Remember a request."""
+        with self.lock:
+            self.log.append(request)
+            if self.log_file:
+                hidden = ("cookie", "authorization")
+                line = {
+                    "method": request.method,
+                    "path": request.path,
+                    "query": request.query,
+                    "headers": {k: v for k, v in request.headers.items() if k not in hidden},
+                    "cookies": sorted(request.cookies),
+                    "data": request.data,
+                    "files": [[name, mime, len(content)] for name, mime, content in request.files],
+                    "body": None if request.data else request.body.decode(errors="replace"),
+                    "connection": request.connection,
+                }
+                self.log_file.write(json.dumps(line) + "\n")
+                self.log_file.flush()
+
+    def connected(self, connection: socket.socket) -> bool:
+        """Count a new connection. False if it is to be refused."""
+        with self.lock:
+            self.connections += 1
+            self._open[connection] = self.connections
+            self._refuse -= 1
+            return self._refuse < 0
+
+    def disconnected(self, connection: socket.socket) -> None:
+        """Forget a connection."""
+        with self.lock:
+            self._open.pop(connection, None)
+
+    def connection_number(self, connection: socket.socket) -> int:
+        """Which connection this is, counted from 1."""
+        with self.lock:
+            return self._open.get(connection, 0)
+
+    def next_fault(self, request: Request) -> Fault | None:
+        """What goes wrong with this request, if anything."""
+        with self.lock:
+            for (method, pattern), faults in self.faults.items():
+                if faults and method == request.method and fnmatchcase(request.path, pattern):
+                    return faults.pop(0)
+        return None
+
+    def still(self, key: object, times: float) -> bool:
+        """Whether something happened fewer times than this; counts it."""
+        with self.lock:
+            self._used[key] = self._used.get(key, 0) + 1
+            return self._used[key] <= times
+
+    def model(self, model_id: object) -> dict[str, Any] | None:
+        """A model of the catalogue."""
+        return next((model for model in self.models if model["id"] == model_id), None)
+
+    def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
+        """Make a conversation."""
+        root = {
+            "id": str(uuid.uuid4()),
+            "from": "system",
+            "content": preprompt,
+            "createdAt": now(),
+            "updatedAt": now(),
+            "children": [],
+            "ancestors": [],
+        }
+        new_id = f"{int(time.time()):08x}{self._mark}{next(self._counter):06x}"
+        fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
+        conversation = Conversation(new_id, owner, model, preprompt, **fields)
+        with self.lock:
+            self.conversations[new_id] = conversation
+        return conversation
+
+    def import_share(self, owner: str, share_id: object) -> Conversation:
+        """Make a conversation of one that somebody shared."""
+        share = self.shares.get(share_id) if isinstance(share_id, str) else None
+        if not share:
+            raise Refusal(404)
+        return self.add_conversation(
+            owner,
+            share.model,
+            share.preprompt,
+            messages=share.messages,
+            title=share.title,
+            from_share=share.id,
+            files=share.files,
+        )
+
+
+class Server(ThreadingHTTPServer):
+    """The listening socket of a ChatUI."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, chat: ChatUI, port: int) -> None:
+        self.chat = chat
+        super().__init__(("127.0.0.1", port), Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the machine's name, which can take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether a connection is served."""
+        return self.chat.connected(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.chat.disconnected(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that left."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class Broken(Exception):
+    """The connection is to be broken off here."""
+
+
+class Refusal(Exception):
+    """An answer that says no."""
+
+    def __init__(self, status: int, message: str | None = None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = {"message": message or REFUSALS.get(status, "Invalid request")}
+        if self.body["message"] == REFUSALS[500]:
+            self.body["errorId"] = str(uuid.uuid4())
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer."""
+
+    body: bytes = b""
+    content_type: str | None = "application/json"
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def in_json(value: object, status: int = 200) -> Reply:
+    """An answer in JSON."""
+    return Reply(dumps(value), status=status)
+
+
+def in_superjson(value: object) -> Reply:
+    """An answer in the envelope of the newer calls."""
+    return Reply(dumps({"json": value}))
+
+
+@dataclass(frozen=True)
+class Session:
+    """Who asks."""
+
+    cookie: str  # the value of hf-chat to go on with
+    user: str | None
+
+    @property
+    def owner(self) -> str:
+        """Whose conversations the session sees."""
+        return self.user or self.cookie
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a multipart body."""
+
+    name: str
+    filename: str | None
+    mime: str
+    content: bytes
+
+    def decoded(self) -> tuple[str, str, bytes]:
+        """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
+        kind, _, name = (self.filename or "").partition(";")
+        letters = re.sub(rb"[^A-Za-z0-9+/]", b"", self.content)
+        if kind == "base64":
+            letters = letters[:-1] if len(letters) % 4 == 1 else letters
+            return name, self.mime, base64.b64decode(letters + b"=" * (-len(letters) % 4))
+        return name or kind, self.mime, self.content
+
+
+def parse_multipart(content_type: str, body: bytes) -> list[Part]:
+    """The parts of a multipart body."""
+    boundary = re.search(r'boundary="?([^";]+)', content_type)
+    if not content_type.startswith("multipart/form-data") or not boundary:
+        return []
+    parts = []
+    for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
+        head, _, content = piece.partition(b"\r\n\r\n")
+        text = head.decode(errors="replace")
+        name = re.search(r'[; ]name="([^"]*)"', text)
+        filename = re.search(r'filename="((?:\\.|[^"\\])*)"', text)
+        mime = re.search(r"content-type: *([^\r\n]+)", text, re.I)
+        parts.append(
+            Part(
+                name[1] if name else "",
+                re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename[1]) if filename else None,
+                mime[1].strip() if mime else "",
+                content,
+            )
+        )
+    return parts
+
+
+class Chunks:
+    """A body sent in chunks, of `size` bytes if given; it breaks off after `limit` bytes."""
+
+    def __init__(self, send: Callable[[bytes], object], size: int = 0, limit: int = -1) -> None:
+        self._send, self._size, self._limit = send, size, limit
+
+    def write(self, data: bytes) -> None:
+        """Send some bytes."""
+        if 0 <= self._limit < len(data):
+            data = data[: self._limit]
+        size = self._size or len(data) or 1
+        for start in range(0, len(data), size):
+            chunk = data[start : start + size]
+            self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        if self._limit >= 0:
+            self._limit -= len(data)
+            if self._limit == 0:
+                raise Broken
+
+    def end(self) -> None:
+        """Say that this was all."""
+        self._send(b"0\r\n\r\n")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection: reads its requests and answers them."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+    call: Request
+    session: Session
+    cookies_to_set: tuple[str, ...]
+
+    @property
+    def chat(self) -> ChatUI:
+        """The server's state."""
+        return self.server.chat
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Write no log to the terminal."""
+
+    def serve(self) -> None:
+        """Answer a request, or fail to."""
+        try:
+            self.call = self.read_request()
+            self.chat.record(self.call)
+            self.cookies_to_set = ()
+            reply = self.faulty_reply() or self.answer()
+            if reply:
+                self.send(reply)
+        except (Broken, OSError):
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = serve
+
+    def read_request(self) -> Request:
+        """Read a request to its end."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().partition(b";")[0] or b"0", 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            length = int(headers.get("content-length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise Broken
+        url = urlsplit(self.path)
+        inside = url.path.startswith(self.chat.base_path)
+        path = url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}"
+        cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
+        parts = parse_multipart(headers.get("content-type", ""), body)
+        data = None
+        with contextlib.suppress(StopIteration, ValueError):
+            data = json.loads(next(part.content for part in parts if part.name == "data"))
+        return Request(
+            method=self.command,
+            path=path,
+            query=dict(parse_qsl(url.query)),
+            headers=headers,
+            cookies={name: value for name, _, value in cookies if name},
+            body=body,
+            data=data if isinstance(data, dict) else None,
+            files=[part.decoded() for part in parts if part.name == "files"],
+            connection=self.chat.connection_number(self.connection),
+            at=time.monotonic(),
+        )
+
+    def faulty_reply(self) -> Reply | None:
+        """Let the request suffer the fault that a test has set for it, if any."""
+        fault = self.chat.next_fault(self.call)
+        if not fault:
+            return None
+        self.chat.closing.wait(fault.delay)
+        if fault.stall:
+            self.linger()
+        if fault.drop or fault.stall:
+            raise Broken
+        if fault.status:
+            return Reply(fault.body, fault.content_type, fault.status, fault.headers)
+        return None
+
+    def linger(self, seconds: float | None = None) -> None:
+        """Say nothing until the client leaves, or the time is over."""
+        select.select([self.connection], [], [], seconds)
+
+    def send_head(self, status: int, content_type: str | None, *more: tuple[str, str]) -> None:
+        """Send the head of an answer."""
+        self.send_response(status)
+        if content_type:
+            self.send_header("content-type", content_type)
+        for name, value in (*more, *(("set-cookie", cookie) for cookie in self.cookies_to_set)):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send(self, reply: Reply) -> None:
+        """Send an answer."""
+        length = ("content-length", str(len(reply.body)))
+        self.send_head(reply.status, reply.content_type, *reply.headers, length)
+        self.wfile.write(reply.body)
+
+    def answer(self) -> Reply | None:
+        """Find out who asks, and what. None if the answer has been streamed."""
+        call, chat = self.call, self.chat
+        html = prefers_html(call.headers.get("accept", "*/*"))
+        if call.path == LOGIN_PAGE:
+            return Reply(PAGE, "text/html")
+        if call.path.startswith("outside:"):
+            return Reply(b"Not found", "text/plain", 404)
+        self.session = self.who_asks()
+        expires = formatdate(time.time() + 14 * 24 * 3600, usegmt=True)
+        cookie = f"hf-chat={self.session.cookie}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
+        refused = chat.login_required and not self.session.user
+        if refused and not re.match(
+            r"$|/$|/(login|healthcheck|r/|conversation/|models/|api)", call.path
+        ):
+            self.cookies_to_set = (cookie, f"hfChat-codeVerifier={secrets.token_hex(16)}; Path=/")
+            location = f"{chat.url}{LOGIN_PAGE}?client_id=cid&state=x"
+            return Reply(b"", None, 302, (("location", location),))
+        content_type = call.headers.get("content-type", "").partition(";")[0]
+        forms = ("multipart/form-data", "application/x-www-form-urlencoded", "text/plain")
+        if call.method == "POST" and content_type in forms:
+            if "origin" not in call.headers:
+                return self.early_no(403, "Non-JSON form requests need to have an origin")
+            if urlsplit(call.headers["origin"]).netloc != call.headers.get("host"):
+                return self.early_no(403, "Invalid referer for POST request")
+        if refused and call.method != "GET":
+            return self.early_no(401, "You have to be logged in.")
+        if call.method == "POST":
+            self.cookies_to_set = (cookie,)
+        try:
+            return self.route(html)
+        except Refusal as refusal:
+            if html:
+                return Reply(PAGE, "text/html", refusal.status)
+            return in_json(refusal.body, refusal.status)
+
+    def who_asks(self) -> Session:
+        """The session of the cookies; a new one if there is none, or it is not to be trusted."""
+        value = self.call.cookies.get("hf-chat") or str(uuid.uuid4())
+        if not self.chat.login_required or value not in self.chat.sessions:
+            return Session(value, None)
+        user, token = self.chat.sessions[value]
+        if self.call.cookies.get("token") == token:
+            return Session(value, user)
+        return Session(str(uuid.uuid4()), None)
+
+    def early_no(self, status: int, message: str) -> Reply:
+        """A refusal before the request is looked at: JSON only for those who speak it."""
+        spoken = self.call.headers.get("accept", "") + self.call.headers.get("content-type", "")
+        if "application/json" in spoken:
+            return in_json({"error": message}, status)
+        return Reply(message.encode(), "text/plain", status)
+
+    def route(self, html: bool) -> Reply | None:
+        """Find the method that answers."""
+        allowed = []
+        for method, pattern, answer in ROUTES:
+            match = re.fullmatch(pattern, self.call.path)
+            if match and pattern == CONVERSATION and html and self.call.method in ("GET", "POST"):
+                status = 200 if self.call.method == "GET" else 405
+                return Reply(
+                    PAGE, "text/html", status, () if status == 200 else (("allow", "GET"),)
+                )
+            if match and method == self.call.method:
+                return answer(self, *match.groups())
+            allowed += [method] if match else []
+        if allowed:
+            text = f"{self.call.method} method not allowed".encode()
+            return Reply(text, "text/plain", 405, (("allow", ", ".join(allowed)),))
+        return Reply(PAGE, "text/html", 404)
+
+    def json_body(self) -> dict[str, Any]:
+        """The body, which has to be a JSON object."""
+        try:
+            body = json.loads(self.call.body)
+        except ValueError:
+            raise Refusal(500) from None
+        return body if isinstance(body, dict) else {}
+
+    def own(self, conversation_id: str, malformed: Refusal | None = None) -> Conversation:
+        """A conversation of the one who asks."""
+        if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
+            raise malformed or Refusal(500)
+        conversation = self.chat.conversations.get(conversation_id)
+        if not conversation or conversation.session != self.session.owner:
+            raise Refusal(404)
+        return conversation
+
+    # --- the calls ---
+
+    def page(self) -> Reply:
+        """The application."""
+        return Reply(PAGE, "text/html")
+
+    def models(self) -> Reply:
+        """The catalogue."""
+        return in_superjson(self.chat.models)
+
+    def user(self) -> Reply:
+        """Who is logged in."""
+        name = self.session.user
+        if not name:
+            return in_superjson(None)
+        user_id = sha256(name.encode())[:24]
+        user = {"id": user_id, "username": name, "avatarUrl": "https://example.org/a.png"}
+        user["email"] = f"{name}@example.org"
+        return in_superjson(user | {"isAdmin": False, "isEarlyAccess": False})
+
+    def feature_flags(self) -> Reply:
+        """What the server offers."""
+        off = dict.fromkeys(("enableAssistants", "isAdmin", "transcriptionEnabled"), False)
+        return in_superjson(off | {"loginEnabled": self.chat.login_required})
+
+    def public_config(self) -> Reply:
+        """How the server calls itself."""
+        config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
+        config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
+        return in_superjson(config | {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"})
+
+    def tool_servers(self) -> Reply:
+        """The tool servers, as plain JSON."""
+        more = {"type": "base", "isLocked": False}
+        return in_json([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers])
+
+    def get_settings(self) -> Reply:
+        """The settings of the one who asks."""
+        seen = {"welcomeModalSeen": False, "welcomeModalSeenAt": None}
+        settings = self.chat.settings.get(self.session.owner, {})
+        return in_superjson(seen | SETTINGS | settings)
+
+    def set_settings(self) -> Reply:
+        """New settings: what is left out goes back to its default."""
+        body = self.json_body()
+        efforts = body.get("reasoningEffortOverrides", {})
+        if not isinstance(efforts, dict) or not {"low", "medium", "high"}.issuperset(
+            efforts.values()
+        ):
+            raise Refusal(500)
+        with self.chat.lock:
+            settings = {name: value for name, value in body.items() if name in SETTINGS}
+            self.chat.settings[self.session.owner] = settings
+        return Reply(content_type=None)
+
+    def create(self) -> Reply:
+        """Make a conversation."""
+        body = self.json_body()
+        model = self.chat.model(body.get("model"))
+        if not model or not isinstance(body.get("preprompt", ""), str):
+            raise Refusal(400)
+        if body.get("fromShare"):
+            conversation = self.chat.import_share(self.session.owner, body["fromShare"])
+        elif model["unlisted"]:
+            raise Refusal(400, "Can't start a conversation with an unlisted model")
+        else:
+            preprompt = body.get("preprompt", model["preprompt"] or "")
+            conversation = self.chat.add_conversation(self.session.owner, model["id"], preprompt)
+        text = dumps({"json": conversation.as_json()}).decode()
+        return in_json({"conversationId": conversation.id, "conversation": text})
+
+    def list_conversations(self) -> Reply:
+        """A page of the conversations, newest first."""
+        page = self.call.query.get("p", "0")
+        start = 30 * int(page) if page.isdecimal() else 0
+        with self.chat.lock:
+            mine = [c for c in self.chat.conversations.values() if c.session == self.session.owner]
+        mine = sorted(mine, key=lambda c: (c.updated_at, c.id), reverse=True)
+        fields = ("id", "title", "updatedAt", "model", "modelId")
+        shown = [conversation.as_json() for conversation in mine[start : start + 30]]
+        shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
+        more = len(mine) > start + 30
+        return in_superjson({"conversations": shown, "hasMore": more})
+
+    def get_conversation(self, conversation_id: str) -> Reply:
+        """A conversation, or one that somebody shared."""
+        chat = self.chat
+        if len(conversation_id) == 7:
+            if conversation_id not in chat.shares:
+                raise Refusal(404)
+            return in_superjson(chat.shares[conversation_id].as_json(shared=True))
+        try:
+            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID format"))
+        except Refusal as refusal:
+            if conversation_id in chat.conversations:
+                advice = (
+                    "If someone gave you this link, ask them to use the 'share' feature instead."
+                )
+                text = f"You don't have access to this conversation. {advice}"
+                raise Refusal(403, text) from None
+            if refusal.status == 404:
+                raise Refusal(404, "Conversation not found.") from None
+            raise
+        chat.closing.wait(conversation.words.number("slowfetch", 0))
+        if "nofetch" in conversation.words:
+            raise Refusal(500)
+        share_id = self.call.query.get("fromShare")
+        with chat.lock:
+            value = conversation.as_json(bool(share_id) and conversation.from_share == share_id)
+        return in_superjson(value)
+
+    def change_conversation(self, conversation_id: str) -> Reply:
+        """Give a conversation another title or model."""
+        body = self.json_body()
+        title, model = body.get("title"), body.get("model")
+        if "title" in body and not (isinstance(title, str) and 0 < len(title) <= 100):
+            raise Refusal(400, "Title must be a string between 1 and 100 characters")
+        if "model" in body and not self.chat.model(model):
+            raise Refusal(400, "Invalid model ID")
+        with self.chat.lock:
+            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID"))
+            if isinstance(title, str):
+                conversation.title = without_thinking_tags(title)
+            if isinstance(model, str) and model != conversation.model:
+                for message in conversation.messages:
+                    if message["from"] == "assistant":  # which model that was, from now on
+                        metadata = {"route": "", "model": ""} | message.get("routerMetadata", {})
+                        metadata["model"] = metadata["model"] or conversation.model
+                        message["routerMetadata"] = metadata
+                conversation.model = model
+        return in_superjson({"success": True})
+
+    def delete_conversation(self, conversation_id: str) -> Reply:
+        """Forget a conversation."""
+        with self.chat.lock:
+            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID"))
+            del self.chat.conversations[conversation.id]
+        return in_superjson({"success": True})
+
+    def share(self, conversation_id: str) -> Reply:
+        """Give a conversation an address of its own. The same state has the same address."""
+        conversation = self.own(conversation_id)
+        with self.chat.lock:
+            snapshot = copy.deepcopy(conversation)
+            for share in self.chat.shares.values():
+                if (share.messages, share.title) == (snapshot.messages, snapshot.title):
+                    return in_json({"shareId": share.id})
+            snapshot.id = secrets.token_urlsafe(6)[:7]
+            self.chat.shares[snapshot.id] = snapshot
+        return in_json({"shareId": snapshot.id})
+
+    def shared_page(self, share_id: str) -> Reply:
+        """The page of a conversation that somebody shared."""
+        if share_id in self.chat.shares:
+            return Reply(PAGE, "text/html")
+        return Reply(b"", None, 302, (("location", f"{self.chat.base_path}/"),))
+
+    def import_share(self) -> Reply:
+        """Make an own conversation of one that somebody shared."""
+        share_id, owner = self.json_body().get("shareId"), self.session.owner
+        if not share_id or not isinstance(share_id, str):
+            raise Refusal(400, "shareId is required")
+        with self.chat.lock:
+            mine = (c for c in self.chat.conversations.values() if c.session == owner)
+            conversation = next((c for c in mine if c.from_share == share_id), None)
+        conversation = conversation or self.chat.import_share(owner, share_id)
+        return in_superjson({"conversationId": conversation.id})
+
+    def output(self, conversation_id: str, sha: str) -> Reply:
+        """A file of a conversation."""
+        share = self.chat.shares.get(conversation_id)
+        mime, content = (share or self.own(conversation_id)).files.get(sha, ("", None))
+        if content is None:
+            raise Refusal(404, "File not found")
+        name = f'attachment; filename="{sha[:8]}.{mime.partition("/")[2]}"'
+        return Reply(content, mime, headers=(("content-disposition", name),))
+
+    def stop(self, conversation_id: str) -> Reply:
+        """Stop the answers of a conversation."""
+        conversation = self.own(conversation_id)
+        body = {}
+        with contextlib.suppress(Refusal):
+            body = self.json_body()
+        generation_id, seen = body.get("generationId"), body.get("seenContentLength")
+        generation_id = generation_id if is_uuid(generation_id) else None
+        seen = seen if isinstance(seen, int) and seen >= 0 else None
+        with self.chat.lock:
+            self.chat.stops.append((conversation.id, generation_id))
+            conversation.stop = StopMarker(time.monotonic(), generation_id, seen)
+            for run in self.chat.all_runs:
+                if run.conversation is conversation and run.state == "running":
+                    run.stop()
+        return Reply(content_type=None)
+
+    def resume(self, conversation_id: str) -> None:
+        """Replay the log of a run, and follow it to its end."""
+        conversation, query = self.own(conversation_id), self.call.query
+        wanted = query.get("generationId")
+        with self.chat.lock:
+            runs = [run for run in self.chat.all_runs if run.conversation is conversation]
+            runs = [run for run in runs if wanted in (None, run.generation_id)]
+            run = runs[-1] if runs else None
+            turn = run.resumes if run else 0
+            if run:
+                run.resumes += 1
+        start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
+        sequence = int(start) if start.isdecimal() else 0
+        plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
+        self.send_head(200, "text/event-stream", *plain)
+        body = Chunks(self.wfile.write)
+        state = "running"
+        if not run or "gone" in run.words or "gone_incomplete" in run.words:
+            run, state = None, "gone"
+        elif turn < run.words.number("stall_resume", 0):
+            self.linger()
+            raise Broken
+        cuts = run.words.numbers("cut")[turn + 1 :] if run else []
+        churn = run.words.numbers("churn") if run else []
+        sent = 0
+        while run and state == "running":
+            if cuts[:1] == [sent]:
+                raise Broken
+            events, state = run.logged(sequence, HEARTBEAT)
+            if not events and state == "running":
+                body.write(b": heartbeat\n\n")
+            for event in events:
+                sequence, sent = sequence + 1, sent + 1
+                body.write(b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event)))
+                if cuts[:1] == [sent]:
+                    raise Broken
+                if churn == [sent]:
+                    state = "churned"
+                    break
+        if state != "churned":
+            body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
+        body.end()
+
+    def send_message(self, conversation_id: str) -> Reply | None:
+        """Take a message, and stream the answer."""
+        chat, conversation = self.chat, self.own(conversation_id)
+        with chat.lock:
+            time_now = time.monotonic()
+            chat.sent_at.append(time_now)
+            while chat.sent_at[0] < time_now - 60:
+                chat.sent_at.popleft()
+            if chat.messages_per_minute and len(chat.sent_at) > chat.messages_per_minute:
+                raise Refusal(429)
+        model = chat.model(conversation.model)
+        if not model:
+            raise Refusal(410)
+        data, files = self.message_parts()
+        prompt_text = data.get("inputs", "").replace("\r\n", "\n")
+        if chat.max_length and utf16_length(prompt_text) > chat.max_length:
+            raise Refusal(400, "Message too long.")
+        if any(len(content) > MAX_FILE for _, _, content in files):
+            raise Refusal(413, "File too large, should be <10MB")
+
+        with chat.lock:
+            if conversation.stop and time_now - conversation.stop.at > STOP_MARKER:
+                conversation.stop = None
+            messages, question, answer = self.grow(conversation, data, prompt_text, files)
+            words = Words(question["content"])
+            conversation.words.update(words)
+            faulty = self.faulty_send(words, (conversation.id, data["id"], prompt_text))
+            if faulty:
+                return faulty
+            for _, mime, content in files:
+                conversation.files[sha256(content)] = (mime, content)
+            conversation.messages = copy.deepcopy(messages)
+            conversation.updated_at = now()
+            servers = self.selected_tools(data) if model["supportsTools"] else []
+            prompt = self.prompt(conversation, messages, question, model, servers)
+            run = Run(chat, conversation, messages, answer, prompt)
+            chat.all_runs.append(run)
+            run.thread.start()
+        value, times = words.times("drop", 1)
+        if value == "after" and chat.still((conversation.id, prompt_text, "after"), times):
+            raise Broken
+        self.stream(run)
+        return None
+
+    def message_parts(self) -> tuple[dict[str, Any], list[tuple[str, str, bytes]]]:
+        """The checked parts of a message."""
+        content_type = self.call.headers.get("content-type", "")
+        if "form" not in content_type:
+            raise Refusal(500)
+        parts = parse_multipart(content_type, self.call.body)
+        if not any(part.name == "data" for part in parts):
+            raise Refusal(400)
+        data = self.call.data or {}
+        lists = ("selectedMcpServerNames", "selectedMcpServers")
+        sound = (
+            is_uuid(data.get("id"))
+            and ("generationId" not in data or is_uuid(data["generationId"]))
+            and ("inputs" not in data or (isinstance(data["inputs"], str) and data["inputs"] != ""))
+            and isinstance(data.get("is_retry", False), bool)
+            and isinstance(data.get("timezone", ""), str)
+            and all(isinstance(data.get(name, []), list) for name in lists)
+            and all(isinstance(name, str) for name in data.get(lists[0], []))
+            and all({"name", "url"} <= set(server) for server in data.get(lists[1], []))
+        )
+        files = [part for part in parts if part.name == "files" and part.content]
+        if not sound or any(not (f.filename or "").startswith("base64;") for f in files):
+            raise Refusal(500)
+        return data, [part.decoded() for part in files]
+
+    def grow(
+        self,
+        conversation: Conversation,
+        data: dict[str, Any],
+        text: str,
+        files: list[tuple[str, str, bytes]],
+    ) -> tuple[list[Message], Message, Message]:
+        """A copy of the tree with the new messages, and those two."""
+        messages = copy.deepcopy(conversation.messages)
+        by_id = {message["id"]: message for message in messages}
+
+        def add(parent: Message, **fields: Any) -> Message:
+            message = {
+                **fields,
+                "createdAt": now(),
+                "updatedAt": now(),
+                "ancestors": [*parent["ancestors"], parent["id"]],
+                "id": str(uuid.uuid4()),
+                "children": [],
+            }
+            messages.append(message)
+            parent["children"].append(message["id"])
+            return message
+
+        place = by_id.get(data["id"])
+        retry = data.get("is_retry", False)
+        if not place:
+            raise Refusal(404, "Message not found") if retry else Refusal(500)
+        if retry and place["from"] == "assistant":
+            question = by_id[place["ancestors"][-1]]
+        elif retry and (place["from"] != "user" or not text):
+            raise Refusal(500, "Failed to create message")
+        else:
+            stored = [
+                {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
+                for name, mime, content in files
+            ]
+            parent = by_id[place["ancestors"][-1]] if retry else place
+            question = add(parent, **{"from": "user", "content": text, "files": stored})
+        answer = add(question, **{"from": "assistant", "content": ""})
+        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
+        return messages, question, answer
+
+    def faulty_send(self, words: Words, key: tuple[str, str, str]) -> Reply | None:
+        """What a word makes of a message that is not to arrive."""
+        value, times = words.times("drop", 1)
+        if value == "before" and self.chat.still((*key, "before"), times):
+            raise Broken
+        value, times = words.times("status", float("inf"))
+        if value and self.chat.still((*key, "status"), times):
+            if value in ("502", "503", "504"):
+                return Reply(PAGE, "text/html", int(value))
+            raise Refusal(int(value))
+        return Reply(PAGE, "text/html") if "html" in words else None
+
+    def selected_tools(self, data: dict[str, Any]) -> list[str]:
+        """The names of the tool servers that a message may use."""
+        servers = {server["name"]: server["url"] for server in self.chat.mcp_servers}
+        servers |= {server["name"]: server["url"] for server in data.get("selectedMcpServers", [])}
+        names = data.get("selectedMcpServerNames", list(servers))
+        safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
+        return [name for name, url in servers.items() if name in names and safe.match(url)]
+
+    def prompt(
+        self,
+        conversation: Conversation,
+        messages: list[Message],
+        question: Message,
+        model: dict[str, Any],
+        tools: list[str],
+    ) -> Prompt:
+        """What the model is given: the way from the root to the question."""
+        system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
+        system += 2 * [conversation.preprompt] if conversation.preprompt else []  # yes, twice
+        seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+        images = 0
+        for message in messages[1:]:
+            if message["id"] not in (*question["ancestors"], question["id"]):
+                continue
+            text = re.sub(r"(?s)<think>.*?</think>", "", message["content"]).strip()
+            if message["from"] == "user":
+                text = message["content"]
+                for stored in reversed(message["files"]):
+                    mime, content = conversation.files[stored["value"]]
+                    images += mime.startswith("image/") and model["multimodal"]
+                    if mime.startswith("text/") or mime in DOCUMENT_TYPES:
+                        name = f"{conversation.id}-{stored['value']}"
+                        document = content.decode(errors="replace")
+                        head = f'<document name="{name}" type="{mime}">'
+                        text = f"{head}\n{document}\n</document>\n\n{text}"
+            if text or message["from"] == "user":
+                seen.append({"role": message["from"], "content": text})
+        return Prompt(Words(question["content"]), seen, images, tools, model)
+
+    def stream(self, run: Run) -> None:
+        """Give a run to its first reader."""
+        words = run.words
+        self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
+        split = int(words.number("split", 1)) if "split" in words else 0
+        body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
+        cut = words.numbers("cut")[:1]
+        stall = words.numbers("stall")
+        count = 0
+        for kind, line in run.lines():
+            body.write(line)
+            count += kind == "stream"
+            if cut == [count]:
+                raise Broken
+            if stall == [count]:
+                self.linger()
+                raise Broken
+            if kind == "padding" and "hold" in words:
+                self.linger(30)
+                raise Broken
+        body.end()
+
+
+LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which is elsewhere in real life
+CONVERSATION = r"/conversation/([^/]+)"
+API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
+ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
+    ("GET", r"/?", Handler.page),
+    ("GET", r"/api/v2/models", Handler.models),
+    ("GET", r"/api/v2/user", Handler.user),
+    ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
+    ("GET", r"/api/v2/public-config", Handler.public_config),
+    ("GET", r"/api/mcp/servers", Handler.tool_servers),
+    ("GET", r"/api/v2/user/settings", Handler.get_settings),
+    ("POST", r"/api/v2/user/settings", Handler.set_settings),
+    ("POST", r"/conversation", Handler.create),
+    ("POST", CONVERSATION, Handler.send_message),
+    ("POST", rf"{CONVERSATION}/share", Handler.share),
+    ("POST", rf"{CONVERSATION}/stop-generating", Handler.stop),
+    ("GET", rf"{CONVERSATION}/stream", Handler.resume),
+    ("GET", rf"{CONVERSATION}/output/([^/]+)", Handler.output),
+    ("GET", r"/r/([^/]+)", Handler.shared_page),
+    ("GET", r"/api/v2/conversations", Handler.list_conversations),
+    ("POST", r"/api/v2/conversations/import-share", Handler.import_share),
+    ("GET", API_CONVERSATION, Handler.get_conversation),
+    ("PATCH", API_CONVERSATION, Handler.change_conversation),
+    ("DELETE", API_CONVERSATION, Handler.delete_conversation),
+]
+
+
+# --- python tests/chat_ui.py COMMAND… ------------------------------------------------------------
+
+
+def run_command(chat: ChatUI, command: list[str]) -> int:
+    """Run a command against the server. Its exit status, as a shell gives it."""
+    with tempfile.TemporaryDirectory(prefix="llm-") as user_path:
+        environment = os.environ | {"LLM_HUGGINGCHAT_URL": chat.url, "LLM_USER_PATH": user_path}
+        environment.pop("LLM_HUGGINGCHAT_KEY", None)
+        for name in ("NO_PROXY", "no_proxy"):
+            hosts = [environment.get(name), "127.0.0.1", "localhost"]
+            environment[name] = ",".join(host for host in hosts if host)
+        # Ctrl-C reaches the command by itself, since both are in the terminal's foreground group.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            process = subprocess.Popen(command, env=environment)
+        except OSError as error:
+            print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+            return 127 if isinstance(error, FileNotFoundError) else 126
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        status = process.wait()
+    return 128 - status if status < 0 else status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Run a command against a small HuggingChat server."
+    )
+    parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
+    parser.add_argument("--port", type=int, default=0, help="listen here, not on a free port")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    options = parser.parse_args(arguments)
+    command = options.command[options.command[:1] == ["--"] :]
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(options.log, "w", encoding="utf-8")) if options.log else None
+        chat = stack.enter_context(ChatUI(delay=0.01, port=options.port))
+        chat.log_file = log
+        if command:
+            return run_command(chat, command)
+        print(chat.url, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
