@@ -2715,6 +2715,7 @@ def _read_some(path: str) -> bytes:
 
 async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
     """An attachment from the web, without cookies: bytes and content type."""
+    from curl_cffi.curl import CURL_WRITEFUNC_ERROR
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
@@ -2723,7 +2724,7 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
 
     def take(piece: bytes) -> int:
         content.extend(piece)
-        return len(piece) if len(content) <= FILE_LIMIT else 0
+        return len(piece) if len(content) <= FILE_LIMIT else CURL_WRITEFUNC_ERROR
 
     try:
         async with AsyncSession[Any](timeout=60, max_redirects=3) as session:
