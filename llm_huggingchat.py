@@ -961,11 +961,12 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
     updates = message.get("updates")
     final: Final | None = None
     for update in updates if isinstance(updates, list) else ():
-        length = _mapping(update).get("len")
-        if _mapping(update).get("type") == "stream" and isinstance(length, int) and length >= 0:
-            piece = content[at : at + 2 * length]
-            at += len(piece)
-            events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
+        if _mapping(update).get("type") == "stream":
+            length = update.get("len")
+            if isinstance(length, int) and length >= 0:
+                piece = content[at : at + 2 * length]
+                at += len(piece)
+                events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
             continue
         event = event_of(update)
         if isinstance(event, Final):
@@ -1125,13 +1126,14 @@ class Answer:
         if isinstance(event, (Called, Returned)):
             return self._tool(event)
         if isinstance(event, File):
+            given = self._end_half()
             if self._skip_files:
                 self._skip_files -= 1
-                return []
+                return given
             self._files += 1
             label = re.sub(r"[\[\]]", "", plain(event.name, 200))
             link = f"\n[{label}]({self._file_link(event)})\n"
-            return [*self._flush(), StreamEvent(type="text", chunk=link)]
+            return [*given, *self._flush(), StreamEvent(type="text", chunk=link)]
         if isinstance(event, Title):
             self.title = event.title or self.title
         elif isinstance(event, Router):
@@ -1162,12 +1164,12 @@ class Answer:
         return [_stream_event(piece) for piece in self._thinking.feed(text)]
 
     def _tool(self, event: Called | Returned) -> list[StreamEvent]:
-        key = (event.id, type(event))
+        key, given = (event.id, type(event)), self._end_half()
         if key in self._tools:
-            return []
+            return given
         name = event.name or self._tools.get((event.id, Called), "")
         self._tools[key] = name
-        given = self._flush()
+        given += self._flush()
         self._thinking.restart()
         self._segment = []
         common: dict[str, Any] = {"tool_call_id": event.id or None, "server_executed": True}
@@ -1195,7 +1197,7 @@ class Answer:
     def _finish(self, final: Final) -> list[StreamEvent]:
         """The end. Text that was never streamed is in `final` alone, and is given now."""
         self.final = final
-        given = self._text("") + self._flush()
+        given = self._flush()
         everything, segment = "".join(self._pieces), "".join(self._segment)
         text = _whole(final.text.replace("\0", ""))
         if not everything.endswith(text) and text.startswith(segment):
@@ -1203,10 +1205,14 @@ class Answer:
             given += self._text(text[len(segment) :]) + self._flush()
         return given
 
-    def _flush(self) -> list[StreamEvent]:
+    def _end_half(self) -> list[StreamEvent]:
+        """Half a surrogate pair whose other half did not come is a character as well."""
         half, self._half = self._half, ""
-        pieces = self._thinking.feed(_whole(half)) if half else []
-        return [_stream_event(piece) for piece in pieces + self._thinking.end()]
+        return self._text(_whole(half))
+
+    def _flush(self) -> list[StreamEvent]:
+        given = self._end_half()
+        return given + [_stream_event(piece) for piece in self._thinking.end()]
 
 
 def _whole(text: str) -> str:
