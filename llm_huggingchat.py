@@ -558,7 +558,9 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 if isinstance(value := kept.get(name), str) and value
             }
             unsettled = kept.get("unsettled")
-            since = float(unsettled) if isinstance(unsettled, (int, float)) else None
+            since = None
+            if isinstance(unsettled, (int, float)) and 0 <= unsettled < 1e12:
+                since = float(unsettled)
             return Parent(conversation_id, **known, unsettled=since)
     return None
 
@@ -1326,7 +1328,7 @@ def load_catalogue(server_url: str) -> Catalogue:
         cached = _mapping(json.loads((llm.user_dir() / CACHE).read_text("utf-8")))
         entry = _mapping(_mapping(cached.get("servers")).get(server_url))
         return Catalogue(read_catalogue(entry.get("models")), float(entry["time"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return Catalogue()
 
 
@@ -1462,7 +1464,7 @@ class Exchange:
             timeout=0,  # deadlines are kept here: curl's do not bound silence
             **options,
         )
-        self._task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self._run())
         self._watch = self._loop.call_later(SILENCE, self._look)
         self.reply = Reply(0, "", b"")
 
@@ -1485,7 +1487,7 @@ class Exchange:
             self._watch = self._loop.call_later(left, self._look)
         else:
             self._silent = True
-            self._task.cancel()
+            self.task.cancel()
 
     async def _run(self) -> None:
         from curl_cffi.requests.exceptions import RequestException
@@ -1511,8 +1513,8 @@ class Exchange:
         while True:
             while self._pieces:
                 yield self._pieces.popleft()
-            if self._task.done():
-                await self._task
+            if self.task.done():
+                await self.task
                 return
             self._news.clear()
             await self._news.wait()
@@ -1525,8 +1527,7 @@ class Exchange:
     def drop(self) -> None:
         """End it now; what is under way is closed."""
         self._watch.cancel()
-        self._task.cancel()
-        self._task.add_done_callback(_heard)
+        self.task.cancel()
 
 
 def _heard(task: asyncio.Future[Any]) -> None:
@@ -1578,6 +1579,7 @@ class Client:
         self.settled: deque[str] = deque(maxlen=1000)  # generation ids of runs seen to end
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self.turns: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._used = time.monotonic()
         self._keeper = asyncio.create_task(self._keep())
@@ -1602,6 +1604,8 @@ class Client:
         finally:
             if _clients.get(loop) is self:
                 del _clients[loop]
+            if self.turns:  # they are being cancelled too, and have to tell the server
+                await asyncio.wait(list(self.turns), timeout=STOP_WITHIN)
             for task in list(self._tasks):
                 task.cancel()
             if self._tasks:
@@ -1617,10 +1621,18 @@ class Client:
     def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_heard)
+        self._watch(task)
         return task
+
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        """Connections are not unused as long as `task` goes on."""
+        self._tasks.add(task)
+        task.add_done_callback(self._unwatch)
+
+    def _unwatch(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._used = time.monotonic()
+        _heard(task)
 
     def open(
         self,
@@ -1649,7 +1661,9 @@ class Client:
             options["accept_encoding"] = "identity"  # a compressor could hold events back
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        return Exchange(self._session, method, server.url + path, body=body, **options)
+        exchange = Exchange(self._session, method, server.url + path, body=body, **options)
+        self._watch(exchange.task)
+        return exchange
 
     async def call(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
         """One whole exchange of a call that may safely be made twice.
@@ -2357,6 +2371,7 @@ class Turn:
 async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, None]:
     """One turn, in the conversation it belongs to, or in a new one when that is gone."""
     client = Client.here()
+    client.turns.add(cast("asyncio.Task[Any]", asyncio.current_task()))
     plan = ask.plan
     while True:
         turn = Turn(client, ask, plan, outcome)
@@ -2645,9 +2660,13 @@ class _HuggingChat:
         return Upload(upload_name(attachment, type), type, content)
 
     async def _events(
-        self, prompt: llm.Prompt, response: Any, key: str | None
+        self, prompt: llm.Prompt, response: weakref.ref[Any], key: str | None
     ) -> AsyncGenerator[StreamEvent, None]:
-        """One turn: read the prompt, have it answered, fill the response."""
+        """One turn: read the prompt, have it answered, fill the response.
+
+        llm's async responses own the iterator over this. Were the response held here, an
+        abandoned one would be noticed only by the garbage collector, much later.
+        """
         server = current_server()
         options = cast(HuggingChatOptions, prompt.options)
         retry = bool(options.retry)
@@ -2668,8 +2687,10 @@ class _HuggingChat:
         async with contextlib.aclosing(converse(ask, outcome)) as events:
             async for event in events:
                 yield event
-        response.set_resolved_model(outcome.resolved_model)
-        response.response_json = outcome.response_json()
+        filled = response()
+        if filled is not None:
+            filled.set_resolved_model(outcome.resolved_model)
+            filled.response_json = outcome.response_json()
 
 
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
@@ -2868,16 +2889,14 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
     """A model of HuggingChat, or of another chat-ui server."""
 
     def execute(self, prompt, stream, response, conversation, key=None):
-        yield from in_background(self._events(prompt, response, key))
+        yield from in_background(self._events(prompt, weakref.ref(response), key))
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
     """The same, for asyncio."""
 
-    async def execute(self, prompt, stream, response, conversation, key=None):
-        async with contextlib.aclosing(in_task(self._events(prompt, response, key))) as events:
-            async for event in events:
-                yield event
+    def execute(self, prompt, stream, response, conversation, key=None):
+        return in_task(self._events(prompt, weakref.ref(response), key))
 
 
 # --- commands: llm huggingchat ... ----------------------------------------------------
