@@ -31,6 +31,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import inspect
 import io
 import ipaddress
 import itertools
@@ -2399,6 +2400,12 @@ class HuggingChatTool(llm.ServerSideTool):
     wanted: str = ""
     # What such a server is called or where it is, the surest sign first.
     signs: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # `llm tools` shows the signature: with types in it, not their names in quotes.
+        shown = inspect.signature(cls, eval_str=True)
+        cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
 
 
 class WebSearch(HuggingChatTool):
