@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from llm.logs import LogStore
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 SILENCE = 9.0  # seconds without a byte, either way, after which a connection is dead
 PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
@@ -1938,7 +1939,12 @@ class Turn:
         except (Lost, Refused) as error:
             self._over = True  # it ended by itself, or cannot be reached
             raise self._in_words(error) from None
-        except (llm.ModelError, Gone):
+        except Gone:
+            self._over = True
+            if not self._accepted:
+                raise
+            raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
+        except llm.ModelError:
             self._over = True
             raise
         finally:
@@ -2064,9 +2070,9 @@ class Turn:
             exchange = self._client.open(
                 self._access, "POST", path, body=body, content_type=content_type, compressed=False
             )
-            sent = True
+            sent, stream = True, Stream()
             try:
-                async for event in self._read(exchange, Stream()):
+                async for event in self._read(exchange, stream):
                     self._accepted = True
                     yield cast(Event, event)
                     if self._over:
@@ -2076,10 +2082,12 @@ class Turn:
             except Lost as error:
                 sent = error.sent
                 if error.final or (not sent and attempt == TRIES - 1):
-                    self._over = not self._accepted
                     raise
             except Refused as refused:
                 sent = await self._weigh(refused, attempt)
+            except (GeneratorExit, asyncio.CancelledError):
+                self._leave_to_end(exchange, stream)
+                raise
             finally:
                 self._leave(exchange)
             if self._accepted or (sent and await self._arrived()):
@@ -2111,7 +2119,7 @@ class Turn:
                 yield self._noted(event)
         exchange.reply = replace(exchange.reply, body=bytes(body))
 
-    def _noted(self, event: Event | End) -> Event | End:
+    def _noted(self, event: E) -> E | Final:
         self._life = time.monotonic()
         if isinstance(event, Final):
             # An empty answer is not the end: the reason follows as a failure.
@@ -2122,6 +2130,7 @@ class Turn:
                 raise self._failure(Failed("No output was generated"))
             note(f"the model {self._ask.model} broke off its answer")
             self._over = True
+            self._take_late(event)
             return Final("", True)
         elif isinstance(event, Failed):
             raise self._failure(event)
@@ -2161,7 +2170,6 @@ class Turn:
             raise refused
         if status in (502, 503, 504) and attempt < TRIES - 1:
             return True
-        self._over = True
         raise refused
 
     def _is_in(self, conversation: dict[str, Any]) -> bool:
@@ -2234,6 +2242,9 @@ class Turn:
                     end = End("gone")  # a server without logs
                 elif refused.reply.status not in (500, 502, 503, 504):
                     raise
+            except (GeneratorExit, asyncio.CancelledError):
+                self._leave_to_end(exchange, log)
+                raise
             finally:
                 self._leave(exchange)
             seq = log.seq or seq
@@ -2270,8 +2281,9 @@ class Turn:
                 f"The answer broke off, and the server has no end of it. See {self._page}"
             )
         self._answer.rewind()
+        self._take_late(Finished())
         for event in events:
-            yield cast(Event, self._noted(event))
+            yield self._noted(event)
         if not self._answer.begun:
             raise self._failure(Failed("No output was generated"))
         self._over = True
@@ -2305,6 +2317,11 @@ class Turn:
         if self._tail is None:
             exchange.drop()
 
+    def _leave_to_end(self, exchange: Exchange, decoder: Stream | Log) -> None:
+        """A run that is being stopped ends its stream when it is stored."""
+        if not self._over:
+            self._tail = self._client.beside(self._read_out(exchange, decoder, iter(())))
+
     # Beside the answer, and after it
 
     def _begin_beside(self) -> None:
@@ -2315,12 +2332,12 @@ class Turn:
             self._client.beside(self._refresh())
 
     async def _fetch_id(self) -> None:
-        if self._outcome.message_id is None:
-            id = self._outcome.conversation_id or ""
-            conversation = await self._client.conversation(self._access, id)
-            self._is_in(conversation)
-        else:
-            conversation = {}
+        if self._outcome.message_id:
+            return  # it was found while healing
+        conversation = await self._client.conversation(
+            self._access, self._outcome.conversation_id or ""
+        )
+        self._is_in(conversation)
         model = conversation.get("model")
         if isinstance(model, str) and model != self._ask.model:
             # Somebody changed it on the web page, between the turns.
