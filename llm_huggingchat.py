@@ -88,6 +88,7 @@ SILENCE = 9.0  # seconds without a byte, either way, after which a connection is
 PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
 PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last one repeats
 TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
+LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked for once more
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
 TAIL_GRACE = 0.2  # seconds that the server may take to store a given answer, unwaited for else
@@ -2182,7 +2183,7 @@ class Turn:
     async def _arrived(self) -> bool:
         """Did the message arrive? Looked at twice, as it may still be on its way."""
         id = self._outcome.conversation_id or ""
-        for pause in (0.0, 0.5):
+        for pause in (0.0, LOOK_AGAIN):
             await asyncio.sleep(pause)
             conversation = await self._patiently(
                 lambda: self._client.conversation(self._access, id)

@@ -1,0 +1,172 @@
+"""What more than one test file uses: prompts both ways, llm's command line, the server's view."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click.testing
+import llm
+import llm.cli
+import llm.migrations
+import pytest
+import sqlite_utils
+from chat_ui import ChatUI, Conversation, Message, Request
+
+Ask = Callable[..., llm.Response]
+
+
+def ask_sync(
+    prompt: str | None = None,
+    *,
+    model: str = "hf-llama",
+    after: llm.Response | None = None,
+    **options: Any,
+) -> llm.Response:
+    """An answer, all of it; `after` an earlier one, if given."""
+    chat = llm.get_model(model)
+    if after:
+        response = llm.Response.from_dict(after.to_dict(), model=chat).reply(prompt, **options)
+    else:
+        response = chat.prompt(prompt, **options)
+    response.text()
+    return response
+
+
+def ask_async(
+    prompt: str | None = None,
+    *,
+    model: str = "hf-llama",
+    after: llm.Response | None = None,
+    **options: Any,
+) -> llm.Response:
+    """The same through asyncio, in an event loop of its own."""
+
+    async def answer() -> llm.Response:
+        chat = llm.get_async_model(model)
+        if after:
+            earlier = llm.AsyncResponse.from_dict(after.to_dict(), model=chat)
+            response = await earlier.reply(prompt, **options)
+        else:
+            response = chat.prompt(prompt, **options)
+        return await response.to_sync_response()
+
+    return asyncio.run(answer())
+
+
+both = pytest.mark.parametrize(
+    "ask", [pytest.param(ask_sync, id="sync"), pytest.param(ask_async, id="async")]
+)
+
+
+@functools.cache
+def empty_logs() -> bytes:
+    """llm's logs as they are when new: making them takes longer than all else in a test."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "logs.db"
+        db = sqlite_utils.Database(path)
+        llm.migrations.migrate(db)
+        db.close()
+        return path.read_bytes()
+
+
+def make_logs() -> None:
+    """Let llm have logs."""
+    logs = llm.user_dir() / "logs.db"
+    if not logs.exists():
+        logs.write_bytes(empty_logs())
+
+
+def run(*arguments: str, input: str | bytes | None = None, status: int = 0) -> Any:
+    """Run `llm` with these arguments, in this process: click's result."""
+    make_logs()
+    result = click.testing.CliRunner().invoke(llm.cli.cli, list(arguments), input=input)
+    assert result.exit_code == status, (result.output, result.exception)
+    return result
+
+
+def failure(*arguments: str, input: str | bytes | None = None) -> str:
+    """What `llm` says when it fails: one or two lines, on standard error only."""
+    result = run(*arguments, input=input, status=1)
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    return str(result.stderr)
+
+
+def parts(response: llm.Response) -> list[dict[str, Any]]:
+    """What an answer consists of, without what differs from one run to the next."""
+    found = [part.to_dict() for message in response.messages() for part in message.parts]
+    for part in found:
+        part.pop("provider_metadata", None)
+        part.pop("tool_call_id", None)
+    return found
+
+
+def reasoning(response: llm.Response) -> str:
+    """What the model thought."""
+    return "".join(part["text"] for part in parts(response) if part["type"] == "reasoning")
+
+
+def kept(response: llm.Response) -> dict[str, Any]:
+    """What the last part of an answer keeps for the next turn."""
+    metadata = response.messages()[-1].parts[-1].provider_metadata
+    assert metadata
+    return dict(metadata["huggingchat"])
+
+
+def described(response: llm.Response) -> dict[str, Any]:
+    """What an answer says of itself."""
+    value = response.json()
+    assert value
+    return dict(value["huggingchat"])
+
+
+def logged(*arguments: str) -> list[dict[str, Any]]:
+    """`llm logs --json`, the oldest first."""
+    return list(json.loads(run("logs", "--json", "-n", "0", *arguments).stdout))
+
+
+def calls(server: ChatUI) -> list[tuple[str, str]]:
+    """Method and path of every request but the catalogue's, in order."""
+    return [(r.method, r.path) for r in list(server.log) if r.path != "/api/v2/models"]
+
+
+def sends(server: ChatUI) -> list[Request]:
+    """The requests that sent a message."""
+    return [request for request in list(server.log) if request.data is not None]
+
+
+def only_conversation(server: ChatUI) -> Conversation:
+    """The one conversation that the server has."""
+    (conversation,) = server.conversations.values()
+    return conversation
+
+
+def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
+    """The stored questions as a tree: each with what was asked after its answers."""
+    messages = {message["id"]: message for message in server.messages(conversation_id)}
+
+    def below(message: Message) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for child in (messages[id] for id in message["children"]):
+            found.update({child["content"]: below(child)} if child["from"] == "user" else {})
+            found.update(below(child) if child["from"] == "assistant" else {})
+        return found
+
+    (root,) = (message for message in messages.values() if not message["ancestors"])
+    return below(root)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until something holds, which it has to before long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)

@@ -1,0 +1,628 @@
+"""llm's chain and the server's tree are one, however a conversation is continued."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+import llm.plugins
+import pytest
+from chat_ui import ChatUI, Fault
+from helpers import (
+    Ask,
+    ask_async,
+    ask_sync,
+    both,
+    calls,
+    kept,
+    only_conversation,
+    run,
+    sends,
+    tree,
+    wait_for,
+)
+from llm.parts import Message
+
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+QWEN = "Qwen/Qwen3.6-27B"
+
+
+def seen(text: str) -> list[tuple[str, str]]:
+    """What a [[history]] answer says that the model saw: roles and contents."""
+    return [(message["role"], message["content"]) for message in json.loads(text)]
+
+
+class Parrot(llm.Model):
+    """A model of another provider."""
+
+    model_id = "parrot"
+
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+    ) -> Iterator[str]:
+        yield f"Squawk: {prompt.prompt}"
+
+
+@pytest.fixture
+def parrot() -> Iterator[Parrot]:
+    """A model of another provider, which llm knows."""
+    model = Parrot()
+
+    class Plugin:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(model)
+
+    plugin = Plugin()
+    llm.plugins.load_plugins()
+    llm.plugins.pm.register(plugin)
+    yield model
+    llm.plugins.pm.unregister(plugin)
+
+
+# --- a line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)])
+def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one", "-s", "Be brief", *way)
+    run("-c", "two", *way)
+    shown = run("-c", "[[history]]", *way)
+    conversation = only_conversation(server)
+    assert tree(server, conversation.id) == {"one": {"two": {"[[history]]": {}}}}
+    assert seen(shown.stdout)[1:] == [
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "two"),
+        ("assistant", "You said: two"),
+        ("user", "[[history]]"),
+    ]
+    assert [request.data and request.data["inputs"] for request in sends(server)] == [
+        "one",
+        "two",
+        "[[history]]",
+    ]
+    assert conversation.preprompt == "Be brief"
+    assert shown.stderr == ""
+
+
+@both
+def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI, ask: Ask) -> None:
+    response = ask("one")
+    before = len(calls(server))
+    ask("[[wait=0.3]] two", after=response)
+    id = only_conversation(server).id
+    assert calls(server)[before:] == [
+        ("POST", f"/conversation/{id}"),
+        ("GET", f"/api/v2/conversations/{id}"),
+    ]
+    fetches = [request for request in server.log if request.path.endswith(id)]
+    assert fetches[-1].at - sends(server)[1].at >= 0.3
+
+
+def test_fiftieth_upload_is_no_larger_than_the_second(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    for number in range(50):
+        assert conversation.prompt(f"turn {number:02}").text() == f"You said: turn {number:02}"
+    sizes = [len(request.body) for request in sends(server)]
+    assert len(sizes) == 50
+    assert set(sizes[1:]) == {sizes[1]}
+    assert len(server.messages(only_conversation(server).id)) == 101
+    assert [method for method, path in calls(server) if path == "/conversation"] == ["POST"]
+
+
+def test_chat_keeps_its_connections(server: ChatUI) -> None:
+    opened = []
+    take = server.record
+
+    def record(request: Any) -> None:
+        if request.data:
+            opened.append(server.connections)
+        take(request)
+
+    server.record = record  # type: ignore[method-assign]
+    shown = run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
+    assert "You said: four" in shown.stdout
+    id = only_conversation(server).id
+    assert tree(server, id) == {"one": {"two": {"three": {"four": {}}}}}
+    # The first turn may open one for each of what goes on at once; the others use those.
+    assert opened[1] == opened[2] == opened[3]
+    assert server.connections == opened[1]
+
+
+def test_chat_continues_a_conversation(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("chat", "-c", input="two\nthree\nquit\n")
+    run("-c", "four")
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {"four": {}}}}}
+
+
+def test_conversation_object_continues(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    for prompt in ("one", "two", "three"):
+        conversation.prompt(prompt).text()
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {}}}}
+
+
+async def test_async_conversation_object_continues(server: ChatUI) -> None:
+    conversation = llm.get_async_model("hf-llama").conversation()
+    for prompt in ("one", "two", "three"):
+        await conversation.prompt(prompt).text()
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {}}}}
+    assert sends(server)[1].connection == sends(server)[2].connection
+
+
+@both
+def test_chain_given_as_messages_continues(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    ask(messages=[*first.prompt.messages, *first.messages(), llm.user("two")])
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+def test_sync_async_and_sync_again(server: ChatUI) -> None:
+    first = ask_sync("one")
+    second = ask_async("two", after=first)
+    third = ask_sync("three", after=second)
+    ask_async("[[history]]", after=third)
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"two": {"three": {"[[history]]": {}}}}
+    }
+    run("-m", "hf-llama", "logged one")
+    run("-c", "--async", "logged two")
+    run("-c", "logged three")
+    _, other = server.conversations
+    assert tree(server, other) == {"logged one": {"logged two": {"logged three": {}}}}
+
+
+@both
+def test_response_survives_being_stored_as_json(server: ChatUI, ask: Ask) -> None:
+    stored = json.dumps(ask("one [[reason]]").to_dict())
+    response = llm.Response.from_dict(json.loads(stored))
+    assert response.text() == "You said: one [[reason]]"
+    ask("two", after=response)
+    assert tree(server, only_conversation(server).id) == {"one [[reason]]": {"two": {}}}
+
+
+# --- branches -------------------------------------------------------------------------
+
+
+@both
+def test_two_replies_are_two_branches(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    left = ask("left [[history]]", after=first)
+    right = ask("right [[history]]", after=first)
+    ask("lefter", after=left)
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left [[history]]": {"lefter": {}}, "right [[history]]": {}}
+    }
+    assert seen(right.text()) == [
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "right [[history]]"),
+    ]
+
+
+def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    first = kept_in_logs()
+    run("-m", "hf-qwen", "something else")
+    run("--cid", first, "two")
+    run("--cid", first, "three")
+    id, other = server.conversations
+    assert tree(server, id) == {"one": {"two": {"three": {}}}}
+    assert tree(server, other) == {"something else": {}}
+
+
+def kept_in_logs() -> str:
+    """llm's own id of the latest conversation in its logs."""
+    (entry,) = json.loads(run("logs", "--json", "-n", "1").stdout)
+    return str(entry["conversation_id"])
+
+
+def test_branches_of_python_and_of_the_command_line_share_a_tree(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    thread = kept_in_logs()
+    run("--cid", thread, "two")
+    messages = first_turn_of_logs()
+    ask_sync(messages=[*messages, llm.user("aside [[history]]")])
+    run("--cid", thread, "three")
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"two": {"three": {}}, "aside [[history]]": {}}
+    }
+
+
+def first_turn_of_logs() -> list[Message]:
+    """The first question and answer of the latest conversation in llm's logs."""
+    import llm.cli
+
+    conversation = llm.cli.load_conversation(None)
+    assert conversation
+    assert conversation.loaded_messages
+    return conversation.loaded_messages[:2]
+
+
+# --- the answer's id ------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("word", ["[[nofetch]]", "[[slowfetch=20]]"])
+def test_answer_whose_id_cannot_be_had_is_given_all_the_same(
+    server: ChatUI, ask: Ask, word: str
+) -> None:
+    begun = time.monotonic()
+    response = ask(f"one {word}")
+    assert time.monotonic() - begun < 3
+    assert response.text() == f"You said: one {word}"
+    assert "message_id" not in kept(response)
+    only_conversation(server).words.clear()
+    ask("two", after=response)
+    assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
+
+
+def test_logged_answer_without_id_is_found_again(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one [[nofetch]]")
+    only_conversation(server).words.clear()
+    run("-c", "two")
+    run("-c", "three")
+    assert tree(server, only_conversation(server).id) == {"one [[nofetch]]": {"two": {"three": {}}}}
+
+
+@both
+def test_next_turn_waits_until_the_answer_is_stored(server: ChatUI, ask: Ask) -> None:
+    first = ask("one [[title_delay=0.4]]")
+    ask("two", after=first)
+    wait_for(lambda: "running" not in server.runs.values())
+    assert tree(server, only_conversation(server).id) == {"one [[title_delay=0.4]]": {"two": {}}}
+    answers = server.messages(only_conversation(server).id, "assistant")
+    assert [answer["content"] for answer in answers] == [
+        "You said: one [[title_delay=0.4]]",
+        "You said: two",
+    ]
+
+
+def test_next_process_waits_until_the_answer_is_stored(server: ChatUI) -> None:
+    run("-m", "hf-llama", "--async", "one [[title_delay=0.4]]")
+    run("-c", "--async", "two")
+    wait_for(lambda: "running" not in server.runs.values())
+    assert tree(server, only_conversation(server).id) == {"one [[title_delay=0.4]]": {"two": {}}}
+
+
+def test_chat_waits_until_the_answer_is_stored(server: ChatUI) -> None:
+    run("chat", "-m", "hf-llama", input="one [[title_delay=0.4]]\ntwo\nquit\n")
+    wait_for(lambda: "running" not in server.runs.values())
+    assert tree(server, only_conversation(server).id) == {"one [[title_delay=0.4]]": {"two": {}}}
+
+
+async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
+    model = llm.get_async_model("hf-llama")
+    first = model.prompt("one")
+    await first
+    replies = [await first.reply(f"{name} [[tokens=20]]") for name in ("left", "right")]
+    await asyncio.gather(*(reply.text() for reply in replies))
+    wait_for(lambda: "running" not in server.runs.values())
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left [[tokens=20]]": {}, "right [[tokens=20]]": {}}
+    }
+
+
+# --- another model --------------------------------------------------------------------
+
+
+@both
+def test_another_model_takes_the_conversation_over(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    before = len(calls(server))
+    second = ask("two", after=first, model="hf-qwen")
+    conversation = only_conversation(server)
+    assert calls(server)[before:][:2] == [
+        ("PATCH", f"/api/v2/conversations/{conversation.id}"),
+        ("POST", f"/conversation/{conversation.id}"),
+    ]
+    assert conversation.model == QWEN
+    assert second.resolved_model == QWEN
+    assert tree(server, conversation.id) == {"one": {"two": {}}}
+
+
+def test_another_model_on_the_command_line(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "-m", "hf-qwen", "two")
+    run("-c", "three")
+    conversation = only_conversation(server)
+    assert tree(server, conversation.id) == {"one": {"two": {"three": {}}}}
+    patches = [request.body for request in server.log if request.method == "PATCH"]
+    assert json.loads(patches[0]) == {"model": QWEN}
+
+
+def test_turn_of_another_provider_is_carried_once(server: ChatUI, parrot: Parrot) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "-m", "parrot", "two")
+    run("-c", "-m", "hf-llama", "three")
+    shown = run("-c", "-m", "hf-llama", "[[history]]")
+    messages = seen(shown.stdout)
+    assert [role for role, _ in messages] == ["user", "assistant"] * 2 + ["user"]
+    (_, carried) = messages[2]
+    assert carried.endswith("three")
+    for piece in ("User: two", "Assistant: Squawk: two"):
+        assert carried.count(piece) == 1
+    assert "one" not in carried
+    assert messages[4] == ("user", "[[history]]")
+    questions = server.messages(only_conversation(server).id, "user")
+    assert [carried == question["content"] for question in questions] == [False, True, False]
+
+
+@both
+def test_history_from_elsewhere_is_carried(server: ChatUI, ask: Ask) -> None:
+    history = [
+        llm.system("Be brief"),
+        llm.user("my name is Ann"),
+        llm.assistant("Hello Ann"),
+        llm.user("my dog is Rex"),
+        llm.assistant("Hello Rex"),
+    ]
+    first = ask(messages=[*history, llm.user("who am I?")])
+    ask("and my dog?", after=first)
+    conversation = only_conversation(server)
+    assert conversation.preprompt == "Be brief"
+    question, second = server.messages(conversation.id, "user")
+    order = ["my name is Ann", "Hello Ann", "my dog is Rex", "Hello Rex", "who am I?"]
+    places = [question["content"].index(piece) for piece in order]
+    assert places == sorted(places)
+    assert question["content"].endswith("who am I?")
+    assert "Be brief" not in question["content"]
+    assert second["content"] == "and my dog?"
+
+
+# --- conversations that are not there -------------------------------------------------
+
+
+def whole_history(server: ChatUI, id: str) -> bool:
+    """Does the one question of a conversation hold the earlier turn, and then the new one?"""
+    (question,) = server.messages(id, "user")
+    content = question["content"]
+    return "User: one" in content and "You said: one" in content and bool(content.endswith("two"))
+
+
+@both
+def test_deleted_conversation_starts_anew(
+    server: ChatUI, ask: Ask, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = ask("one", system="Be brief")
+    gone = kept(first)["conversation_id"]
+    del server.conversations[gone]
+    second = ask("two", after=first)
+    said = capfd.readouterr()
+    new = only_conversation(server)
+    assert kept(second)["conversation_id"] == new.id != gone
+    assert whole_history(server, new.id)
+    assert new.preprompt == "Be brief"
+    assert said.out == ""
+    (note,) = said.err.splitlines()
+    assert gone in note
+    ask("three", after=second)
+    assert len(server.messages(new.id, "user")) == 2
+
+
+def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    server.conversations.clear()
+    shown = run("-c", "two")
+    assert len(shown.stderr.splitlines()) == 1
+    assert run("-c", "three").stderr == ""
+    (first, second) = server.messages(only_conversation(server).id, "user")
+    assert "You said: one" in first["content"]
+    assert second["content"] == "three"
+
+
+@both
+def test_conversation_of_another_account_starts_anew(
+    server: ChatUI, ask: Ask, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = ask("one", key="hf-chat=ann")
+    ask("two", after=first, key="hf-chat=bob")
+    anns, bobs = server.conversations.values()
+    assert (anns.session, bobs.session) == ("ann", "bob")
+    assert whole_history(server, bobs.id)
+    assert tree(server, anns.id) == {"one": {}}
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@both
+def test_deleted_conversation_with_another_model_starts_anew(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    server.conversations.clear()
+    ask("two", after=first, model="hf-qwen")
+    assert only_conversation(server).model == QWEN
+    assert whole_history(server, only_conversation(server).id)
+
+
+@both
+def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    old = only_conversation(server)
+    old.messages = old.messages[:1]
+    old.messages[0]["children"] = []
+    ask("two", after=first)
+    _, new = server.conversations
+    assert whole_history(server, new)
+    assert len(server.messages(old.id)) == 1
+
+
+def test_another_server_gets_the_history_but_not_the_cookies(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = server.url.split("/")[2]
+    run("keys", "set", f"huggingchat:{host}", "--value", "hf-chat=of-the-first")
+    run("-m", "hf-llama", "one")
+    assert {r.cookies.get("hf-chat") for r in server.log if r.cookies} == {"of-the-first"}
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        run("-c", "two")
+        assert whole_history(other, only_conversation(other).id)
+        for request in other.log:
+            assert b"of-the-first" not in request.body
+            assert "of-the-first" not in str(request.headers)
+        run("-c", "three")
+        assert len(other.messages(only_conversation(other).id, "user")) == 2
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+    run("-c", "back")
+    conversation = only_conversation(server)
+    assert conversation.session == "of-the-first"
+    _, back = server.messages(conversation.id, "user")
+    assert "You said: three" in back["content"]
+    assert tree(server, conversation.id) == {"one": {back["content"]: {}}}
+
+
+# --- attachments and fragments --------------------------------------------------------
+
+
+@both
+def test_attachments_are_sent_once(server: ChatUI, ask: Ask) -> None:
+    notes = llm.Attachment(type="text/plain", content=b"Rex is a dog")
+    first = ask("one", attachments=[notes])
+    ask("two [[history]]", after=first)
+    assert [len(request.files) for request in sends(server)] == [1, 0]
+    assert "Rex is a dog" not in str(sends(server)[1].body)
+
+
+def test_attachments_and_fragments_of_earlier_turns_are_not_sent_again(
+    server: ChatUI, tmp_path: Any
+) -> None:
+    (tmp_path / "notes.txt").write_text("Rex is a dog")
+    (tmp_path / "facts.txt").write_text("The sky is blue")
+    run(
+        "-m",
+        "hf-llama",
+        "one",
+        "-a",
+        str(tmp_path / "notes.txt"),
+        "-f",
+        str(tmp_path / "facts.txt"),
+    )
+    run("-c", "two")
+    first, second = sends(server)
+    assert first.data
+    assert "The sky is blue" in first.data["inputs"]
+    assert second.data
+    assert second.data["inputs"] == "two"
+    assert second.files == []
+
+
+@both
+def test_attachments_of_a_carried_history_are_named(
+    server: ChatUI, ask: Ask, tmp_path: Any
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Rex is a dog")
+    history = [
+        llm.user("read this", llm.Attachment(path=str(path), type="text/plain")),
+        llm.assistant("Done"),
+    ]
+    ask(messages=[*history, llm.user("and now?")])
+    (question,) = server.messages(only_conversation(server).id, "user")
+    assert "notes.txt" in question["content"]
+    assert "Rex is a dog" not in question["content"]
+    assert sends(server)[0].files == []
+
+
+# --- many at once ---------------------------------------------------------------------
+
+
+async def test_twenty_prompts_at_once_take_the_time_of_one(server: ChatUI) -> None:
+    model = llm.get_async_model("hf-llama")
+
+    async def seconds(count: int) -> float:
+        begun = time.monotonic()
+        prompts = [model.prompt(f"{number} [[wait=0.7]]") for number in range(count)]
+        texts = await asyncio.gather(*(prompt.text() for prompt in prompts))
+        assert texts == [f"You said: {number} [[wait=0.7]]" for number in range(count)]
+        return time.monotonic() - begun
+
+    one = await seconds(1)
+    assert await seconds(20) < 3 * one
+    assert len(server.conversations) == 21
+
+
+def test_ten_threads_at_once(server: ChatUI) -> None:
+    model = llm.get_model("hf-llama")
+
+    def talk(number: int) -> list[str]:
+        conversation = model.conversation()
+        return [conversation.prompt(f"{number} {word}").text() for word in ("one", "two")]
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(talk, range(10)))
+    assert answers == [[f"You said: {n} one", f"You said: {n} two"] for n in range(10)]
+    assert len(server.conversations) == 10
+    for conversation in server.conversations.values():
+        assert len(conversation.messages) == 5
+
+
+async def test_sync_model_works_where_a_loop_runs(server: ChatUI) -> None:
+    response = llm.get_model("hf-llama").prompt("one")
+    assert response.text() == "You said: one"
+    assert response.reply("two").text() == "You said: two"
+
+
+# --- another answer -------------------------------------------------------------------
+
+
+@both
+def test_retry_makes_a_sibling_answer(server: ChatUI, ask: Ask) -> None:
+    first = ask("one")
+    again = ask(after=first, options={"retry": True})
+    assert again.text() == "You said: one"
+    messages = server.messages(only_conversation(server).id)
+    assert [message["from"] for message in messages] == ["system", "user", "assistant", "assistant"]
+    (request,) = sends(server)[1:]
+    assert request.data
+    assert request.data["is_retry"] is True
+    assert "inputs" not in request.data
+    ask("two", after=again)
+    answers = server.messages(only_conversation(server).id)[2:4]
+    assert [len(answer["children"]) for answer in answers] == [0, 1]
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_retry_on_the_command_line(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one")
+    assert run("-c", "", "-o", "retry", "true", *way).stdout == "You said: one\n"
+    run("-c", "two", *way)
+    conversation = only_conversation(server)
+    assert len(server.messages(conversation.id, "assistant")) == 3
+    assert tree(server, conversation.id) == {"one": {"two": {}}}
+    (two,) = [m for m in server.messages(conversation.id, "user") if m["content"] == "two"]
+    assert two["ancestors"][-1] == server.messages(conversation.id, "assistant")[1]["id"]
+
+
+@both
+@pytest.mark.parametrize("prompt", ["words", ""])
+def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: Ask, prompt: str) -> None:
+    earlier = ask("one") if prompt else None
+    before = len(sends(server))
+    with pytest.raises(llm.ModelError, match="retry"):
+        ask(prompt, after=earlier, **({"options": {"retry": True}} if earlier else {"retry": True}))
+    assert len(sends(server)) == before
+
+
+# --- the conversation on the way ------------------------------------------------------
+
+
+@both
+def test_patch_that_meets_a_busy_proxy_is_tried_again(
+    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,) * 6)
+    first = ask("one")
+    server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
+    ask("two", after=first, model="hf-qwen")
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+    assert only_conversation(server).model == QWEN

@@ -1,0 +1,563 @@
+"""Broken connections: nothing lost, nothing sent twice, and an end in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import ChatUI, Fault
+from helpers import (
+    Ask,
+    ask_async,
+    ask_sync,
+    both,
+    described,
+    kept,
+    make_logs,
+    only_conversation,
+    parts,
+    run,
+    sends,
+    tree,
+    wait_for,
+)
+
+PLAIN = "[[tokens=12]] [[delay=0.005]]"
+MIXED = "[[tools]] [[delay=0.005]]"
+# None of these answers repeats its question, so that of an uncut run is the same.
+STEERING = [
+    PLAIN,
+    MIXED,
+    "[[reasoning_events]] [[tokens=6]]",
+    "[[think]]",
+    "[[unicode]]",
+    "[[file]] [[tokens=6]]",
+]
+SENDING = [
+    "[[drop=after]]",
+    "[[drop=before]]",
+    "[[status=502*1]]",
+]
+STREAMING = [
+    "[[cut=0]]",
+    "[[cut=1]]",
+    "[[cut=5]]",
+    "[[cut=3,1,0,2]]",
+    "[[cut=0,0,0]]",
+    "[[cut_bytes=200]]",
+    "[[cut_bytes=777]]",
+    "[[cut=2]] [[gone]]",
+    "[[noise]] [[split]] [[cut=3,1]]",
+]
+SILENT = ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]", "[[cut=1]] [[churn=1]]"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little patience, so that what takes long is soon over."""
+    monkeypatch.setattr("llm_huggingchat.SILENCE", 0.35)
+    monkeypatch.setattr("llm_huggingchat.PATIENCE", 1.0)
+    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
+    monkeypatch.setattr("llm_huggingchat.LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)
+
+
+@functools.cache
+def uncut(steering: str) -> list[dict[str, Any]]:
+    """What a prompt gives when nothing breaks."""
+    with ChatUI() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+        return tidy(ask_sync(steering, web_search=True))
+
+
+def tidy(response: llm.Response) -> list[dict[str, Any]]:
+    """The parts of an answer, without a file's address, which differs, and a last space."""
+    found = parts(response)
+    for part in found:
+        if "text" in part:
+            part["text"] = re.sub(r"\]\(\S+\)", "](…)", part["text"])
+    found[-1]["text"] = found[-1]["text"].rstrip()  # chat-ui stores none
+    return found
+
+
+def one_message_each(server: ChatUI) -> bool:
+    """Is every conversation one question, with one answer to it?"""
+    return all(
+        [message["from"] for message in server.messages(id)] == ["system", "user", "assistant"]
+        for id in server.conversations
+    )
+
+
+# --- what comes out equals an uncut run -----------------------------------------------
+
+
+@pytest.mark.parametrize("steering", STEERING)
+@pytest.mark.parametrize("words", STREAMING)
+def test_answer_is_that_of_an_uncut_run(server: ChatUI, steering: str, words: str) -> None:
+    check_healed(server, ask_sync, steering, words)
+
+
+@both
+@pytest.mark.parametrize("words", SILENT)
+def test_silence_does_not_change_an_answer(server: ChatUI, ask: Ask, words: str) -> None:
+    check_healed(server, ask, MIXED, words)
+
+
+@pytest.mark.parametrize("words", STREAMING)
+def test_async_answer_is_that_of_an_uncut_run(server: ChatUI, words: str) -> None:
+    check_healed(server, ask_async, MIXED, words)
+
+
+@pytest.mark.parametrize("words", SENDING)
+def test_message_is_sent_until_it_arrives_and_then_not_again(server: ChatUI, words: str) -> None:
+    check_healed(server, ask_async, MIXED, words)
+
+
+def check_healed(server: ChatUI, ask: Ask, steering: str, words: str) -> None:
+    """An answer is that of an uncut run, and the server has one question and one answer."""
+    response = ask(f"{steering} {words}", web_search=True)
+    assert tidy(response) == uncut(steering)
+    assert one_message_each(server)
+    assert len(server.runs) == 1
+    assert kept(response)["message_id"] == server.messages(only_conversation(server).id)[2]["id"]
+
+
+@pytest.mark.parametrize("size", range(0, 1400, 73))
+def test_cut_after_any_byte(server: ChatUI, size: int) -> None:
+    check_healed(server, ask_sync, "[[tools]]", f"[[cut_bytes={size}]]")
+
+
+@both
+def test_log_that_is_gone_is_read_from_the_store_with_its_tools(server: ChatUI, ask: Ask) -> None:
+    response = ask("[[tools]] [[cut=2]] [[gone]]", web_search=True)
+    assert [part["type"] for part in parts(response)].count("tool_result") == 2
+
+
+@both
+def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: Ask) -> None:
+    with pytest.raises(llm.ModelError) as caught:
+        ask("[[tokens=20]] [[cut=2]] [[gone_incomplete]]")
+    assert f"{server.url}/conversation/{only_conversation(server).id}" in str(caught.value)
+    assert server.stops == []
+
+
+# --- sending --------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("words", ["[[drop=after]]", "[[drop=before]]"])
+def test_later_message_is_never_doubled(server: ChatUI, ask: Ask, words: str) -> None:
+    first = ask("one")
+    second = ask(f"two {words}", after=first)
+    assert second.text() == f"You said: two {words}"
+    assert tree(server, only_conversation(server).id) == {"one": {f"two {words}": {}}}
+    assert len(server.messages(only_conversation(server).id, "user")) == 2
+    assert len(sends(server)) == 2 + (words == "[[drop=before]]")
+
+
+async def test_message_on_a_kept_connection_is_never_doubled(server: ChatUI) -> None:
+    conversation = llm.get_async_model("hf-llama").conversation()
+    await conversation.prompt("one").text()
+    assert await conversation.prompt("two [[drop=after]]").text() == "You said: two [[drop=after]]"
+    assert await conversation.prompt("three [[drop=before]]").text()
+    first, second, *_ = sends(server)
+    assert first.connection == second.connection
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"two [[drop=after]]": {"three [[drop=before]]": {}}}
+    }
+    assert len(server.messages(only_conversation(server).id, "user")) == 3
+
+
+def test_kept_connection_that_died_is_replaced(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.prompt("one").text()
+    server.faults["POST", "/conversation/*"] = [Fault(drop=True)]
+    assert conversation.prompt("two").text() == "You said: two"
+    assert len(server.messages(only_conversation(server).id, "user")) == 2
+
+
+def test_server_that_was_restarted_between_turns(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.prompt("one").text()
+    server.down()
+    server.up()
+    assert conversation.prompt("two").text() == "You said: two"
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+@both
+def test_refused_connections_are_tried_again(server: ChatUI, ask: Ask) -> None:
+    server.refuse_next(2)
+    assert ask("hello").text() == "You said: hello"
+    assert one_message_each(server)
+
+
+@both
+def test_creation_that_breaks_is_tried_again(server: ChatUI, ask: Ask) -> None:
+    server.faults["POST", "/conversation"] = [Fault(drop=True), Fault(status=503)]
+    assert ask("hello").text() == "You said: hello"
+
+
+def test_creation_that_stalls_is_tried_again(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    assert ask_sync("hello").text() == "You said: hello"
+
+
+def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:
+    server.faults["POST", "/conversation/*"] = [Fault(stall=True)]
+    assert ask_async("hello").text() == "You said: hello"
+    assert one_message_each(server)
+
+
+def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
+    begun = time.monotonic()
+    with pytest.raises(llm.ModelError) as caught:
+        ask_async("[[drop=before*99]]")
+    assert time.monotonic() - begun < 8
+    id = only_conversation(server).id
+    assert f"{server.url}/conversation/{id}" in str(caught.value)
+    assert server.messages(id, "user") == []
+
+
+# --- the server goes away -------------------------------------------------------------
+
+
+def in_stream(server: ChatUI, act: Callable[[], None]) -> threading.Thread:
+    """Do something once the model has begun to speak."""
+
+    def later() -> None:
+        wait_for(lambda: any(run._text for run in server.all_runs))
+        act()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    return thread
+
+
+@both
+def test_server_comes_back_in_the_middle(server: ChatUI, ask: Ask) -> None:
+    def restart() -> None:
+        server.down()
+        time.sleep(0.5)
+        server.up()
+
+    thread = in_stream(server, restart)
+    response = ask("[[tokens=40]] [[delay=0.02]]")
+    thread.join()
+    assert response.text() == "".join(f"w{number} " for number in range(40))
+    assert one_message_each(server)
+
+
+def test_server_that_never_comes_back_is_an_error(server: ChatUI) -> None:
+    thread = in_stream(server, server.down)
+    begun = time.monotonic()
+    with pytest.raises(llm.ModelError) as caught:
+        ask_sync("[[tokens=20]] [[delay=0.02]]")
+    thread.join()
+    assert time.monotonic() - begun < 8
+    assert f"{server.url}/conversation/{only_conversation(server).id}" in str(caught.value)
+
+
+def test_what_was_printed_stays_when_the_server_goes(server: ChatUI) -> None:
+    thread = in_stream(server, server.down)
+    shown = run("-m", "hf-llama", "[[tokens=20]] [[delay=0.05]]", status=1)
+    thread.join()
+    assert shown.stdout.startswith("w0 ")
+    assert only_conversation(server).id in shown.stderr
+    assert len(shown.stderr.strip().splitlines()) <= 2
+
+
+def test_log_that_stays_silent_is_an_error(server: ChatUI) -> None:
+    begun = time.monotonic()
+    with pytest.raises(llm.ModelError) as caught:
+        ask_async("[[tokens=5]] [[cut=1]] [[stall_resume=99]]")
+    assert time.monotonic() - begun < 8
+    assert f"{server.url}/conversation/{only_conversation(server).id}" in str(caught.value)
+
+
+@both
+def test_long_answer_outlives_unused_connections(
+    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.LINGER", 0.2)
+    assert ask("[[wait=0.7]]").text() == "You said: [[wait=0.7]]"
+
+
+def test_thinking_is_not_silence(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_huggingchat.SILENCE", 0.8)
+    assert ask_async("[[wait=1.2]]").text() == "You said: [[wait=1.2]]"
+    assert len(server.log) <= 4
+    assert not any(request.path.endswith("/stream") for request in server.log)
+
+
+def test_thinking_for_longer_than_patience_on_a_resumed_stream(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.PATIENCE", 0.6)
+    assert (
+        ask_sync("[[wait=1.2]] [[cut_bytes=150]]").text()
+        == "You said: [[wait=1.2]] [[cut_bytes=150]]"
+    )
+    assert any(request.path.endswith("/stream") for request in server.log)
+
+
+@both
+@pytest.mark.parametrize(
+    "words", ["[[hold]]", "[[title_delay=30]]", "[[cut=1]] [[title_delay=30]]"]
+)
+def test_nothing_waits_after_the_final_answer(server: ChatUI, ask: Ask, words: str) -> None:
+    begun = time.monotonic()
+    assert ask(f"one {words}").text() == f"You said: one {words}"
+    assert time.monotonic() - begun < 2
+
+
+def test_command_returns_after_the_final_answer(server: ChatUI) -> None:
+    begun = time.monotonic()
+    shown = command(server, "-m", "hf-llama", "one [[hold]] [[title_delay=60]]")
+    out, err = shown.communicate(timeout=20)
+    assert time.monotonic() - begun < 5
+    assert out == "You said: one [[hold]] [[title_delay=60]]\n"
+    assert err == ""
+    assert server.stops == []
+
+
+@both
+def test_interrupted_elsewhere_is_said(server: ChatUI, ask: Ask) -> None:
+    def stop() -> None:
+        for going in server.all_runs:
+            going.stop()
+
+    thread = in_stream(server, stop)
+    response = ask("[[tokens=100]] [[delay=0.02]]")
+    thread.join()
+    assert response.text().startswith("w0 ")
+    assert described(response)["interrupted"] is True
+
+
+@both
+@pytest.mark.parametrize("words", ["", "[[cut=1]]", "[[cut=1]] [[gone]]"])
+def test_model_that_breaks_off_leaves_what_it_said(
+    server: ChatUI, ask: Ask, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    response = ask(f"[[tokens=9]] [[die=3]] {words}")
+    assert response.text() == "w0 w1 w2 "
+    assert described(response)["interrupted"] is True
+    assert "broke off" in capfd.readouterr().err or "gone" in words
+
+
+# --- leaving early --------------------------------------------------------------------
+
+LONG = "[[tokens=2000]] [[delay=0.01]]"
+
+
+def interrupted(server: ChatUI) -> bool:
+    """Was the server told to stop every run, and did it?"""
+    return set(server.runs.values()) == {"interrupted"} and {
+        generation_id for _, generation_id in server.stops
+    } == set(server.runs)
+
+
+def test_abandoned_iterator_stops_the_run(server: ChatUI) -> None:
+    for _ in llm.get_model("hf-llama").prompt(LONG):
+        break
+    wait_for(lambda: interrupted(server))
+    (answer,) = server.messages(only_conversation(server).id, "assistant")
+    assert answer["interrupted"]
+
+
+async def test_abandoned_async_iterator_stops_the_run(server: ChatUI) -> None:
+    async for _ in llm.get_async_model("hf-llama").prompt(LONG):
+        break
+    await asyncio.to_thread(wait_for, lambda: interrupted(server))
+
+
+async def wait_until_streaming(server: ChatUI) -> None:
+    await asyncio.to_thread(wait_for, lambda: any(run._text for run in server.all_runs))
+
+
+async def test_cancelled_task_stops_the_run(server: ChatUI) -> None:
+    task = asyncio.create_task(llm.get_async_model("hf-llama").prompt(LONG).text())
+    await wait_until_streaming(server)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(wait_for, lambda: interrupted(server))
+
+
+@pytest.mark.parametrize(
+    "words", [LONG, "[[wait=30]]", "[[stall=1]] [[delay=0.3]] a b c d e f g h"]
+)
+async def test_timeout_stops_the_run(server: ChatUI, words: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt(words).text(), 0.4)
+    assert time.monotonic() - begun < 3
+    await asyncio.to_thread(wait_for, lambda: interrupted(server))
+
+
+async def test_timeout_while_nothing_is_sent_yet(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt("hello").text(), 0.2)
+    assert server.stops == []
+    assert server.conversations == {}
+
+
+async def test_end_of_the_loop_stops_the_run(server: ChatUI) -> None:
+    async def abandon() -> None:
+        chunks = llm.get_async_model("hf-llama").prompt(LONG)
+        await chunks.__aiter__().__anext__()
+
+    await asyncio.to_thread(asyncio.run, abandon())
+    await asyncio.to_thread(wait_for, lambda: interrupted(server))
+
+
+def test_stop_cuts_the_answer_where_the_reader_left(server: ChatUI) -> None:
+    shown = ""
+    for chunk in llm.get_model("hf-llama").prompt(LONG):
+        shown += chunk
+        if "w5" in shown:
+            break
+    wait_for(lambda: interrupted(server))
+    (answer,) = server.messages(only_conversation(server).id, "assistant")
+    assert answer["content"].startswith(shown.strip())
+    assert len(answer["content"]) < len(shown) + 100
+
+
+@both
+@pytest.mark.parametrize("words", ["hello", "[[tools]]", "[[cut=1]]", "[[err=500]]", "[[empty]]"])
+def test_answer_that_ended_is_not_stopped(server: ChatUI, ask: Ask, words: str) -> None:
+    try:
+        ask(words, web_search=True)
+    except llm.ModelError:
+        assert words in ("[[err=500]]", "[[empty]]")
+    ask("another")
+    assert server.stops == []
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
+def test_abandoned_streams_leave_nothing_behind(server: ChatUI) -> None:
+    model = llm.get_model("hf-llama")
+
+    def abandon(count: int) -> None:
+        for _ in range(count):
+            for _ in model.prompt(LONG):
+                break
+
+    abandon(5)
+    wait_for(lambda: "running" not in server.runs.values())
+    before = threading.active_count(), descriptors() - 2 * server.open_connections
+    abandon(40)
+    wait_for(lambda: "running" not in server.runs.values())
+    gc.collect()
+
+    def settled() -> bool:
+        threads = threading.active_count() - server.open_connections
+        files = descriptors() - 2 * server.open_connections
+        return threads <= before[0] + 3 and files <= before[1] + 6
+
+    wait_for(settled)
+    assert server.open_connections < 20
+    assert len(server.stops) == 45
+
+
+async def test_abandoned_async_streams_leave_nothing_behind(server: ChatUI) -> None:
+    model = llm.get_async_model("hf-llama")
+
+    async def abandon(count: int) -> None:
+        for _ in range(count):
+            async for _ in model.prompt(LONG):
+                break
+
+    await abandon(5)
+    await asyncio.to_thread(wait_for, lambda: "running" not in server.runs.values())
+    tasks = len(asyncio.all_tasks())
+    files = descriptors() - 2 * server.open_connections
+    await abandon(40)
+    await asyncio.to_thread(wait_for, lambda: "running" not in server.runs.values())
+    gc.collect()
+    for _ in range(100):
+        if len(asyncio.all_tasks()) <= tasks + 2:
+            break
+        await asyncio.sleep(0.02)
+    assert len(asyncio.all_tasks()) <= tasks + 2
+    assert descriptors() - 2 * server.open_connections <= files + 6
+    assert server.open_connections < 20
+    assert len(server.stops) == 45
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------
+
+
+def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
+    """`llm` in a process of its own."""
+    make_logs()
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm", *arguments],
+        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Press Ctrl-C: the command is gone at once, and says no more than llm's own word."""
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - begun < 3, process.args
+    assert process.returncode == 1, process.args
+    assert errors.strip() == "Aborted!", process.args
+
+
+def test_interrupted_commands_are_gone_and_their_runs_stopped(server: ChatUI) -> None:
+    stalled = "[[stall=2]] [[tokens=1000]] [[delay=0.02]]"
+    speaking = [
+        command(server, "-m", "hf-llama", words, *way)
+        for words in (LONG, stalled)
+        for way in ((), ("--async",))
+    ]
+    waiting = [command(server, "-m", "hf-llama", "[[wait=60]]", *way) for way in ((), ("--async",))]
+    for process in speaking:
+        assert process.stdout
+        assert process.stdout.read(1) == "w"
+        interrupt(process)
+    wait_for(lambda: len(server.runs) == 6, 20)
+    for process in waiting:
+        interrupt(process)
+    wait_for(lambda: interrupted(server))
+
+
+def test_interrupted_while_nothing_was_sent(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    process = command(server, "-m", "hf-llama", "hello")
+    wait_for(lambda: server.log, 20)
+    interrupt(process)
+    assert server.stops == []
+
+
+def test_two_prompts_in_one_process_one_abandoned(server: ChatUI) -> None:
+    model = llm.get_model("hf-llama")
+    left = iter(model.prompt(LONG))
+    next(left)
+    assert ask_sync("hello").text() == "You said: hello"
+    left.close()  # type: ignore[attr-defined]
+    wait_for(lambda: sorted(server.runs.values()) == ["completed", "interrupted"])

@@ -1,0 +1,292 @@
+"""llm's chain of messages, to what is sent and after which answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llm
+import pytest
+from llm.parts import (
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    assistant,
+    system,
+    tool_message,
+    user,
+)
+
+from llm_huggingchat import Parent, Plan, make_plan, parent_of, transcript
+
+URL = "https://huggingface.co/chat"
+PICTURE = llm.Attachment(type="image/png", content=b"png")
+NOTES = llm.Attachment(type="text/plain", path="/home/ada/my notes.txt")
+FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
+
+
+def kept(number: int, **more: Any) -> dict[str, Any]:
+    """What an answer of this server keeps."""
+    known = {
+        "server": URL,
+        "conversation_id": f"c{number}",
+        "message_id": f"m{number}",
+        "generation_id": f"g{number}",
+        "model": "a/b",
+    }
+    return {"huggingchat": known | more}
+
+
+def ours(text: str, number: int = 1, **more: Any) -> Message:
+    """An answer from this server."""
+    return assistant(TextPart(text=text, provider_metadata=kept(number, **more)))
+
+
+def parent(number: int = 1) -> Parent:
+    return Parent(f"c{number}", f"m{number}", f"g{number}", "a/b")
+
+
+def earlier(*turns: str) -> str:
+    return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
+
+
+# --- where to go on -------------------------------------------------------------------
+
+
+def test_first_turn():
+    assert make_plan([user("Hello")], URL) == Plan(None, None, "Hello")
+
+
+def test_first_turn_with_all_there_can_be():
+    messages = [system("Be brief"), user("Look", PICTURE, "here", NOTES)]
+    assert make_plan(messages, URL) == Plan(None, "Be brief", "Look\nhere", (PICTURE, NOTES))
+
+
+def test_attachment_alone():
+    assert make_plan([user(PICTURE)], URL) == Plan(None, None, "", (PICTURE,))
+
+
+def test_later_turn():
+    messages = [system("Be brief"), user("Hello"), ours("Hi"), user("More", PICTURE)]
+    assert make_plan(messages, URL) == Plan(parent(), None, "More", (PICTURE,))
+
+
+def test_the_newest_answer_is_the_parent():
+    messages = [user("1"), ours("one", 1), user("2"), ours("two", 2), user("3")]
+    assert make_plan(messages, URL).parent == parent(2)
+
+
+def test_branch_goes_on_after_the_answer_that_its_chain_ends_in():
+    left = [user("1"), ours("one"), user("left")]
+    right = [user("1"), ours("one"), user("right")]
+    assert make_plan(left, URL) == Plan(parent(), None, "left")
+    assert make_plan(right, URL) == Plan(parent(), None, "right")
+
+
+def test_metadata_may_be_on_any_part():
+    parts: list[Part] = [
+        ReasoningPart(text="hm"),
+        TextPart(text="a", provider_metadata={"openai": {"x": 1}}),
+        ReasoningPart(text="", provider_metadata=kept(1)),
+        TextPart(text="b"),
+    ]
+    assert parent_of(Message("assistant", parts), URL) == parent()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        (kept(1, unsettled=1700000000), Parent("c1", "m1", "g1", "a/b", 1.7e9)),
+        (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
+        (kept(1, message_id=5, generation_id="", model=[]), Parent("c1")),
+        (kept(1, unsettled="soon"), parent()),
+        (kept(1, unsettled=10**400), parent()),
+        (kept(1, conversation_id=None), None),
+        (kept(1, conversation_id=""), None),
+        (kept(1, server="https://huggingface.co/chat/"), None),
+        (kept(1, server="http://127.0.0.1:3100/chat"), None),
+        ({"huggingchat": None}, None),
+        ({"huggingchat": [1]}, None),
+        ({"anthropic": {"signature": "s"}}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_parent_as_an_answer_keeps_it(metadata, found):
+    message = assistant(TextPart(text="a", provider_metadata=metadata))
+    assert parent_of(message, URL) == found
+
+
+def test_question_is_never_a_parent():
+    assert parent_of(user(TextPart(text="a", provider_metadata=kept(1))), URL) is None
+
+
+# --- what the server has not seen -----------------------------------------------------
+
+
+def test_turns_of_another_provider_in_between_are_told_once():
+    messages = [
+        user("1"),
+        ours("one"),
+        user("2"),
+        assistant("two, by another"),
+        user("3"),
+    ]
+    assert make_plan(messages, URL) == Plan(
+        parent(), None, earlier("User: 2", "Assistant: two, by another") + "\n\n3"
+    )
+
+
+def test_answer_of_another_server_is_told_like_any_other():
+    messages = [user("1"), ours("one", server="http://127.0.0.1:3100/chat"), user("2")]
+    plan = make_plan(messages, URL)
+    assert plan == Plan(None, None, earlier("User: 1", "Assistant: one") + "\n\n2")
+
+
+def test_whole_history_goes_into_a_new_conversation():
+    messages = [system("Be brief"), user("1"), ours("one"), user("2"), ours("two", 2), user("3")]
+    assert make_plan(messages, None) == Plan(
+        None,
+        "Be brief",
+        earlier("User: 1", "Assistant: one", "User: 2", "Assistant: two") + "\n\n3",
+    )
+
+
+def test_history_from_elsewhere_names_its_attachments_and_tools():
+    messages = [
+        user("Look", PICTURE, NOTES, FAR),
+        assistant(
+            ReasoningPart(text="secret thoughts"),
+            "I will search.",
+            ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t"),
+        ),
+        tool_message(
+            ToolResultPart(name="search", output="found", tool_call_id="t", attachments=[PICTURE]),
+            ToolResultPart(name="fetch", output="", tool_call_id="u", exception="no network"),
+        ),
+        assistant("There it is."),
+        user("Thanks", PICTURE),
+    ]
+    assert make_plan(messages, URL) == Plan(
+        None,
+        None,
+        earlier(
+            "User: Look\n[attachment: attachment.png]\n[attachment: my notes.txt]\n"
+            "[attachment: far away.jpg]",
+            'Assistant: I will search.\n[used the tool search with {"q": "é"}]',
+            "Tool: [the tool search returned: found [attachment: attachment.png]]\n"
+            "[the tool fetch returned: no network]",
+            "Assistant: There it is.",
+        )
+        + "\n\nThanks",
+        (PICTURE,),
+    )
+
+
+def test_text_is_sent_as_it_is():
+    text = "  two spaces\n\n\ttab\u2028\0 <think> 🎉\n"
+    assert make_plan([user(text)], URL).text == text
+    assert make_plan([user("1"), ours("one"), user(text)], URL).text == text
+
+
+def test_two_questions_in_a_row():
+    assert make_plan([user("1"), user("2")], URL).text == earlier("User: 1") + "\n\n2"
+
+
+def test_no_messages_are_no_transcript():
+    assert transcript([]) == ""
+
+
+# --- system prompts -------------------------------------------------------------------
+
+
+def test_system_prompt_of_the_first_turn():
+    for messages in ([system("Be brief"), user("1")], [user("1")]):
+        assert make_plan(messages, URL, system="Be brief") == Plan(None, "Be brief", "1")
+
+
+def test_system_prompt_that_the_chain_has_already_is_not_repeated():
+    messages = [system("Be brief"), user("1"), ours("one"), user("2")]
+    assert make_plan(messages, URL, system="Be brief") == Plan(parent(), None, "2")
+
+
+def test_new_system_prompt_on_a_later_turn_is_told():
+    messages = [system("Be brief"), user("1"), ours("one"), user("2")]
+    assert make_plan(messages, URL, system="Rhyme") == Plan(
+        parent(), None, earlier("System: Rhyme") + "\n\n2"
+    )
+
+
+def test_new_system_prompt_for_a_history_from_elsewhere():
+    messages = [system("Be brief"), user("1"), assistant("one"), user("2")]
+    assert make_plan(messages, URL, system="Rhyme") == Plan(
+        None,
+        "Be brief",
+        earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2",
+    )
+
+
+def test_first_system_prompt_for_a_history_from_elsewhere():
+    messages = [user("1"), assistant("one"), user("2")]
+    assert make_plan(messages, URL, system="Rhyme") == Plan(
+        None, "Rhyme", earlier("User: 1", "Assistant: one") + "\n\n2"
+    )
+
+
+def test_system_prompts_before_everything_else_are_one():
+    messages = [system("Be brief"), system("Rhyme"), user("1")]
+    assert make_plan(messages, URL) == Plan(None, "Be brief\n\nRhyme", "1")
+
+
+def test_system_prompt_in_the_middle_stays_there():
+    messages = [user("1"), ours("one"), system("Rhyme"), user("2")]
+    assert make_plan(messages, URL) == Plan(parent(), None, earlier("System: Rhyme") + "\n\n2")
+
+
+# --- nothing to send, and retrying ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [user("")],
+        [user()],
+        [system("Be brief")],
+        [user("1"), ours("one")],
+        [user("1"), ours("one"), user("")],
+    ],
+    ids=["empty", "no text", "no part", "system only", "no question", "no text later"],
+)
+def test_nothing_to_send(messages):
+    for url in (URL, None):
+        with pytest.raises(llm.ModelError, match="There is nothing to send"):
+            make_plan(messages, url)
+
+
+def test_retry():
+    assert make_plan([user("1"), ours("one")], URL, retry=True) == Plan(parent(), None, "")
+
+
+@pytest.mark.parametrize("question", [user("2"), user(PICTURE)])
+def test_retry_takes_no_question(question):
+    with pytest.raises(llm.ModelError, match=r"takes no words of its own.\s+Run: llm -c"):
+        make_plan([user("1"), ours("one"), question], URL, retry=True)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [system("Be brief")],
+        [assistant("one")],
+        [ours("one", server="https://chat.example.org"), assistant("two")],
+        [ours("one"), assistant("two")],
+    ],
+    ids=["empty", "system only", "another provider", "another server", "another in between"],
+)
+def test_nothing_to_retry(messages):
+    with pytest.raises(llm.ModelError, match="There is nothing to retry"):
+        make_plan(messages, URL, retry=True)
