@@ -1073,6 +1073,48 @@ def _overlap(text: str, tag: str) -> int:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class Replayed:
+    """Text that comes in pieces, and after `rewind` once more from its start.
+
+    `pieces` is what came, each part once. NUL characters are padding, which the log leaves
+    out, so they do not count; neither does the first half of a surrogate pair, till the
+    other half comes.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self._half = ""
+        self._skip = 0
+
+    def rewind(self) -> None:
+        self._half, self._skip = "", sum(map(len, self.pieces))
+
+    def take(self, text: str) -> str:
+        """What is new in the next piece."""
+        text = self._half + text.replace("\0", "")
+        self._half = ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return self._new(text)
+
+    def end(self) -> str:
+        """What is new when no further piece belongs to the last one: a half is a character."""
+        half, self._half = self._half, ""
+        return self._new(half)
+
+    def all_new(self) -> None:
+        """Nothing is repeated from here on."""
+        self._skip = 0
+
+    def _new(self, text: str) -> str:
+        text = _whole(text)
+        passed = min(self._skip, len(text))
+        self._skip -= passed
+        if text := text[passed:]:
+            self.pieces.append(text)
+        return text
+
+
 class Answer:
     """What has been given of an answer, and what a further event adds to it.
 
@@ -1084,32 +1126,30 @@ class Answer:
     def __init__(self, file_link: Callable[[File], str]) -> None:
         self._file_link = file_link
         self._thinking = Thinking()
-        self._pieces: list[str] = []  # the text as it came, tags included
+        self._text = Replayed()  # as it came, tags included
         self._segment: list[str] = []  # the part of it after the last tool
-        self._reasoned = 0  # characters of reasoning that came as events
+        self._reasoning = Replayed()  # what came as events of its own
         self._tools: dict[tuple[str, type], str] = {}  # given tool events -> the tool's name
-        self._files = 0
-        self._half = ""  # the first half of a surrogate pair, till the other comes
-        self._skip_text = self._skip_reasoning = self._skip_files = 0
+        self._files = self._skip_files = 0
         self.title = ""
         self.router = Router("", "", "")
         self.final: Final | None = None
         self.last_is_text = False
 
     def rewind(self) -> None:
-        self._half = ""
-        self._skip_text = sum(map(len, self._pieces))
-        self._skip_reasoning, self._skip_files = self._reasoned, self._files
+        self._text.rewind()
+        self._reasoning.rewind()
+        self._skip_files = self._files
 
     @property
     def begun(self) -> bool:
         """Has anything been given?"""
-        return bool(self._pieces or self._reasoned or self._tools or self._files)
+        return bool(self._text.pieces or self._reasoning.pieces or self._tools or self._files)
 
     @property
     def seen_length(self) -> int:
         """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
-        return len("".join(self._pieces).encode("utf-16-le")) // 2
+        return len("".join(self._text.pieces).encode("utf-16-le")) // 2
 
     def take(self, event: Event) -> list[StreamEvent]:
         """What `event` adds, as llm's stream events. Raises nothing."""
@@ -1121,17 +1161,14 @@ class Answer:
 
     def _events(self, event: Event) -> list[StreamEvent]:
         if isinstance(event, Text):
-            return self._text(event.text)
+            return self._split(self._text.take(event.text))
         if isinstance(event, Reasoning):
-            text = _whole(event.text)
-            passed = min(self._skip_reasoning, len(text))
-            self._skip_reasoning -= passed
-            self._reasoned += len(text) - passed
-            return [_stream_event(Reasoning(text[passed:]))] if text[passed:] else []
+            new = self._reasoning.take(event.text)
+            return [_stream_event(Reasoning(new))] if new else []
         if isinstance(event, (Called, Returned)):
             return self._tool(event)
         if isinstance(event, File):
-            given = self._end_half()
+            given = self._end_pieces()
             if self._skip_files:
                 self._skip_files -= 1
                 return given
@@ -1153,23 +1190,14 @@ class Answer:
             return self._finish(event)
         return []
 
-    def _text(self, text: str) -> list[StreamEvent]:
-        # NULs are padding; the log does not pad, so they must not count either.
-        text = self._half + text.replace("\0", "")
-        self._half = ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._half = text[:-1], text[-1]
-        text = _whole(text)
-        passed = min(self._skip_text, len(text))
-        self._skip_text -= passed
-        if not (text := text[passed:]):
+    def _split(self, text: str) -> list[StreamEvent]:
+        if not text:
             return []
-        self._pieces.append(text)
         self._segment.append(text)
         return [_stream_event(piece) for piece in self._thinking.feed(text)]
 
     def _tool(self, event: Called | Returned) -> list[StreamEvent]:
-        key, given = (event.id, type(event)), self._end_half()
+        key, given = (event.id, type(event)), self._end_pieces()
         if key in self._tools:
             return given
         name = event.name or self._tools.get((event.id, Called), "")
@@ -1203,20 +1231,20 @@ class Answer:
         """The end. Text that was never streamed is in `final` alone, and is given now."""
         self.final = final
         given = self._flush()
-        everything, segment = "".join(self._pieces), "".join(self._segment)
+        everything, segment = "".join(self._text.pieces), "".join(self._segment)
         text = _whole(final.text.replace("\0", ""))
         if not everything.endswith(text) and text.startswith(segment):
-            self._skip_text = 0
-            given += self._text(text[len(segment) :]) + self._flush()
+            self._text.all_new()
+            given += self._split(self._text.take(text[len(segment) :])) + self._flush()
         return given
 
-    def _end_half(self) -> list[StreamEvent]:
-        """Half a surrogate pair whose other half did not come is a character as well."""
-        half, self._half = self._half, ""
-        return self._text(_whole(half))
+    def _end_pieces(self) -> list[StreamEvent]:
+        reasoning = self._reasoning.end()
+        given = [_stream_event(Reasoning(reasoning))] if reasoning else []
+        return given + self._split(self._text.end())
 
     def _flush(self) -> list[StreamEvent]:
-        given = self._end_half()
+        given = self._end_pieces()
         return given + [_stream_event(piece) for piece in self._thinking.end()]
 
 
@@ -1602,7 +1630,7 @@ class Client:
         """Close when unused for a while, or with the loop: its last act is to cancel this."""
         loop = asyncio.get_running_loop()
         try:
-            while self._tasks or time.monotonic() - self._used < LINGER:  # noqa: ASYNC110
+            while self._is_used():  # noqa: ASYNC110 - it waits for a time, not for an event
                 await asyncio.sleep(LINGER / 4)
         finally:
             if _clients.get(loop) is self:
@@ -1614,6 +1642,10 @@ class Client:
             if self._tasks:
                 await asyncio.wait(list(self._tasks), timeout=STOP_WITHIN)
             await self._session.close()
+
+    def _is_used(self) -> bool:
+        at_work = self._tasks or any(not turn.done() for turn in self.turns)
+        return bool(at_work) or time.monotonic() - self._used < LINGER
 
     def busy(self, conversation_id: str) -> asyncio.Lock:
         """Held by the run that goes on in a conversation: chat-ui can keep only one."""

@@ -262,6 +262,16 @@ def test_half_of_an_emoji_before_something_else_is_not_given_twice(between):
         assert follower.take(events).given == whole.given, at
 
 
+@pytest.mark.parametrize("cut", [1, 2], ids=["between the halves", "after them"])
+def test_halves_of_an_emoji_in_two_pieces_of_reasoning_are_given_once(cut):
+    pieces = [Reasoning("a\ud83c"), Reasoning("\udf89b"), Text("c"), Final("c", False)]
+    follower = tell(*pieces[:cut])
+    follower.answer.rewind()
+    follower.take([Reasoning("a🎉b"), Text("c"), Final("c", False)])
+    assert follower.joined("reasoning") == "a🎉b"
+    assert follower.joined("text") == "c"
+
+
 def test_nuls_are_nowhere_in_the_answer():
     follower = tell(Text("a\0b\0"), Text("\0"), Final("a\0b", False))
     assert follower.given == [("text", "ab", None, None)]
