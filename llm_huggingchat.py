@@ -2481,8 +2481,8 @@ class HuggingFace(HuggingChatTool):
 
 
 class MCP(HuggingChatTool):
-    """Use the tools of a public https MCP server. A $NAME in a header's value stands for
-    that environment variable, or key in llm's key store: only the name is logged."""
+    """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
+    for that environment variable, or key in llm's key store: only the name is logged."""
 
     name = "mcp"
 
@@ -2510,8 +2510,9 @@ class MCP(HuggingChatTool):
 
     def request(self, server: Server) -> dict[str, Any]:
         """The server as chat-ui wants it. Raises llm.ModelError."""
+        url = self._filled("URL", str(self.url))
         try:
-            parts = urlsplit(str(self.url))
+            parts = urlsplit(url)
             host = parts.hostname or ""
         except ValueError:
             parts, host = urlsplit(""), ""
@@ -2525,15 +2526,15 @@ class MCP(HuggingChatTool):
         if self.headers is not None and not isinstance(self.headers, dict):
             raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
         headers = [
-            {"key": str(name), "value": self._filled(str(name), str(value))}
+            {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
             for name, value in (self.headers or {}).items()
         ]
-        return {"name": self.label or host, "url": self.url, "headers": headers}
+        return {"name": self.label or host, "url": url, "headers": headers}
 
-    def _filled(self, header: str, value: str) -> str:
+    def _filled(self, what: str, value: str) -> str:
         if HIDDEN in value:
             raise llm.ModelError(
-                f"The value of MCP's header {plain(header, 60)!r} is not kept in the logs. "
+                f"The value of MCP's {what} is not kept in the logs. "
                 "Give -T again, or write it as $NAME of an environment variable or llm key."
             )
 
@@ -2541,8 +2542,8 @@ class MCP(HuggingChatTool):
             found = os.environ.get(match[1]) or stored_key(match[1])
             if found is None:
                 raise llm.ModelError(
-                    f"MCP's header {plain(header, 60)!r} names ${match[1]}, which is neither an "
-                    "environment variable nor a key of llm."
+                    f"MCP's {what} names ${match[1]}, which is neither an environment variable "
+                    "nor a key of llm."
                 )
             return found
 

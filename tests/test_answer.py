@@ -264,7 +264,7 @@ def test_half_of_an_emoji_before_something_else_is_not_given_twice(between):
 
 @pytest.mark.parametrize("cut", [1, 2], ids=["between the halves", "after them"])
 def test_halves_of_an_emoji_in_two_pieces_of_reasoning_are_given_once(cut):
-    pieces = [Reasoning("a\ud83c"), Reasoning("\udf89b"), Text("c"), Final("c", False)]
+    pieces: list[Event] = [Reasoning("a\ud83c"), Reasoning("\udf89b"), Text("c"), Final("c", False)]
     follower = tell(*pieces[:cut])
     follower.answer.rewind()
     follower.take([Reasoning("a🎉b"), Text("c"), Final("c", False)])

@@ -155,6 +155,21 @@ def test_secret_of_a_header_is_sent_but_never_logged(
     assert "$MCP_SECRET" in run("logs", "--json", "-n", "0").stdout
 
 
+def test_secret_in_an_address_is_sent_but_never_logged(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("MCP_SECRET", "sesame-sesame")
+    run("-m", "hf-llama", "-T", 'MCP("https://mcp.example/x?key=$MCP_SECRET")', "one")
+    run("-c", "two")
+    for request in sends(server):
+        assert request.data
+        (selected,) = request.data["selectedMcpServers"]
+        assert selected["url"] == "https://mcp.example/x?key=sesame-sesame"
+    assert len(sends(server)) == 2
+    for path in user_path.iterdir():
+        assert b"sesame-sesame" not in path.read_bytes()
+
+
 def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
     tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
     run("-m", "hf-llama", "-T", tool, "one")
