@@ -23,7 +23,7 @@ from llm_huggingchat import Parent, Plan, make_plan, parent_of, transcript
 
 URL = "https://huggingface.co/chat"
 PICTURE = llm.Attachment(type="image/png", content=b"png")
-NOTES = llm.Attachment(type="text/plain", path="/home/ada/my notes.txt")
+NOTES = llm.Attachment(type="text/plain", path="notes/my notes.txt")
 FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
 
 
