@@ -3202,7 +3202,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     host = urlsplit(server.url).hostname or ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = list(getattr(store, browser)(domain_name=host))
+            jar = list(getattr(store, browser)(domain_name=host, **_place(browser)))
     except Exception as error:  # its own errors are many, and not all of one kind
         raise llm.ModelError(
             f"The cookies of {name} cannot be read: {_browser_trouble(error)}"
@@ -3218,6 +3218,18 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
             f"Log in at {server.url} with {name}, and run this again."
         )
     return parse_cookies(json.dumps(found), server.host)
+
+
+def _place(browser: str) -> dict[str, str]:
+    """Where a new Firefox keeps its cookies: browser-cookie3 0.20 knows the old place alone."""
+    home = pathlib.Path.home()
+    if browser != "firefox" or (home / ".mozilla" / "firefox").is_dir():
+        return {}
+    config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    stores = sorted(
+        config.glob("mozilla/firefox/*/cookies.sqlite"), key=lambda path: path.stat().st_mtime
+    )
+    return {"cookie_file": str(stores[-1])} if stores else {}
 
 
 def _browser_trouble(error: Exception) -> str:

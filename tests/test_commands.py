@@ -214,9 +214,11 @@ def test_login_on_a_terminal_does_not_show_what_is_pasted(chat: ChatUI) -> None:
     assert b"t-ada" not in shown
 
 
-def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
+def firefox(
+    home: pathlib.Path, *cookies: tuple[str, str, str], place: str = ".mozilla/firefox"
+) -> None:
     """A profile as Firefox keeps it; cookies are host, name and value."""
-    profile = home / ".mozilla" / "firefox" / "abcd.default-release"
+    profile = home / place / "abcd.default-release"
     profile.mkdir(parents=True)
     (profile.parent / "profiles.ini").write_text(
         "[Install4F96D1932A9F858E]\nDefault=abcd.default-release\nLocked=1\n\n"
@@ -239,9 +241,16 @@ def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
     db.close()
 
 
+@pytest.mark.parametrize("place", [".mozilla/firefox", ".config/mozilla/firefox"])
 def test_login_from_firefox(
-    chat: ChatUI, run: Run, tmp_path: pathlib.Path, user_path: pathlib.Path
+    chat: ChatUI,
+    run: Run,
+    tmp_path: pathlib.Path,
+    user_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
 ) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     assert "no profile" in run("login", "--browser", "firefox", fails=True).stderr
     firefox(
         tmp_path,
@@ -250,6 +259,7 @@ def test_login_from_firefox(
         ("127.0.0.1", "hf-chat", "s-ada"),
         ("127.0.0.1", "token", "t-ada"),
         ("127.0.0.1", "session", "other"),
+        place=place,
     )
     assert "as ada" in run("login", "--browser", "firefox").stdout
     kept = (user_path / "keys.json").read_text()
