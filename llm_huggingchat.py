@@ -93,7 +93,7 @@ STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
 TAIL_GRACE = 0.2  # seconds that the server may take to store a given answer, unwaited for else
 TAIL_LIMIT = 10.0  # seconds after an answer for which its conversation takes no other turn
-UNSETTLED_FOR = 600.0  # seconds after which an answer is taken to be stored
+RUN_LIMIT = 86_400.0  # seconds after which a run that was noted is no longer asked about
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
@@ -522,14 +522,12 @@ class Parent:
 
     `message_id` is None when it could not be fetched; `generation_id` finds it then.
     `model` is the conversation's model at that turn, without `huggingchat/`.
-    `unsettled` is when, in seconds since 1970, the turn ended before it was seen stored.
     """
 
     conversation_id: str
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
-    unsettled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -560,11 +558,7 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 for name in ("message_id", "generation_id", "model")
                 if isinstance(value := kept.get(name), str) and value
             }
-            unsettled = kept.get("unsettled")
-            since = None
-            if isinstance(unsettled, (int, float)) and 0 <= unsettled < 1e12:
-                since = float(unsettled)
-            return Parent(conversation_id, **known, unsettled=since)
+            return Parent(conversation_id, **known)
     return None
 
 
@@ -1265,10 +1259,12 @@ def _stream_event(piece: Text | Reasoning) -> StreamEvent:
 # --- files: the key store and the catalogue cache -------------------------------------
 
 
-def write_whole(path: pathlib.Path, content: str | bytes, mode: int = 0o600) -> None:
+def write_whole(
+    path: pathlib.Path, content: str | bytes, mode: int = 0o600, lasting: bool = True
+) -> None:
     """Replace the file at `path` in one step, so that no reader sees half of it.
 
-    Raises OSError.
+    With `lasting` it outlives a crash of the machine as well. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -1276,7 +1272,8 @@ def write_whole(path: pathlib.Path, content: str | bytes, mode: int = 0o600) -> 
         with open(descriptor, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
@@ -1378,6 +1375,49 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
         raise llm.ModelError(
             f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {_why(error)}"
         ) from None
+
+
+RUNS = "huggingchat_runs.json"
+
+
+def begin_run(page: str, generation_id: str) -> str | None:
+    """Note that a run begins in the conversation at `page`; or the one that is noted there.
+
+    chat-ui stores a run's messages when it is over, with its own copy of all the others: a
+    message that is sent earlier loses the answer before it, or is lost itself. So the
+    processes of one user tell each other what is going on. Raises nothing.
+    """
+    with contextlib.suppress(OSError), _updating(RUNS) as path:
+        runs = _noted_runs(path)
+        for other, run in runs.items():
+            if run["page"] == page and other != generation_id:
+                return other
+        runs[generation_id] = {"page": page, "since": time.time()}
+        write_whole(path, json.dumps(runs, indent=1) + "\n", lasting=False)
+    return None
+
+
+def end_run(generation_id: str) -> None:
+    """A run is over, and stored. Raises nothing."""
+    with contextlib.suppress(OSError), _updating(RUNS) as path:
+        runs = _noted_runs(path)
+        if runs.pop(generation_id, None):
+            write_whole(path, json.dumps(runs, indent=1) + "\n", lasting=False)
+
+
+def _noted_runs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    try:
+        noted = _mapping(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    runs = {id: _mapping(run) for id, run in noted.items()}
+    return {
+        id: run
+        for id, run in runs.items()
+        if isinstance(run.get("page"), str)
+        and isinstance(since := run.get("since"), (int, float))
+        and 0 <= time.time() - since < RUN_LIMIT
+    }
 
 
 # --- client: one coroutine a server call; errors in words -----------------------------
@@ -1607,7 +1647,6 @@ class Client:
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
         self.models: dict[str, str] = {}  # conversation id -> the model it was last seen with
-        self.settled: deque[str] = deque(maxlen=1000)  # generation ids of runs seen to end
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.turns: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -1874,7 +1913,6 @@ class Outcome:
     title: str = ""
     router: Router = Router("", "", "")
     interrupted: bool = False
-    unsettled: float | None = None
 
     @property
     def resolved_model(self) -> str:
@@ -1888,7 +1926,6 @@ class Outcome:
             "generation_id": self.generation_id,
             "server": self.server,
             "model": self.model,
-            "unsettled": self.unsettled,
         }
         return {"huggingchat": {name: value for name, value in known.items() if value}}
 
@@ -1983,6 +2020,8 @@ class Turn:
         finally:
             if self._fetch:
                 self._fetch.cancel()
+            if not self._posted:
+                end_run(self._generation_id)
             try:
                 if self._posted and not self._over:
                     await self._stop()
@@ -2002,8 +2041,12 @@ class Turn:
         id = self._outcome.conversation_id = parent.conversation_id
         await self._hold(id)
         message_id = parent.message_id
-        if message_id is None or self._may_be_unsettled(parent):
-            message_id = await self._settled(parent)
+        if message_id is None:
+            conversation = await self._client.conversation(self._access, id)
+            stored = _mapping(stored_answer(conversation, parent.generation_id))
+            message_id = _string(stored.get("id"))
+        if not message_id:
+            raise Gone
         if self._client.models.get(id, parent.model) != model:
             path = f"/api/v2/conversations/{quote(id, safe='')}"
             try:
@@ -2016,9 +2059,29 @@ class Turn:
         return message_id, selected
 
     async def _hold(self, id: str) -> None:
+        """Wait until no other run goes on in the conversation, here or in another process."""
         lock = self._client.busy(id)
         await lock.acquire()
         self._lock = lock
+        while other := begin_run(self._page, self._generation_id):
+            await self._until_stored(other)
+            end_run(other)
+
+    async def _until_stored(self, generation_id: str) -> None:
+        """Wait for another turn's run to be over, as long as something comes of it."""
+        id, seen, attempt = self._outcome.conversation_id or "", "", 0
+        life = time.monotonic()
+        while time.monotonic() - life < PATIENCE:
+            conversation = await self._client.conversation(self._access, id)
+            stored = stored_answer(conversation, generation_id)
+            if stored is None or is_settled(stored):
+                return
+            if (now := json.dumps(stored)) != seen:
+                seen, life = now, time.monotonic()
+            if attempt == len(PAUSES) - 2:
+                note("waiting for the end of another turn of this conversation")
+            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 2)])
+            attempt += 1
 
     def _release(self) -> None:
         """Let the next turn go on, once what follows the final answer has been read."""
@@ -2027,27 +2090,6 @@ class Turn:
             self._tail.add_done_callback(lambda _: lock.release())
         elif lock:
             lock.release()
-
-    def _may_be_unsettled(self, parent: Parent) -> bool:
-        if parent.unsettled is None or parent.generation_id in self._client.settled:
-            return False
-        return time.time() - parent.unsettled < UNSETTLED_FOR
-
-    async def _settled(self, parent: Parent) -> str:
-        """The id of the parent, once its run is over and stored. Raises Gone."""
-        stored: dict[str, Any] | None = None
-        for pause in (*PAUSES, None):
-            conversation = await self._client.conversation(self._access, parent.conversation_id)
-            stored = stored_answer(conversation, parent.generation_id)
-            if stored is None:
-                raise Gone
-            if pause is None or is_settled(stored) or not self._may_be_unsettled(parent):
-                break
-            await asyncio.sleep(pause)
-        message_id = _string(_mapping(stored).get("id"))
-        if not message_id:
-            raise Gone
-        return message_id
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
@@ -2344,7 +2386,7 @@ class Turn:
         if isinstance(event, (Title, Router)):
             self._answer.take(event)
         elif isinstance(event, (Finished, End)):
-            self._client.settled.append(self._generation_id)
+            end_run(self._generation_id)
 
     def _leave(self, exchange: Exchange) -> None:
         if self._tail is None:
@@ -2393,8 +2435,6 @@ class Turn:
             left = self._fetch_from + ID_GRACE - time.monotonic()
             await asyncio.wait([self._fetch], timeout=max(left, 0))
         outcome, answer = self._outcome, self._answer
-        if self._generation_id not in self._client.settled:
-            outcome.unsettled = round(time.time())
         outcome.generation_id = self._generation_id
         outcome.title, outcome.router = answer.title, answer.router
         outcome.interrupted = bool(final and final.interrupted)

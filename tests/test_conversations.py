@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,7 @@ from helpers import (
     both,
     calls,
     kept,
+    logged,
     only_conversation,
     run,
     sends,
@@ -27,6 +31,9 @@ from helpers import (
     wait_for,
 )
 from llm.parts import Message
+
+import llm_huggingchat
+from llm_huggingchat import RUNS, begin_run
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.6-27B"
@@ -300,6 +307,64 @@ def test_chat_waits_until_the_answer_is_stored(server: ChatUI) -> None:
     run("chat", "-m", "hf-llama", input="one [[title_delay=0.4]]\ntwo\nquit\n")
     wait_for(lambda: "running" not in server.runs.values())
     assert tree(server, only_conversation(server).id) == {"one [[title_delay=0.4]]": {"two": {}}}
+
+
+def test_two_processes_at_once_lose_nothing(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    (thread,) = {entry["conversation_id"] for entry in logged()}
+    at_once = [
+        subprocess.Popen(
+            [sys.executable, "-m", "llm", "--cid", thread, f"{name} [[tokens=20]] [[delay=0.02]]"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("left", "right")
+    ]
+    for process in at_once:
+        shown, _ = process.communicate(timeout=30)
+        assert shown.startswith(b"w0 w1 "), process.args
+        assert process.returncode == 0
+    wait_for(lambda: "running" not in server.runs.values())
+    conversation = only_conversation(server)
+    assert list(tree(server, conversation.id)["one"]) in (
+        ["left [[tokens=20]] [[delay=0.02]]", "right [[tokens=20]] [[delay=0.02]]"],
+        ["right [[tokens=20]] [[delay=0.02]]", "left [[tokens=20]] [[delay=0.02]]"],
+    )
+    answers = [message["content"] for message in server.messages(conversation.id, "assistant")]
+    assert [answer.split()[-1] for answer in answers] == ["one", "w19", "w19"]
+
+
+def test_turn_waits_for_a_run_that_another_process_noted(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ask_sync("one")
+    page = first.response_json["huggingchat"]["url"]  # type: ignore[index]
+    running = iter(first.reply("left [[tokens=20]] [[delay=0.02]]"))
+    next(running)
+    (generation_id,) = set(server.runs) - {kept(first)["generation_id"]}
+    llm_huggingchat._background.close()  # as in a process that was killed: nothing is told
+    assert begin_run(page, "another") == generation_id
+    assert first.reply("right").text() == "You said: right"
+    assert server.runs[generation_id] != "running"
+    assert begin_run(page, "another") is None
+
+
+@pytest.mark.parametrize("content", ["", "x", "[]", '{"g": 1}', '{"g": {"page": 1, "since": "x"}}'])
+def test_nonsense_where_runs_are_noted_does_no_harm(
+    server: ChatUI, user_path: pathlib.Path, content: str
+) -> None:
+    (user_path / RUNS).write_text(content)
+    first = ask_sync("one")
+    assert first.reply("two").text() == "You said: two"
+    assert (user_path / RUNS).read_text().strip() == "{}"
+
+
+def test_run_of_which_the_server_knows_nothing_is_not_waited_for(server: ChatUI) -> None:
+    first = ask_sync("one")
+    page = first.response_json["huggingchat"]["url"]  # type: ignore[index]
+    assert begin_run(page, "lost") is None
+    assert first.reply("two").text() == "You said: two"
+    assert begin_run(page, "another") is None
 
 
 async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:

@@ -98,11 +98,8 @@ def test_metadata_may_be_on_any_part():
 @pytest.mark.parametrize(
     ("metadata", "found"),
     [
-        (kept(1, unsettled=1700000000), Parent("c1", "m1", "g1", "a/b", 1.7e9)),
         (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
         (kept(1, message_id=5, generation_id="", model=[]), Parent("c1")),
-        (kept(1, unsettled="soon"), parent()),
-        (kept(1, unsettled=10**400), parent()),
         (kept(1, conversation_id=None), None),
         (kept(1, conversation_id=""), None),
         (kept(1, server="https://huggingface.co/chat/"), None),

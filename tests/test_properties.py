@@ -291,9 +291,7 @@ def test_any_json_as_a_stored_answer(message, conversation):
 # --- history --------------------------------------------------------------------------
 
 KEPT = st.dictionaries(
-    st.sampled_from(
-        ["server", "conversation_id", "message_id", "generation_id", "model", "unsettled"]
-    ),
+    st.sampled_from(["server", "conversation_id", "message_id", "generation_id", "model"]),
     st.just(URL) | JSON,
 )
 METADATA = (
