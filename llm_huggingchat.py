@@ -10,7 +10,7 @@ The file reads from top to bottom; each part uses only what stands above it:
     decoder     bytes, cut anywhere -> events
     thinking    text, cut anywhere -> text and reasoning
     answer      events, perhaps replayed -> llm's stream events, each once
-    files       the key store and the catalogue cache
+    files       the key store, the catalogue cache, and which runs go on
     client      one coroutine a server call; errors in words
     turn        one exchange: create or find, send, follow, recover, stop
     models      llm's classes, thin
@@ -1256,7 +1256,7 @@ def _stream_event(piece: Text | Reasoning) -> StreamEvent:
     )
 
 
-# --- files: the key store and the catalogue cache -------------------------------------
+# --- files: the key store, the catalogue cache, and which runs go on -------------------
 
 
 def write_whole(
