@@ -92,7 +92,7 @@ LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked fo
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
 TAIL_GRACE = 0.2  # seconds that the server may take to store a given answer, unwaited for else
-TAIL_LIMIT = 10.0  # seconds after an answer for which its conversation takes no other turn
+TAIL_LIMIT = 10.0  # seconds that a connection is read on after the final answer
 RUN_LIMIT = 86_400.0  # seconds after which a run that was noted is no longer asked about
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
@@ -2026,7 +2026,8 @@ class Turn:
                 if self._posted and not self._over:
                     await self._stop()
             finally:
-                self._release()
+                if self._lock:
+                    self._lock.release()
 
     # Before the message
 
@@ -2082,14 +2083,6 @@ class Turn:
                 note("waiting for the end of another turn of this conversation")
             await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 2)])
             attempt += 1
-
-    def _release(self) -> None:
-        """Let the next turn go on, once what follows the final answer has been read."""
-        lock, self._lock = self._lock, None
-        if lock and self._tail and not self._tail.done():
-            self._tail.add_done_callback(lambda _: lock.release())
-        elif lock:
-            lock.release()
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
