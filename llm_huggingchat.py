@@ -91,7 +91,7 @@ TRIES = 4  # attempts at a call, or at sending a message, before its failure is 
 LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked for once more
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
-TAIL_GRACE = 0.2  # seconds that the server may take to store a given answer, unwaited for else
+TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the server has stored it
 TAIL_LIMIT = 10.0  # seconds that a connection is read on after the final answer
 RUN_LIMIT = 86_400.0  # seconds after which a run that was noted is no longer asked about
 LINGER = 60.0  # seconds that unused connections are kept
@@ -138,6 +138,16 @@ SERVER_VARIABLE = "LLM_HUGGINGCHAT_URL"
 KEY_VARIABLE = "LLM_HUGGINGCHAT_KEY"
 
 
+def chat_path(conversation_id: str) -> str:
+    """Where a conversation's page is, and where its messages are sent."""
+    return f"/conversation/{quote(conversation_id, safe='')}"
+
+
+def api_path(conversation_id: str) -> str:
+    """Where a conversation can be read, changed and deleted."""
+    return f"/api/v2/conversations/{quote(conversation_id, safe='')}"
+
+
 @dataclass(frozen=True)
 class Server:
     """A chat-ui server. `url` is its base address, without a slash at the end."""
@@ -171,7 +181,7 @@ class Server:
 
     def page(self, conversation_id: str) -> str:
         """The conversation's web page."""
-        return f"{self.url}/conversation/{quote(conversation_id, safe='')}"
+        return self.url + chat_path(conversation_id)
 
     def shared_page(self, share_id: str) -> str:
         return f"{self.url}/r/{quote(share_id, safe='')}"
@@ -511,6 +521,14 @@ def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
         if _CODER.search(model.name):
             short.setdefault("hf-coder", model.id)
     return short | found
+
+
+def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
+    """Model id -> its aliases."""
+    names: dict[str, list[str]] = {}
+    for alias, id in aliases(models).items():
+        names.setdefault(id, []).append(alias)
+    return names
 
 
 # --- history: llm's messages -> what to send, and after which message -----------------
@@ -1762,6 +1780,15 @@ class Client:
             await asyncio.sleep(PAUSES[attempt])
         raise AssertionError("unreachable")
 
+    async def change(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
+        """`call` for something of a conversation. Raises Gone when that is not there."""
+        try:
+            return await self.call(access, method, path, value)
+        except Refused as refused:
+            if refused.reply.status in (403, 404):
+                raise Gone from None
+            raise
+
     async def get(self, access: Access, path: str) -> Any:
         return (await self.call(access, "GET", path)).json()
 
@@ -1778,8 +1805,7 @@ class Client:
     async def conversation(self, access: Access, id: str) -> dict[str, Any]:
         """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
         try:
-            path = f"/api/v2/conversations/{quote(id, safe='')}"
-            conversation = _mapping(unwrap(await self.get(access, path)))
+            conversation = _mapping(unwrap(await self.get(access, api_path(id))))
         except Refused as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
             if refused.reply.status in (400, 403, 404):
@@ -1792,7 +1818,7 @@ class Client:
     async def stop(self, access: Access, id: str, generation_id: str, seen: int) -> None:
         """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
         value = {"generationId": generation_id, "seenContentLength": seen}
-        path = f"/conversation/{quote(id, safe='')}/stop-generating"
+        path = f"{chat_path(id)}/stop-generating"
         exchange = self.open(access, "POST", path, body=json.dumps(value).encode())
         try:
             with contextlib.suppress(Lost):
@@ -1804,7 +1830,9 @@ class Client:
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}
 
 
-def in_words(error: BaseException, access: Access, *, model: str = "", page: str = "") -> Exception:
+def in_words(
+    error: Lost | Refused | Gone, access: Access, *, model: str = "", page: str = ""
+) -> llm.ModelError:
     """The llm.ModelError that tells a person what `error` means and what to do next."""
     server, cookies = access.server, access.cookies
     where = f" The conversation is at {page}" if page else ""
@@ -1814,8 +1842,6 @@ def in_words(error: BaseException, access: Access, *, model: str = "", page: str
         return llm.ModelError(f"{verb} {server.host}: {error}.{told}{where}")
     if isinstance(error, Gone):
         return llm.ModelError(f"There is no such conversation on {server.host} for this account.")
-    if not isinstance(error, Refused):
-        return error if isinstance(error, Exception) else llm.ModelError(str(error))
     status, said = error.reply.status, error.reply.message
     quoted = f": {said}" if said else ""
     if status in (301, 302, 303, 307, 308, 401):
@@ -1969,7 +1995,7 @@ class Turn:
         self._plan = plan
         self._outcome = outcome
         self._generation_id = str(uuid.uuid4())
-        self._answer = Answer(self._file_link)
+        self.answer = Answer(self._file_link)
         self._posted = False  # the message may be on its way, or there
         self._accepted = False  # the message is there
         self._over = False  # there is no run to stop
@@ -1987,9 +2013,6 @@ class Turn:
         id = self._outcome.conversation_id
         return self._access.server.page(id) if id else ""
 
-    def _in_words(self, error: BaseException) -> Exception:
-        return in_words(error, self._access, model=self._ask.model, page=self._page)
-
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """The answer as llm's stream events.
 
@@ -2001,14 +2024,14 @@ class Turn:
             body, content_type = self._message(message_id, selected)
             async with contextlib.aclosing(self._followed(body, content_type)) as events:
                 async for event in events:
-                    for given in self._answer.take(event):
+                    for given in self.answer.take(event):
                         yield given
-                    if self._answer.begun and self._fetch is None:
+                    if self.answer.begun and self._fetch is None:
                         self._begin_beside()
             await self._finish()
         except (Lost, Refused) as error:
             self._over = True  # it ended by itself, or cannot be reached
-            raise self._in_words(error) from None
+            raise in_words(error, self._access, model=self._ask.model, page=self._page) from None
         except Gone:
             self._over = True
             if not self._accepted:
@@ -2034,9 +2057,7 @@ class Turn:
     async def _prepare(self) -> tuple[str, tuple[list[str], list[dict[str, Any]]]]:
         """Find or make the conversation: the message to go after, and the tools to select."""
         parent, model = self._plan.parent, self._ask.model
-        selected: tuple[list[str], list[dict[str, Any]]] = ([], [])
-        if self._ask.tools:
-            selected = await select_tools(self._client, self._access, self._ask)
+        selected = await select_tools(self._client, self._access, self._ask)
         if parent is None:
             return await self._create(), selected
         id = self._outcome.conversation_id = parent.conversation_id
@@ -2049,13 +2070,7 @@ class Turn:
         if not message_id:
             raise Gone
         if self._client.models.get(id, parent.model) != model:
-            path = f"/api/v2/conversations/{quote(id, safe='')}"
-            try:
-                await self._client.call(self._access, "PATCH", path, {"model": model})
-            except Refused as refused:
-                if refused.reply.status in (403, 404):
-                    raise Gone from None
-                raise
+            await self._client.change(self._access, "PATCH", api_path(id), {"model": model})
         self._client.models[id] = model
         return message_id, selected
 
@@ -2131,7 +2146,7 @@ class Turn:
 
     async def _followed(self, body: bytes, content_type: str) -> AsyncGenerator[Event, None]:
         """The run's events up to its final answer, however often the connection breaks."""
-        path = f"/conversation/{quote(self._outcome.conversation_id or '', safe='')}"
+        path = chat_path(self._outcome.conversation_id or "")
         attempt = 0
         while True:
             self._posted = True
@@ -2191,10 +2206,10 @@ class Turn:
         self._life = time.monotonic()
         if isinstance(event, Final):
             # An empty answer is not the end: the reason follows as a failure.
-            self._over = bool(event.text or event.interrupted or self._answer.begun)
-        elif isinstance(event, Finished) and not self._answer.final:
+            self._over = bool(event.text or event.interrupted or self.answer.begun)
+        elif isinstance(event, Finished) and not self.answer.final:
             # The model died on the way. What it said is stored, and can be continued.
-            if not self._answer.begun:
+            if not self.answer.begun:
                 raise self._failure(Failed("No output was generated"))
             note(f"the model {self._ask.model} broke off its answer")
             self._over = True
@@ -2284,11 +2299,11 @@ class Turn:
         the run is over only when the server knows no such message.
         """
         path = (
-            f"/conversation/{quote(self._outcome.conversation_id or '', safe='')}/stream"
+            f"{chat_path(self._outcome.conversation_id or '')}/stream"
             f"?generationId={self._generation_id}&fromSeq="
         )
         seq = attempt = 0
-        self._answer.rewind()
+        self.answer.rewind()
         while True:
             end: End | None = None
             life, log = self._life, Log()
@@ -2333,7 +2348,7 @@ class Turn:
             )
             stored = stored_answer(conversation, self._generation_id)
             if stored is None:
-                if self._answer.begun:
+                if self.answer.begun:
                     raise llm.ModelError(f"The server lost the answer. See {self._page}")
                 self._accepted = False
                 return
@@ -2348,11 +2363,11 @@ class Turn:
             raise llm.ModelError(
                 f"The answer broke off, and the server has no end of it. See {self._page}"
             )
-        self._answer.rewind()
+        self.answer.rewind()
         self._take_late(Finished())
         for event in events:
             yield self._noted(event)
-        if not self._answer.begun:
+        if not self.answer.begun:
             raise self._failure(Failed("No output was generated"))
         self._over = True
 
@@ -2377,7 +2392,7 @@ class Turn:
 
     def _take_late(self, event: Event | End) -> None:
         if isinstance(event, (Title, Router)):
-            self._answer.take(event)
+            self.answer.take(event)
         elif isinstance(event, (Finished, End)):
             end_run(self._generation_id)
 
@@ -2416,8 +2431,8 @@ class Turn:
             keep_catalogue(self._access.server.url, await self._client.catalogue(self._access))
 
     async def _finish(self) -> None:
-        final = self._answer.final
-        if not self._answer.begun:
+        final = self.answer.final
+        if not self.answer.begun:
             self._over = True
             raise self._failure(Failed("No output was generated"))
         if self._fetch is None:
@@ -2427,7 +2442,7 @@ class Turn:
         if self._fetch:
             left = self._fetch_from + ID_GRACE - time.monotonic()
             await asyncio.wait([self._fetch], timeout=max(left, 0))
-        outcome, answer = self._outcome, self._answer
+        outcome, answer = self._outcome, self.answer
         outcome.generation_id = self._generation_id
         outcome.title, outcome.router = answer.title, answer.router
         outcome.interrupted = bool(final and final.interrupted)
@@ -2435,21 +2450,22 @@ class Turn:
     async def _stop(self) -> None:
         """Tell the server to stop, but do not wait long for it."""
         id = self._outcome.conversation_id or ""
-        seen = self._answer.seen_length
+        seen = self.answer.seen_length
         stopping = self._client.beside(
             self._client.stop(self._access, id, self._generation_id, seen)
         )
         await asyncio.wait([stopping], timeout=STOP_WITHIN)
         stopping.cancel()
 
-    def last(self) -> StreamEvent:
-        """An event without text that carries what the next turn needs.
 
-        llm drops the metadata of a text part without text, so a part of its own is made
-        unless the answer ends in text.
-        """
-        kind = "text" if self._answer.last_is_text else "reasoning"
-        return StreamEvent(type=kind, chunk="", provider_metadata=self._outcome.metadata())
+def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
+    """An event without text that carries what the next turn needs.
+
+    llm drops the metadata of a text part without text, so a part of its own is made
+    unless the answer ends in text.
+    """
+    kind = "text" if answer.last_is_text else "reasoning"
+    return StreamEvent(type=kind, chunk="", provider_metadata=outcome.metadata())
 
 
 async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, None]:
@@ -2463,7 +2479,7 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, No
             async with contextlib.aclosing(turn.events()) as events:
                 async for event in events:
                     yield event
-            yield turn.last()
+            yield last_event(turn.answer, outcome)
             return
         except Gone:
             if plan.parent is None or ask.anew is None:
@@ -2905,18 +2921,22 @@ class _Background:
 _background = _Background()
 
 
-Put = Callable[[tuple[str, Any]], object]
+@dataclass(frozen=True)
+class _Ended:
+    """What follows the last event: nothing, or the error that ended them."""
+
+    error: BaseException | None = None
 
 
-async def _pump(events: AsyncGenerator[T, None], put: Put) -> None:
-    """Hand on `events`, then their end or the error that ended them."""
+async def _pump(events: AsyncGenerator[T, None], put: Callable[[T | _Ended], object]) -> None:
+    """Hand on `events`, and how they ended."""
     try:
         async with contextlib.aclosing(events):
             async for event in events:
-                put(("event", event))
-        put(("end", None))
+                put(event)
+        put(_Ended())
     except BaseException as error:
-        put(("error", error))
+        put(_Ended(error))
         if not isinstance(error, Exception):
             raise
 
@@ -2927,7 +2947,7 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     A queue carries each from loop to caller: 16 microseconds, where a future for each
     costs 130. Left early, or interrupted, the run is cancelled, and waited for briefly.
     """
-    results: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[T | _Ended] = queue.SimpleQueue()
     done = threading.Event()
 
     async def pump() -> None:
@@ -2938,13 +2958,10 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
 
     running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
     try:
-        while True:
-            kind, value = results.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        while not isinstance(item := results.get(), _Ended):
+            yield item
+        if item.error:
+            raise item.error
     finally:
         if not done.is_set():
             running.cancel()
@@ -2959,17 +2976,14 @@ async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     in it at once, those inside others too. In a task they are not garbage: only this one
     is closed, and it ends the task.
     """
-    results: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+    results: asyncio.Queue[T | _Ended] = asyncio.Queue()
     task = asyncio.create_task(_pump(events, results.put_nowait))
     task.add_done_callback(_heard)
     try:
-        while True:
-            kind, value = await results.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        while not isinstance(item := await results.get(), _Ended):
+            yield item
+        if item.error:
+            raise item.error
     finally:
         if not task.done():
             task.cancel()
@@ -3396,9 +3410,7 @@ def models_(json_: bool) -> None:
         llm huggingchat models --json
     """
     catalogue = load_catalogue(current_server().url)
-    names: dict[str, list[str]] = {}
-    for alias, id in aliases(catalogue.models).items():
-        names.setdefault(id, []).append(alias)
+    names = aliases_of(catalogue.models)
     if json_:
         _echo_json(
             [
@@ -3757,8 +3769,7 @@ def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> l
         bool(given.final and given.final.interrupted) and (complete or bool(generation_id)),
     )
     # As at the end of a turn: without a conversation's id, nothing can be continued.
-    kind = "text" if given.last_is_text else "reasoning"
-    response._process_chunk(StreamEvent(kind, "", provider_metadata=outcome.metadata()))
+    response._process_chunk(last_event(given, outcome))
     response.response_json = outcome.response_json()
     if tree.shared:
         response.response_json["huggingchat"]["url"] = tree.server.shared_page(tree.id)
@@ -3895,23 +3906,11 @@ async def _tree_to_import(
         if not named.shared or not access.cookies or known(tree):
             return tree
         path = "/api/v2/conversations/import-share"
-        reply = await _change(client, access, "POST", path, {"shareId": named.id})
+        reply = await client.change(access, "POST", path, {"shareId": named.id})
         copy = _string(_mapping(unwrap(reply.json())).get("conversationId"))
         return await read_tree(client, access, Named(copy))
     except Gone:
         return None
-
-
-async def _change(
-    client: Client, access: Access, method: str, path: str, value: Any = None
-) -> Reply:
-    """A call that changes a conversation. Raises Gone when it is not there."""
-    try:
-        return await client.call(access, method, path, value)
-    except Refused as refused:
-        if refused.reply.status in (403, 404):
-            raise Gone from None
-        raise
 
 
 async def _ahead(
@@ -4055,8 +4054,7 @@ def rename(name: str, title: str) -> None:
     id, title = _named(name, access.server).id, title.strip()
     if not 0 < len(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
-    path = f"/api/v2/conversations/{id}"
-    _run(access, lambda client: _change(client, access, "PATCH", path, {"title": title}))
+    _run(access, lambda client: client.change(access, "PATCH", api_path(id), {"title": title}))
     click.echo(f"Renamed {id}: {plain(title)}")
 
 
@@ -4072,8 +4070,8 @@ def share(name: str) -> None:
         llm huggingchat share 6b039392759aa03066f1190f
     """
     access = _access()
-    path = f"/conversation/{_named(name, access.server).id}/share"
-    reply = _run(access, lambda client: _change(client, access, "POST", path, {}))
+    path = f"{chat_path(_named(name, access.server).id)}/share"
+    reply = _run(access, lambda client: client.change(access, "POST", path, {}))
     share_id = _string(_mapping(reply.json()).get("shareId"))
     if not share_id:
         raise llm.ModelError(f"{access.server.host} did not say where the shared page is.")
@@ -4107,7 +4105,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
 
     async def delete_one(client: Client, named: Named) -> bool:
         try:
-            await _change(client, access, "DELETE", f"/api/v2/conversations/{named.id}")
+            await client.change(access, "DELETE", api_path(named.id))
         except Gone:
             return False
         return True
@@ -4248,7 +4246,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
 
     async def work(client: Client) -> Reply:
         try:
-            return await _change(client, access, "GET", path)
+            return await client.change(access, "GET", path)
         except Gone:
             await _demand_login(client, access)
             raise llm.ModelError(f"{server.host} has no such file for this account.") from None
@@ -4271,9 +4269,7 @@ def register_models(register: Callable[..., None]) -> None:
         catalogue = load_catalogue(current_server().url)
     except llm.ModelError:
         catalogue = Catalogue()  # a bad address is told when a prompt needs it
-    names: dict[str, list[str]] = {}
-    for alias, id in aliases(catalogue.models).items():
-        names.setdefault(id, []).append(alias)
+    names = aliases_of(catalogue.models)
     for info in catalogue.models:
         register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
 
