@@ -41,6 +41,7 @@ import os
 import pathlib
 import queue
 import re
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -2969,6 +2970,41 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
                 done.wait(STOP_WITHIN + 0.15)
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C cancels the running task, as asyncio itself sees to it from Python 3.11 on.
+
+    Before, KeyboardInterrupt comes up wherever the loop is, in the middle of telling the
+    server to stop too.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    ours = sys.version_info < (3, 11) and in_main and handler is signal.default_int_handler
+    if not ours or task is None:
+        yield
+        return
+    pressed: list[bool] = []
+
+    def interrupt() -> None:
+        pressed.append(True)
+        task.cancel()
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    except NotImplementedError:  # Windows
+        yield
+        return
+    try:
+        yield
+    except asyncio.CancelledError:
+        if pressed:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
 async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """Iterate over `events`, which run in a task of their own.
 
@@ -2979,15 +3015,16 @@ async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     results: asyncio.Queue[T | _Ended] = asyncio.Queue()
     task = asyncio.create_task(_pump(events, results.put_nowait))
     task.add_done_callback(_heard)
-    try:
-        while not isinstance(item := await results.get(), _Ended):
-            yield item
-        if item.error:
-            raise item.error
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
+    with _interruptible():
+        try:
+            while not isinstance(item := await results.get(), _Ended):
+                yield item
+            if item.error:
+                raise item.error
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
