@@ -8,8 +8,8 @@ The file reads from top to bottom; each part uses only what stands above it:
     catalogue   server JSON -> models, aliases
     history     llm's messages -> what to send, and after which message
     decoder     bytes, cut anywhere -> events
-    thinking    text, cut anywhere -> text and reasoning
-    answer      events, perhaps replayed -> llm's stream events, each once
+    stages      events, perhaps replayed -> the answer's events, each once
+    answer      a run's events -> llm's stream events
     files       the key store, the catalogue cache, and which runs go on
     client      one coroutine a server call; errors in words
     turn        one exchange: create or find, send, follow, recover, stop
@@ -61,7 +61,7 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import click
@@ -772,6 +772,11 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Not from the server: what follows repeats the run from its start."""
+
+
+@dataclass(frozen=True)
 class End:
     """The end of an event log: completed, error, interrupted or gone."""
 
@@ -791,8 +796,10 @@ Event = (
     | Asked
     | Finished
     | Alive
+    | Again
 )
 """What a run's stream and its log tell."""
+ENDS_TEXT = (Called, Returned, File, Final)  # events after which no text continues a piece
 
 
 def event_of(update: Any) -> Event | None:
@@ -1021,69 +1028,24 @@ def is_settled(message: dict[str, Any] | None) -> bool:
     )
 
 
-# --- thinking: text, cut anywhere -> text and reasoning -------------------------------
+# --- stages: events, perhaps replayed -> the answer's events, each once ---------------
 
 OPEN, CLOSE = "<think>", "</think>"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Thinking:
-    """Splits `<think>...</think>` off text whose pieces may cut a tag anywhere.
+class Stage(Protocol):
+    """A part of the way from what a run tells to what is given of it.
 
-    A tag opens reasoning only where a model starts to think: at the beginning, after a
-    tool, and after other reasoning. Elsewhere `<think>` is a word that the answer uses.
+    Text may be cut anywhere. A stage holds back what it cannot judge yet, and gives it
+    before an event that ends a piece of text, or when it is told that there is no more.
     """
 
-    def __init__(self) -> None:
-        self.restart()
+    def feed(self, event: Event) -> list[Event]:
+        """What the next event is for the stage after this one."""
 
-    def restart(self) -> None:
-        self._state = "start"
-        self._held = ""
-
-    def feed(self, text: str) -> list[Text | Reasoning]:
-        pieces: list[Text | Reasoning] = []
-        self._held += text
-        while self._held:
-            if self._state == "start":
-                body = self._held.lstrip()
-                if space := self._held[: len(self._held) - len(body)]:
-                    pieces.append(Text(space))
-                self._held = body
-                if body.startswith(OPEN):
-                    self._state, self._held = "thinking", body[len(OPEN) :]
-                elif OPEN.startswith(body):
-                    break
-                else:
-                    self._state = "text"
-            elif self._state == "thinking":
-                inside, closed, rest = self._held.partition(CLOSE)
-                kept = 0 if closed else _overlap(inside, CLOSE)
-                if shown := inside[: len(inside) - kept]:
-                    pieces.append(Reasoning(shown))
-                self._held = rest if closed else inside[len(inside) - kept :]
-                if not closed:
-                    break
-                self._state = "start"
-            else:
-                pieces.append(Text(self._held))
-                self._held = ""
-        return pieces
-
-    def end(self) -> list[Text | Reasoning]:
-        """What was held back because it could have become a tag."""
-        held, kind = self._held, Reasoning if self._state == "thinking" else Text
-        self._held = ""
-        return [kind(held)] if held else []
-
-
-def _overlap(text: str, tag: str) -> int:
-    """The length of the longest end of `text` that begins `tag`."""
-    return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
-
-
-# --- answer: events, perhaps replayed -> llm's stream events, each once ---------------
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+    def end(self) -> list[Event]:
+        """What was held back."""
 
 
 class Replayed:
@@ -1128,31 +1090,20 @@ class Replayed:
         return text
 
 
-class Answer:
-    """What has been given of an answer, and what a further event adds to it.
+class Once:
+    """Passes each event of a run on once.
 
-    A run's log repeats it from the start, its text in other pieces. `rewind` says that
-    this begins; what was already given is then passed over: text and reasoning by their
+    A run's log repeats it from the start, its text in other pieces; `Again` says that this
+    begins. What was already given is then passed over: text and reasoning by their
     length, tool events by their id, files by their number.
     """
 
-    def __init__(self, file_link: Callable[[File], str]) -> None:
-        self._file_link = file_link
-        self._thinking = Thinking()
+    def __init__(self) -> None:
         self._text = Replayed()  # as it came, tags included
         self._segment: list[str] = []  # the part of it after the last tool
         self._reasoning = Replayed()  # what came as events of its own
         self._tools: dict[tuple[str, type], str] = {}  # given tool events -> the tool's name
         self._files = self._skip_files = 0
-        self.title = ""
-        self.router = Router("", "", "")
-        self.final: Final | None = None
-        self.last_is_text = False
-
-    def rewind(self) -> None:
-        self._text.rewind()
-        self._reasoning.rewind()
-        self._skip_files = self._files
 
     @property
     def begun(self) -> bool:
@@ -1164,31 +1115,178 @@ class Answer:
         """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
         return len("".join(self._text.pieces).encode("utf-16-le")) // 2
 
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            return self._said(self._text.take(event.text))
+        if isinstance(event, Reasoning):
+            new = self._reasoning.take(event.text)
+            return [Reasoning(new)] if new else []
+        if isinstance(event, Again):
+            self._text.rewind()
+            self._reasoning.rewind()
+            self._skip_files = self._files
+            return []
+        held = self.end() if isinstance(event, ENDS_TEXT) else []
+        if isinstance(event, (Called, Returned)):
+            return [*held, *self._tool(event)]
+        if isinstance(event, File):
+            self._files += not self._skip_files
+            if self._skip_files:
+                self._skip_files -= 1
+                return held
+        if isinstance(event, Final):
+            return [*held, *self._rest(event), event]
+        return [*held, event]
+
+    def end(self) -> list[Event]:
+        reasoning = self._reasoning.end()
+        held: list[Event] = [Reasoning(reasoning)] if reasoning else []
+        return held + self._said(self._text.end())
+
+    def _said(self, text: str) -> list[Event]:
+        if not text:
+            return []
+        self._segment.append(text)
+        return [Text(text)]
+
+    def _tool(self, event: Called | Returned) -> list[Event]:
+        key = (event.id, type(event))
+        if key in self._tools:
+            return []
+        self._tools[key] = name = event.name or self._tools.get((event.id, Called), "")
+        self._segment = []
+        return [replace(event, name=name)]
+
+    def _rest(self, final: Final) -> list[Event]:
+        """Text that was never streamed: it is in the final answer alone."""
+        everything, segment = "".join(self._text.pieces), "".join(self._segment)
+        text = _whole(final.text.replace("\0", ""))
+        if everything.endswith(text) or not text.startswith(segment):
+            return []
+        self._text.all_new()
+        return self._said(self._text.take(text[len(segment) :])) + self.end()
+
+
+class Thinking:
+    """Splits `<think>...</think>` off text whose pieces may cut a tag anywhere.
+
+    A tag opens reasoning only where a model starts to think: at the beginning, after a
+    tool, and after other reasoning. Elsewhere `<think>` is a word that the answer uses.
+    """
+
+    def __init__(self) -> None:
+        self._state = "start"
+        self._held = ""
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            return self._split(event.text)
+        held = self.end() if isinstance(event, ENDS_TEXT) else []
+        if isinstance(event, (Called, Returned)):
+            self._state = "start"
+        return [*held, event]
+
+    def end(self) -> list[Event]:
+        held, kind = self._held, Reasoning if self._state == "thinking" else Text
+        self._held = ""
+        return [kind(held)] if held else []
+
+    def _split(self, text: str) -> list[Event]:
+        if self._state == "text":
+            return [Text(text)]
+        pieces: list[Event] = []
+        self._held += text
+        while self._held:
+            if self._state == "start":
+                body = self._held.lstrip()
+                if space := self._held[: len(self._held) - len(body)]:
+                    pieces.append(Text(space))
+                self._held = body
+                if body.startswith(OPEN):
+                    self._state, self._held = "thinking", body[len(OPEN) :]
+                elif OPEN.startswith(body):
+                    break
+                else:
+                    self._state = "text"
+            elif self._state == "thinking":
+                inside, closed, rest = self._held.partition(CLOSE)
+                kept = 0 if closed else _overlap(inside, CLOSE)
+                if shown := inside[: len(inside) - kept]:
+                    pieces.append(Reasoning(shown))
+                self._held = rest if closed else inside[len(inside) - kept :]
+                if not closed:
+                    break
+                self._state = "start"
+            else:
+                pieces.append(Text(self._held))
+                self._held = ""
+        return pieces
+
+
+def _overlap(text: str, tag: str) -> int:
+    """The length of the longest end of `text` that begins `tag`."""
+    return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
+
+
+def _whole(text: str) -> str:
+    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# --- answer: a run's events -> llm's stream events ------------------------------------
+
+
+class Answer:
+    """What an answer consists of, and what a further event of its run adds to it.
+
+    `file_link` gives the address of a file; `more` are stages after those that every
+    answer goes through.
+    """
+
+    def __init__(self, file_link: Callable[[File], str], *more: Stage) -> None:
+        self._file_link = file_link
+        self._once = Once()
+        self._stages: tuple[Stage, ...] = (self._once, Thinking(), *more)
+        self.title = ""
+        self.router = Router("", "", "")
+        self.final: Final | None = None
+        self.last_is_text = False
+
+    @property
+    def begun(self) -> bool:
+        """Has anything been given?"""
+        return self._once.begun
+
+    @property
+    def seen_length(self) -> int:
+        """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
+        return self._once.seen_length
+
     def take(self, event: Event) -> list[StreamEvent]:
         """What `event` adds, as llm's stream events. Raises nothing."""
-        given = self._events(event)
+        events = [event]
+        for stage in self._stages:
+            events = [out for each in events for out in stage.feed(each)]
+        given = [out for each in events for out in self._given(each)]
         for out in given:
             if out.chunk or out.type == "tool_result":
                 self.last_is_text = out.type == "text"
         return given
 
-    def _events(self, event: Event) -> list[StreamEvent]:
+    def _given(self, event: Event) -> list[StreamEvent]:
         if isinstance(event, Text):
-            return self._split(self._text.take(event.text))
+            return [StreamEvent(type="text", chunk=event.text)]
         if isinstance(event, Reasoning):
-            new = self._reasoning.take(event.text)
-            return [_stream_event(Reasoning(new))] if new else []
-        if isinstance(event, (Called, Returned)):
-            return self._tool(event)
+            return [StreamEvent(type="reasoning", chunk=event.text)]
+        if isinstance(event, Called):
+            return _call_events(event)
+        if isinstance(event, Returned):
+            return [_result_event(event)]
         if isinstance(event, File):
-            given = self._end_pieces()
-            if self._skip_files:
-                self._skip_files -= 1
-                return given
-            self._files += 1
             label = re.sub(r"[\[\]]", "", plain(event.name, 200))
-            link = f"\n[{label}]({self._file_link(event)})\n"
-            return [*given, *self._flush(), StreamEvent(type="text", chunk=link)]
+            return [StreamEvent(type="text", chunk=f"\n[{label}]({self._file_link(event)})\n")]
         if isinstance(event, Title):
             self.title = event.title or self.title
         elif isinstance(event, Router):
@@ -1200,78 +1298,29 @@ class Answer:
                 event.provider or known.provider,
             )
         elif isinstance(event, Final):
-            return self._finish(event)
+            self.final = event
         return []
 
-    def _split(self, text: str) -> list[StreamEvent]:
-        if not text:
-            return []
-        self._segment.append(text)
-        return [_stream_event(piece) for piece in self._thinking.feed(text)]
 
-    def _tool(self, event: Called | Returned) -> list[StreamEvent]:
-        key, given = (event.id, type(event)), self._end_pieces()
-        if key in self._tools:
-            return given
-        name = event.name or self._tools.get((event.id, Called), "")
-        self._tools[key] = name
-        given += self._flush()
-        self._thinking.restart()
-        self._segment = []
-        common: dict[str, Any] = {"tool_call_id": event.id or None, "server_executed": True}
-        if isinstance(event, Called):
-            arguments = json.dumps(event.arguments, ensure_ascii=False)
-            given += [
-                StreamEvent(type="tool_call_name", chunk=_whole(name), **common),
-                StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
-            ]
-        else:
-            # llm's stream events have no field for a tool's failure, so it is in the output.
-            output = f"Error: {event.error}" if event.error else event.output
-            failed = {"huggingchat": {"error": _whole(event.error)}} if event.error else None
-            given.append(
-                StreamEvent(
-                    type="tool_result",
-                    chunk=_whole(output),
-                    tool_name=_whole(name),
-                    provider_metadata=failed,
-                    **common,
-                )
-            )
-        return given
-
-    def _finish(self, final: Final) -> list[StreamEvent]:
-        """The end. Text that was never streamed is in `final` alone, and is given now."""
-        self.final = final
-        given = self._flush()
-        everything, segment = "".join(self._text.pieces), "".join(self._segment)
-        text = _whole(final.text.replace("\0", ""))
-        if not everything.endswith(text) and text.startswith(segment):
-            self._text.all_new()
-            given += self._split(self._text.take(text[len(segment) :])) + self._flush()
-        return given
-
-    def _end_pieces(self) -> list[StreamEvent]:
-        reasoning = self._reasoning.end()
-        given = [_stream_event(Reasoning(reasoning))] if reasoning else []
-        return given + self._split(self._text.end())
-
-    def _flush(self) -> list[StreamEvent]:
-        given = self._end_pieces()
-        return given + [_stream_event(piece) for piece in self._thinking.end()]
+def _call_events(called: Called) -> list[StreamEvent]:
+    common: dict[str, Any] = {"tool_call_id": called.id or None, "server_executed": True}
+    arguments = json.dumps(called.arguments, ensure_ascii=False)
+    return [
+        StreamEvent(type="tool_call_name", chunk=_whole(called.name), **common),
+        StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
+    ]
 
 
-def _whole(text: str) -> str:
-    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _stream_event(piece: Text | Reasoning) -> StreamEvent:
+def _result_event(returned: Returned) -> StreamEvent:
+    # llm's stream events have no field for a tool's failure, so it is in the output.
+    error = returned.error and _whole(returned.error)
     return StreamEvent(
-        type="text" if isinstance(piece, Text) else "reasoning",
-        chunk=piece.text,
+        type="tool_result",
+        chunk=f"Error: {error}" if error else _whole(returned.output),
+        tool_call_id=returned.id or None,
+        tool_name=_whole(returned.name),
+        server_executed=True,
+        provider_metadata={"huggingchat": {"error": error}} if error else None,
     )
 
 
@@ -2304,7 +2353,7 @@ class Turn:
             f"?generationId={self._generation_id}&fromSeq="
         )
         seq = attempt = 0
-        self.answer.rewind()
+        yield Again()
         while True:
             end: End | None = None
             life, log = self._life, Log()
@@ -2364,7 +2413,7 @@ class Turn:
             raise llm.ModelError(
                 f"The answer broke off, and the server has no end of it. See {self._page}"
             )
-        self.answer.rewind()
+        yield Again()
         self._take_late(Finished())
         for event in events:
             yield self._noted(event)

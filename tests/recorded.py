@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_huggingchat import Answer, End, Event, Failed, Final, Log, Stream
+from llm_huggingchat import Again, Answer, End, Event, Failed, Final, Log, Stream
 
 CAPTURES = pathlib.Path(__file__).parent / "captures"
 Update = dict[str, Any]
@@ -137,7 +137,7 @@ def follow(stream: bytes, log: bytes = b"") -> Follower:
     if not log:
         follower.take(decoder.end())
     elif not follower.over:
-        follower.answer.rewind()
+        follower.answer.take(Again())
         follower.take(Log().feed(log))
     return follower
 

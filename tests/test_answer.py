@@ -21,6 +21,7 @@ from recorded import (
 )
 
 from llm_huggingchat import (
+    Again,
     Called,
     Event,
     Failed,
@@ -199,7 +200,7 @@ def test_cut_again_after_any_byte_of_the_log(name):
     for taken in range(0, len(lines), 5):
         for at in range(0, len(log), 1 if taken in (0, 10) else 7):
             follower = Follower().take(Stream().feed(b"".join(lines[:taken])))
-            follower.answer.rewind()
+            follower.answer.take(Again())
             first = Log()
             follower.take(first.feed(log[:at]))
             # The next connection begins after the last event that came whole.
@@ -223,7 +224,7 @@ def test_stored_answer_in_place_of_a_log_that_is_gone():
     for at in range(stream.rindex(b" " * 4096)):
         follower = follow(stream[:at])
         follower.over = False
-        follower.answer.rewind()
+        follower.answer.take(Again())
         assert follower.take(stored).given == follow(stream).given, at
 
 
@@ -258,7 +259,7 @@ def test_half_of_an_emoji_before_something_else_is_not_given_twice(between):
     whole = tell(*events)
     for at in range(len(events)):
         follower = tell(*events[:at])
-        follower.answer.rewind()
+        follower.answer.take(Again())
         assert follower.take(events).given == whole.given, at
 
 
@@ -266,7 +267,7 @@ def test_half_of_an_emoji_before_something_else_is_not_given_twice(between):
 def test_halves_of_an_emoji_in_two_pieces_of_reasoning_are_given_once(cut):
     pieces: list[Event] = [Reasoning("a\ud83c"), Reasoning("\udf89b"), Text("c"), Final("c", False)]
     follower = tell(*pieces[:cut])
-    follower.answer.rewind()
+    follower.answer.take(Again())
     follower.take([Reasoning("a🎉b"), Text("c"), Final("c", False)])
     assert follower.joined("reasoning") == "a🎉b"
     assert follower.joined("text") == "c"

@@ -310,12 +310,14 @@ def test_noise_in_a_log_is_passed_over(noise):
 
 # --- thinking -------------------------------------------------------------------------
 
+CALLED = Called("u", "search", {})
+
 
 def split(text: str, *cuts: int) -> tuple[str, str]:
     """What is text and what is reasoning, with the text fed in pieces."""
-    thinking, pieces = Thinking(), list[Text | Reasoning]()
+    thinking, pieces = Thinking(), list[Event]()
     for begin, end in zip((0, *cuts), (*cuts, len(text)), strict=True):
-        pieces += thinking.feed(text[begin:end])
+        pieces += thinking.feed(Text(text[begin:end]))
     pieces += thinking.end()
     return (
         "".join(piece.text for piece in pieces if isinstance(piece, Text)),
@@ -365,16 +367,16 @@ def test_thinking_wherever_the_text_is_cut(text, answer, reasoning):
 
 def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
     thinking = Thinking()
-    assert thinking.feed("<thi") == []
-    assert thinking.feed("s") == [Text("<this")]
-    assert thinking.feed(" <think>") == [Text(" <think>")]
-    thinking.restart()
-    assert thinking.feed("<think>a</") == [Reasoning("a")]
-    assert thinking.feed("b") == [Reasoning("</b")]
+    assert thinking.feed(Text("<thi")) == []
+    assert thinking.feed(Text("s")) == [Text("<this")]
+    assert thinking.feed(Text(" <think>")) == [Text(" <think>")]
+    thinking.feed(CALLED)
+    assert thinking.feed(Text("<think>a</")) == [Reasoning("a")]
+    assert thinking.feed(Text("b")) == [Reasoning("</b")]
 
 
 def test_after_a_tool_thinking_may_begin_anew():
     thinking = Thinking()
-    thinking.feed("Let me look.")
-    thinking.restart()
-    assert thinking.feed("<think>b</think>c") == [Reasoning("b"), Text("c")]
+    thinking.feed(Text("Let me look."))
+    assert thinking.feed(CALLED) == [CALLED]
+    assert thinking.feed(Text("<think>b</think>c")) == [Reasoning("b"), Text("c")]

@@ -25,6 +25,7 @@ from recorded import Follower, Update, follow, log_of, new_answer, stream_of, st
 
 from llm_huggingchat import (
     CACHE,
+    Again,
     Catalogue,
     End,
     Event,
@@ -200,9 +201,9 @@ def expected(text: str) -> tuple[str, str]:
 
 @given(TAGGED | ANY_TEXT, CUTS)
 def test_thinking_cut_anywhere(text, cuts):
-    thinking, given_ = Thinking(), list[Text | Reasoning]()
+    thinking, given_ = Thinking(), list[Event]()
     for piece in pieces(text, cuts):
-        given_ += thinking.feed(piece)
+        given_ += thinking.feed(Text(piece))
     given_ += thinking.end()
     said = "".join(piece.text for piece in given_ if isinstance(piece, Text))
     thought = "".join(piece.text for piece in given_ if isinstance(piece, Reasoning))
@@ -255,7 +256,7 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, merge, cut, l
     whole = follow(stream)
     follower = Follower().take(Stream().feed(stream[: cut % len(stream)]))
     if not follower.over:
-        follower.answer.rewind()
+        follower.answer.take(Again())
         log, first = b"".join(entries), Log()
         follower.take(first.feed(log[: log_cut % len(log)]))
         follower.take(Log().feed(b"".join(entries[first.seq :])))
