@@ -134,6 +134,9 @@ NEW_CHAT = "New Chat"
 KEEP_ALIVE = 0.1  # seconds between two signs of life while the model is awaited
 HEARTBEAT = 0.25  # the same, for a resumed stream
 LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
+STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
+SAVE_EVERY = 3.0  # seconds between two times that a running answer is saved
+SAVED = ("content", "reasoning", "files", "routerMetadata", "updates", "materializedSeq")
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 MAX_FILE = 10 * 1024 * 1024
 
@@ -483,9 +486,15 @@ class Run:
     """One answer being written. It goes on when its reader leaves.
 
     `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
-    come back get. `messages` is the conversation as it was when the message arrived: it is written
-    back as a whole at the end, so what another run stored in between is lost. The real server does
-    the same.
+    come back get.
+
+    `messages` is the run's own copy of the conversation, as it was when the message arrived, with
+    the question and an empty answer. While the run goes on, the answer alone is saved now and then.
+    When its first reader leaves, and some time after `finished`, the whole copy is written over
+    whatever came in between; only then do the stream and the log end. The real server does the
+    same (`persistConversation` in src/routes/conversation/[id]/+server.ts of chat-ui, and
+    `materialize` in src/lib/server/generation/writer.ts). That takes it as long as its database
+    takes; here it takes `store_delay` at the end, and no time when a reader leaves.
     """
 
     def __init__(
@@ -504,10 +513,12 @@ class Run:
         self.log: list[Event] = []
         self.state = "running"
         self.resumes = 0
+        self._ending = False  # all that is still to come is a title, and the storing
         self._chat = chat
         self._messages = messages
         self._answer = answer
         self._prompt = prompt
+        self._known_title = conversation.title  # it is written back too
         self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
         self._text = ""  # all of it
         self._round = ""  # what came after the last tool
@@ -515,6 +526,7 @@ class Run:
         self._tail: Event | None = None  # the event that is still growing
         self._tail_size, self._tail_since = 0, 0.0
         self._started = self._next_alive = time.monotonic()
+        self._next_save = self._started + chat.save_every
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
 
@@ -522,23 +534,38 @@ class Run:
         """Ask the answer to stop."""
         self._stop.set()
 
-    def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Everything for the first reader, as it comes."""
+    def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
+        """Everything for the first reader, as it comes, up to the moment of storing.
+
+        `left` tells whether the reader has gone away: Broken is raised then.
+        """
         index, state = 0, "running"
         while state == "running":
             with self.changed:
-                while len(self.wire) == index and self.state == "running":
-                    self.changed.wait()
+                if len(self.wire) == index and self.state == "running":
+                    self.changed.wait(0.05)
                 lines, state = self.wire[index:], self.state
             yield from lines
             index += len(lines)
+            if not lines and left():
+                raise Broken
 
     def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
         """The log after an event's number, if need be after a wait for more; and the state."""
         with self.changed:
-            if len(self.log) <= after and self.state == "running":
-                self.changed.wait(timeout)
+            self.changed.wait_for(lambda: len(self.log) > after or self.state != "running", timeout)
             return self.log[after:], self.state
+
+    def wait_until_stored(self) -> None:
+        """Wait until the answer is stored, if it has ended."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.state != "running" or not self._ending, 30)
+
+    def reader_left(self) -> None:
+        """Store all there is, as the server does when the first reader leaves."""
+        with self._chat.lock, self.changed:
+            if self.state == "running":
+                self._write_back()
 
     def _write(self) -> None:
         """Write the answer, to its end."""
@@ -548,7 +575,7 @@ class Run:
         try:
             prompted = self._speak()
             self._metadata()
-            self._chat.closing.wait(self.words.number("title_delay", 0))
+            self._wait(self.words.number("title_delay", 0))
             self._title()
             if not self._answer["content"] and not prompted:
                 raise ModelFailed("No output was generated. Something went wrong.")
@@ -557,7 +584,7 @@ class Run:
             self._metadata()
             self._title()
             text = whole(self._text)
-            marker, self.conversation.stop = self.conversation.stop, None
+            marker = self.conversation.stop
             if marker and marker.generation_id == self.generation_id and marker.seen is not None:
                 text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
             self._text = text
@@ -568,9 +595,15 @@ class Run:
             self._tell(failure.event)
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
-        self._persist()
-        with self.changed:
-            self._seal()
+        self._wait(self.words.number("store", self._chat.store_delay))
+        with self._chat.lock, self.changed:
+            if "gone_incomplete" in self.words:
+                self._text = self._text[: len(self._text) // 2]
+                self._updates = self._updates[: len(self._updates) // 2]
+                self._answer.pop("interrupted", None)
+            self._write_back()
+            if state == "interrupted":
+                self.conversation.stop = None
             self.state = state
             self.changed.notify_all()
 
@@ -614,9 +647,17 @@ class Run:
             with self.changed:
                 if time_now - self._tail_since > LOG_SECONDS:
                     self._seal()
+            self._save_if_due()
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait without a sign of life."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._chat.closing.is_set():
+            self._chat.closing.wait(min(left, 0.1))
+            self._save_if_due()
 
     def _put(self, kind: str, line: bytes) -> None:
         """Give the first reader a line."""
@@ -626,9 +667,10 @@ class Run:
 
     def _tell(self, event: Event) -> None:
         """Send, log and store an event."""
-        self._store(event)
         with self.changed:
+            self._store(event)
             self._note(event)
+            self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
         kind = event["type"]
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
             padding = "\0" * (16 - utf16_length(event["token"]))
@@ -669,7 +711,7 @@ class Run:
         elif kind == "tool" and event["subtype"] in ("result", "error"):
             self._round = ""
         elif kind == "title":
-            self.conversation.title = without_thinking_tags(event["title"])
+            self._known_title = self.conversation.title = without_thinking_tags(event["title"])
             self.conversation.updated_at = now()
         elif kind == "file":
             stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
@@ -716,20 +758,35 @@ class Run:
             route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
         return {"type": "routerMetadata", "route": route, "model": model}
 
-    def _persist(self) -> None:
-        """Save the answer, and with it the conversation as this run knows it."""
+    def _bring_up_to_date(self) -> None:
+        """Put into the run's copy what is known of the answer."""
+        self._seal()
+        if "interrupted" not in self._answer:  # the final answer has not come
+            self._answer["content"] = whole(self._text)
+        self._answer["updates"] = list(self._updates)
+        self._answer["materializedSeq"] = len(self.log)
+        for message in self._messages:
+            message.setdefault("updates", [])
+
+    def _write_back(self) -> None:
+        """Store the whole conversation as this run knows it, over what there is."""
+        self._bring_up_to_date()
+        self.conversation.messages = copy.deepcopy(self._messages)
+        self.conversation.title = self._known_title
+        self.conversation.updated_at = now()
+
+    def _save_if_due(self) -> None:
+        """Save the answer alone, now and then. It may have been overwritten: then nothing is."""
+        if time.monotonic() < self._next_save:
+            return
+        self._next_save += self._chat.save_every
         with self._chat.lock, self.changed:
-            self._seal()
-            self._answer["updates"] = self._updates
-            self._answer["materializedSeq"] = len(self.log)
-            if "gone_incomplete" in self.words:
-                self._answer["content"] = self._text[: len(self._text) // 2]
-                self._answer["updates"] = self._updates[: len(self._updates) // 2]
-                self._answer.pop("interrupted", None)
-            for message in self._messages:
-                message.setdefault("updates", [])
-            self.conversation.messages = self._messages
-            self.conversation.updated_at = now()
+            self._bring_up_to_date()
+            for message in self.conversation.messages:
+                if message["id"] == self._answer["id"]:
+                    saved = {name: self._answer[name] for name in SAVED if name in self._answer}
+                    message.update(copy.deepcopy(saved), updatedAt=now())
+                    self.conversation.updated_at = now()
 
 
 # --- the server ----------------------------------------------------------------------------------
@@ -755,6 +812,8 @@ class ChatUI:
         messages_per_minute: int | None = None,
         max_length: int | None = None,
         port: int = 0,
+        store_delay: float = STORE_DELAY,
+        save_every: float = SAVE_EVERY,
     ) -> None:
         self.base_path = base_path.rstrip("/")
         self.login_required = login_required
@@ -766,6 +825,8 @@ class ChatUI:
         self.mcp_servers = list(TOOL_SERVERS if mcp_servers is None else mcp_servers)
         self.messages_per_minute = messages_per_minute
         self.max_length = max_length
+        self.store_delay = store_delay
+        self.save_every = save_every
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
@@ -809,8 +870,18 @@ class ChatUI:
         with self.lock:
             return {run.generation_id: run.state for run in self.all_runs}
 
-    def messages(self, conversation_id: str, role: str | None = None) -> list[Message]:
-        """The stored messages of a conversation: all, or those of system, user or assistant."""
+    def messages(
+        self, conversation_id: str, role: str | None = None, wait: bool = True
+    ) -> list[Message]:
+        """The stored messages of a conversation: all, or those of system, user or assistant.
+
+        Answers that have ended are waited for until they are stored, unless told: what tests want
+        to know of a conversation is mostly what becomes of it.
+        """
+        with self.lock:
+            runs = [run for run in self.all_runs if run.conversation.id == conversation_id]
+        for run in runs if wait else []:
+            run.wait_until_stored()
         with self.lock:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
@@ -1676,8 +1747,21 @@ class Handler(BaseHTTPRequestHandler):
                 seen.append({"role": message["from"], "content": text})
         return Prompt(Words(question["content"]), seen, images, tools, model)
 
+    def left(self) -> bool:
+        """Whether the client has closed the connection."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+
     def stream(self, run: Run) -> None:
-        """Give a run to its first reader."""
+        """Give a run to its first reader; store what there is if that one leaves."""
+        try:
+            self.stream_to_end(run)
+        except (Broken, OSError):
+            run.reader_left()
+            raise
+
+    def stream_to_end(self, run: Run) -> None:
+        """Give a run to its first reader, until it is stored."""
         words = run.words
         self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
         split = int(words.number("split", 1)) if "split" in words else 0
@@ -1685,7 +1769,7 @@ class Handler(BaseHTTPRequestHandler):
         cut = words.numbers("cut")[:1]
         stall = words.numbers("stall")
         count = 0
-        for kind, line in run.lines():
+        for kind, line in run.lines(self.left):
             body.write(line)
             count += kind == "stream"
             if cut == [count]:
@@ -1756,12 +1840,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
     parser.add_argument("--port", type=int, default=0, help="listen here, not on a free port")
+    parser.add_argument(
+        "--store-delay",
+        type=float,
+        default=STORE_DELAY,
+        metavar="S",
+        help=f"seconds from the end of an answer until it is stored, {STORE_DELAY} unless told",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     options = parser.parse_args(arguments)
     command = options.command[options.command[:1] == ["--"] :]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(options.log, "w", encoding="utf-8")) if options.log else None
-        chat = stack.enter_context(ChatUI(delay=0.01, port=options.port))
+        chat = ChatUI(delay=0.01, port=options.port, store_delay=options.store_delay)
+        chat = stack.enter_context(chat)
         chat.log_file = log
         if command:
             return run_command(chat, command)
