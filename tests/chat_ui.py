@@ -5,17 +5,23 @@
 starts it on a free port of this machine, runs the command with LLM_HUGGINGCHAT_URL set to its
 address and LLM_USER_PATH to a temporary directory, and exits with the command's status. Use
 `sh -c "…"` to run several commands against one server. Without a command it serves until Ctrl-C.
-`--log FILE` before the command writes every request as a line of JSON, without cookie values.
+
+Before the command: `--log FILE` writes every request as a line of JSON, in the order in which they
+arrived whole, without cookie values; `number` counts them in the order in which they began, `at`
+is in seconds. `--store-delay S`: an answer is stored S seconds after it has ended (0.3 unless
+told), and then its stream and its log end. `--latency S`: every request is looked at S seconds
+late. `--uplink N`: the bodies of requests are read at N bytes a second.
 
 The model answers "You said: …". Words in [[double brackets]] in a prompt steer it.
 
-The answer: [[reason]] thinks first, inside the text; [[think]] with the tags cut in two;
-[[reasoning_events]] with events of their own; [[tokens=N]] w0 w1 …; [[delay=S]] seconds a token;
-[[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]] the messages the model sees,
-as JSON; [[images]] how many images it sees; [[tool]] one tool call, [[tools]] two, [[tool_error]]
-one that fails (all three only if tools are selected); [[elicit]] a tool asks the person something;
-[[file]] a picture in the middle; [[unstreamed]] the text comes with the final answer only;
-[[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
+The answer: [[say]]TEXT[[/say]] just TEXT; of several, the n-th answer of the conversation is the
+n-th, and all later ones the last; [[reason]] thinks first, inside the text; [[think]] with the tags
+cut in two; [[reasoning_events]] with events of their own; [[tokens=N]] w0 w1 …; [[delay=S]] seconds
+a token; [[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]] the messages the
+model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call, [[tools]] two,
+[[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a tool asks the
+person something; [[file]] a picture in the middle; [[unstreamed]] the text comes with the final
+answer only; [[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
 [[title=T]], [[title_first]], [[title_delay=S]], [[notitle]].
 
 What goes wrong with the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, and no
@@ -23,14 +29,24 @@ final answer comes; [[empty]] it says nothing.
 
 What goes wrong with sending (`*K`: the first K times): [[drop=before]] the connection closes and
 nothing is stored, [[drop=after]] it closes but the message is stored (both once, unless told);
-[[status=502]] an error instead, always unless told; [[html]] a page instead.
+[[status=502]] an error instead, always unless told; [[status_after=500]] an error, once unless
+told, though the message is stored and its answer written; [[html]] a page instead.
 
 What goes wrong with the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte,
 [[split=N]] for every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M
-events, and so on; [[cut_bytes=N]]; [[stall=N]] silent after N tokens; [[stall_resume=K]] the first
-K resumed streams are silent; [[churn=M]] every resumed stream ends, whole, after M events; [[hold]]
-silent after the final answer; [[gone]] no log to resume from, [[gone_incomplete]] and half an
-answer stored; [[nofetch]] the conversation cannot be read; [[slowfetch=S]] only after S seconds.
+events, and so on; [[cut_bytes=N]]; [[end=N]] it ends after N tokens as if it were whole;
+[[stall=N]] silent after N tokens; [[hold]] silent after the final answer.
+
+What goes wrong with the log: [[stall_resume=K]] the first K resumed streams are silent, without a
+heartbeat; [[churn=M]] every resumed stream ends, whole, after M events; [[log_status=404]] or
+another error instead (`*K`: the first K times, else always); [[gone]] none to resume from,
+[[gone_incomplete]] and half an answer stored.
+
+What goes wrong with the store: [[store=S]] seconds from the end of the answer until it is stored;
+[[nofetch]] the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it
+is deleted after N tokens.
+
+What goes wrong with the other calls is up to tests: `ChatUI.faults`, and what is set on a ChatUI.
 """
 
 from __future__ import annotations
@@ -105,6 +121,7 @@ TOOL_SERVERS = [
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
+PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
 SETTINGS: dict[str, Any] = {
     "activeModel": "omni",
@@ -124,6 +141,8 @@ SETTINGS: dict[str, Any] = {
     "billingOrganization": None,
 }
 REFUSALS = {
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Conversation not found",
     410: "Model not available anymore",
     429: "You are sending too many messages. Try again later.",
@@ -203,9 +222,10 @@ def model_entry(name: str, *able: str) -> dict[str, Any]:
     return {
         "id": name,
         "name": name,
-        "websiteUrl": None,
+        **dict.fromkeys(("websiteUrl", "modelUrl", "datasetName", "datasetUrl")),
         "displayName": "Omni" if router else name,
         "description": "Routes your messages to the best model." if router else None,
+        **dict.fromkeys(("logoUrl", "promptExamples")),
         "preprompt": "" if router else None,
         "multimodal": image,
         "multimodalAcceptedMimetypes": ["image/*"] if image else None,
@@ -234,14 +254,16 @@ class Request:
     data: dict[str, Any] | None  # of a message: its `data` part
     files: list[tuple[str, str, bytes]]  # of a message: name, type, content
     connection: int  # which connection it came over, counted from 1
-    at: float  # time.monotonic()
+    number: int  # which request it is, counted from 1 when its head had arrived
+    at: float  # time.monotonic(), when all of it had arrived
 
 
 @dataclass(frozen=True)
 class Fault:
     """What goes wrong with one request: first the delay, then the first of the others that is set.
 
-    Without drop, stall or status, the request is answered as usual.
+    Without drop, stall or status, the request is answered as usual. With `done`, all that it asks
+    for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
     delay: float = 0.0
@@ -251,6 +273,7 @@ class Fault:
     body: bytes = PAGE
     content_type: str = "text/html"
     headers: tuple[tuple[str, str], ...] = ()
+    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,11 +285,14 @@ class StopMarker:
     seen: int | None
 
 
+SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
+
+
 class Words(dict[str, str]):
-    """The [[words]] of a prompt, with their values."""
+    """The [[words]] of a prompt, with their values. What the model is to say has none."""
 
     def __init__(self, prompt: str = "") -> None:
-        super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", prompt))
+        super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", SAY.sub("", prompt)))
 
     def number(self, name: str, default: float) -> float:
         """A word's value as a number."""
@@ -360,6 +386,10 @@ def tokens(prompt: Prompt) -> list[str]:
         ]
     if "surrogates" in words:
         return ["Look: ", "\ud83d", "\ude00", " there"]
+    asked = "\n".join(message["content"] for message in prompt.seen if message["role"] == "user")
+    if texts := SAY.findall(asked):
+        turn = sum(message["role"] == "assistant" for message in prompt.seen)
+        return re.findall(r"(?s).{1,7}", texts[min(turn, len(texts) - 1)])
     if "json" in words:
         return ["```json\n", '{"name": "Rex", "age": 4}', "\n```"]
     if "history" in words:
@@ -595,6 +625,8 @@ class Run:
             self._tell(failure.event)
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
+        while not self._chat.may_store.is_set() and not self._chat.closing.is_set():
+            self._wait(0.01)
         self._wait(self.words.number("store", self._chat.store_delay))
         with self._chat.lock, self.changed:
             if "gone_incomplete" in self.words:
@@ -620,9 +652,15 @@ class Run:
         if self._prompt.tools:
             self._metadata()
         event: Event = {}
+        left = words.number("delete", 1) if "delete" in words else float("inf")
         try:
             for event in script(self._prompt):
                 self._tell(event)
+                if event.get("subtype") in ("result", "error"):
+                    self._tell(PROVIDER)  # once for every round
+                left -= event["type"] == "stream"
+                if left <= 0:
+                    self._chat.conversations.pop(self.conversation.id, None)
                 self._pause(delay if "token" in event else 0)
                 if noise:
                     self._put("noise", noise.popleft())
@@ -747,7 +785,7 @@ class Run:
     def _metadata(self) -> None:
         """Say who runs the model, once."""
         if not self._answer.get("routerMetadata", {}).get("provider"):
-            self._tell({"type": "routerMetadata", "route": "", "model": "", "provider": "novita"})
+            self._tell(PROVIDER)
 
     def _route(self) -> Event:
         """Say which model the router chose."""
@@ -799,6 +837,11 @@ class ChatUI:
     to the user's name and the value that the cookie `token` must have (None: there must be none).
     `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
     wrong with the next requests of that kind, one after another.
+    `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
+    it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
+    ended: for tests of what happens in between. `latency`: the seconds after which a request is
+    looked at. `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
+    whatever page of the conversations is asked for, it is the first, and more follow.
     """
 
     def __init__(
@@ -812,8 +855,10 @@ class ChatUI:
         messages_per_minute: int | None = None,
         max_length: int | None = None,
         port: int = 0,
-        store_delay: float = STORE_DELAY,
-        save_every: float = SAVE_EVERY,
+        store_delay: float | None = None,
+        save_every: float | None = None,
+        latency: float = 0.0,
+        uplink: int | None = None,
     ) -> None:
         self.base_path = base_path.rstrip("/")
         self.login_required = login_required
@@ -825,8 +870,13 @@ class ChatUI:
         self.mcp_servers = list(TOOL_SERVERS if mcp_servers is None else mcp_servers)
         self.messages_per_minute = messages_per_minute
         self.max_length = max_length
-        self.store_delay = store_delay
-        self.save_every = save_every
+        self.store_delay = STORE_DELAY if store_delay is None else store_delay
+        self.save_every = SAVE_EVERY if save_every is None else save_every
+        self.latency = latency
+        self.uplink = uplink
+        self.endless_list = False
+        self.may_store = threading.Event()
+        self.may_store.set()
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
@@ -843,6 +893,8 @@ class ChatUI:
         self._used: dict[object, int] = {}
         self._refuse = 0
         self._mark, self._counter = secrets.token_hex(5), itertools.count()
+        self.begun = 0  # how many requests have begun
+        self._started = time.monotonic()
         self._server: Server | None = None
         self.port = port
         self.up()
@@ -929,6 +981,8 @@ class ChatUI:
             if self.log_file:
                 hidden = ("cookie", "authorization")
                 line = {
+                    "number": request.number,
+                    "at": round(request.at - self._started, 3),
                     "method": request.method,
                     "path": request.path,
                     "query": request.query,
@@ -959,6 +1013,12 @@ class ChatUI:
         """Which connection this is, counted from 1."""
         with self.lock:
             return self._open.get(connection, 0)
+
+    def next_number(self) -> int:
+        """The number of the request that begins now."""
+        with self.lock:
+            self.begun += 1
+            return self.begun
 
     def next_fault(self, request: Request) -> Fault | None:
         """What goes wrong with this request, if anything."""
@@ -1025,6 +1085,8 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """Bind without looking up the machine's name, which can take seconds."""
+        if self.chat.uplink:  # else the machine takes megabytes before anybody reads them
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
 
@@ -1073,9 +1135,12 @@ def in_json(value: object, status: int = 200) -> Reply:
     return Reply(dumps(value), status=status)
 
 
-def in_superjson(value: object) -> Reply:
+def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
     """An answer in the envelope of the newer calls."""
-    return Reply(dumps({"json": value}))
+    return Reply(dumps({"json": value}), headers=headers)
+
+
+FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 
 
 @dataclass(frozen=True)
@@ -1181,7 +1246,10 @@ class Handler(BaseHTTPRequestHandler):
             self.call = self.read_request()
             self.chat.record(self.call)
             self.cookies_to_set = ()
-            reply = self.faulty_reply() or self.answer()
+            self.chat.closing.wait(self.chat.latency)
+            fault = self.chat.next_fault(self.call) or Fault()
+            done = self.answer() if fault.done else None
+            reply = self.faulty_reply(fault) or done or self.answer()
             if reply:
                 self.send(reply)
         except (Broken, OSError):
@@ -1193,16 +1261,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def read_request(self) -> Request:
         """Read a request to its end."""
+        number = self.chat.next_number()
         headers = {name.lower(): value for name, value in self.headers.items()}
         if headers.get("transfer-encoding") == "chunked":
             body = b""
             while size := int(self.rfile.readline().partition(b";")[0] or b"0", 16):
-                body += self.rfile.read(size)
+                body += self.read_body(size)
                 self.rfile.readline()
             self.rfile.readline()
         else:
             length = int(headers.get("content-length", 0))
-            body = self.rfile.read(length)
+            body = self.read_body(length)
             if len(body) < length:
                 raise Broken
         url = urlsplit(self.path)
@@ -1223,14 +1292,26 @@ class Handler(BaseHTTPRequestHandler):
             data=data if isinstance(data, dict) else None,
             files=[part.decoded() for part in parts if part.name == "files"],
             connection=self.chat.connection_number(self.connection),
+            number=number,
             at=time.monotonic(),
         )
 
-    def faulty_reply(self) -> Reply | None:
-        """Let the request suffer the fault that a test has set for it, if any."""
-        fault = self.chat.next_fault(self.call)
-        if not fault:
-            return None
+    def read_body(self, size: int) -> bytes:
+        """Read that many bytes, or fewer if no more come; as slowly as the uplink is."""
+        uplink = self.chat.uplink
+        if not uplink:
+            return self.rfile.read(size)
+        body = b""
+        while len(body) < size:
+            piece = self.rfile.read(min(size - len(body), uplink // 20 or 1))
+            if not piece:
+                break
+            body += piece
+            self.chat.closing.wait(len(piece) / uplink)
+        return body
+
+    def faulty_reply(self, fault: Fault) -> Reply | None:
+        """Let the request suffer a fault."""
         self.chat.closing.wait(fault.delay)
         if fault.stall:
             self.linger()
@@ -1355,7 +1436,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def models(self) -> Reply:
         """The catalogue."""
-        return in_superjson(self.chat.models)
+        return in_superjson(self.chat.models, FOR_A_MINUTE)
 
     def user(self) -> Reply:
         """Who is logged in."""
@@ -1376,7 +1457,8 @@ class Handler(BaseHTTPRequestHandler):
         """How the server calls itself."""
         config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
         config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
-        return in_superjson(config | {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"})
+        config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
+        return in_superjson(config, FOR_A_MINUTE)
 
     def tool_servers(self) -> Reply:
         """The tool servers, as plain JSON."""
@@ -1421,14 +1503,14 @@ class Handler(BaseHTTPRequestHandler):
     def list_conversations(self) -> Reply:
         """A page of the conversations, newest first."""
         page = self.call.query.get("p", "0")
-        start = 30 * int(page) if page.isdecimal() else 0
+        start = 30 * int(page) if page.isdecimal() and not self.chat.endless_list else 0
         with self.chat.lock:
             mine = [c for c in self.chat.conversations.values() if c.session == self.session.owner]
         mine = sorted(mine, key=lambda c: (c.updated_at, c.id), reverse=True)
         fields = ("id", "title", "updatedAt", "model", "modelId")
         shown = [conversation.as_json() for conversation in mine[start : start + 30]]
         shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
-        more = len(mine) > start + 30
+        more = len(mine) > start + 30 or self.chat.endless_list
         return in_superjson({"conversations": shown, "hasMore": more})
 
     def get_conversation(self, conversation_id: str) -> Reply:
@@ -1552,6 +1634,10 @@ class Handler(BaseHTTPRequestHandler):
             turn = run.resumes if run else 0
             if run:
                 run.resumes += 1
+        if run:
+            value, times = run.words.times("log_status", float("inf"))
+            if value and turn < times:
+                raise Refusal(int(value))
         start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
         sequence = int(start) if start.isdecimal() else 0
         plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
@@ -1625,6 +1711,9 @@ class Handler(BaseHTTPRequestHandler):
         value, times = words.times("drop", 1)
         if value == "after" and chat.still((conversation.id, prompt_text, "after"), times):
             raise Broken
+        value, times = words.times("status_after", 1)
+        if value and chat.still((conversation.id, prompt_text, "status_after"), times):
+            return self.failed(int(value))
         self.stream(run)
         return None
 
@@ -1703,10 +1792,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Broken
         value, times = words.times("status", float("inf"))
         if value and self.chat.still((*key, "status"), times):
-            if value in ("502", "503", "504"):
-                return Reply(PAGE, "text/html", int(value))
-            raise Refusal(int(value))
+            return self.failed(int(value))
         return Reply(PAGE, "text/html") if "html" in words else None
+
+    def failed(self, status: int) -> Reply:
+        """An error: of the server itself, or of one in front of it."""
+        if status in (502, 503, 504):
+            return Reply(PAGE, "text/html", status)
+        raise Refusal(status)
 
     def selected_tools(self, data: dict[str, Any]) -> list[str]:
         """The names of the tool servers that a message may use."""
@@ -1768,12 +1861,16 @@ class Handler(BaseHTTPRequestHandler):
         body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
         cut = words.numbers("cut")[:1]
         stall = words.numbers("stall")
+        end = words.numbers("end")
         count = 0
         for kind, line in run.lines(self.left):
             body.write(line)
             count += kind == "stream"
             if cut == [count]:
                 raise Broken
+            if end == [count]:
+                run.reader_left()
+                break
             if stall == [count]:
                 self.linger()
                 raise Broken
@@ -1841,18 +1938,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
     parser.add_argument("--port", type=int, default=0, help="listen here, not on a free port")
     parser.add_argument(
-        "--store-delay",
-        type=float,
-        default=STORE_DELAY,
-        metavar="S",
-        help=f"seconds from the end of an answer until it is stored, {STORE_DELAY} unless told",
+        "--store-delay", type=float, metavar="S", help="store an answer S seconds after its end"
     )
+    parser.add_argument(
+        "--latency", type=float, default=0.0, metavar="S", help="look at requests S seconds late"
+    )
+    parser.add_argument("--uplink", type=int, metavar="N", help="read bodies at N bytes a second")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     options = parser.parse_args(arguments)
     command = options.command[options.command[:1] == ["--"] :]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(options.log, "w", encoding="utf-8")) if options.log else None
-        chat = ChatUI(delay=0.01, port=options.port, store_delay=options.store_delay)
+        chat = ChatUI(
+            delay=0.01,
+            port=options.port,
+            store_delay=options.store_delay,
+            latency=options.latency,
+            uplink=options.uplink,
+        )
         chat = stack.enter_context(chat)
         chat.log_file = log
         if command:

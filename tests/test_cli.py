@@ -472,27 +472,3 @@ def test_start_up_touches_no_network_and_imports_no_curl(server: ChatUI) -> None
     )
     at_once(script)
     assert server.connections == 0
-
-
-def test_stand_in_runs_a_command_and_passes_its_status(tmp_path: pathlib.Path) -> None:
-    stand_in = pathlib.Path(__file__).with_name("chat_ui.py")
-    script = (
-        f"{sys.executable} -m llm -m hf-llama 'Say hello' && "
-        f"{sys.executable} -m llm -c again && exit 7"
-    )
-    log = tmp_path / "log"
-    done = subprocess.run(
-        [sys.executable, str(stand_in), "--log", str(log), "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.returncode == 7
-    assert done.stdout == "You said: Say hello\nYou said: again\n"
-    assert done.stderr == ""
-    requests = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [r["path"] for r in requests].count("/conversation") == 1
-    missing = subprocess.run(
-        [sys.executable, str(stand_in), "no-such-command"], capture_output=True, timeout=30
-    )
-    assert missing.returncode == 127

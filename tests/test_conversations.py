@@ -513,6 +513,7 @@ def test_deleted_conversation_with_another_model_starts_anew(server: ChatUI, ask
 def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: Ask) -> None:
     first = ask("one")
     old = only_conversation(server)
+    server.messages(old.id)  # all is stored
     old.messages = old.messages[:1]
     old.messages[0]["children"] = []
     ask("two", after=first)
