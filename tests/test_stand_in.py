@@ -327,6 +327,7 @@ def test_answer_is_stored_when_its_stream_ends_and_not_before(chat: Chat) -> Non
 
 def test_storing_takes_its_time_unless_told(chat: Chat) -> None:
     assert chat.server.store_delay == STORE_DELAY > 0.2
+    assert chat.server.save_every == 3
     for text, delay in (("hello", STORE_DELAY), ("[[store=0.6]]", 0.6)):
         stream = chat.send(text, chat.root)
         stream.until(b'"finalAnswer"')
@@ -436,6 +437,7 @@ def test_running_answer_is_saved_now_and_then_without_the_rest(chat: Chat) -> No
 
 
 def test_all_is_stored_when_the_first_reader_leaves_and_the_run_goes_on(chat: Chat) -> None:
+    chat.server.save_every = 1000
     stream = chat.send(LONG, chat.root, generation := str(uuid.uuid4()))
     stream.until(b'"w5 ')
     assert chat.stored()[-1] == ("assistant", "")
@@ -454,6 +456,7 @@ def test_all_is_stored_when_the_first_reader_leaves_and_the_run_goes_on(chat: Ch
 
 def test_reader_that_leaves_in_silence_is_noticed(chat: Chat) -> None:
     chat.server.may_store.clear()
+    chat.server.save_every = 1000
     stream = chat.send("hello", chat.root)
     stream.until(b'"finished"')
     assert chat.stored()[-1] == ("assistant", "")
