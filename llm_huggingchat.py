@@ -10,9 +10,10 @@ The file reads from top to bottom; each part uses only what stands above it:
     decoder     bytes, cut anywhere -> events
     stages      events, perhaps replayed -> the answer's events, each once
     answer      a run's events -> llm's stream events
+    run         one run's states, no sockets: what happened in, what to do next out
     files       the key store, the catalogue cache, and which runs go on
     client      one coroutine a server call; errors in words
-    turn        one exchange: create or find, send, follow, recover, stop
+    turn        does what the run says: create or find, send, follow, look, wait, stop
     models      llm's classes, thin
     commands    llm huggingchat ...
     hooks       register_models, register_commands
@@ -29,6 +30,7 @@ import atexit
 import base64
 import contextlib
 import datetime
+import enum
 import functools
 import hashlib
 import inspect
@@ -36,6 +38,8 @@ import io
 import ipaddress
 import itertools
 import json
+import logging
+import math
 import mimetypes
 import os
 import pathlib
@@ -54,7 +58,6 @@ from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -85,16 +88,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 E = TypeVar("E")
 
-SILENCE = 9.0  # seconds without a byte, either way, after which a connection is dead
+SILENCE = 9.0  # seconds without a byte after which a stream or a log is dead: both beat
+CALL_LIMIT = 60.0  # seconds that any other call may take in all
+UPLINK = 20_000  # bytes a second that the slowest line sends: what an upload may take longer
 PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
 PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last one repeats
 TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
 LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked for once more
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
-ID_GRACE = 0.3  # seconds that fetching the answer's id may take even when the answer is done
+ID_GRACE = 2.0  # seconds that the answer's id is waited for after its last character
 TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the server has stored it
-TAIL_LIMIT = 10.0  # seconds that a connection is read on after the final answer
-RUN_LIMIT = 86_400.0  # seconds after which a run that was noted is no longer asked about
+STORE_LIMIT = 180.0  # seconds that a run without a turn is waited for: chat-ui ends dead ones
+STOP_MARKER = 5.5  # seconds for which chat-ui lets a stop also stop the conversation's next run
+RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
+LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
@@ -130,6 +137,18 @@ def _mapping(value: object) -> dict[str, Any]:
 def note(text: str) -> None:
     """A line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {plain(text)}", err=True)
+
+
+_log = logging.getLogger(__name__)
+
+
+def noting() -> Callable[[str], None]:
+    """How what is worth knowing is told to who calls: `note` on llm's command line, else
+    the log `llm_huggingchat`, as standard error is not a library's to write to."""
+    context = click.get_current_context(silent=True)
+    cli = sys.modules.get("llm.cli")
+    ours = context and cli and context.find_root().command is cli.cli
+    return note if ours else lambda text: _log.warning("%s", plain(text))
 
 
 # --- server: an address -> where requests and cookies may go --------------------------
@@ -802,6 +821,29 @@ Event = (
 ENDS_TEXT = (Called, Returned, File, Final)  # events after which no text continues a piece
 
 
+def read_json(data: bytes) -> Any:
+    """The value in `data`. Raises ValueError or RecursionError.
+
+    While json.loads is at work no other thread is. A long conversation takes a quarter of a
+    second, so in what is large the items of `messages` are read one by one.
+    """
+    text = data.decode("utf-8")
+    found = re.search(r'"messages"\s*:\s*\[\s*', text) if len(text) > LARGE else None
+    if not found:
+        return json.loads(text)
+    decoder, messages, at = json.JSONDecoder(), list[Any](), found.end()
+    while text[at : at + 1] != "]":
+        message, at = decoder.raw_decode(text, at)
+        messages.append(message)
+        at = cast("re.Match[str]", re.compile(r"\s*,?\s*").match(text, at)).end()
+    value = json.loads(text[: found.end()] + text[at:])
+    holder = _mapping(unwrap(value))
+    if holder.get("messages") != []:
+        return json.loads(text)  # they are somewhere else
+    holder["messages"] = messages
+    return value
+
+
 def event_of(update: Any) -> Event | None:
     """The event in one decoded line, or None for what is unknown or makes no sense."""
     if not isinstance(update, dict):
@@ -912,7 +954,9 @@ def _decoded(line: bytes) -> Event | None:
 
 
 class Stream:
-    """The answer to a message: `application/jsonl`, an event a line."""
+    """The answer to a message: `application/jsonl`, an event a line. They have no numbers."""
+
+    seq = 0
 
     def __init__(self) -> None:
         self._lines = Lines()
@@ -965,6 +1009,10 @@ class Log:
         except (ValueError, RecursionError):
             return [End("")]
 
+    def end(self) -> list[Event]:
+        """Nothing: an event that did not come whole comes again."""
+        return []
+
 
 def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any] | None:
     """The message that a run wrote, in what `GET api/v2/conversations/ID` says."""
@@ -1007,12 +1055,13 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
         events.append(Text(content[at:].decode("utf-16-le", "surrogatepass")))
     if not reasoned and isinstance(message.get("reasoning"), str):
         events.insert(0, Reasoning(message["reasoning"]))
-    if final or finished:
+    over = bool(final or finished or message.get("interrupted") is True)
+    if over:
         # The stored text is whole, so the final answer has nothing to add to it. Without
-        # one, the model died on the way.
+        # one, the model died on the way, or the server did.
         cut = final is None or final.interrupted or message.get("interrupted") is True
         events.append(Final("", cut))
-    return events, bool(final or finished)
+    return events, over
 
 
 def is_settled(message: dict[str, Any] | None) -> bool:
@@ -1324,6 +1373,382 @@ def _result_event(returned: Returned) -> StreamEvent:
     )
 
 
+# --- run: one run's states, no sockets: what happened in, what to do next out ---------
+
+
+class Lost(Exception):
+    """A connection could not be made, broke, or fell silent.
+
+    `sent` says whether the whole request had left, so that it may have arrived; `silent`
+    that nothing was heard, not even an end; `final` that trying again cannot help.
+    """
+
+    def __init__(self, why: str, *, sent: bool, final: bool = False, silent: bool = False) -> None:
+        super().__init__(why)
+        self.sent = sent
+        self.final = final
+        self.silent = silent
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole HTTP answer. `body` is bytes, decompressed."""
+
+    status: int
+    content_type: str
+    body: bytes
+    disposition: str = ""
+
+    def json(self) -> Any:
+        """The value in the body. Raises llm.ModelError when it is not JSON."""
+        try:
+            return read_json(self.body)
+        except (ValueError, RecursionError):
+            raise llm.ModelError(
+                f"The server answered with something that is not JSON. "
+                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
+            ) from None
+
+    @property
+    def message(self) -> str:
+        """The server's own words for a refusal; nothing of an HTML page."""
+        text = self.body[:10_000].decode("utf-8", "replace")
+        try:
+            value = _mapping(json.loads(text))
+            return plain(_string(value.get("message")) or _string(value.get("error")), 300)
+        except (ValueError, RecursionError):
+            html = "html" in self.content_type or text.lstrip().startswith("<")
+            return "" if html else plain(text, 300)
+
+
+class Refused(Exception):
+    """The server answered, with a status other than 200."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"HTTP {reply.status}")
+        self.reply = reply
+
+
+class Gone(Exception):
+    """The conversation, or the message to continue after, is not there for this account."""
+
+
+class Broken(Exception):
+    """An answer is not whole, and the server has no more of it."""
+
+
+@dataclass
+class Backoff:
+    """When to try again, for all calls: pauses grow until there is a sign of life.
+
+    `tries` is how often in all, or None for as long as PATIENCE allows. `life` is when the
+    last sign came, in seconds of a clock that only goes forward.
+    """
+
+    life: float
+    tries: int | None = None
+    failed: int = 0
+
+    def alive(self, now: float) -> None:
+        self.life, self.failed = now, 0
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until the next attempt, after one that failed; None to give up."""
+        pause = PAUSES[min(self.failed, len(PAUSES) - 1)]
+        self.failed += 1
+        if self.tries is not None:
+            return pause if self.failed < self.tries else None
+        left = self.life + PATIENCE - now
+        return min(pause, left) if left > 0 else None
+
+
+class State(enum.IntEnum):
+    """How far a run is known to have come.
+
+    | from     | what happens                                           | to       |
+    | -------- | ------------------------------------------------------ | -------- |
+    | NEW      | its message is being sent                              | SENT     |
+    | SENT     | it had not left, was refused, or is not to be found     | NEW      |
+    | SENT     | an event came, or it is in the conversation             | TAKEN    |
+    | TAKEN    | final answer, failure, question; or it is being stopped | ANSWERED |
+    | TAKEN    | the server knows nothing of it after all                | NEW      |
+    | ANSWERED | its stream ended after `finished`, or its log said `end` | STORED   |
+
+    chat-ui stores a run between `finished` and the end of its stream, as a copy of all the
+    conversation's messages that the run began with. A message that is sent before that
+    loses the answer before it, or is lost itself.
+    """
+
+    NEW = 0
+    SENT = 1
+    TAKEN = 2
+    ANSWERED = 3
+    STORED = 4
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send the message."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Read the conversation: is the message there, and what is stored of its answer?"""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Follow the run's log, from the event after number `after`."""
+
+    after: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """There is nothing more to do: the run is over, and stored."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """There is nothing more that could be done."""
+
+    why: Lost | Refused | Gone | Broken
+
+
+Step = Send | Look | Follow | Wait | Done | Fail
+BEYOND = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+NO_OUTPUT = Failed("No output was generated")
+
+
+class Run:
+    """One run: from its message to its stored answer. It knows no sockets.
+
+    It is told what happens (`took`, `ended`, `looked`, `lost`, `refused`), and says what
+    to do `next`. `now` is seconds of a clock that only goes forward. A run that another
+    turn began starts as ANSWERED: all that is wanted of it is that it be stored.
+    """
+
+    def __init__(self, generation_id: str, now: float, state: State = State.NEW) -> None:
+        self.generation_id = generation_id
+        self.state = state
+        self.outcome: Final | Failed | Asked | None = None
+        self.died = False  # the model broke off: no final answer came before the end
+        self.end = ""  # how the log says that it ended
+        self._trouble: Lost | Refused | Gone | Broken | None = None
+        self._refusal: Refused | None = None  # of a message that may have been taken
+        self._step: Step = Done()
+        self._pause = 0.0
+        self._backoff = Backoff(now)
+        self._sending = Backoff(now, TRIES)
+        self._looking = Backoff(now, 2)
+        self._look_until = 0.0
+        self._begun = False  # something of an answer came
+        self._finished = False  # the end of the stream will mean that all is stored
+        self._seq = 0
+        self._logless = False  # the log is no use: only the store can tell
+        self._stored_length = -1
+
+    @property
+    def is_settled(self) -> bool:
+        """Does nothing go on at the server that a further message could spoil?"""
+        return self.state in (State.NEW, State.STORED)
+
+    def next(self, now: float) -> Step:
+        """What to do now. Whatever comes of it is to be told before this is asked again."""
+        if self._trouble:
+            return Fail(self._trouble)
+        if self._pause:
+            pause, self._pause = self._pause, 0.0
+            return Wait(pause)
+        if self.state is State.NEW:
+            self.state, self._step = State.SENT, Send()
+        elif self.state is State.STORED:
+            self._step = Done()
+        elif self.state is State.SENT or self._logless:
+            self._step = Look()
+        else:
+            self._step = Follow(self._seq if self.state is State.TAKEN else BEYOND)
+        return self._step
+
+    def stop(self) -> None:
+        """Nobody wants the answer any more; what is left is to see it stored."""
+        if self.state in (State.SENT, State.TAKEN):
+            self.state = State.ANSWERED
+        self._trouble, self._pause = None, 0.0
+
+    # What happened
+
+    def took(self, event: Event | End, now: float, seq: int = 0) -> list[Event]:
+        """An event came, the log's number `seq`. Returns what is to be made of it."""
+        self._backoff.alive(now)
+        if isinstance(event, End):
+            self._log_ended(event)
+            return []
+        self.state = max(self.state, State.TAKEN)
+        if self.state is State.ANSWERED:
+            self._finished = self._finished or isinstance(event, (Finished, Failed))
+            return [event] if isinstance(event, (Title, Router)) else []
+        self._seq = seq
+        if isinstance(event, Final):
+            # An empty answer is not the end: the reason follows as a failure.
+            if not (event.text or event.interrupted or self._begun):
+                return []
+            self._answered(event)
+        elif isinstance(event, Finished):
+            # The model died on the way. What it said is stored, and can be continued.
+            self._finished = True
+            self.died = self._begun
+            event = Final("", True) if self._begun else NO_OUTPUT
+            self._answered(event)
+        elif isinstance(event, (Failed, Asked)):
+            self._finished = isinstance(event, Failed)
+            self._answered(event)
+        elif isinstance(event, (Text, Reasoning)):
+            self._begun = self._begun or bool(event.text.strip("\0"))
+        elif isinstance(event, (Called, Returned, File)):
+            self._begun = True
+        return [event]
+
+    def ended(self, now: float) -> None:
+        """The connection ended, as it should."""
+        if isinstance(self._step, Send):
+            if self.state is State.ANSWERED and self._finished:
+                self.state = State.STORED
+        else:
+            self._again(now)
+
+    def lost(self, lost: Lost, now: float) -> None:
+        """The connection could not be made, or broke."""
+        if lost.final:
+            self._trouble = lost
+        elif not isinstance(self._step, Send):
+            self._again(now)
+        elif self.state is State.SENT and not lost.sent:
+            self._send_again(lost, now)
+        elif lost.silent:
+            # It may be slow, or on its way. To send again would be to say it twice.
+            self._look_until = now + PATIENCE
+
+    def refused(self, refused: Refused, now: float, *, first: bool = False) -> None:
+        """The server answered with another status than 200.
+
+        `first`: the message was to be the first in its conversation.
+        """
+        status = refused.reply.status
+        if isinstance(self._step, Follow) and status == 404:
+            self._logless = True  # a server without logs
+        elif isinstance(self._step, Send) and status >= 500:
+            # A proxy, or the server after it had stored the message: only a look can tell.
+            self._refusal = refused
+        elif isinstance(self._step, Send):
+            self.state = State.NEW
+            self._trouble = Gone() if status in (403, 404) and not first else refused
+        elif status >= 500:
+            self._again(now)
+        else:
+            self._trouble = refused
+
+    def gone(self) -> None:
+        """The conversation is not there any more, and the run with it."""
+        self.state = State.NEW if self.state is State.SENT else State.STORED
+        self._trouble = Gone()
+
+    def looked(
+        self, stored: dict[str, Any] | None, now: float, *, parent: bool = True
+    ) -> list[Event]:
+        """The conversation was read. `stored` is the run's answer as far as it is there;
+        `parent` says whether the message is that it was to go after.
+
+        Returns the events of an answer that is complete.
+        """
+        if self.state is State.SENT:
+            if stored:
+                self._backoff.alive(now)
+                self.state = State.TAKEN
+            else:
+                self._not_found(now, parent)
+            return []
+        if stored is None:
+            self._vanished(now)
+            return []
+        events, complete = stored_events(stored)
+        if not (complete or is_settled(stored)):
+            self._still_grows(len(events), now)
+            return []
+        given = [Again(), *(out for event in events for out in self.took(event, now))]
+        if self.state is State.TAKEN:
+            self._answered(NO_OUTPUT)
+            given.append(NO_OUTPUT)
+        self.state = State.STORED
+        return given
+
+    # What to make of it
+
+    def _answered(self, outcome: Final | Failed | Asked) -> None:
+        self.state, self.outcome = State.ANSWERED, outcome
+
+    def _log_ended(self, end: End) -> None:
+        self.end = end.status
+        if self.state is State.ANSWERED:
+            self.state = State.STORED
+        else:
+            self._logless = True  # it did not tell the answer, so it is taken from the store
+
+    def _again(self, now: float) -> None:
+        pause = self._backoff.pause(now)
+        if pause is None:
+            self._trouble = Lost(f"it did not come back within {PATIENCE:.0f} seconds", sent=True)
+        self._pause = pause or 0.0
+
+    def _send_again(self, why: Lost | Refused, now: float) -> None:
+        self.state = State.NEW
+        pause = self._sending.pause(now)
+        if pause is None:
+            self._trouble = why
+        self._pause = pause or 0.0
+        self._looking = Backoff(now, 2)
+
+    def _not_found(self, now: float, parent: bool) -> None:
+        """Looked for twice, as the message may still be on its way, or for longer."""
+        pause = self._looking.pause(now)
+        if pause is not None or now < self._look_until:
+            self._pause = LOOK_AGAIN
+        elif self._refusal and self._refusal.reply.status == 500:
+            # An unknown parent is a 500 as well.
+            self.state = State.NEW
+            self._trouble = self._refusal if parent else Gone()
+        else:
+            self._send_again(self._refusal or Lost("it did not take the message", sent=True), now)
+
+    def _vanished(self, now: float) -> None:
+        if self.state is State.ANSWERED:
+            self.state = State.STORED
+        elif self._begun:
+            self._trouble = Broken("The server lost the answer.")
+        else:
+            self._logless = False
+            self._send_again(Lost("it did not take the message", sent=True), now)
+
+    def _still_grows(self, length: int, now: float) -> None:
+        """The answer is not complete: does the run go on without a log?"""
+        if length > self._stored_length:
+            self._stored_length = length
+            self._backoff.alive(now)
+        pause = self._backoff.pause(now)
+        if pause is None and self.state is State.ANSWERED:
+            self.state = State.STORED  # nothing comes of it any more
+        elif pause is None:
+            self._trouble = Broken("The answer broke off, and the server has no end of it.")
+        self._pause = pause or 0.0
+
+
 # --- files: the key store, the catalogue cache, and which runs go on -------------------
 
 
@@ -1445,105 +1870,119 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
         ) from None
 
 
-RUNS = "huggingchat_runs.json"
-
-
-def begin_run(page: str, generation_id: str) -> str | None:
-    """Note that a run begins in the conversation at `page`; or the one that is noted there.
-
-    chat-ui stores a run's messages when it is over, with its own copy of all the others: a
-    message that is sent earlier loses the answer before it, or is lost itself. So the
-    processes of one user tell each other what is going on. Raises nothing.
-    """
-    with contextlib.suppress(OSError), _updating(RUNS) as path:
-        runs = _noted_runs(path)
-        for other, run in runs.items():
-            if run["page"] == page and other != generation_id:
-                return other
-        runs[generation_id] = {"page": page, "since": time.time()}
-        write_whole(path, json.dumps(runs, indent=1) + "\n", lasting=False)
-    return None
-
-
-def end_run(generation_id: str) -> None:
-    """A run is over, and stored. Raises nothing."""
-    with contextlib.suppress(OSError), _updating(RUNS) as path:
-        runs = _noted_runs(path)
-        if runs.pop(generation_id, None):
-            write_whole(path, json.dumps(runs, indent=1) + "\n", lasting=False)
-
-
-def _noted_runs(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    try:
-        noted = _mapping(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    runs = {id: _mapping(run) for id, run in noted.items()}
-    return {
-        id: run
-        for id, run in runs.items()
-        if isinstance(run.get("page"), str)
-        and isinstance(since := run.get("since"), (int, float))
-        and 0 <= time.time() - since < RUN_LIMIT
-    }
-
-
-# --- client: one coroutine a server call; errors in words -----------------------------
-
-
-class Lost(Exception):
-    """A connection could not be made, broke, or fell silent.
-
-    `sent` says whether the whole request had left, so that it may have arrived.
-    """
-
-    def __init__(self, why: str, *, sent: bool, final: bool = False) -> None:
-        super().__init__(why)
-        self.sent = sent
-        self.final = final  # trying again cannot help: a certificate, an address
+RUNS = "huggingchat_runs.db"
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A whole HTTP answer. `body` is bytes, decompressed."""
+class Noted:
+    """A run that is not known to be stored. Times are seconds since 1970.
 
-    status: int
-    content_type: str
-    body: bytes
-    disposition: str = ""
+    `since` is 0 and `process` None when the turn that began it is over.
+    """
 
-    def json(self) -> Any:
-        """The value in the body. Raises llm.ModelError when it is not JSON."""
+    generation_id: str
+    process: int | None = None
+    since: float = 0.0
+    stopped: float | None = None
+
+    def has_a_turn(self, within: float) -> bool:
+        """Is a turn at it, which began `within` seconds, as far as can be told from here?"""
+        if self.process is None or time.time() - self.since > within:
+            return False
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            raise llm.ModelError(
-                f"The server answered with something that is not JSON. "
-                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
-            ) from None
-
-    @property
-    def message(self) -> str:
-        """The server's own words for a refusal; nothing of an HTML page."""
-        text = self.body[:10_000].decode("utf-8", "replace")
-        try:
-            value = _mapping(json.loads(text))
-            return plain(_string(value.get("message")) or _string(value.get("error")), 300)
-        except (ValueError, RecursionError):
-            html = "html" in self.content_type or text.lstrip().startswith("<")
-            return "" if html else plain(text, 300)
+            if os.name == "posix":  # elsewhere, to ask would be to end it
+                os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # somebody else's
+        return True
 
 
-class Refused(Exception):
-    """The server answered, with a status other than 200."""
+@contextlib.contextmanager
+def _runs() -> Iterator[sqlite3.Connection]:
+    """The runs of this user's processes that are not known to be stored.
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(f"HTTP {reply.status}")
-        self.reply = reply
+    Nothing in it is worth a wait for the disk. Raises sqlite3.Error.
+    """
+    path = llm.user_dir() / RUNS
+    connection = sqlite3.connect(path, timeout=2, isolation_level=None)
+    try:
+        connection.execute("pragma synchronous = off")
+        connection.execute("pragma journal_mode = truncate")
+        connection.execute(
+            "create table if not exists runs "
+            "(id integer primary key, generation_id text unique, page text, process integer, "
+            "begun real, since real, stopped real)"
+        )
+        yield connection
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:  # it is none: a new one is as good
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    finally:
+        connection.close()
 
 
-class Gone(Exception):
-    """The conversation, or the message to continue after, is not there for this account."""
+def claim_run(page: str, generation_id: str) -> list[Noted] | None:
+    """Note that a run is about to begin in the conversation at `page`.
+
+    Returns those that were noted there before, which have to be stored first; None when
+    they cannot be known. Raises nothing.
+    """
+    now = time.time()
+    with contextlib.suppress(sqlite3.Error), _runs() as db:
+        db.execute("delete from runs where begun < ?", [now - RUN_LIMIT])
+        db.execute(
+            "insert into runs (generation_id, page, process, begun, since) values (?, ?, ?, ?, ?)",
+            [generation_id, page, os.getpid(), now, now],
+        )
+        rows = db.execute(
+            "select generation_id, process, since, stopped from runs where page = ? and id < "
+            "(select id from runs where generation_id = ?) order by id",
+            [page, generation_id],
+        )
+        return [Noted(*row) for row in rows]
+    return None
+
+
+def keep_run(generation_id: str) -> None:
+    """A run that waited for others is sent only now. Raises nothing."""
+    with contextlib.suppress(sqlite3.Error), _runs() as db:
+        db.execute(
+            "update runs set since = ? where generation_id = ?", [time.time(), generation_id]
+        )
+
+
+def leave_run(generation_id: str, stopped: float | None) -> None:
+    """A turn is over before its run is stored. Raises nothing.
+
+    `stopped` is when the server was told to stop it, in seconds since 1970.
+    """
+    with contextlib.suppress(sqlite3.Error), _runs() as db:
+        db.execute(
+            "update runs set process = null, since = 0, stopped = ? where generation_id = ?",
+            [stopped, generation_id],
+        )
+
+
+def is_noted(generation_id: str) -> bool:
+    """Is a run still noted? Raises nothing."""
+    with contextlib.suppress(sqlite3.Error), _runs() as db:
+        found = db.execute("select 1 from runs where generation_id = ?", [generation_id])
+        return bool(found.fetchone())
+    return False
+
+
+def forget_run(generation_id: str) -> None:
+    """A run is stored, or never was. Raises nothing."""
+    with contextlib.suppress(sqlite3.Error), _runs() as db:
+        db.execute("delete from runs where generation_id = ?", [generation_id])
+
+
+# --- client: one coroutine a server call; errors in words -----------------------------
 
 
 class _Body:
@@ -1554,13 +1993,11 @@ class _Body:
     sent again by the turn alone, after a look. It also tells how far sending came.
     """
 
-    def __init__(self, content: bytes, on_read: Callable[[], None]) -> None:
+    def __init__(self, content: bytes) -> None:
         self._content = memoryview(content)
         self._at = 0
-        self._on_read = on_read
 
     def read(self, size: int) -> bytes:
-        self._on_read()
         piece = self._content[self._at : self._at + size]
         self._at += len(piece)
         return bytes(piece)
@@ -1575,6 +2012,10 @@ class Exchange:
 
     curl_cffi's own streams wait for the server when they are closed; a plain request
     with a callback for its body can be cancelled at any moment, and then closes at once.
+
+    A connection is dead after `silence` seconds without a byte, and after `limit` in all.
+    What is uploaded may take its time on top of that: what curl has read of it may still
+    be on this machine, so it says nothing.
     """
 
     def __init__(
@@ -1584,19 +2025,25 @@ class Exchange:
         url: str,
         *,
         body: bytes | None,
+        once: bool,
+        silence: float,
+        limit: float,
         **options: Any,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[bytes] = deque()
         self._news = asyncio.Event()
-        self._beat = self._loop.time()
-        self._silent = False
-        self._body = None if body is None else _Body(body, self._alive)
+        self._silence = silence
+        upload = len(body or b"") / UPLINK
+        self._end = self._loop.time() + limit + upload
+        self._beat = self._loop.time() + upload
+        self._late = False
+        self._body = _Body(body) if body is not None and once else None
         self._request = functools.partial(
             session.request,
             cast(Any, method),
             url,
-            content=cast(Any, self._body),
+            content=cast(Any, self._body or body),
             content_callback=self._take,
             allow_redirects=False,  # a redirect could take the cookies elsewhere
             verify=True,
@@ -1604,28 +2051,31 @@ class Exchange:
             **options,
         )
         self.task = asyncio.create_task(self._run())
-        self._watch = self._loop.call_later(SILENCE, self._look)
+        self._watch = self._loop.call_at(self._deadline, self._look)
         self.reply = Reply(0, "", b"")
+        self.head = bytearray()  # how the body begins: what a refusal says
 
     @property
     def _sent(self) -> bool:
         return self._body.sent if self._body else True
 
-    def _alive(self) -> None:
-        self._beat = self._loop.time()
+    @property
+    def _deadline(self) -> float:
+        return min(self._beat + self._silence, self._end)
 
     def _take(self, piece: bytes) -> int:
-        self._alive()
+        self._beat = self._loop.time()
+        if len(self.head) < 10_000:
+            self.head += piece
         self._pieces.append(piece)
         self._news.set()
         return len(piece)
 
     def _look(self) -> None:
-        left = self._beat + SILENCE - self._loop.time()
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._look)
+        if self._loop.time() < self._deadline:
+            self._watch = self._loop.call_at(self._deadline, self._look)
         else:
-            self._silent = True
+            self._late = True
             self.task.cancel()
 
     async def _run(self) -> None:
@@ -1639,10 +2089,13 @@ class Exchange:
         except RequestException as error:
             raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
-            if not self._silent:
+            if not self._late:
                 raise
-            why = f"the server said nothing for {SILENCE:.0f} seconds"
-            raise Lost(why, sent=self._sent) from None
+            waited = f"{self._silence:.0f} seconds"
+            why = f"the server said nothing for {waited}"
+            if self._loop.time() >= self._end:
+                why = f"it did not answer within {waited}"
+            raise Lost(why, sent=self._sent, silent=True) from None
         finally:
             self._watch.cancel()
             self._news.set()
@@ -1659,9 +2112,16 @@ class Exchange:
             await self._news.wait()
 
     async def whole(self) -> Reply:
-        """The exchange's answer once it is all there. Raises Lost."""
-        body = b"".join([piece async for piece in self.pieces()])
-        return replace(self.reply, body=body)
+        """The exchange's answer once it is all there. Raises Lost, or Refused for any
+        status but 200."""
+        try:
+            body = b"".join([piece async for piece in self.pieces()])
+        finally:
+            self.drop()
+        reply = replace(self.reply, body=body)
+        if reply.status != 200:
+            raise Refused(reply)
+        return reply
 
     def drop(self) -> None:
         """End it now; what is under way is closed."""
@@ -1702,11 +2162,28 @@ class Access:
     cookies: Cookies | None
 
 
+@dataclass
+class _Known:
+    """What is known of a conversation without asking. An id is of the last run's answer."""
+
+    model: str = ""
+    generation_id: str = ""
+    message_id: str = ""
+    stored: bool = False
+
+
+def _may_help(trouble: Lost | Refused, twice: bool) -> bool:
+    """May trying again help? `twice` says that the server may have had the call already."""
+    if isinstance(trouble, Refused):
+        return twice and trouble.reply.status in (502, 503, 504)
+    return not (trouble.final or trouble.silent) and (twice or not trouble.sent)
+
+
 class Client:
     """The connections of one event loop, kept between turns and closed when unused."""
 
     def __init__(self) -> None:
-        from curl_cffi import CurlOpt
+        from curl_cffi import CurlMOpt, CurlOpt
         from curl_cffi.requests import AsyncSession
 
         self._session: AsyncSession[Any] = AsyncSession(
@@ -1714,7 +2191,9 @@ class Client:
             discard_cookies=True,
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
-        self.models: dict[str, str] = {}  # conversation id -> the model it was last seen with
+        # As many as are of use to one after the other; all at once may have more.
+        self._session.acurl.setopt(CurlMOpt.MAXCONNECTS, 8)
+        self._known: dict[str, _Known] = {}  # by conversation id, the latest last
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.turns: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
@@ -1726,10 +2205,9 @@ class Client:
     def here() -> Client:
         """The running loop's client, made when it is first asked for."""
         loop = asyncio.get_running_loop()
-        for other in [other for other in list(_clients) if other.is_closed()]:
-            _clients.pop(other, None)
         if loop not in _clients:
             _clients[loop] = Client()
+            _close_with(loop)
         _clients[loop]._used = time.monotonic()
         return _clients[loop]
 
@@ -1750,6 +2228,13 @@ class Client:
                 await asyncio.wait(list(self._tasks), timeout=STOP_WITHIN)
             await self._session.close()
 
+    async def close(self) -> None:
+        """Stop what goes on, close what is open, within a second or two."""
+        for turn in list(self.turns):
+            turn.cancel()
+        self._keeper.cancel()
+        await asyncio.wait([self._keeper])
+
     def _is_used(self) -> bool:
         at_work = self._tasks or any(not turn.done() for turn in self.turns)
         return bool(at_work) or time.monotonic() - self._used < LINGER
@@ -1759,6 +2244,14 @@ class Client:
         lock = self._busy.get(conversation_id) or asyncio.Lock()
         self._busy[conversation_id] = lock
         return lock
+
+    def known(self, conversation_id: str) -> _Known:
+        """What is known of a conversation; of the 1,000 that were used last."""
+        known = self._known.pop(conversation_id, None) or _Known()
+        self._known[conversation_id] = known
+        if len(self._known) > 1000:
+            del self._known[next(iter(self._known))]
+        return known
 
     def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
@@ -1784,9 +2277,15 @@ class Client:
         *,
         body: bytes | None = None,
         content_type: str = "application/json",
-        compressed: bool = True,
+        once: bool = False,
+        beats: bool = False,
+        limit: float = math.inf,
     ) -> Exchange:
-        """Begin an exchange. `path` follows the server's address."""
+        """Begin an exchange. `path` follows the server's address.
+
+        `once`: curl must not send the body again by itself. `beats`: the server gives a
+        sign of life all the time. `limit` is seconds in all.
+        """
         server = access.server
         self._used = time.monotonic()
         headers = {
@@ -1799,36 +2298,52 @@ class Client:
         if body is not None:
             headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
-        if not compressed:
+        if beats:
             options["accept_encoding"] = "identity"  # a compressor could hold events back
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        exchange = Exchange(self._session, method, server.url + path, body=body, **options)
+        exchange = Exchange(
+            self._session,
+            method,
+            server.url + path,
+            body=body,
+            once=once,
+            silence=SILENCE if beats else CALL_LIMIT,
+            limit=limit,
+            **options,
+        )
         self._watch(exchange.task)
         return exchange
 
-    async def call(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
-        """One whole exchange of a call that may safely be made twice.
+    async def call(
+        self,
+        access: Access,
+        method: str,
+        path: str,
+        value: Any = None,
+        *,
+        tries: int = TRIES,
+        twice: bool = True,
+    ) -> Reply:
+        """One whole exchange, tried again when the connection fails or the server is away.
 
-        Tries again when the connection fails. Raises Lost, or Refused for any status
+        `twice`: the call may safely be made twice; else it is tried again only when it was
+        not sent. It takes CALL_LIMIT seconds in all. Raises Lost, or Refused for any status
         but 200.
         """
         body = None if value is None else json.dumps(value).encode()
-        for attempt in range(TRIES):
-            exchange = self.open(access, method, path, body=body)
+        begun = time.monotonic()
+        backoff = Backoff(begun, tries)
+        while True:
+            limit = begun + CALL_LIMIT - time.monotonic()
             try:
-                reply = await exchange.whole()
-                if reply.status == 200:
-                    return reply
-                if reply.status not in (502, 503, 504) or attempt == TRIES - 1:
-                    raise Refused(reply)
-            except Lost as error:
-                if error.final or attempt == TRIES - 1:
+                return await self.open(access, method, path, body=body, limit=limit).whole()
+            except (Lost, Refused) as trouble:
+                again = _may_help(trouble, twice)
+                pause = backoff.pause(time.monotonic()) if again else None
+                if pause is None:
                     raise
-            finally:
-                exchange.drop()
-            await asyncio.sleep(PAUSES[attempt])
-        raise AssertionError("unreachable")
+            await asyncio.sleep(pause)
 
     async def change(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
         """`call` for something of a conversation. Raises Gone when that is not there."""
@@ -1839,8 +2354,9 @@ class Client:
                 raise Gone from None
             raise
 
-    async def get(self, access: Access, path: str) -> Any:
-        return (await self.call(access, "GET", path)).json()
+    async def get(self, access: Access, path: str, tries: int = TRIES) -> Any:
+        reply = await self.call(access, "GET", path, tries=tries)
+        return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
 
     async def catalogue(self, access: Access) -> tuple[ModelInfo, ...]:
         """The server's models; no login is needed, so no cookie is sent."""
@@ -1852,36 +2368,62 @@ class Client:
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
 
-    async def conversation(self, access: Access, id: str) -> dict[str, Any]:
+    async def conversation(self, access: Access, id: str, tries: int = TRIES) -> dict[str, Any]:
         """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
         try:
-            conversation = _mapping(unwrap(await self.get(access, api_path(id))))
+            conversation = _mapping(unwrap(await self.get(access, api_path(id), tries)))
         except Refused as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
             if refused.reply.status in (400, 403, 404):
                 raise Gone from None
             raise
         if isinstance(conversation.get("model"), str):
-            self.models[id] = conversation["model"]
+            self.known(id).model = conversation["model"]
         return conversation
 
     async def stop(self, access: Access, id: str, generation_id: str, seen: int) -> None:
         """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
         value = {"generationId": generation_id, "seenContentLength": seen}
-        path = f"{chat_path(id)}/stop-generating"
-        exchange = self.open(access, "POST", path, body=json.dumps(value).encode())
-        try:
-            with contextlib.suppress(Lost):
-                await exchange.whole()
-        finally:
-            exchange.drop()
+        with contextlib.suppress(Lost, Refused):
+            await self.call(access, "POST", f"{chat_path(id)}/stop-generating", value)
 
 
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}
 
 
+_closing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+def _close_with(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop's client with the loop, also when nobody cancels its tasks before."""
+    if loop in _closing:
+        return
+    _closing.add(loop)
+    close = loop.close
+
+    def closing() -> None:
+        client = _clients.get(loop)
+        if client and not loop.is_closed():
+            loop.run_until_complete(client.close())
+        close()
+
+    with contextlib.suppress(AttributeError):  # a loop that is not written in Python
+        loop.close = closing  # type: ignore[method-assign]
+
+
+def _close_all() -> None:
+    """At the end of the process: loops that nobody closed, as after Ctrl-C."""
+    for loop, client in list(_clients.items()):
+        if not loop.is_running() and not loop.is_closed():
+            with contextlib.suppress(Exception):
+                loop.run_until_complete(client.close())
+
+
+atexit.register(_close_all)
+
+
 def in_words(
-    error: Lost | Refused | Gone, access: Access, *, model: str = "", page: str = ""
+    error: Lost | Refused | Gone | Broken, access: Access, *, model: str = "", page: str = ""
 ) -> llm.ModelError:
     """The llm.ModelError that tells a person what `error` means and what to do next."""
     server, cookies = access.server, access.cookies
@@ -1890,6 +2432,8 @@ def in_words(
         told = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
         verb = "No connection to" if not error.sent else "No answer from"
         return llm.ModelError(f"{verb} {server.host}: {error}.{told}{where}")
+    if isinstance(error, Broken):
+        return llm.ModelError(f"{error}{where}")
     if isinstance(error, Gone):
         return llm.ModelError(f"There is no such conversation on {server.host} for this account.")
     status, said = error.reply.status, error.reply.message
@@ -1952,7 +2496,7 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
     )
 
 
-# --- turn: one exchange: create or find, send, follow, recover, stop ------------------
+# --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
 
 
 @dataclass(frozen=True)
@@ -1975,6 +2519,7 @@ class Ask:
     retry: bool = False
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
+    note: Callable[[str], None] = note
 
 
 @dataclass
@@ -2036,7 +2581,10 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
 
 
 class Turn:
-    """One exchange: the message is sent once, and its answer given whole, or an error."""
+    """One exchange: the message is sent once, and its answer given whole, or an error.
+
+    What to do when is the Run's to say; this does it.
+    """
 
     def __init__(self, client: Client, ask: Ask, plan: Plan, outcome: Outcome) -> None:
         self._client = client
@@ -2044,24 +2592,24 @@ class Turn:
         self._access = ask.access
         self._plan = plan
         self._outcome = outcome
-        self._generation_id = str(uuid.uuid4())
         self.answer = Answer(self._file_link)
-        self._posted = False  # the message may be on its way, or there
-        self._accepted = False  # the message is there
-        self._over = False  # there is no run to stop
+        self._run = Run(str(uuid.uuid4()), time.monotonic())
+        self._body, self._content_type = b"", ""
         self._fetch: asyncio.Task[None] | None = None
-        self._fetch_from = 0.0
-        self._tail: asyncio.Task[None] | None = None  # reads on after the final answer
-        self._lock: asyncio.Lock | None = None  # the conversation, while this run goes on
-        self._life = time.monotonic()
+        self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
+        self._lock: asyncio.Lock | None = None  # the conversation, until it is
+        self._stopped: float | None = None  # when the run was, in seconds since 1970
 
     def _file_link(self, file: File) -> str:
-        return self._access.server.file_page(self._outcome.conversation_id or "", file.sha)
+        return self._access.server.file_page(self._id, file.sha)
+
+    @property
+    def _id(self) -> str:
+        return self._outcome.conversation_id or ""
 
     @property
     def _page(self) -> str:
-        id = self._outcome.conversation_id
-        return self._access.server.page(id) if id else ""
+        return self._access.server.page(self._id) if self._id else ""
 
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """The answer as llm's stream events.
@@ -2069,443 +2617,376 @@ class Turn:
         Raises Gone, before anything is sent, when there is no conversation to continue;
         else llm.ModelError.
         """
+        run, driven = self._run, self._driven(self._run)
+        wanted = True
         try:
-            message_id, selected = await self._prepare()
-            body, content_type = self._message(message_id, selected)
-            async with contextlib.aclosing(self._followed(body, content_type)) as events:
-                async for event in events:
-                    for given in self.answer.take(event):
-                        yield given
-                    if self.answer.begun and self._fetch is None:
-                        self._begin_beside()
+            await self._prepare()
+            async for event in driven:
+                for given in self.answer.take(event):
+                    yield given
+                if self.answer.begun and self._fetch is None:
+                    self._begin_beside()
+                if event is run.outcome:
+                    break
+            self._tail = self._client.beside(self._until_stored(driven))
+            self._judge()
             await self._finish()
-        except (Lost, Refused) as error:
-            self._over = True  # it ended by itself, or cannot be reached
+        except (Lost, Refused, Broken) as error:
             raise in_words(error, self._access, model=self._ask.model, page=self._page) from None
         except Gone:
-            self._over = True
-            if not self._accepted:
+            if run.state is not State.STORED:
                 raise
             raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
-        except llm.ModelError:
-            self._over = True
+        except (asyncio.CancelledError, GeneratorExit):
+            wanted = False
             raise
         finally:
-            if self._fetch:
-                self._fetch.cancel()
-            if not self._posted:
-                end_run(self._generation_id)
-            try:
-                if self._posted and not self._over:
-                    await self._stop()
-            finally:
-                if self._lock:
-                    self._lock.release()
+            if not self._tail:
+                await driven.aclose()
+                await self._leave(wanted)
+
+    async def _leave(self, wanted: bool) -> None:
+        """The turn ends without an answer; its run goes on if one is still `wanted`.
+
+        After an error it can be read on the conversation's page.
+        """
+        run = self._run
+        if self._fetch:
+            self._fetch.cancel()
+        if wanted or run.is_settled:
+            await self._release()
+            return
+        run.stop()
+        self._stopped = time.time()
+        stopping = self._client.beside(self._stop())
+        self._tail = self._client.beside(self._until_stored(self._driven(run)))
+        await asyncio.wait([stopping], timeout=STOP_WITHIN)
 
     # Before the message
 
-    async def _prepare(self) -> tuple[str, tuple[list[str], list[dict[str, Any]]]]:
-        """Find or make the conversation: the message to go after, and the tools to select."""
+    async def _prepare(self) -> None:
+        """Find or make the conversation, and write the message.
+
+        Raises Gone when there is none to continue; Lost, Refused, llm.ModelError.
+        """
         parent, model = self._plan.parent, self._ask.model
-        selected = await select_tools(self._client, self._access, self._ask)
-        if parent is None:
-            return await self._create(), selected
-        id = self._outcome.conversation_id = parent.conversation_id
-        await self._hold(id)
-        message_id = parent.message_id
-        if message_id is None:
-            conversation = await self._client.conversation(self._access, id)
-            stored = _mapping(stored_answer(conversation, parent.generation_id))
-            message_id = _string(stored.get("id"))
-        if not message_id:
-            raise Gone
-        if self._client.models.get(id, parent.model) != model:
-            await self._client.change(self._access, "PATCH", api_path(id), {"model": model})
-        self._client.models[id] = model
-        return message_id, selected
-
-    async def _hold(self, id: str) -> None:
-        """Wait until no other run goes on in the conversation, here or in another process."""
-        lock = self._client.busy(id)
-        await lock.acquire()
-        self._lock = lock
-        while other := begin_run(self._page, self._generation_id):
-            await self._until_stored(other)
-            end_run(other)
-
-    async def _until_stored(self, generation_id: str) -> None:
-        """Wait for another turn's run to be over, as long as something comes of it."""
-        id, seen, attempt = self._outcome.conversation_id or "", "", 0
-        life = time.monotonic()
-        while time.monotonic() - life < PATIENCE:
-            conversation = await self._client.conversation(self._access, id)
-            stored = stored_answer(conversation, generation_id)
-            if stored is None or is_settled(stored):
-                return
-            if (now := json.dumps(stored)) != seen:
-                seen, life = now, time.monotonic()
-            if attempt == len(PAUSES) - 2:
-                note("waiting for the end of another turn of this conversation")
-            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 2)])
-            attempt += 1
+        names, servers = await select_tools(self._client, self._access, self._ask)
+        message_id = await (self._find(parent) if parent else self._create())
+        data: dict[str, Any] = {
+            "id": message_id,
+            "is_retry": self._ask.retry,
+            "generationId": self._run.generation_id,
+            "selectedMcpServerNames": names,  # left out, it would mean all of them
+            "selectedMcpServers": servers,
+        }
+        if self._plan.text:
+            data["inputs"] = self._plan.text
+        self._body, self._content_type = multipart(data, self._ask.uploads)
+        self._client.known(self._id).model = model
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
         value = {"model": self._ask.model}
         if self._plan.system:
             value["preprompt"] = self._plan.system
-        reply = await self._client.call(self._access, "POST", "/conversation", value)
+        backoff = Backoff(time.monotonic(), TRIES)
+        conversation: dict[str, Any] | None = None
+        while conversation is None:
+            call = self._client.call(self._access, "POST", "/conversation", value, twice=False)
+            try:
+                conversation = self._made(await call)
+            except (Lost, Refused) as trouble:
+                # What was not sent has been tried again already.
+                pause = backoff.pause(time.monotonic()) if _may_help(trouble, True) else None
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+                conversation = await self._made_unseen()
+        self._outcome.conversation_id = str(conversation["id"])
+        await self._hold(None)
+        cookies = self._access.cookies
+        if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
+            keep_key(self._access.server.key_name, cookies.to_key())
+        return str(conversation["rootMessageId"])
+
+    def _made(self, reply: Reply) -> dict[str, Any]:
+        """The conversation in the answer to its making."""
         if "html" in reply.content_type:
             raise Refused(reply)
         made = _mapping(reply.json())
-        id = made.get("conversationId")
         try:
             conversation = _mapping(unwrap(json.loads(_string(made.get("conversation")))))
         except (ValueError, RecursionError):
             conversation = {}
-        root = conversation.get("rootMessageId")
+        id, root = made.get("conversationId"), conversation.get("rootMessageId")
         if not isinstance(id, str) or not isinstance(root, str):
             raise llm.ModelError(
                 f"{self._access.server.host} made a conversation but did not name it. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             )
-        self._outcome.conversation_id = id
-        await self._hold(id)
-        self._client.models[id] = self._ask.model
-        cookies = self._access.cookies
-        if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
-            keep_key(self._access.server.key_name, cookies.to_key())
-        return root
+        return {"id": id, "rootMessageId": root}
 
-    def _message(
-        self, message_id: str, selected: tuple[list[str], list[dict[str, Any]]]
-    ) -> tuple[bytes, str]:
-        names, servers = selected
-        data: dict[str, Any] = {
-            "id": message_id,
-            "is_retry": self._ask.retry,
-            "generationId": self._generation_id,
-            "selectedMcpServerNames": names,  # left out, it would mean all of them
-            "selectedMcpServers": servers,
-        }
-        if self._plan.text:
-            data["inputs"] = self._plan.text
-        return multipart(data, self._ask.uploads)
+    async def _made_unseen(self) -> dict[str, Any] | None:
+        """A conversation whose making was not answered: a new one, empty, and like it."""
+        listed = _mapping(unwrap(await self._client.get(self._access, "/api/v2/conversations?p=0")))
+        entries = listed.get("conversations")
+        for entry in map(_mapping, entries[:3] if isinstance(entries, list) else ()):
+            if entry.get("model") != self._ask.model:
+                continue
+            id = _string(entry.get("id"))
+            conversation = await self._client.conversation(self._access, id)
+            alike = (conversation.get("preprompt") or None) == (self._plan.system or None)
+            if alike and len(conversation.get("messages") or ()) <= 1:
+                root = conversation.get("rootMessageId")
+                return {"id": id, "rootMessageId": root} if isinstance(root, str) else None
+        return None
 
-    # The answer, healed
-
-    async def _followed(self, body: bytes, content_type: str) -> AsyncGenerator[Event, None]:
-        """The run's events up to its final answer, however often the connection breaks."""
-        path = chat_path(self._outcome.conversation_id or "")
-        attempt = 0
-        while True:
-            self._posted = True
-            exchange = self._client.open(
-                self._access, "POST", path, body=body, content_type=content_type, compressed=False
-            )
-            sent, stream = True, Stream()
-            try:
-                async for event in self._read(exchange, stream):
-                    self._accepted = True
-                    yield cast(Event, event)
-                    if self._over:
-                        return
-                if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
-                    raise Refused(exchange.reply)
-            except Lost as error:
-                sent = error.sent
-                if error.final or (not sent and attempt == TRIES - 1):
-                    raise
-            except Refused as refused:
-                sent = await self._weigh(refused, attempt)
-            except (GeneratorExit, asyncio.CancelledError):
-                self._leave_to_end(exchange, stream)
-                raise
-            finally:
-                self._leave(exchange)
-            if self._accepted or (sent and await self._arrived()):
-                async for event in self._resumed():
-                    yield event
-                if self._over:
-                    return
-            if attempt == TRIES - 1:
-                raise Lost("it did not take the message", sent=True)
-            await asyncio.sleep(PAUSES[attempt])
-            attempt += 1
-
-    async def _read(self, exchange: Exchange, decoder: Stream | Log) -> AsyncIterator[Event | End]:
-        """Events of one connection; a final answer or a failure is noted on the way."""
-        body = bytearray()
-        async for piece in exchange.pieces():
-            if len(body) < 10_000:
-                body += piece
-            events = iter(decoder.feed(piece))
-            for event in events:
-                event = self._noted(event)
-                if self._over:
-                    self._tail = self._client.beside(self._read_out(exchange, decoder, events))
-                yield event
-                if self._over:
-                    return
-        if isinstance(decoder, Stream):
-            for event in decoder.end():
-                yield self._noted(event)
-        exchange.reply = replace(exchange.reply, body=bytes(body))
-
-    def _noted(self, event: E) -> E | Final:
-        self._life = time.monotonic()
-        if isinstance(event, Final):
-            # An empty answer is not the end: the reason follows as a failure.
-            self._over = bool(event.text or event.interrupted or self.answer.begun)
-        elif isinstance(event, Finished) and not self.answer.final:
-            # The model died on the way. What it said is stored, and can be continued.
-            if not self.answer.begun:
-                raise self._failure(Failed("No output was generated"))
-            note(f"the model {self._ask.model} broke off its answer")
-            self._over = True
-            self._take_late(event)
-            return Final("", True)
-        elif isinstance(event, Failed):
-            raise self._failure(event)
-        elif isinstance(event, Asked):
-            self._over = True  # it waits for the person: stopping would take the question away
-            raise llm.ModelError(
-                f"A tool asks something. {event.question}\nAnswer it at {self._page}"
-            )
-        return event
-
-    def _failure(self, failed: Failed) -> llm.ModelError:
-        status = f" (HTTP {failed.status})" if failed.status else ""
-        if "no output was generated" in failed.message.lower():
-            return llm.ModelError(
-                f"The model {self._ask.model} gave an empty answer. Try again, or another model."
-            )
-        later = " Try again later." if failed.status in (429, 500, 502, 503, 504) else ""
-        said = failed.message or "it did not say why"
-        return llm.ModelError(f"The model {self._ask.model} failed{status}: {said}.{later}")
-
-    async def _weigh(self, refused: Refused, attempt: int) -> bool:
-        """Could a refused message have been taken all the same? Else raises what it means."""
-        status = refused.reply.status
-        parent = self._plan.parent
-        if status in (403, 404) and parent:
+    async def _find(self, parent: Parent) -> str:
+        """The conversation to continue: the message to go after. Raises Gone."""
+        id = self._outcome.conversation_id = parent.conversation_id
+        await self._hold(parent)
+        known = self._client.known(id)
+        message_id = parent.message_id
+        if message_id is None and known.generation_id == parent.generation_id:
+            message_id = known.message_id
+        if not message_id:
+            conversation = await self._client.conversation(self._access, id)
+            stored = _mapping(stored_answer(conversation, parent.generation_id))
+            message_id = _string(stored.get("id"))
+        if not message_id:
             raise Gone
-        if status == 500:
-            # An unknown parent is a 500 as well, and so may be a message that was stored.
-            conversation = await self._client.conversation(
-                self._access, self._outcome.conversation_id or ""
-            )
-            if self._is_in(conversation):
-                return True
-            ids = [_mapping(message).get("id") for message in conversation.get("messages") or ()]
-            if parent and parent.message_id and parent.message_id not in ids:
-                raise Gone
-            raise refused
-        if status in (502, 503, 504) and attempt < TRIES - 1:
-            return True
-        raise refused
+        if (known.model or parent.model) != self._ask.model:
+            value = {"model": self._ask.model}
+            await self._client.change(self._access, "PATCH", api_path(id), value)
+        return message_id
 
-    def _is_in(self, conversation: dict[str, Any]) -> bool:
-        stored = stored_answer(conversation, self._generation_id)
-        if stored:
-            self._accepted = True
-            self._outcome.message_id = _string(stored.get("id")) or None
-        return bool(stored)
+    async def _hold(self, parent: Parent | None) -> None:
+        """Wait until no other run goes on in the conversation, here or in another process."""
+        lock = self._client.busy(self._id)
+        await lock.acquire()
+        self._lock = lock
+        noted = await _beside_loop(claim_run, self._page, self._run.generation_id)
+        if noted is None and parent and parent.generation_id:
+            # Nothing can be noted here. The log of the run before tells as well.
+            known = self._client.known(self._id)
+            if not (known.stored and known.generation_id == parent.generation_id):
+                noted = [Noted(parent.generation_id)]
+        for other in noted or ():
+            await self._wait_for(other)
+        if noted:
+            await _beside_loop(keep_run, self._run.generation_id)
 
-    async def _arrived(self) -> bool:
-        """Did the message arrive? Looked at twice, as it may still be on its way."""
-        id = self._outcome.conversation_id or ""
-        for pause in (0.0, LOOK_AGAIN):
-            await asyncio.sleep(pause)
-            conversation = await self._patiently(
-                lambda: self._client.conversation(self._access, id)
-            )
-            if self._is_in(conversation):
-                return True
-        return False
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """`call()`, again and again while the network is away. Raises Lost in bounded time."""
-        for attempt in range(1000):
-            try:
-                done = await call()
-                self._life = time.monotonic()
-                return done
-            except Lost:
-                await self._pause(attempt)
-        raise AssertionError("unreachable")
-
-    async def _pause(self, attempt: int) -> None:
-        """Wait a little longer each time. Raises Lost when there was no life for too long."""
-        left = self._life + PATIENCE - time.monotonic()
-        if left <= 0:
-            raise Lost(f"it did not come back within {PATIENCE:.0f} seconds", sent=True)
-        await asyncio.sleep(min(left, PAUSES[min(attempt, len(PAUSES) - 1)]))
-
-    async def _resumed(self) -> AsyncGenerator[Event, None]:
-        """Follow the run's log from its start until the run is over.
-
-        A log that breaks off is taken up after the last event it gave. Returns before
-        the run is over only when the server knows no such message.
-        """
-        path = (
-            f"{chat_path(self._outcome.conversation_id or '')}/stream"
-            f"?generationId={self._generation_id}&fromSeq="
-        )
-        seq = attempt = 0
-        yield Again()
-        while True:
-            end: End | None = None
-            life, log = self._life, Log()
-            exchange = self._client.open(self._access, "GET", f"{path}{seq}", compressed=False)
-            try:
-                async for event in self._read(exchange, log):
-                    if isinstance(event, End):
-                        end = event
-                        break
-                    yield event
-                    if self._over:
-                        return
-                if end is None and exchange.reply.status != 200:
-                    raise Refused(exchange.reply)
-            except Lost:
-                pass
-            except Refused as refused:
-                if refused.reply.status == 404:
-                    end = End("gone")  # a server without logs
-                elif refused.reply.status not in (500, 502, 503, 504):
-                    raise
-            except (GeneratorExit, asyncio.CancelledError):
-                self._leave_to_end(exchange, log)
-                raise
-            finally:
-                self._leave(exchange)
-            seq = log.seq or seq
-            if end:
-                async for event in self._from_store():
-                    yield event
-                return
-            attempt = attempt + 1 if self._life == life else 0
-            await self._pause(attempt)
-
-    async def _from_store(self) -> AsyncGenerator[Event, None]:
-        """The run is over, but its log did not say how: take the answer that was stored."""
-        id = self._outcome.conversation_id or ""
-        pauses, length = iter(PAUSES[:4]), -1
-        while True:
-            conversation = await self._patiently(
-                lambda: self._client.conversation(self._access, id)
-            )
-            stored = stored_answer(conversation, self._generation_id)
-            if stored is None:
-                if self.answer.begun:
-                    raise llm.ModelError(f"The server lost the answer. See {self._page}")
-                self._accepted = False
-                return
-            events, complete = stored_events(stored)
-            if len(events) > length:  # it still grows: the run goes on without a log
-                pauses, length = iter(PAUSES[:4]), len(events)
-            pause = next(pauses, None)
-            if complete or pause is None:
-                break
-            await asyncio.sleep(pause)
-        if not complete:
-            raise llm.ModelError(
-                f"The answer broke off, and the server has no end of it. See {self._page}"
-            )
-        yield Again()
-        self._take_late(Finished())
-        for event in events:
-            yield self._noted(event)
-        if not self.answer.begun:
-            raise self._failure(Failed("No output was generated"))
-        self._over = True
-
-    async def _read_out(
-        self, exchange: Exchange, decoder: Stream | Log, rest: Iterator[Event | End]
-    ) -> None:
-        """Take what follows the final answer: who answered, a title if it comes in time.
-
-        Read to its end, the connection can be used again.
-        """
-        deadline = asyncio.get_running_loop().call_later(TAIL_LIMIT, exchange.drop)
+    async def _wait_for(self, noted: Noted) -> None:
+        """Wait until a run that another turn began is stored. Raises Lost, Refused, Gone."""
+        told = self._client.beside(self._tell_of_waiting())
         try:
-            for event in rest:
-                self._take_late(event)
-            with contextlib.suppress(Lost):
-                async for piece in exchange.pieces():
-                    for event in decoder.feed(piece):
-                        self._take_late(event)
+            while True:
+                run = Run(noted.generation_id, time.monotonic(), State.ANSWERED)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(_exhaust(self._driven(run)), STORE_LIMIT)
+                # Of a run that a turn is about to send, the server knows nothing yet. One
+                # that goes on has its turn; without, it is one that could not be stored.
+                waiting = run.end in ("gone", "")
+                if not waiting or not noted.has_a_turn(CALL_LIMIT if run.end else math.inf):
+                    break
+                if not await _beside_loop(is_noted, noted.generation_id):
+                    break
+                await asyncio.sleep(PAUSES[0])
+            if run.end != "interrupted" and noted.stopped:
+                await asyncio.sleep(noted.stopped + STOP_MARKER - time.time())
         finally:
-            deadline.cancel()
+            told.cancel()
+        await _beside_loop(forget_run, noted.generation_id)
+
+    async def _tell_of_waiting(self) -> None:
+        await asyncio.sleep(sum(PAUSES[:4]))
+        self._ask.note("waiting for the end of another turn of this conversation")
+
+    # The answer
+
+    async def _driven(self, run: Run) -> AsyncGenerator[Event, None]:
+        """Do what `run` says until it is stored; what comes of it.
+
+        Raises what it fails with: Lost, Refused, Gone or Broken; llm.ModelError.
+        """
+        while not isinstance(step := run.next(time.monotonic()), Done):
+            if isinstance(step, Fail):
+                raise step.why
+            if isinstance(step, Wait):
+                await asyncio.sleep(step.seconds)
+                continue
+            try:
+                if isinstance(step, Look):
+                    for event in await self._look(run):
+                        yield event
+                else:
+                    async with contextlib.aclosing(self._read(run, step)) as events:
+                        async for event in events:
+                            yield event
+            except Lost as lost:
+                run.lost(lost, time.monotonic())
+            except Refused as refused:
+                run.refused(refused, time.monotonic(), first=self._plan.parent is None)
+            except Gone:
+                run.gone()
+
+    async def _read(self, run: Run, step: Send | Follow) -> AsyncGenerator[Event, None]:
+        """One connection: the answer to the message, or the run's log."""
+        path = chat_path(self._id)
+        decoder: Stream | Log
+        if isinstance(step, Send):
+            decoder = Stream()
+            exchange = self._client.open(
+                self._access,
+                "POST",
+                path,
+                body=self._body,
+                content_type=self._content_type,
+                once=True,
+                beats=True,
+            )
+        else:
+            decoder = Log()
+            query = f"generationId={run.generation_id}&fromSeq={step.after}"
+            exchange = self._client.open(self._access, "GET", f"{path}/stream?{query}", beats=True)
+            if step.after == 0:
+                yield Again()
+        try:
+            async for piece in exchange.pieces():
+                for event in decoder.feed(piece):
+                    for taken in run.took(event, time.monotonic(), decoder.seq):
+                        yield taken
+                    if run.state is State.STORED:
+                        return
+            if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
+                raise Refused(replace(exchange.reply, body=bytes(exchange.head)))
+            for event in decoder.end():
+                for taken in run.took(event, time.monotonic()):
+                    yield taken
+            run.ended(time.monotonic())
+        finally:
             exchange.drop()
 
-    def _take_late(self, event: Event | End) -> None:
-        if isinstance(event, (Title, Router)):
-            self.answer.take(event)
-        elif isinstance(event, (Finished, End)):
-            end_run(self._generation_id)
+    async def _look(self, run: Run) -> list[Event]:
+        """Read the conversation, for what is stored of the run."""
+        conversation = await self._client.conversation(self._access, self._id, tries=1)
+        stored = stored_answer(conversation, run.generation_id)
+        if stored and run is self._run:
+            self._found(conversation, stored)
+        parent = self._plan.parent and self._plan.parent.message_id
+        ids = [_mapping(message).get("id") for message in conversation.get("messages") or ()]
+        return run.looked(stored, time.monotonic(), parent=not parent or parent in ids)
 
-    def _leave(self, exchange: Exchange) -> None:
-        if self._tail is None:
-            exchange.drop()
+    def _found(self, conversation: dict[str, Any], stored: dict[str, Any]) -> None:
+        """The answer is in the conversation: it has an id."""
+        known = self._client.known(self._id)
+        known.generation_id = self._run.generation_id
+        known.message_id = _string(stored.get("id"))
+        self._outcome.message_id = known.message_id or None
+        model = conversation.get("model")
+        if isinstance(model, str) and model != self._ask.model:
+            # Somebody changed it on the web page, between the turns.
+            self._outcome.model = model
 
-    def _leave_to_end(self, exchange: Exchange, decoder: Stream | Log) -> None:
-        """A run that is being stopped ends its stream when it is stored."""
-        if not self._over:
-            self._tail = self._client.beside(self._read_out(exchange, decoder, iter(())))
+    def _judge(self) -> None:
+        """Raises llm.ModelError when the run came to something else than an answer."""
+        outcome, model = self._run.outcome, self._ask.model
+        if not self.answer.begun and isinstance(outcome, Final):
+            outcome = NO_OUTPUT
+        if isinstance(outcome, Asked):
+            raise llm.ModelError(
+                f"A tool asks something. {outcome.question}\nAnswer it at {self._page}"
+            )
+        if self._run.died:
+            self._ask.note(f"the model {model} broke off its answer")
+        if not isinstance(outcome, Failed):
+            return
+        if "no output was generated" in outcome.message.lower():
+            raise llm.ModelError(
+                f"The model {model} gave an empty answer. Try again, or another model."
+            )
+        status = f" (HTTP {outcome.status})" if outcome.status else ""
+        later = " Try again later." if outcome.status in (429, 500, 502, 503, 504) else ""
+        said = outcome.message or "it did not say why"
+        raise llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
 
     # Beside the answer, and after it
 
     def _begin_beside(self) -> None:
         """Fetch the answer's id while it streams, and refresh the catalogue if it is old."""
         self._fetch = self._client.beside(self._fetch_id())
-        self._fetch_from = time.monotonic()
         if load_catalogue(self._access.server.url).is_old:
             self._client.beside(self._refresh())
 
     async def _fetch_id(self) -> None:
         if self._outcome.message_id:
             return  # it was found while healing
-        conversation = await self._client.conversation(
-            self._access, self._outcome.conversation_id or ""
-        )
-        self._is_in(conversation)
-        model = conversation.get("model")
-        if isinstance(model, str) and model != self._ask.model:
-            # Somebody changed it on the web page, between the turns.
-            self._outcome.model = model
+        conversation = await self._client.conversation(self._access, self._id)
+        if stored := stored_answer(conversation, self._run.generation_id):
+            self._found(conversation, stored)
 
     async def _refresh(self) -> None:
         with contextlib.suppress(Lost, Refused, llm.ModelError):
             keep_catalogue(self._access.server.url, await self._client.catalogue(self._access))
 
     async def _finish(self) -> None:
-        final = self.answer.final
-        if not self.answer.begun:
-            self._over = True
-            raise self._failure(Failed("No output was generated"))
+        """The answer is there. Its id is worth a little time, and so is its storing."""
         if self._fetch is None:
             self._begin_beside()
-        if self._tail:
-            await asyncio.wait([self._tail], timeout=TAIL_GRACE)
-        if self._fetch:
-            left = self._fetch_from + ID_GRACE - time.monotonic()
-            await asyncio.wait([self._fetch], timeout=max(left, 0))
+        for task, grace in ((self._fetch, ID_GRACE), (self._tail, TAIL_GRACE)):
+            await asyncio.wait([cast("asyncio.Task[None]", task)], timeout=grace)
         outcome, answer = self._outcome, self.answer
-        outcome.generation_id = self._generation_id
+        outcome.generation_id = self._run.generation_id
         outcome.title, outcome.router = answer.title, answer.router
-        outcome.interrupted = bool(final and final.interrupted)
+        outcome.interrupted = bool(answer.final and answer.final.interrupted)
+
+    async def _until_stored(self, events: AsyncGenerator[Event, None]) -> None:
+        """See the run stored. What comes meanwhile: who answered, a title."""
+        try:
+            await asyncio.wait_for(_exhaust(events, self.answer.take), STORE_LIMIT)
+            if self._stopped and self._run.end != "interrupted":
+                await asyncio.sleep(self._stopped + STOP_MARKER - time.time())
+        except (Lost, Refused, Gone, Broken, llm.ModelError, asyncio.TimeoutError):
+            pass  # it stays noted, and the next turn asks
+        finally:
+            await self._release()
 
     async def _stop(self) -> None:
-        """Tell the server to stop, but do not wait long for it."""
-        id = self._outcome.conversation_id or ""
-        seen = self.answer.seen_length
-        stopping = self._client.beside(
-            self._client.stop(self._access, id, self._generation_id, seen)
+        """Tell the server to stop the run."""
+        id, seen = self._run.generation_id, self.answer.seen_length
+        await asyncio.gather(
+            self._client.stop(self._access, self._id, id, seen),
+            _beside_loop(leave_run, id, self._stopped),
         )
-        await asyncio.wait([stopping], timeout=STOP_WITHIN)
-        stopping.cancel()
+
+    async def _release(self) -> None:
+        """Let the conversation's next turn go ahead; if need be, it waits for this run."""
+        if self._lock is None:
+            return
+        known, run = self._client.known(self._id), self._run
+        known.generation_id, known.stored = run.generation_id, run.is_settled
+        if run.is_settled:
+            await _beside_loop(forget_run, run.generation_id)
+        else:
+            await _beside_loop(leave_run, run.generation_id, self._stopped)
+        self._lock.release()
+
+
+async def _exhaust(
+    events: AsyncGenerator[T, None], take: Callable[[T], object] = lambda _: None
+) -> None:
+    """Take all that is to come."""
+    async with contextlib.aclosing(events):
+        async for event in events:
+            take(event)
+
+
+async def _beside_loop(work: Callable[..., T], *arguments: Any) -> T:
+    """Do what waits for a file in a thread, as long as the process has any to give."""
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except RuntimeError:  # it is about to end
+        return work(*arguments)
 
 
 def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
@@ -2535,7 +3016,7 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, No
             if plan.parent is None or ask.anew is None:
                 raise in_words(Gone(), ask.access) from None
             page = ask.access.server.page(plan.parent.conversation_id)
-            note(f"{page} is not there for this account; going on in a new conversation")
+            ask.note(f"{page} is not there for this account; going on in a new conversation")
             plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
 
 
@@ -2817,7 +3298,11 @@ class _HuggingChat:
         return Upload(upload_name(attachment, type), type, content)
 
     async def _events(
-        self, prompt: llm.Prompt, response: weakref.ref[Any], key: str | None
+        self,
+        prompt: llm.Prompt,
+        response: weakref.ref[Any],
+        key: str | None,
+        tell: Callable[[str], None],
     ) -> AsyncGenerator[StreamEvent, None]:
         """One turn: read the prompt, have it answered, fill the response.
 
@@ -2839,7 +3324,14 @@ class _HuggingChat:
         cookies = parse_cookies(key, server.host) if key else made_up_session(server)
         outcome = Outcome(server.url, self.info.id)
         ask = Ask(
-            Access(server, cookies), self.info.id, plan, anew, retry, tuple(tools), tuple(uploads)
+            Access(server, cookies),
+            self.info.id,
+            plan,
+            anew,
+            retry,
+            tuple(tools),
+            tuple(uploads),
+            tell,
         )
         async with contextlib.aclosing(converse(ask, outcome)) as events:
             async for event in events:
@@ -3080,14 +3572,14 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
     """A model of HuggingChat, or of another chat-ui server."""
 
     def execute(self, prompt, stream, response, conversation, key=None):
-        yield from in_background(self._events(prompt, weakref.ref(response), key))
+        yield from in_background(self._events(prompt, weakref.ref(response), key, noting()))
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
     """The same, for asyncio."""
 
     def execute(self, prompt, stream, response, conversation, key=None):
-        return in_task(self._events(prompt, weakref.ref(response), key))
+        return in_task(self._events(prompt, weakref.ref(response), key, noting()))
 
 
 # --- commands: llm huggingchat ... ----------------------------------------------------

@@ -83,7 +83,9 @@ class CassetteSession(AsyncSession[Any]):
     async def request(  # type: ignore[override]
         self, method: Any, url: str, *, content: Any, content_callback: Any, **options: Any
     ) -> Any:
-        sent = b"".join(iter(lambda: content.read(65_536), b"")) if content else None
+        sent = content
+        if hasattr(content, "read"):
+            sent = b"".join(iter(lambda: content.read(65_536), b""))
         request = Request(method, url, sent, options["headers"])
         if self.cassette.can_play_response_for(request):
             recorded = self.cassette.play_response(request)

@@ -188,22 +188,22 @@ def test_empty_answer():
         ask_sync("[[empty]]")
 
 
-def test_deleted_conversation_goes_on_in_a_new_one(capsys):
+def test_deleted_conversation_goes_on_in_a_new_one(caplog):
     first = ask_sync("My name is Ada")
     old = kept(first)["conversation_id"]
     run("huggingchat", "delete", old, "--yes")
     second = ask_sync("Who am I?", after=first)
     assert kept(second)["conversation_id"] != old
     assert "User: My name is Ada" in second.text()
-    assert f"{ANONYMOUS}/conversation/{old} is not there" in capsys.readouterr().err
+    assert f"{ANONYMOUS}/conversation/{old} is not there" in caplog.text
 
 
-def test_conversation_of_another_account_goes_on_in_a_new_one(capsys):
+def test_conversation_of_another_account_goes_on_in_a_new_one(caplog):
     first = ask_sync("My name is Ada", key="session-of-ada")
     second = ask_sync("Who am I?", after=first, key="session-of-bob")
     assert kept(second)["conversation_id"] != kept(first)["conversation_id"]
     assert "User: My name is Ada" in second.text()
-    assert "is not there for this account" in capsys.readouterr().err
+    assert "is not there for this account" in caplog.text
 
 
 def test_too_many_messages_a_minute(monkeypatch):

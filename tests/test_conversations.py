@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import pathlib
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
+    described,
     kept,
     logged,
     only_conversation,
@@ -33,7 +36,7 @@ from helpers import (
 from llm.parts import Message
 
 import llm_huggingchat
-from llm_huggingchat import RUNS, begin_run
+from llm_huggingchat import RUNS, claim_run, is_noted
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.6-27B"
@@ -104,6 +107,7 @@ def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> 
 
 @both
 def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI, ask: Ask) -> None:
+    server.store_delay = 0
     response = ask("one")
     before = len(calls(server))
     ask("[[wait=0.3]] two", after=response)
@@ -334,37 +338,66 @@ def test_two_processes_at_once_lose_nothing(server: ChatUI) -> None:
     assert [answer.split()[-1] for answer in answers] == ["one", "w19", "w19"]
 
 
-def test_turn_waits_for_a_run_that_another_process_noted(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = ask_sync("one")
-    page = first.response_json["huggingchat"]["url"]  # type: ignore[index]
-    running = iter(first.reply("left [[tokens=20]] [[delay=0.02]]"))
-    next(running)
-    (generation_id,) = set(server.runs) - {kept(first)["generation_id"]}
-    llm_huggingchat._background.close()  # as in a process that was killed: nothing is told
-    assert begin_run(page, "another") == generation_id
-    assert first.reply("right").text() == "You said: right"
-    assert server.runs[generation_id] != "running"
-    assert begin_run(page, "another") is None
+def test_turn_waits_for_the_run_of_a_process_that_was_killed(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    (entry,) = logged()
+    left = subprocess.Popen(
+        [sys.executable, "-m", "llm", "-c", "left [[tokens=40]] [[delay=0.05]]"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert left.stdout
+    assert left.stdout.read(1) == b"w"
+    left.kill()
+    left.communicate()
+    (generation_id,) = (id for id, state in server.runs.items() if state == "running")
+    assert is_noted(generation_id)
+    assert run("-c", "right").stdout == "You said: right\n"
+    assert server.runs[generation_id] == "completed"
+    assert not is_noted(generation_id)
+    wait_for(lambda: "running" not in server.runs.values())
+    id = entry["response_json"]["huggingchat"]["conversation_id"]
+    answers = [message["content"] for message in server.messages(id, "assistant")]
+    assert [answer.split()[-1] for answer in answers] == ["one", "w39", "right"]
 
 
-@pytest.mark.parametrize("content", ["", "x", "[]", '{"g": 1}', '{"g": {"page": 1, "since": "x"}}'])
+def noted_runs(user_path: pathlib.Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(user_path / RUNS)) as db:
+        return [id for (id,) in db.execute("select generation_id from runs")]
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 5000, b"SQLite format 3\0" + b"x" * 5000])
 def test_nonsense_where_runs_are_noted_does_no_harm(
-    server: ChatUI, user_path: pathlib.Path, content: str
+    server: ChatUI, user_path: pathlib.Path, content: bytes
 ) -> None:
-    (user_path / RUNS).write_text(content)
+    (user_path / RUNS).write_bytes(content)
     first = ask_sync("one")
     assert first.reply("two").text() == "You said: two"
-    assert (user_path / RUNS).read_text().strip() == "{}"
+    wait_for(lambda: noted_runs(user_path) == [])
 
 
-def test_run_of_which_the_server_knows_nothing_is_not_waited_for(server: ChatUI) -> None:
+@both
+def test_where_nothing_can_be_noted_the_last_run_is_asked_about(
+    server: ChatUI, ask: Ask, user_path: pathlib.Path
+) -> None:
+    (user_path / RUNS).mkdir()
+    first = ask("one [[store=0.6]]")
+    llm_huggingchat._background.close()  # the next turn is another process's
+    assert ask("two", after=first).text() == "You said: two"
+    assert tree(server, only_conversation(server).id) == {"one [[store=0.6]]": {"two": {}}}
+
+
+def test_run_of_a_process_that_was_killed_before_it_sent(
+    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ask_sync("one")
-    page = first.response_json["huggingchat"]["url"]  # type: ignore[index]
-    assert begin_run(page, "lost") is None
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as context:
+        context.setattr("os.getpid", lambda: ended.pid)
+        claim_run(described(first)["url"], "lost")
     assert first.reply("two").text() == "You said: two"
-    assert begin_run(page, "another") is None
+    wait_for(lambda: noted_runs(user_path) == [])
 
 
 async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
@@ -384,6 +417,7 @@ async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
 
 @both
 def test_another_model_takes_the_conversation_over(server: ChatUI, ask: Ask) -> None:
+    server.store_delay = 0
     first = ask("one")
     before = len(calls(server))
     second = ask("two", after=first, model="hf-qwen")
@@ -458,7 +492,10 @@ def whole_history(server: ChatUI, id: str) -> bool:
 
 @both
 def test_deleted_conversation_starts_anew(
-    server: ChatUI, ask: Ask, capfd: pytest.CaptureFixture[str]
+    server: ChatUI,
+    ask: Ask,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = ask("one", system="Be brief")
     gone = kept(first)["conversation_id"]
@@ -469,9 +506,9 @@ def test_deleted_conversation_starts_anew(
     assert kept(second)["conversation_id"] == new.id != gone
     assert whole_history(server, new.id)
     assert new.preprompt == "Be brief"
-    assert said.out == ""
-    (note,) = said.err.splitlines()
-    assert gone in note
+    assert (said.out, said.err) == ("", "")  # a library writes neither
+    (told,) = caplog.messages
+    assert gone in told
     ask("three", after=second)
     assert len(server.messages(new.id, "user")) == 2
 
@@ -489,7 +526,7 @@ def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
 
 @both
 def test_conversation_of_another_account_starts_anew(
-    server: ChatUI, ask: Ask, capfd: pytest.CaptureFixture[str]
+    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ask("one", key="hf-chat=ann")
     ask("two", after=first, key="hf-chat=bob")
@@ -497,7 +534,7 @@ def test_conversation_of_another_account_starts_anew(
     assert (anns.session, bobs.session) == ("ann", "bob")
     assert whole_history(server, bobs.id)
     assert tree(server, anns.id) == {"one": {}}
-    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert len(caplog.messages) == 1
 
 
 @both
