@@ -1470,7 +1470,7 @@ class State(enum.IntEnum):
     | NEW      | its message is being sent                              | SENT     |
     | SENT     | it had not left, was refused, or is not to be found     | NEW      |
     | SENT     | an event came, or it is in the conversation             | TAKEN    |
-    | TAKEN    | final answer, failure, question; or it is being stopped | ANSWERED |
+    | TAKEN    | final answer, failure, question                         | ANSWERED |
     | TAKEN    | the server knows nothing of it after all                | NEW      |
     | ANSWERED | its stream ended after `finished`, or its log said `end` | STORED   |
 
@@ -1576,12 +1576,6 @@ class Run:
         else:
             self._step = Follow(self._seq if self.state is State.TAKEN else BEYOND)
         return self._step
-
-    def stop(self) -> None:
-        """Nobody wants the answer any more; what is left is to see it stored."""
-        if self.state in (State.SENT, State.TAKEN):
-            self.state = State.ANSWERED
-        self._trouble, self._pause = None, 0.0
 
     # What happened
 
@@ -2164,11 +2158,11 @@ class Access:
 
 @dataclass
 class _Known:
-    """What is known of a conversation without asking. An id is of the last run's answer."""
+    """What is known of a conversation, and of its last run, without asking."""
 
     model: str = ""
     generation_id: str = ""
-    message_id: str = ""
+    message_id: str = ""  # of the answer
     stored: bool = False
 
 
@@ -2183,7 +2177,7 @@ class Client:
     """The connections of one event loop, kept between turns and closed when unused."""
 
     def __init__(self) -> None:
-        from curl_cffi import CurlMOpt, CurlOpt
+        from curl_cffi import CurlOpt
         from curl_cffi.requests import AsyncSession
 
         self._session: AsyncSession[Any] = AsyncSession(
@@ -2191,8 +2185,6 @@ class Client:
             discard_cookies=True,
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
-        # As many as are of use to one after the other; all at once may have more.
-        self._session.acurl.setopt(CurlMOpt.MAXCONNECTS, 8)
         self._known: dict[str, _Known] = {}  # by conversation id, the latest last
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -2246,12 +2238,15 @@ class Client:
         return lock
 
     def known(self, conversation_id: str) -> _Known:
-        """What is known of a conversation; of the 1,000 that were used last."""
-        known = self._known.pop(conversation_id, None) or _Known()
+        """What is known of a conversation."""
+        return self._known.get(conversation_id) or _Known()
+
+    def know(self, conversation_id: str, known: _Known) -> None:
+        """Remember it, for the 1,000 conversations that were used last."""
+        self._known.pop(conversation_id, None)
         self._known[conversation_id] = known
         if len(self._known) > 1000:
             del self._known[next(iter(self._known))]
-        return known
 
     def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
@@ -2598,7 +2593,6 @@ class Turn:
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
         self._lock: asyncio.Lock | None = None  # the conversation, until it is
-        self._stopped: float | None = None  # when the run was, in seconds since 1970
 
     def _file_link(self, file: File) -> str:
         return self._access.server.file_page(self._id, file.sha)
@@ -2650,16 +2644,15 @@ class Turn:
 
         After an error it can be read on the conversation's page.
         """
-        run = self._run
         if self._fetch:
             self._fetch.cancel()
-        if wanted or run.is_settled:
+        if wanted or self._run.is_settled:
             await self._release()
             return
-        run.stop()
-        self._stopped = time.time()
-        stopping = self._client.beside(self._stop())
-        self._tail = self._client.beside(self._until_stored(self._driven(run)))
+        id, seen = self._run.generation_id, self.answer.seen_length
+        stop = self._client.stop(self._access, self._id, id, seen)
+        stopping = self._client.beside(stop)
+        await self._release(stopped=time.time())
         await asyncio.wait([stopping], timeout=STOP_WITHIN)
 
     # Before the message
@@ -2682,7 +2675,7 @@ class Turn:
         if self._plan.text:
             data["inputs"] = self._plan.text
         self._body, self._content_type = multipart(data, self._ask.uploads)
-        self._client.known(self._id).model = model
+        self._client.know(self._id, _Known(model, self._run.generation_id))
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
@@ -2766,12 +2759,12 @@ class Turn:
         await lock.acquire()
         self._lock = lock
         noted = await _beside_loop(claim_run, self._page, self._run.generation_id)
-        if noted is None and parent and parent.generation_id:
-            # Nothing can be noted here. The log of the run before tells as well.
+        if noted is None:
+            # Nothing can be noted here. The last run that is known of can be asked about.
             known = self._client.known(self._id)
-            if not (known.stored and known.generation_id == parent.generation_id):
-                noted = [Noted(parent.generation_id)]
-        for other in noted or ():
+            last = known.generation_id or (parent and parent.generation_id)
+            noted = [Noted(last)] if last and not known.stored else []
+        for other in noted:
             await self._wait_for(other)
         if noted:
             await _beside_loop(keep_run, self._run.generation_id)
@@ -2792,7 +2785,7 @@ class Turn:
                 if not await _beside_loop(is_noted, noted.generation_id):
                     break
                 await asyncio.sleep(PAUSES[0])
-            if run.end != "interrupted" and noted.stopped:
+            if run.end != "interrupted" and noted.stopped:  # the stop came too late for it
                 await asyncio.sleep(noted.stopped + STOP_MARKER - time.time())
         finally:
             told.cancel()
@@ -2879,10 +2872,10 @@ class Turn:
 
     def _found(self, conversation: dict[str, Any], stored: dict[str, Any]) -> None:
         """The answer is in the conversation: it has an id."""
-        known = self._client.known(self._id)
-        known.generation_id = self._run.generation_id
-        known.message_id = _string(stored.get("id"))
-        self._outcome.message_id = known.message_id or None
+        id, known = _string(stored.get("id")), self._client.known(self._id)
+        self._outcome.message_id = id or None
+        if known.generation_id == self._run.generation_id:
+            known.message_id = id
         model = conversation.get("model")
         if isinstance(model, str) and model != self._ask.model:
             # Somebody changed it on the web page, between the turns.
@@ -2944,32 +2937,29 @@ class Turn:
         """See the run stored. What comes meanwhile: who answered, a title."""
         try:
             await asyncio.wait_for(_exhaust(events, self.answer.take), STORE_LIMIT)
-            if self._stopped and self._run.end != "interrupted":
-                await asyncio.sleep(self._stopped + STOP_MARKER - time.time())
         except (Lost, Refused, Gone, Broken, llm.ModelError, asyncio.TimeoutError):
             pass  # it stays noted, and the next turn asks
         finally:
             await self._release()
 
-    async def _stop(self) -> None:
-        """Tell the server to stop the run."""
-        id, seen = self._run.generation_id, self.answer.seen_length
-        await asyncio.gather(
-            self._client.stop(self._access, self._id, id, seen),
-            _beside_loop(leave_run, id, self._stopped),
-        )
+    async def _release(self, stopped: float | None = None) -> None:
+        """Let the conversation's next turn go ahead; if need be, it waits for this run.
 
-    async def _release(self) -> None:
-        """Let the conversation's next turn go ahead; if need be, it waits for this run."""
+        `stopped` is when the server is told to stop it, in seconds since 1970.
+        """
         if self._lock is None:
             return
-        known, run = self._client.known(self._id), self._run
-        known.generation_id, known.stored = run.generation_id, run.is_settled
-        if run.is_settled:
-            await _beside_loop(forget_run, run.generation_id)
-        else:
-            await _beside_loop(leave_run, run.generation_id, self._stopped)
-        self._lock.release()
+        lock, self._lock, run = self._lock, None, self._run
+        known = self._client.known(self._id)
+        if known.generation_id == run.generation_id:
+            known.stored = run.is_settled
+        try:
+            if run.is_settled:
+                await _beside_loop(forget_run, run.generation_id)
+            else:
+                await _beside_loop(leave_run, run.generation_id, stopped)
+        finally:
+            lock.release()
 
 
 async def _exhaust(
