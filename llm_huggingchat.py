@@ -2409,9 +2409,13 @@ def _close_with(loop: asyncio.AbstractEventLoop) -> None:
 def _close_all() -> None:
     """At the end of the process: loops that nobody closed, as after Ctrl-C."""
     for loop, client in list(_clients.items()):
-        if not loop.is_running() and not loop.is_closed():
-            with contextlib.suppress(Exception):
-                loop.run_until_complete(client.close())
+        if loop.is_running() or loop.is_closed():
+            continue
+        closing = loop.create_task(client.close())
+        for _ in range(3):  # what Ctrl-C left behind may come up first
+            with contextlib.suppress(BaseException):
+                loop.run_until_complete(closing)
+                break
 
 
 atexit.register(_close_all)
@@ -2650,10 +2654,9 @@ class Turn:
             await self._release()
             return
         id, seen = self._run.generation_id, self.answer.seen_length
-        stop = self._client.stop(self._access, self._id, id, seen)
-        stopping = self._client.beside(stop)
-        await self._release(stopped=time.time())
-        await asyncio.wait([stopping], timeout=STOP_WITHIN)
+        telling = self._client.beside(self._client.stop(self._access, self._id, id, seen))
+        releasing = self._client.beside(self._release(stopped=time.time()))
+        await asyncio.wait([telling, releasing], timeout=STOP_WITHIN)
 
     # Before the message
 
@@ -3473,6 +3476,54 @@ async def _pump(events: AsyncGenerator[T, None], put: Callable[[T | _Ended], obj
             raise
 
 
+# What ends a process when nobody has seen to it otherwise; SIGHUP when its terminal closes.
+ENDING = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+
+
+def _in_main_thread() -> bool:
+    """Signals are handled there alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _end_by(number: int) -> None:
+    """End the process by a signal, as if it had not been handled."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+class _Guard:
+    """While sync prompts are iterated over, what ends the process stops their runs first.
+
+    Ctrl-C needs no guard: KeyboardInterrupt comes up in the iterator.
+    """
+
+    def __init__(self) -> None:
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        self._inside += 1
+        if self._inside == 1:
+            self._replace(signal.SIG_DFL, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._replace(self._end, signal.SIG_DFL)
+
+    def _replace(self, old: Any, new: Any) -> None:
+        if _in_main_thread():
+            for number in ENDING:
+                if signal.getsignal(number) == old:
+                    signal.signal(number, new)
+
+    def _end(self, number: int, frame: object) -> None:
+        _background.close()
+        _end_by(number)
+
+
+_guard = _Guard()
+
+
 def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over `events`, which run on the background loop.
 
@@ -3489,51 +3540,88 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
             done.set()
 
     running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
-    try:
-        while not isinstance(item := results.get(), _Ended):
-            yield item
-        if item.error:
-            raise item.error
-    finally:
-        if not done.is_set():
-            running.cancel()
-            if not _background.is_here():
-                done.wait(STOP_WITHIN + 0.15)
+    with _guard:
+        try:
+            while not isinstance(item := results.get(), _Ended):
+                yield item
+            if item.error:
+                raise item.error
+        finally:
+            if not done.is_set():
+                running.cancel()
+                if not _background.is_here():
+                    done.wait(STOP_WITHIN + 0.15)
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C cancels the running task, as asyncio itself sees to it from Python 3.11 on.
+class _Signals:
+    """While async prompts go on in the main thread, what ends the process stops them first.
 
-    Before, KeyboardInterrupt comes up wherever the loop is, in the middle of telling the
-    server to stop too.
+    Ctrl-C is among it unless asyncio.run sees to it, as from Python 3.11 on: there it
+    cancels the main task. Elsewhere KeyboardInterrupt would come up wherever the loop is,
+    in the middle of telling the server to stop too. So the runs are stopped, and then it
+    comes up where an answer is waited for; else in the loop, whatever goes on there.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    in_main = threading.current_thread() is threading.main_thread()
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    ours = sys.version_info < (3, 11) and in_main and handler is signal.default_int_handler
-    if not ours or task is None:
-        yield
-        return
-    pressed: list[bool] = []
 
-    def interrupt() -> None:
-        pressed.append(True)
-        task.cancel()
+    def __init__(self) -> None:
+        self._runs: set[asyncio.Task[None]] = set()
+        self._taken: list[int] = []
+        self.ending = 0  # the signal that came
 
-    try:
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-    except NotImplementedError:  # Windows
-        yield
-        return
-    try:
-        yield
-    except asyncio.CancelledError:
-        if pressed:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
+    @classmethod
+    def guard(cls, run: asyncio.Task[None]) -> _Signals:
+        """Stop `run`, a task of this loop, when the process is to end."""
+        signals = _signals.setdefault(asyncio.get_running_loop(), cls())
+        if not signals._runs:
+            signals._take()
+        signals._runs.add(run)
+        run.add_done_callback(signals._done)
+        return signals
+
+    def _take(self) -> None:
+        defaults: dict[int, Any] = dict.fromkeys(ENDING, signal.SIG_DFL)
+        defaults[signal.SIGINT] = signal.default_int_handler
+        loop = asyncio.get_running_loop()
+        self.ending = 0
+        for number, default in defaults.items():
+            if _in_main_thread() and signal.getsignal(number) == default:
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(number, self._come, loop, number)
+                    self._taken.append(number)
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in self._taken:
+            loop.remove_signal_handler(number)
+        self._taken = []
+
+    def _done(self, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        if not self._runs:
+            self._give_back(run.get_loop())
+            if self.ending:
+                self._end(run.get_loop())
+
+    def told(self, loop: asyncio.AbstractEventLoop) -> None:
+        """KeyboardInterrupt comes up where an answer is waited for."""
+        self._give_back(loop)
+        self.ending = 0
+
+    def _come(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        if self.ending:  # again: at once
+            self._end(loop)
+        self.ending = number
+        for run in self._runs:
+            run.cancel()
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._give_back(loop)
+        if self.ending != signal.SIGINT:
+            _end_by(self.ending)
+        raise KeyboardInterrupt
+
+
+_signals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Signals] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
@@ -3544,18 +3632,27 @@ async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     is closed, and it ends the task.
     """
     results: asyncio.Queue[T | _Ended] = asyncio.Queue()
-    task = asyncio.create_task(_pump(events, results.put_nowait))
+
+    def put(item: T | _Ended) -> None:
+        if signals.ending == signal.SIGINT:
+            results.put_nowait(_Ended(KeyboardInterrupt()))
+        elif not signals.ending:  # else the process ends, and with it who waits here
+            results.put_nowait(item)
+
+    task = asyncio.create_task(_pump(events, put))
     task.add_done_callback(_heard)
-    with _interruptible():
-        try:
-            while not isinstance(item := await results.get(), _Ended):
-                yield item
-            if item.error:
-                raise item.error
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
+    signals = _Signals.guard(task)
+    try:
+        while not isinstance(item := await results.get(), _Ended):
+            yield item
+        if isinstance(item.error, KeyboardInterrupt):
+            signals.told(task.get_loop())
+        if item.error:
+            raise item.error
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
