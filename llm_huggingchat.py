@@ -8,6 +8,7 @@ The file reads from top to bottom; each part uses only what stands above it:
     catalogue   server JSON -> models, aliases
     history     llm's messages -> what to send, and after which message
     decoder     bytes, cut anywhere -> events
+    artifacts   tags in an answer's text -> fences, versions, files
     stages      events, perhaps replayed -> the answer's events, each once
     answer      a run's events -> llm's stream events
     run         one run's states, no sockets: what happened in, what to do next out
@@ -1077,6 +1078,499 @@ def is_settled(message: dict[str, Any] | None) -> bool:
     )
 
 
+# --- artifacts: tags in an answer's text -> fences, versions, files -------------------
+
+UNNAMED = "untitled-artifact"  # as the web page calls one without an identifier
+TAG_LIMIT = 2000  # characters of attributes, beyond which `<artifact` was only a word
+FENCE = "`" * 16  # longer than any that a model writes: what follows it is not known yet
+
+# What a model may give as type -> the kind that it is on the web page; others are code.
+_KINDS = {
+    name: kind
+    for kind, names in {
+        "html": "html text/html",
+        "svg": "svg image/svg+xml",
+        "react": "react jsx tsx application/vnd.ant.react",
+        "mermaid": "mermaid application/vnd.ant.mermaid",
+        "markdown": "markdown md text/markdown",
+        "update": "update",
+    }.items()
+    for name in names.split()
+}
+_CODE = ("code", "application/vnd.ant.code")
+# The kind -> the word after a fence. Code has the name of its language there.
+_WORDS = {
+    "html": "html",
+    "svg": "svg",
+    "react": "jsx",
+    "mermaid": "mermaid",
+    "markdown": "markdown",
+}
+_LANGUAGE_WORDS = {"c++": "cpp", "c#": "csharp", "f#": "fsharp"}
+_ENDINGS = {"jsx": "jsx", "mermaid": "mmd", "html": "html", "svg": "svg"} | {
+    name: ending
+    for ending, names in {
+        "bat": "bat batch",
+        "c": "c",
+        "clj": "clj clojure",
+        "cpp": "cpp",
+        "cs": "cs csharp",
+        "css": "css",
+        "csv": "csv",
+        "dart": "dart",
+        "ex": "ex elixir",
+        "fs": "fs fsharp",
+        "go": "go golang",
+        "hs": "hs haskell",
+        "ini": "ini",
+        "java": "java",
+        "jl": "jl julia",
+        "js": "js javascript",
+        "json": "json",
+        "kt": "kt kotlin",
+        "lua": "lua",
+        "md": "md markdown",
+        "php": "php",
+        "pl": "pl perl",
+        "ps1": "ps1 powershell",
+        "py": "py python",
+        "r": "r",
+        "rb": "rb ruby",
+        "rs": "rs rust",
+        "scala": "scala",
+        "scss": "scss",
+        "sh": "sh bash shell zsh",
+        "sql": "sql",
+        "swift": "swift",
+        "tex": "tex latex",
+        "toml": "toml",
+        "ts": "ts typescript",
+        "tsx": "tsx",
+        "xml": "xml",
+        "yaml": "yaml yml",
+        "zig": "zig",
+    }.items()
+    for name in names.split()
+}
+
+# JavaScript's white space: the web page's rules are regular expressions of that language.
+_SPACES = (
+    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+_SPACE = f"[{_SPACES}]"
+_TAG = re.IGNORECASE | re.ASCII
+
+
+def _begun(word: str) -> str:
+    """A pattern for any beginning of `word`, the empty one and all of it too."""
+    pattern = ""
+    for char in reversed(word):
+        pattern = f"(?:{re.escape(char)}{pattern})?"
+    return pattern
+
+
+# Models double the bracket of a tag: all of them are the tag's.
+_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG)
+_OPENING_BEGUN = re.compile(
+    rf"(?<!<)<+(?:{_begun('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG
+)
+_CLOSING = re.compile(r"(?<!<)<+/artifact>", _TAG)
+_CLOSING_BEGUN = re.compile(rf"(?<!<)<+{_begun('/artifact')}\Z", _TAG)
+_ATTRIBUTE = re.compile(rf'([\w-]+){_SPACE}*={_SPACE}*"([^"]*)"', re.ASCII)
+# Models swap the closing tags of a pair, so either will do.
+_OLD = re.compile(r"(?<!<)<+old_str>")
+_OLD_TO_NEW = re.compile(rf"(?<!<)<+/(?:old|new)_str>{_SPACE}*<+new_str>")
+_NEW_END = re.compile(r"(?<!<)<+/(?:old|new)_str>")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
+
+    `title` may be empty; `language` is given for code, in lower case, and may be empty.
+    """
+
+    identifier: str
+    kind: str
+    title: str
+    language: str
+
+    @property
+    def word(self) -> str:
+        """What stands after the fence: one word, or none."""
+        return "diff" if self.kind == "update" else _word(self.kind, self.language)
+
+
+def _word(kind: str, language: str) -> str:
+    language = _LANGUAGE_WORDS.get(language, language)
+    return _WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A piece of what stands between an artifact's tags."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The end of an artifact; `cut` when there was no closing tag."""
+
+    cut: bool
+
+
+def opening_of(attributes: str) -> Opening:
+    """The opening tag with these attributes, as they stand in it."""
+    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
+    type = given.get("type", "").strip(_SPACES).lower()
+    kind = _KINDS.get(type, "code")
+    language = given.get("language", "").strip(_SPACES).lower()
+    if kind == "code" and not language and type not in _CODE and re.fullmatch(r"[\w+#-]+", type):
+        language = type  # type="python"
+    identifier = given.get("identifier") or given.get("id") or UNNAMED
+    return Opening(identifier, kind, given.get("title", ""), language)
+
+
+class Tags:
+    """Text, cut anywhere, to artifacts' tags, what is inside of them, and the text outside.
+
+    They are read as the web page reads them. Only a beginning of a tag is held back; at the
+    end it is text, or, inside an artifact, a closing tag that was cut.
+    """
+
+    def __init__(self) -> None:
+        self.inside = False
+        self._held = ""
+
+    def feed(self, text: str) -> list[str | Opening | Inside | Closing]:
+        found: list[str | Opening | Inside | Closing] = []
+        held = self._held + text
+        while held:
+            tag = begun = None
+            if "<" in held:
+                tag = (_CLOSING if self.inside else _OPENING).search(held)
+                begun = tag or (_CLOSING_BEGUN if self.inside else _OPENING_BEGUN).search(held)
+            at = begun.start() if begun else len(held)
+            if at:
+                found.append(Inside(held[:at]) if self.inside else held[:at])
+            if tag is None:
+                held = held[at:]
+                break
+            found.append(Closing(False) if self.inside else opening_of(tag[1]))
+            self.inside = not self.inside
+            held = held[tag.end() :]
+        self._held = held
+        return found
+
+    def end(self) -> list[str | Opening | Inside | Closing]:
+        held, inside = self._held, self.inside
+        self._held, self.inside = "", False
+        if inside:
+            return [Closing(True)]
+        return [held] if held else []
+
+
+class Content:
+    """What is inside an artifact, cut anywhere, to its content as the web page has it.
+
+    One line end after the opening tag and one before the closing tag do not count, nor does
+    a doubled bracket at the beginning (`<<svg`).
+    """
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        held = self._held + text
+        if not self._begun:
+            if re.fullmatch(f"{_SPACE}*<*", held):
+                self._held = held
+                return ""
+            held = self._begin(held)
+        tail = re.search(r"(?:\r?\n[ \t]*|\r)\Z", held)
+        at = tail.start() if tail else len(held)
+        self._held = held[at:]
+        return held[:at]
+
+    def end(self, cut: bool) -> str:
+        held = self._held if self._begun else self._begin(self._held)
+        return held if cut else re.sub(r"\r?\n[ \t]*\Z", "", held)
+
+    def _begin(self, text: str) -> str:
+        self._begun = True
+        text = re.sub(r"\A\r?\n", "", text)
+        return re.sub(rf"\A({_SPACE}*)<{{2,}}(?=[!/a-zA-Z])", r"\1<", text)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A change in an update: the first `old` becomes `new`. `between` stands before it."""
+
+    between: str
+    old: str
+    new: str
+
+
+def read_pairs(text: str) -> tuple[list[Pair], str]:
+    """The whole pairs in what is inside an update, and what follows the last of them."""
+    pairs, at = [], 0
+    while (
+        (old := _OLD.search(text, at))
+        and (turn := _OLD_TO_NEW.search(text, old.end()))
+        and (new := _NEW_END.search(text, turn.end()))
+    ):
+        between = text[at : old.start()]
+        pairs.append(Pair(between, text[old.end() : turn.start()], text[turn.end() : new.start()]))
+        at = new.end()
+    return pairs, text[at:]
+
+
+class _Fenced:
+    """Lines, cut anywhere, as they may stand in a fence: one that would end it is indented."""
+
+    _ENDS = re.compile(rf"(?:\A|(?<=[\r\n])) {{0,3}}{FENCE}`*[ \t]*(?=[\r\n]|\Z)")
+
+    def __init__(self) -> None:
+        self._within = False  # a line that cannot end the fence any more
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        before = ""
+        if self._within:
+            line_end = re.search(r"[\r\n]", text)
+            if line_end is None:
+                return text
+            before, text = text[: line_end.end()], text[line_end.end() :]
+        text = self._held + text
+        last = max(text.rfind("\n"), text.rfind("\r")) + 1
+        self._within = not re.fullmatch(r" {0,3}`*[ \t]*", text[last:])
+        at = len(text) if self._within else last
+        self._held = text[at:]
+        return before + self._ENDS.sub(r"    \g<0>", text[:at])
+
+    def end(self) -> str:
+        return self._ENDS.sub(r"    \g<0>", self._held)
+
+
+class _Whole:
+    """The lines of a fence for a whole artifact."""
+
+    def __init__(self) -> None:
+        self._content = Content()
+        self._lines = _Fenced()
+        self._empty = True
+
+    def feed(self, text: str) -> str:
+        content = self._content.feed(text)
+        self._empty = self._empty and not content
+        return self._lines.feed(content)
+
+    def end(self, cut: bool) -> str:
+        content = self._content.end(cut)
+        line_end = "" if self._empty and not content else "\n"
+        return self._lines.feed(content) + self._lines.end() + line_end
+
+
+class _Changes:
+    """The lines of a fence for an update, a pair at a time.
+
+    What is in no pair does nothing on the web page; it is shown as lines that stay.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._lines = _Fenced()
+
+    def feed(self, text: str) -> str:
+        self._held += text
+        if ">" not in text:
+            return ""
+        pairs, self._held = read_pairs(self._held)
+        return "".join(map(self._pair, pairs))
+
+    def end(self, cut: bool) -> str:
+        return self._marked(" ", self._held)
+
+    def _pair(self, pair: Pair) -> str:
+        said = self._marked(" ", pair.between)
+        return said + self._marked("-", pair.old) + self._marked("+", pair.new)
+
+    def _marked(self, mark: str, text: str) -> str:
+        if mark == " ":
+            text = text.strip("\r\n") if text.strip() else ""
+        lines = re.split(r"\r\n?|\n", text)
+        if lines[-1] == "":
+            lines.pop()
+        return self._lines.feed("".join(f"{mark}{line}\n" for line in lines))
+
+
+@dataclass(frozen=True)
+class Version:
+    """An artifact as one answer left it.
+
+    `operation` is create, rewrite or update; `cut` says that the answer broke off inside.
+    `missed` are the texts of an update that were not found, and so not replaced; an empty
+    one stands for an update that changes nothing.
+    """
+
+    number: int
+    operation: str
+    kind: str
+    title: str
+    language: str
+    content: str
+    cut: bool
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a conversation's answers made of one artifact; the latest version is the last."""
+
+    identifier: str
+    versions: tuple[Version, ...]
+
+    @property
+    def latest(self) -> Version:
+        return self.versions[-1]
+
+
+_ALIKE = {
+    ord(char): plain_one
+    for plain_one, chars in {
+        "'": "\u2018\u2019\u201a\u201b\u2032",
+        '"': "\u201c\u201d\u201e\u201f\u2033",
+        "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    }.items()
+    for char in chars
+}
+
+
+def find_in(content: str, wanted: str) -> tuple[int, int] | None:
+    """Where `wanted` first stands in `content`: from, to.
+
+    As on the web page: kinds of quotes and dashes do not matter; and when it is not there as
+    it is, the amounts of white space and of doubled brackets do not either.
+    """
+    content, wanted = content.translate(_ALIKE), wanted.translate(_ALIKE)
+    if (at := content.find(wanted)) >= 0:
+        return at, at + len(wanted)
+    words = [
+        "<+".join(map(re.escape, re.split("<+", word)))
+        for word in re.split(f"{_SPACE}+", wanted.strip(_SPACES))
+    ]
+    match = re.search(f"{_SPACE}+".join(words), content) if any(words) else None
+    return match.span() if match else None
+
+
+def apply_pairs(content: str, pairs: Iterable[Pair]) -> tuple[str, tuple[str, ...]]:
+    """`content` with each pair's change, and the old texts that were not in it."""
+    missed = []
+    for pair in pairs:
+        found = find_in(content, pair.old) if pair.old else None
+        if found:
+            content = content[: found[0]] + pair.new + content[found[1] :]
+        else:
+            missed.append(pair.old)
+    return content, tuple(missed)
+
+
+def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
+    """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
+
+    `answers` are texts as the server keeps them. Also gives the identifiers of updates that
+    came before any artifact, which change nothing.
+    """
+    made: dict[str, list[Version]] = {}
+    lost: list[str] = []
+    for opening, inside, cut in itertools.chain.from_iterable(map(_operations, answers)):
+        identifier = opening.identifier
+        if opening.kind == "update":
+            identifier = _meant(identifier, made)
+            if not identifier:
+                lost.append(opening.identifier)
+                continue
+            base = made[identifier][-1]
+            pairs = read_pairs(inside)[0]
+            content, missed = apply_pairs(base.content, pairs)
+            version = replace(
+                base,
+                operation="update",
+                title=opening.title or base.title,
+                content=content,
+                cut=cut,
+                missed=missed if pairs else ("",),
+            )
+        else:
+            read = Content()
+            content = read.feed(inside) + read.end(cut)
+            title = opening.title or identifier
+            operation = "rewrite" if identifier in made else "create"
+            version = Version(0, operation, opening.kind, title, opening.language, content, cut)
+        versions = made.setdefault(identifier, [])
+        versions.append(replace(version, number=len(versions) + 1))
+    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
+
+
+def _operations(answer: str) -> Iterator[tuple[Opening, str, bool]]:
+    """Each artifact's opening tag, what is inside, and whether it was cut."""
+    # The web page's panel takes any <think> for reasoning, wherever it stands.
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG | re.DOTALL)
+    tags = Tags()
+    opening, inside = Opening("", "", "", ""), ""
+    for found in tags.feed(text) + tags.end():
+        if isinstance(found, Opening):
+            opening, inside = found, ""
+        elif isinstance(found, Inside):
+            inside += found.text
+        elif isinstance(found, Closing):
+            yield opening, inside, found.cut
+
+
+def _meant(identifier: str, made: Iterable[str]) -> str:
+    """The artifact that an update is about: models change names, so else the one made last."""
+    names = list(made)
+    if identifier in names:
+        return identifier
+    wanted = identifier.strip(_SPACES).lower()
+    alike = [name for name in names if name.strip(_SPACES).lower() == wanted]
+    return alike[0] if len(alike) == 1 else next(reversed(names), "")
+
+
+def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
+    """Each latest version with a safe file name, or with `every` all versions.
+
+    No two names are the same, also where capitals do not count.
+    """
+    names: list[tuple[Version, str]] = []
+    taken: set[str] = set()
+    for artifact in artifacts:
+        stem = _safe_stem(artifact.identifier)
+        for version in artifact.versions if every else artifact.versions[-1:]:
+            number = f".v{version.number}" if every else ""
+            ending = _ENDINGS.get(_word(version.kind, version.language), "txt")
+            for copy in itertools.count(1):
+                again = f"-{copy}" if copy > 1 else ""
+                name = f"{stem}{again}{number}.{ending}"
+                if name.lower() not in taken:
+                    break
+            taken.add(name.lower())
+            names.append((version, name))
+    return names
+
+
+def _safe_stem(identifier: str) -> str:
+    """A file name without its ending: no path, nothing hidden, no option, no device."""
+    stem = re.sub(r'[/\\:*?"<>|]+', "_", plain(identifier)).strip(" .").lstrip("-. ")
+    stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
+    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
+        stem = f"_{stem}"
+    return stem or UNNAMED
+
+
 # --- stages: events, perhaps replayed -> the answer's events, each once ---------------
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -1272,6 +1766,82 @@ class Thinking:
         return pieces
 
 
+class Artifacts:
+    """Shows artifacts as Markdown: a line with its title, then a fence.
+
+    The web page shows a tool between two pieces of text, each read by itself: an artifact
+    ends where a tool is called. A file is given after the artifact that it came in.
+    """
+
+    def __init__(self) -> None:
+        self._tags = Tags()
+        self._fence: _Whole | _Changes | None = None
+        self._files: list[Event] = []
+        self._spoken = False  # there was text
+        self._space = ""  # the white space that it ended with
+        self._ended = False  # a fence ended, and no text followed yet
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            return self._shown(self._tags.feed(event.text))
+        if isinstance(event, File) and self._tags.inside:
+            self._files.append(event)
+            return []
+        held = self.end() if isinstance(event, ENDS_TEXT) else []
+        return [*held, *self._passed(event)]
+
+    def end(self) -> list[Event]:
+        return self._shown(self._tags.end())
+
+    def _shown(self, pieces: Iterable[str | Opening | Inside | Closing]) -> list[Event]:
+        given: list[Event] = []
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += self._outside(piece)
+            elif isinstance(piece, Opening):
+                text += self._opened(piece)
+                self._fence = _Changes() if piece.kind == "update" else _Whole()
+            elif isinstance(piece, Inside) and self._fence:
+                text += self._fence.feed(piece.text)
+            elif isinstance(piece, Closing) and self._fence:
+                text += self._fence.end(piece.cut) + FENCE
+                self._spoken, self._space, self._ended = True, "", True
+                if self._files:
+                    files, self._files = self._files, []
+                    given += [Text(text), *(out for file in files for out in self._passed(file))]
+                    text = ""
+        return [*given, Text(text)] if text else given
+
+    def _opened(self, opening: Opening) -> str:
+        """The title, in a paragraph of its own, and the fence's first line."""
+        missing = (2 if self._spoken else 0) - self._space.count("\n")
+        hanging = bool(self._space) and not self._space.endswith("\n")
+        self._ended = False
+        identifier = plain(opening.identifier, 100).replace("`", "'")
+        title = plain(opening.title, 200) or identifier
+        what = f"update of `{identifier}`" if opening.kind == "update" else f"`{identifier}`"
+        return "\n" * max(missing, hanging) + f"**{title}** ({what})\n\n{FENCE}{opening.word}\n"
+
+    def _outside(self, text: str) -> str:
+        if self._ended:
+            text = text.lstrip(" \t")
+            if not text:
+                return ""
+            self._ended = False
+            if text[0] not in "\r\n":
+                text = f"\n\n{text}"
+        said = text.rstrip()
+        self._spoken = self._spoken or bool(said)
+        self._space = (text[len(said) :] if said else self._space + text)[-100:]
+        return text
+
+    def _passed(self, event: Event) -> list[Event]:
+        if isinstance(event, File):  # its link will stand in a line of its own
+            self._spoken, self._space, self._ended = True, "\n", False
+        return [event]
+
+
 def _overlap(text: str, tag: str) -> int:
     """The length of the longest end of `text` that begins `tag`."""
     return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
@@ -1297,7 +1867,7 @@ class Answer:
     def __init__(self, file_link: Callable[[File], str], *more: Stage) -> None:
         self._file_link = file_link
         self._once = Once()
-        self._stages: tuple[Stage, ...] = (self._once, Thinking(), *more)
+        self._stages: tuple[Stage, ...] = (self._once, Thinking(), Artifacts(), *more)
         self.title = ""
         self.router = Router("", "", "")
         self.final: Final | None = None
@@ -1318,6 +1888,16 @@ class Answer:
         events = [event]
         for stage in self._stages:
             events = [out for each in events for out in stage.feed(each)]
+        return self._noted(events)
+
+    def end(self) -> list[StreamEvent]:
+        """What was held back, when the run breaks off: a fence that was begun ends."""
+        events: list[Event] = []
+        for stage in self._stages:
+            events = [out for each in events for out in stage.feed(each)] + stage.end()
+        return self._noted(events)
+
+    def _noted(self, events: Iterable[Event]) -> list[StreamEvent]:
         given = [out for each in events for out in self._given(each)]
         for out in given:
             if out.chunk or out.type == "tool_result":
@@ -2619,15 +3199,20 @@ class Turn:
         wanted = True
         try:
             await self._prepare()
-            async for event in driven:
-                for given in self.answer.take(event):
+            try:
+                async for event in driven:
+                    for given in self.answer.take(event):
+                        yield given
+                    if self.answer.begun and self._fetch is None:
+                        self._begin_beside()
+                    if event is run.outcome:
+                        break
+                self._tail = self._client.beside(self._until_stored(driven))
+                self._judge()
+            except (Lost, Refused, Gone, Broken, llm.ModelError):
+                for given in self.answer.end():  # what was printed stays
                     yield given
-                if self.answer.begun and self._fetch is None:
-                    self._begin_beside()
-                if event is run.outcome:
-                    break
-            self._tail = self._client.beside(self._until_stored(driven))
-            self._judge()
+                raise
             await self._finish()
         except (Lost, Refused, Broken) as error:
             raise in_words(error, self._access, model=self._ask.model, page=self._page) from None
