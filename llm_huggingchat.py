@@ -4765,8 +4765,10 @@ def _logs() -> Iterator[LogStore]:
 _KEPT = "json_extract(parts.payload, '$.provider_metadata.huggingchat.{}')"
 
 
-def _latest_kept(store: LogStore, thread_id: str | None = None) -> tuple[str, str] | None:
-    """Server and conversation id of the latest logged turn, in all threads or in one."""
+def _latest_kept(
+    store: LogStore, thread_id: str | None = None, server_url: str | None = None
+) -> tuple[str, str] | None:
+    """Server and conversation id of the latest logged turn, in all or in one thread, server."""
     server, conversation = _KEPT.format("server"), _KEPT.format("conversation_id")
     row = store.db.execute(
         f"""
@@ -4774,9 +4776,10 @@ def _latest_kept(store: LogStore, thread_id: str | None = None) -> tuple[str, st
         from turns join parts on parts.message_hash = turns.tip_message_hash
         where parts.payload like '%"huggingchat"%' and {conversation} is not null
             and (:thread is null or turns.thread_id = :thread)
+            and (:server is null or {server} = :server)
         order by turns.id desc, parts.position desc limit 1
         """,
-        {"thread": thread_id},
+        {"thread": thread_id, "server": server_url},
     ).fetchone()
     return (str(row[0]), str(row[1])) if row else None
 
@@ -5452,6 +5455,141 @@ def _markdown(message: Message) -> Iterator[str]:
             yield "\n".join(f"> {line}" for line in part.output.split("\n"))
         elif isinstance(part, AttachmentPart) and part.attachment:
             yield f"[{part.attachment.type}]({part.attachment.url})"
+
+
+# Artifacts
+
+
+@huggingchat.command()
+@click.argument("name", required=False, metavar="[ID|URL]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    metavar="DIR",
+    help="Write each one's latest version to a file in this directory",
+)
+@click.option("every", "--all", is_flag=True, help="Every version, not only the latest")
+@click.option("show", "--open", is_flag=True, help="Show HTML and SVG in the browser")
+@click.option("json_", "--json", is_flag=True, help="Output as JSON, with their content")
+def artifacts(
+    name: str | None, output: pathlib.Path | None, every: bool, show: bool, json_: bool
+) -> None:
+    """List the artifacts of a conversation, or write them to files.
+
+    Artifacts are the pages, scripts and documents that the web page shows in a panel; here
+    they are as that panel has them, with the updates of later answers applied. Shows
+    identifier, kind, title and versions. They are those of the newest branch; without an ID,
+    of the latest conversation in llm's logs.
+
+    \b
+    Example:
+        llm huggingchat artifacts
+        llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
+        llm huggingchat artifacts --open
+    """
+    access = _access()
+    named = _named(name, access.server, shared=True) if name else _latest_named(access.server)
+    tree = _run(access, lambda client: read_tree(client, access, named))
+    branch = next(iter(all_branches(tree, _now())), [])
+    found, lost = artifacts_of(
+        _whole(_string(exchanged.answer.get("content"))) for exchanged in branch
+    )
+    names = artifact_names(found, every)
+    files: dict[str, pathlib.Path] = {}
+    if output:
+        if names:
+            output.mkdir(parents=True, exist_ok=True)
+        files = {file: output / file for _, file in names}
+        for path in files.values():
+            _may_write(path)
+    elif show:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
+        files = {file: folder / file for version, file in names if version.kind in SHOWN_KINDS}
+    for version, file in names:
+        if file in files:
+            write_whole(files[file], version.content)
+    if json_:
+        _echo_json([_artifact_json(artifact) for artifact in found])
+    elif output:
+        for version, file in names:
+            click.echo(f"{files[file]} ({len(version.content.encode())} bytes)")
+    else:
+        for line in itertools.chain.from_iterable(_artifact_lines(each, every) for each in found):
+            click.echo(line)
+    for line in _artifact_notes(found, lost):
+        note(line)
+    shown = [files[file] for version, file in names if show and version.kind in SHOWN_KINDS]
+    if show and not shown:
+        note("there is no HTML or SVG to show")
+    for path in shown:
+        if not output:
+            note(f"{path} is a copy to look at")
+        if _can_open():
+            _open(path.resolve().as_uri())
+
+
+SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself
+
+
+def _latest_named(server: Server) -> Named:
+    """The latest conversation in llm's logs. Raises llm.ModelError."""
+    with _logs() as store:
+        kept = _latest_kept(store, server_url=server.url)
+    if kept is None:
+        raise llm.ModelError(f"llm's logs hold no conversation of {server.host}. Give an id.")
+    return Named(kept[1])
+
+
+def _artifact_lines(artifact: Artifact, every: bool) -> Iterator[str]:
+    """What an artifact is: a line, and with `every` one for each of its versions."""
+    latest, count = artifact.latest, len(artifact.versions)
+    kind = latest.language if latest.kind == "code" and latest.language else latest.kind
+    versions = f"{count} version{'' if count == 1 else 's'}"
+    name, title = plain(artifact.identifier, 100), plain(latest.title, 200)
+    yield f"{name}  {plain(kind, 30)}  {title} ({versions})"
+    for version in artifact.versions if every else ():
+        about = plain(version.title, 200) + (", broken off" if version.cut else "")
+        size = len(version.content.encode())
+        yield f"  {version.number}: {version.operation}, {size} bytes: {about}"
+
+
+def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
+    """What did not go as the model meant it."""
+    if not found:
+        yield "there are no artifacts in this conversation"
+    for artifact in found:
+        for version in artifact.versions:
+            which = f"version {version.number} of {plain(artifact.identifier, 100)}"
+            for text in version.missed:
+                why = f"it replaces {plain(text, 60)!r}, which is not there" if text else ""
+                yield f"{which} is an update that did not match: {why or 'it replaces nothing'}"
+            if version.cut:
+                yield f"{which} was broken off"
+    for identifier in lost:
+        yield f"an update of {plain(identifier, 100)} has nothing to change"
+
+
+def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    latest = artifact.latest
+    return {
+        "identifier": artifact.identifier,
+        "kind": latest.kind,
+        "language": latest.language or None,
+        "title": latest.title,
+        "versions": [
+            {
+                "number": version.number,
+                "operation": version.operation,
+                "kind": version.kind,
+                "title": version.title,
+                "interrupted": version.cut,
+                "missed": list(version.missed),
+                "content": version.content,
+            }
+            for version in artifact.versions
+        ],
+    }
 
 
 # Files in answers

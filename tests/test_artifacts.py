@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import webbrowser
 from collections.abc import Callable
 from typing import Any
 
+import llm
 import pytest
+import sqlite_utils
+from chat_ui import ChatUI
+from helpers import ask_sync, failure, kept, logged, make_logs, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.utils import extract_fenced_code_block
@@ -509,6 +515,160 @@ def test_no_two_files_have_one_name():
     both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
     assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
     assert names(CLOCK, BIGGER, every=True) == ["clock.v1.html", "clock.v2.html"]
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def chat(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
+    """A server, an empty directory, and a screen whose browser only notes what it shows."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DISPLAY", ":0")
+    return server
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    urls: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", urls.append)
+    return urls
+
+
+def talk(*texts: str) -> str:
+    """A conversation whose answers say these texts: its id."""
+    response = None
+    for text in texts:
+        response = ask_sync(text, after=response)
+    assert response
+    response.log_to_db(sqlite_utils.Database(llm.user_dir() / "logs.db"))
+    return str(kept(response)["conversation_id"])
+
+
+def command(*arguments: str, **more: Any) -> Any:
+    return run("huggingchat", "artifacts", *arguments, **more)
+
+
+def test_the_stand_in_says_what_it_is_told(chat: ChatUI) -> None:
+    text = ask_sync(CLOCK).text()
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert extract_fenced_code_block(text) == PAGE + "\n"
+
+
+def test_artifacts_are_listed(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(CLOCK, BIGGER, made("fib", "def fib(): ...", 'code" language="python', "Numbers"))
+    listed = "clock  html  A clock (2 versions)\nfib  python  Numbers (1 version)\n"
+    for names in ((id,), (f"{chat.url}/conversation/{id}",), ()):
+        result = command(*names)
+        assert (result.stdout, result.stderr) == (listed, "")
+    assert command(id, "--all").stdout == (
+        "clock  html  A clock (2 versions)\n"
+        "  1: create, 36 bytes: A clock\n"
+        "  2: update, 40 bytes: A clock\n"
+        "fib  python  Numbers (1 version)\n"
+        "  1: create, 14 bytes: Numbers\n"
+    )
+
+
+def test_artifacts_are_written_to_files(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(CLOCK, BIGGER)
+    result = command(id, "-o", "pages")
+    assert result.stdout == "pages/clock.html (40 bytes)\n"
+    big = PAGE.replace("Clock", "Big clock")
+    assert pathlib.Path("pages/clock.html").read_bytes() == big.encode()
+    command(id, "-o", "pages", "--all")
+    assert pathlib.Path("pages/clock.v1.html").read_bytes() == PAGE.encode()
+    assert pathlib.Path("pages/clock.v2.html").read_bytes() == big.encode()
+
+
+def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(made("new", "new"), made("old", "new"))
+    pathlib.Path("old.html").write_text("old")
+    result = command(id, "-o", ".", input="n\n", status=1)
+    assert "old.html exists" in result.stderr
+    assert pathlib.Path("old.html").read_text() == "old"
+    assert not pathlib.Path("new.html").exists()
+    command(id, "-o", ".", input="y\n")
+    assert pathlib.Path("old.html").read_text() == "new"
+
+
+def test_artifacts_as_json(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(CLOCK, update("clock", ("Clock", "Uhr"), ("no such", "")))
+    (clock,) = json.loads(command(id, "--json").stdout)
+    assert (clock["identifier"], clock["kind"], clock["title"]) == ("clock", "html", "A clock")
+    first, second = clock["versions"]
+    assert (first["number"], first["operation"], first["content"]) == (1, "create", PAGE)
+    assert (second["number"], second["missed"]) == (2, ["no such"])
+    assert second["content"] == PAGE.replace("Clock", "Uhr")
+
+
+def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
+    make_logs()
+    lost = update("ghost", ("a", "b"))
+    id = talk(lost, CLOCK, update("clock", ("no such", "")), made("clock", "x", "update", ""))
+    errors = command(id).stderr
+    assert "version 2 of clock is an update that did not match: it replaces 'no such'" in errors
+    assert "version 3 of clock is an update that did not match: it replaces nothing" in errors
+    assert "an update of ghost has nothing to change" in errors
+    broken_off = talk(CLOCK.removesuffix("</artifact>"))
+    assert "version 1 of clock was broken off" in command(broken_off).stderr
+
+
+def test_artifacts_of_a_conversation_without_any(chat: ChatUI) -> None:
+    make_logs()
+    id = talk("hi")
+    assert command(id).output == "huggingchat: there are no artifacts in this conversation\n"
+    assert command(id, "--json").stdout == "[]\n"
+    command(id, "-o", "pages")
+    assert not pathlib.Path("pages").exists()
+
+
+def test_artifacts_need_a_conversation(chat: ChatUI) -> None:
+    assert "Give an id" in failure("huggingchat", "artifacts")
+    assert "no such conversation" in failure("huggingchat", "artifacts", "f" * 24)
+
+
+def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
+    make_logs()
+    id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
+    command(id, "--open")
+    contents = [pathlib.Path(url.removeprefix("file://")).read_text() for url in opened]
+    assert contents == [PAGE, "<svg/>"]
+    opened.clear()
+    command(id, "--open", "-o", "pages")
+    assert opened == [
+        pathlib.Path(f"pages/{name}").resolve().as_uri() for name in ("clock.html", "dot.svg")
+    ]
+    opened.clear()
+    command(talk(made("notes", "x", "markdown")), "--open")
+    assert opened == []
+
+
+def test_artifacts_are_those_of_the_newest_branch(chat: ChatUI) -> None:
+    make_logs()
+    first = ask_sync(CLOCK)
+    ask_sync(made("other", "x"), after=first)
+    ask_sync(BIGGER, after=first)
+    assert (
+        command(str(kept(first)["conversation_id"])).stdout == "clock  html  A clock (2 versions)\n"
+    )
+
+
+def test_an_import_and_an_export_have_fences(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(CLOCK)
+    (pathlib.Path(llm.user_dir()) / "logs.db").unlink()
+    run("huggingchat", "import", id)
+    assert fences(logged()[0]["response"]) == [("html", PAGE + "\n")]
+    assert ("html", PAGE + "\n") in fences(run("huggingchat", "export", id).stdout)
+    raw = run("huggingchat", "export", id, "--format", "json").stdout
+    assert json.loads(raw)["messages"][-1]["content"] == "You said: " + CLOCK
 
 
 # --- any cut, any text ---
