@@ -1331,9 +1331,10 @@ def read_pairs(text: str) -> tuple[list[Pair], str]:
 class _Fenced:
     """Lines, cut anywhere, as they may stand in a fence: one that would end it is indented."""
 
-    _ENDS = re.compile(rf"(?:\A|(?<=[\r\n])) {{0,3}}{FENCE}`*[ \t]*(?=[\r\n]|\Z)")
-
-    def __init__(self) -> None:
+    def __init__(self, fence: str) -> None:
+        mark = fence[0]
+        self._may_end = re.compile(rf" {{0,3}}{mark}*[ \t]*")
+        self._ends = re.compile(rf"(?:\A|(?<=[\r\n])) {{0,3}}{fence}{mark}*[ \t]*(?=[\r\n]|\Z)")
         self._within = False  # a line that cannot end the fence any more
         self._held = ""
 
@@ -1346,21 +1347,21 @@ class _Fenced:
             before, text = text[: line_end.end()], text[line_end.end() :]
         text = self._held + text
         last = max(text.rfind("\n"), text.rfind("\r")) + 1
-        self._within = not re.fullmatch(r" {0,3}`*[ \t]*", text[last:])
+        self._within = not self._may_end.fullmatch(text[last:])
         at = len(text) if self._within else last
         self._held = text[at:]
-        return before + self._ENDS.sub(r"    \g<0>", text[:at])
+        return before + self._ends.sub(r"    \g<0>", text[:at])
 
     def end(self) -> str:
-        return self._ENDS.sub(r"    \g<0>", self._held)
+        return self._ends.sub(r"    \g<0>", self._held)
 
 
 class _Whole:
     """The lines of a fence for a whole artifact."""
 
-    def __init__(self) -> None:
+    def __init__(self, fence: str) -> None:
         self._content = Content()
-        self._lines = _Fenced()
+        self._lines = _Fenced(fence)
         self._empty = True
 
     def feed(self, text: str) -> str:
@@ -1380,9 +1381,9 @@ class _Changes:
     What is in no pair does nothing on the web page; it is shown as lines that stay.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fence: str) -> None:
         self._held = ""
-        self._lines = _Fenced()
+        self._lines = _Fenced(fence)
 
     def feed(self, text: str) -> str:
         self._held += text
@@ -1766,6 +1767,11 @@ class Thinking:
         return pieces
 
 
+# A fence that a model put around an artifact, against its instructions. With no word after
+# it, it could be the end of another.
+_WRAPPED = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
+
+
 class Artifacts:
     """Shows artifacts as Markdown: a line with its title, then a fence.
 
@@ -1775,11 +1781,11 @@ class Artifacts:
 
     def __init__(self) -> None:
         self._tags = Tags()
-        self._fence: _Whole | _Changes | None = None
+        self._lines: _Whole | _Changes | None = None
+        self._wrapped = ""  # the model's own fence, if the artifact is in one
         self._files: list[Event] = []
-        self._spoken = False  # there was text
-        self._space = ""  # the white space that it ended with
-        self._ended = False  # a fence ended, and no text followed yet
+        self._tail = ""  # the end of what was given
+        self._ended = False  # an artifact ended, and no text followed yet
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
@@ -1801,44 +1807,58 @@ class Artifacts:
                 text += self._outside(piece)
             elif isinstance(piece, Opening):
                 text += self._opened(piece)
-                self._fence = _Changes() if piece.kind == "update" else _Whole()
-            elif isinstance(piece, Inside) and self._fence:
-                text += self._fence.feed(piece.text)
-            elif isinstance(piece, Closing) and self._fence:
-                text += self._fence.end(piece.cut) + FENCE
-                self._spoken, self._space, self._ended = True, "", True
-                if self._files:
-                    files, self._files = self._files, []
+            elif isinstance(piece, Inside) and self._lines:
+                text += self._lines.feed(piece.text)
+            elif isinstance(piece, Closing) and self._lines:
+                text += self._lines.end(piece.cut) + self._closed(piece)
+                files, self._files = self._files, []
+                if files:
                     given += [Text(text), *(out for file in files for out in self._passed(file))]
                     text = ""
         return [*given, Text(text)] if text else given
 
     def _opened(self, opening: Opening) -> str:
         """The title, in a paragraph of its own, and the fence's first line."""
-        missing = (2 if self._spoken else 0) - self._space.count("\n")
-        hanging = bool(self._space) and not self._space.endswith("\n")
+        wrapped = _WRAPPED.search(self._tail)
+        self._wrapped = wrapped[1] if wrapped else ""
         self._ended = False
+        kind = _Changes if opening.kind == "update" else _Whole
+        self._lines = kind(self._wrapped or FENCE)
+        if wrapped:
+            return ""
+        said = self._tail.rstrip()
+        space = self._tail[len(said) :]
+        missing = (2 if said else 0) - space.count("\n")
+        hanging = bool(space) and not space.endswith("\n")
         identifier = plain(opening.identifier, 100).replace("`", "'")
         title = plain(opening.title, 200) or identifier
         what = f"update of `{identifier}`" if opening.kind == "update" else f"`{identifier}`"
         return "\n" * max(missing, hanging) + f"**{title}** ({what})\n\n{FENCE}{opening.word}\n"
 
+    def _closed(self, closing: Closing) -> str:
+        """The fence's last line; the model will end its own, unless the artifact was cut."""
+        fence = self._wrapped or FENCE
+        if closing.cut:
+            self._wrapped = ""
+        self._tail, self._ended = fence, True
+        return "" if self._wrapped else fence
+
     def _outside(self, text: str) -> str:
         if self._ended:
-            text = text.lstrip(" \t")
+            text = text.lstrip(" \t\r")
             if not text:
                 return ""
             self._ended = False
-            if text[0] not in "\r\n":
+            if self._wrapped:
+                text = text.removeprefix("\n")
+            elif text[0] != "\n":
                 text = f"\n\n{text}"
-        said = text.rstrip()
-        self._spoken = self._spoken or bool(said)
-        self._space = (text[len(said) :] if said else self._space + text)[-100:]
+        self._tail = (self._tail + text)[-200:]
         return text
 
     def _passed(self, event: Event) -> list[Event]:
         if isinstance(event, File):  # its link will stand in a line of its own
-            self._spoken, self._space, self._ended = True, "\n", False
+            self._tail, self._ended = "link\n", False
         return [event]
 
 
@@ -5523,10 +5543,10 @@ def artifacts(
     if show and not shown:
         note("there is no HTML or SVG to show")
     for path in shown:
-        if not output:
-            note(f"{path} is a copy to look at")
         if _can_open():
             _open(path.resolve().as_uri())
+        else:
+            note(f"there is no browser here to open {path}")
 
 
 SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself

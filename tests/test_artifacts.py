@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 from recorded import capture, follow, new_answer, streams, tell
 from test_properties import CUTS, pieces
 
+import llm_huggingchat
 from llm_huggingchat import (
     FENCE,
     Again,
@@ -248,6 +249,17 @@ def test_an_update_is_a_diff():
 )
 def test_each_pair_is_removed_and_added_lines(inside, lines):
     assert fences(shown(made("a", inside, "update"))) == [("diff", lines)]
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
+def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
+    text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
+    assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
+    nested = shown(f"{fence}md\n{made('a', NESTED, 'markdown')}\n{fence}\nDone.")
+    assert [word for word, _ in fences(nested)] == ["md"]
+    cut = shown(f"{fence}html\n{CLOCK.removesuffix('</artifact>')}", "")
+    assert cut.endswith(f"\n{fence.strip()}")
+    assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
 
 def test_two_artifacts_one_after_the_other():
@@ -646,7 +658,18 @@ def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
         pathlib.Path(f"pages/{name}").resolve().as_uri() for name in ("clock.html", "dot.svg")
     ]
     opened.clear()
-    command(talk(made("notes", "x", "markdown")), "--open")
+    nothing = command(talk(made("notes", "x", "markdown")), "--open")
+    assert "no HTML or SVG" in nothing.stderr
+    assert opened == []
+
+
+def test_artifacts_without_a_browser(
+    chat: ChatUI, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_logs()
+    monkeypatch.setattr(llm_huggingchat, "_can_open", lambda: False)
+    path = command(talk(CLOCK), "--open").stderr.split()[-1]
+    assert pathlib.Path(path).read_text() == PAGE
     assert opened == []
 
 
@@ -684,7 +707,8 @@ TAGGED = st.lists(
         .replace("␣", " ")
         .split(";")
     )
-    | st.sampled_from(["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n", FENCE + "\n"]),
+    | st.sampled_from(["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n", FENCE + "\n"])
+    | st.sampled_from(["```html\n", "\n~~~~ md\n", "```\n"]),
     max_size=25,
 ).map("".join)
 
