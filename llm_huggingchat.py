@@ -1082,6 +1082,7 @@ def is_settled(message: dict[str, Any] | None) -> bool:
 
 UNNAMED = "untitled-artifact"  # as the web page calls one without an identifier
 TAG_LIMIT = 2000  # characters of attributes, beyond which `<artifact` was only a word
+PAIR_LIMIT = 20_000  # characters of an update that are looked through again with each piece
 FENCE = "`" * 16  # longer than any that a model writes: what follows it is not known yet
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
@@ -1250,7 +1251,8 @@ class Tags:
         while held:
             tag = begun = None
             if "<" in held:
-                tag = (_CLOSING if self.inside else _OPENING).search(held)
+                if ">" in held:
+                    tag = (_CLOSING if self.inside else _OPENING).search(held)
                 begun = tag or (_CLOSING_BEGUN if self.inside else _OPENING_BEGUN).search(held)
             at = begun.start() if begun else len(held)
             if at:
@@ -1387,13 +1389,14 @@ class _Changes:
 
     def feed(self, text: str) -> str:
         self._held += text
-        if ">" not in text:
-            return ""
-        pairs, self._held = read_pairs(self._held)
-        return "".join(map(self._pair, pairs))
+        return self._paired() if ">" in text and len(self._held) <= PAIR_LIMIT else ""
 
     def end(self, cut: bool) -> str:
-        return self._marked(" ", self._held)
+        return self._paired() + self._marked(" ", self._held)
+
+    def _paired(self) -> str:
+        pairs, self._held = read_pairs(self._held)
+        return "".join(map(self._pair, pairs))
 
     def _pair(self, pair: Pair) -> str:
         said = self._marked(" ", pair.between)
@@ -1412,9 +1415,9 @@ class _Changes:
 class Version:
     """An artifact as one answer left it.
 
-    `operation` is create, rewrite or update; `cut` says that the answer broke off inside.
-    `missed` are the texts of an update that were not found, and so not replaced; an empty
-    one stands for an update that changes nothing.
+    `operation` is create, rewrite or update; `cut` says that it was never closed, as where
+    an answer breaks off. `missed` are the texts of an update that were not found, and so not
+    replaced; an empty one stands for an update that changes nothing.
     """
 
     number: int
@@ -5569,7 +5572,7 @@ def _artifact_lines(artifact: Artifact, every: bool) -> Iterator[str]:
     name, title = plain(artifact.identifier, 100), plain(latest.title, 200)
     yield f"{name}  {plain(kind, 30)}  {title} ({versions})"
     for version in artifact.versions if every else ():
-        about = plain(version.title, 200) + (", broken off" if version.cut else "")
+        about = plain(version.title, 200) + (", never closed" if version.cut else "")
         size = len(version.content.encode())
         yield f"  {version.number}: {version.operation}, {size} bytes: {about}"
 
@@ -5585,7 +5588,7 @@ def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
                 why = f"it replaces {plain(text, 60)!r}, which is not there" if text else ""
                 yield f"{which} is an update that did not match: {why or 'it replaces nothing'}"
             if version.cut:
-                yield f"{which} was broken off"
+                yield f"{which} was never closed"
     for identifier in lost:
         yield f"an update of {plain(identifier, 100)} has nothing to change"
 

@@ -262,6 +262,14 @@ def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
 
+def test_a_long_update_is_a_diff_too():
+    pairs = [(f"old {number}", f"new {number}") for number in range(1000)]
+    text = update("a", *pairs)
+    lines = "".join(f"-{old}\n+{new}\n" for old, new in pairs)
+    assert fences(shown(text)) == [("diff", lines)]
+    assert shown(*re.findall(r"[^>]*>|[^>]+", text)) == shown(text)
+
+
 def test_two_artifacts_one_after_the_other():
     text = shown(CLOCK + CLOCK + "\n" + BIGGER)
     assert [word for word, _ in fences(text)] == ["html", "html", "diff"]
@@ -569,6 +577,17 @@ def test_the_stand_in_says_what_it_is_told(chat: ChatUI) -> None:
     assert extract_fenced_code_block(text) == PAGE + "\n"
 
 
+def test_an_answer_that_ends_in_an_error_ends_its_fence(
+    chat: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    result = run("-m", "hf-llama", f"[[cut=12]] [[gone_incomplete]] {CLOCK} and on", status=1)
+    ((word, content),) = fences(result.stdout)
+    assert (word, content[:9]) == ("html", "<!doctype")
+    assert result.stdout.rstrip().endswith(f"\n{FENCE}")
+    assert "broke off" in result.stderr
+
+
 def test_artifacts_are_listed(chat: ChatUI) -> None:
     make_logs()
     id = talk(CLOCK, BIGGER, made("fib", "def fib(): ...", 'code" language="python', "Numbers"))
@@ -629,7 +648,7 @@ def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
     assert "version 3 of clock is an update that did not match: it replaces nothing" in errors
     assert "an update of ghost has nothing to change" in errors
     broken_off = talk(CLOCK.removesuffix("</artifact>"))
-    assert "version 1 of clock was broken off" in command(broken_off).stderr
+    assert "version 1 of clock was never closed" in command(broken_off).stderr
 
 
 def test_artifacts_of_a_conversation_without_any(chat: ChatUI) -> None:
