@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from typing import Any
@@ -547,6 +548,7 @@ def chat(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for what is shown
     return server
 
 
