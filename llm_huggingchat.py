@@ -101,6 +101,7 @@ ID_GRACE = 2.0  # seconds that the answer's id is waited for after its last char
 TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the server has stored it
 STORE_LIMIT = 180.0  # seconds that a run without a turn is waited for: chat-ui ends dead ones
 STOP_MARKER = 5.5  # seconds for which chat-ui lets a stop also stop the conversation's next run
+READ_LIMIT = 10.0  # seconds that reading a conversation waits for an answer to be stored
 RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
 LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
 LINGER = 60.0  # seconds that unused connections are kept
@@ -5164,9 +5165,19 @@ class Importer:
 
 
 async def read_tree(client: Client, access: Access, named: Named) -> Tree:
-    """A conversation with its messages; a shared one as it is. Raises Gone."""
-    value = await client.conversation(access, named.id)
-    return Tree(access.server, named.id, value, named.shared)
+    """A conversation with its messages; a shared one as it is. Raises Gone.
+
+    A server stores an answer some time after it was given. One that a turn of this user's
+    llm has just given is waited for, though not long.
+    """
+    end = time.monotonic() + READ_LIMIT
+    while True:
+        tree = Tree(access.server, named.id, await client.conversation(access, named.id))
+        unsettled = [m for m in tree.messages().values() if not is_settled(m)]
+        runs = filter(None, (_string(message.get("generationId")) for message in unsettled))
+        if time.monotonic() > end or not any(map(is_noted, runs)):
+            return replace(tree, shared=named.shared)
+        await asyncio.sleep(0.2)
 
 
 async def _tree_to_import(

@@ -582,7 +582,8 @@ def test_the_stand_in_says_what_it_is_told(chat: ChatUI) -> None:
 def test_an_answer_that_ends_in_an_error_ends_its_fence(
     chat: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(llm_huggingchat, "PATIENCE", 1.0)
+    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
     result = run("-m", "hf-llama", f"[[cut=12]] [[gone_incomplete]] {CLOCK} and on", status=1)
     ((word, content),) = fences(result.stdout)
     assert (word, content[:9]) == ("html", "<!doctype")
@@ -616,6 +617,13 @@ def test_artifacts_are_written_to_files(chat: ChatUI) -> None:
     command(id, "-o", "pages", "--all")
     assert pathlib.Path("pages/clock.v1.html").read_bytes() == PAGE.encode()
     assert pathlib.Path("pages/clock.v2.html").read_bytes() == big.encode()
+
+
+def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> None:
+    make_logs()
+    chat.store_delay = 0.6
+    id = talk(CLOCK, BIGGER)
+    assert command(id).stdout == "clock  html  A clock (2 versions)\n"
 
 
 def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
