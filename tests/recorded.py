@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_huggingchat import Again, Answer, End, Event, Failed, Final, Log, Stream
+from llm_huggingchat import Again, Answer, End, Event, Log, Run, Stream
 
 CAPTURES = pathlib.Path(__file__).parent / "captures"
 Update = dict[str, Any]
@@ -101,23 +101,24 @@ def new_answer() -> Answer:
 
 
 class Follower:
-    """Follows a run as a turn does: until its final answer, or its failure."""
+    """What a run gives, up to its outcome."""
 
     def __init__(self) -> None:
         self.answer = new_answer()
         self.given: Given = []
-        self.over = False
+        self._run = Run("a-run", 0.0)
+
+    @property
+    def over(self) -> bool:
+        return self._run.outcome is not None
 
     def take(self, events: Iterable[Event | End]) -> Follower:
         for event in events:
-            if self.over or isinstance(event, End):
+            if isinstance(event, End):
                 break
-            if isinstance(event, Final):
-                self.over = bool(event.text or event.interrupted or self.answer.begun)
-            if isinstance(event, Failed):
-                self.over = True
-            for out in self.answer.take(event):
-                self._add((out.type, out.chunk, out.tool_call_id, out.tool_name))
+            for taken in self._run.took(event, 0.0):
+                for out in self.answer.take(taken):
+                    self._add((out.type, out.chunk, out.tool_call_id, out.tool_name))
         return self
 
     def _add(self, out: tuple[Any, ...]) -> None:

@@ -1,0 +1,629 @@
+"""A run's states, with plain values: whatever breaks, sent once, given once, stored before done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import new_answer
+
+from llm_huggingchat import (
+    BEYOND,
+    PATIENCE,
+    TRIES,
+    Again,
+    Alive,
+    Asked,
+    Backoff,
+    Broken,
+    Called,
+    Done,
+    End,
+    Event,
+    Fail,
+    Failed,
+    Final,
+    Finished,
+    Follow,
+    Gone,
+    Look,
+    Lost,
+    Reasoning,
+    Refused,
+    Reply,
+    Returned,
+    Run,
+    Send,
+    State,
+    Text,
+    Title,
+    Wait,
+)
+
+CUT = Lost("cut", sent=True)
+UNSENT = Lost("nobody is listening there", sent=False)
+SILENT = Lost("silent", sent=True, silent=True)
+HI = Final("hi", False)
+STORED: dict[str, Any] = {
+    "content": "hi",
+    "updates": [
+        {"type": "stream", "len": 2},
+        {"type": "finalAnswer", "text": "hi"},
+        {"type": "status", "status": "finished"},
+    ],
+}
+HALF: dict[str, Any] = {"content": "h", "updates": [{"type": "stream", "len": 1}]}
+
+
+def refused(status: int) -> Refused:
+    return Refused(Reply(status, "", b""))
+
+
+def sent() -> Run:
+    """A run whose message is on its way."""
+    run = Run("g", 0.0)
+    assert run.next(0.0) == Send()
+    return run
+
+
+def taken() -> Run:
+    """A run that began to speak, and whose connection then broke."""
+    run = sent()
+    assert run.took(Text("h"), 0.0) == [Text("h")]
+    run.lost(CUT, 0.0)
+    return run
+
+
+def answered() -> Run:
+    run = sent()
+    for event in (Text("hi"), HI):
+        assert run.took(event, 0.0) == [event]
+    return run
+
+
+def state(run: Run) -> State:
+    return run.state
+
+
+def why(run: Run, now: float = 0.0) -> Exception:
+    """Why a run failed."""
+    step = run.next(now)
+    assert isinstance(step, Fail), step
+    return step.why
+
+
+# --- the usual way --------------------------------------------------------------------
+
+
+def test_message_is_in_doubt_as_soon_as_it_is_being_sent():
+    run = Run("g", 0.0)
+    assert state(run) is State.NEW
+    assert run.is_settled
+    assert run.next(0.0) == Send()
+    assert state(run) is State.SENT
+    assert not run.is_settled
+
+
+def test_answer_is_over_with_the_final_answer_and_stored_with_the_end_of_its_stream():
+    run = answered()
+    assert run.outcome == HI
+    assert state(run) is State.ANSWERED
+    assert run.took(Title("T"), 0.0) == [Title("T")]
+    assert run.took(Finished(), 0.0) == []
+    assert not run.is_settled
+    run.ended(0.0)
+    assert state(run) is State.STORED
+    assert run.is_settled
+    assert run.next(0.0) == Done()
+
+
+def test_stream_that_ends_before_finished_was_cut():
+    run = answered()
+    run.ended(0.0)
+    assert not run.is_settled
+    assert run.next(0.0) == Follow(BEYOND)
+
+
+@pytest.mark.parametrize("status", ["completed", "error", "interrupted", "gone"])
+def test_answered_run_is_stored_when_its_log_says_end(status):
+    run = answered()
+    run.lost(CUT, 0.0)
+    assert run.next(0.0) == Follow(BEYOND)
+    assert run.took(Alive(), 0.0) == []
+    assert not run.is_settled
+    assert run.took(End(status), 0.0) == []
+    assert run.end == status
+    assert run.next(0.0) == Done()
+
+
+def test_run_of_another_turn_is_only_seen_stored():
+    run = Run("g", 0.0, State.ANSWERED)
+    assert run.next(0.0) == Follow(BEYOND)
+    run.took(End("gone"), 0.0)
+    assert run.next(0.0) == Done()
+
+
+# --- sending --------------------------------------------------------------------------
+
+
+def test_what_did_not_leave_is_sent_again_a_few_times():
+    run = sent()
+    for _ in range(TRIES - 1):
+        run.lost(UNSENT, 0.0)
+        assert isinstance(run.next(0.0), Wait)
+        assert run.next(0.0) == Send()
+    run.lost(UNSENT, 0.0)
+    assert why(run) is UNSENT
+    assert run.is_settled
+
+
+def test_hopeless_connection_is_not_tried_again():
+    run = sent()
+    hopeless = Lost("its certificate is not trusted", sent=False, final=True)
+    run.lost(hopeless, 0.0)
+    assert why(run) is hopeless
+
+
+def test_what_left_is_looked_for_twice_and_then_sent_again():
+    run = sent()
+    run.lost(CUT, 0.0)
+    assert run.next(0.0) == Look()
+    assert run.looked(None, 0.0) == []
+    assert isinstance(run.next(0.0), Wait)
+    assert run.next(0.0) == Look()
+    run.looked(None, 0.0)
+    assert state(run) is State.NEW
+    assert isinstance(run.next(0.0), Wait)
+    assert run.next(0.0) == Send()
+
+
+def test_what_fell_silent_is_looked_for_as_long_as_it_may_be_on_its_way():
+    run = sent()
+    run.lost(SILENT, 10.0)
+    now = 10.0
+    while now < 10.0 + PATIENCE:
+        assert run.next(now) == Look()
+        run.looked(None, now)
+        step = run.next(now)
+        assert isinstance(step, Wait)
+        now += step.seconds
+    assert run.next(now) == Look()
+    run.looked(None, now)
+    assert isinstance(run.next(now), Wait)
+    assert run.next(now) == Send()
+
+
+def test_message_that_is_found_is_followed_from_the_start():
+    run = sent()
+    run.lost(CUT, 0.0)
+    run.next(0.0)
+    assert run.looked(HALF, 0.0) == []
+    assert state(run) is State.TAKEN
+    assert run.next(0.0) == Follow(0)
+
+
+def test_message_that_never_arrives_is_given_up():
+    run = sent()
+    for number in range(TRIES):
+        run.lost(CUT, 0.0)
+        for _ in range(2):
+            while isinstance(run.next(0.0), Wait):
+                pass
+            run.looked(None, 0.0)
+        if number < TRIES - 1:
+            assert isinstance(run.next(0.0), Wait)
+            assert run.next(0.0) == Send()
+    assert isinstance(why(run), Lost)
+
+
+@pytest.mark.parametrize("status", [400, 401, 410, 413, 429])
+def test_refused_message_was_not_taken(status):
+    run = sent()
+    run.refused(refused(status), 0.0)
+    assert run.is_settled
+    assert isinstance(why(run), Refused)
+
+
+@pytest.mark.parametrize(("first", "kind"), [(True, Refused), (False, Gone)])
+@pytest.mark.parametrize("status", [403, 404])
+def test_conversation_that_is_not_there(status, first, kind):
+    run = sent()
+    run.refused(refused(status), 0.0, first=first)
+    assert run.is_settled
+    assert isinstance(why(run), kind)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_message_may_have_been_taken_before_the_server_failed(status):
+    run = sent()
+    run.refused(refused(status), 0.0)
+    assert run.next(0.0) == Look()
+    run.looked(HALF, 0.0)
+    assert run.next(0.0) == Follow(0)
+
+
+@pytest.mark.parametrize(("parent", "kind"), [(True, Refused), (False, Gone)])
+def test_unknown_parent_is_a_500_as_well(parent, kind):
+    run = sent()
+    run.refused(refused(500), 0.0)
+    for _ in range(2):
+        while isinstance(run.next(0.0), Wait):
+            pass
+        run.looked(None, 0.0, parent=parent)
+    assert run.is_settled
+    assert isinstance(why(run), kind)
+
+
+def test_proxys_refusal_is_told_when_it_lasts():
+    run = sent()
+    for _ in range(TRIES):
+        run.refused(refused(502), 0.0)
+        for _ in range(2):
+            while isinstance(run.next(0.0), Wait):
+                pass
+            run.looked(None, 0.0)
+        while isinstance(step := run.next(0.0), Wait):
+            pass
+    assert isinstance(step, Fail)
+    assert isinstance(step.why, Refused)
+
+
+# --- following ------------------------------------------------------------------------
+
+
+def test_log_is_taken_up_after_its_last_event():
+    run = taken()
+    assert run.next(0.0) == Follow(0)
+    run.took(Text("h"), 0.0, 1)
+    run.took(Text("i"), 0.0, 2)
+    run.ended(0.0)
+    assert isinstance(run.next(0.0), Wait)
+    assert run.next(0.0) == Follow(2)
+
+
+def test_network_that_stays_away_is_given_up_in_bounded_time():
+    run = taken()
+    now = 0.0
+    while isinstance(step := run.next(now), (Wait, Follow)):
+        if isinstance(step, Wait):
+            now += step.seconds
+        else:
+            run.lost(UNSENT, now)
+    assert isinstance(step, Fail)
+    assert isinstance(step.why, Lost)
+    assert PATIENCE <= now <= PATIENCE + 1
+    assert not run.is_settled
+
+
+def test_thinking_for_long_is_no_failure():
+    run = taken()
+    for now in range(0, 1000, 5):
+        while isinstance(step := run.next(now), Wait):
+            pass
+        assert step == Follow(0)
+        run.took(Alive(), now)
+        run.ended(now)
+
+
+def test_server_without_logs_is_read():
+    run = taken()
+    assert run.next(0.0) == Follow(0)
+    run.refused(refused(404), 0.0)
+    assert run.next(0.0) == Look()
+    assert run.looked(STORED, 0.0) == [Again(), Text("hi"), Final("", False)]
+    assert run.next(0.0) == Done()
+
+
+@pytest.mark.parametrize("status", ["gone", "completed", "interrupted"])
+def test_log_that_ends_without_an_answer_leaves_it_to_the_store(status):
+    run = taken()
+    run.next(0.0)
+    run.took(End(status), 0.0)
+    assert run.next(0.0) == Look()
+    assert run.looked(STORED, 0.0)[-1] == run.outcome
+    assert run.next(0.0) == Done()
+
+
+def test_stored_answer_that_still_grows_is_waited_for():
+    run = taken()
+    run.next(0.0)
+    run.took(End("gone"), 0.0)
+    updates: list[dict[str, Any]] = []
+    now = 0.0
+    for _ in range(20):
+        while isinstance(step := run.next(now), Wait):
+            now += step.seconds
+        assert step == Look()
+        updates.append({"type": "stream", "len": 1})
+        assert run.looked({"content": "x" * 20, "updates": updates}, now) == []
+        now += PATIENCE * 0.9
+    assert state(run) is State.TAKEN
+
+
+def test_stored_answer_that_stays_half_is_an_error_in_bounded_time():
+    run = taken()
+    run.next(0.0)
+    run.took(End("gone"), 0.0)
+    now = 0.0
+    while isinstance(step := run.next(now), (Wait, Look)):
+        if isinstance(step, Wait):
+            now += step.seconds
+        else:
+            run.looked(HALF, now)
+    assert isinstance(step, Fail)
+    assert isinstance(step.why, Broken)
+    assert now <= PATIENCE + 1
+
+
+def test_answer_that_the_server_lost_is_an_error():
+    run = taken()
+    run.next(0.0)
+    run.took(End("gone"), 0.0)
+    run.looked(None, 0.0)
+    assert isinstance(why(run), Broken)
+
+
+def test_message_of_which_nothing_was_given_is_sent_again_when_the_server_lost_it():
+    run = sent()
+    run.took(Alive(), 0.0)
+    run.lost(CUT, 0.0)
+    assert run.next(0.0) == Follow(0)
+    run.took(End("gone"), 0.0)
+    assert run.next(0.0) == Look()
+    run.looked(None, 0.0)
+    assert isinstance(run.next(0.0), Wait)
+    assert run.next(0.0) == Send()
+
+
+def test_deleted_conversation():
+    run = taken()
+    run.next(0.0)
+    run.gone()
+    assert state(run) is State.STORED
+    assert isinstance(why(run), Gone)
+    run = sent()
+    run.gone()  # before anything was taken: it can go into a new one
+    assert state(run) is State.NEW
+    assert isinstance(why(run), Gone)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_log_that_is_refused_is_an_error(status):
+    run = taken()
+    run.next(0.0)
+    run.refused(refused(status), 0.0)
+    assert isinstance(why(run), Refused)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_log_that_fails_is_tried_again(status):
+    run = taken()
+    run.next(0.0)
+    run.refused(refused(status), 0.0)
+    assert isinstance(run.next(0.0), Wait)
+    assert run.next(0.0) == Follow(0)
+
+
+# --- other outcomes -------------------------------------------------------------------
+
+
+def test_failure_is_the_outcome_and_still_to_be_stored():
+    run = sent()
+    failed = Failed("overloaded", 429)
+    assert run.took(failed, 0.0) == [failed]
+    assert run.outcome is failed
+    assert not run.is_settled
+    run.ended(0.0)
+    assert run.is_settled
+
+
+def test_empty_final_answer_is_followed_by_the_reason():
+    run = sent()
+    assert run.took(Final("", False), 0.0) == []
+    failed = Failed("No output was generated")
+    assert run.took(failed, 0.0) == [failed]
+    assert run.outcome is failed
+
+
+def test_empty_final_answer_after_a_tool_is_an_answer():
+    run = sent()
+    for event in (Called("u", "t", {}), Returned("u", "t", "x"), Final("", False)):
+        assert run.took(event, 0.0) == [event]
+    assert run.outcome == Final("", False)
+
+
+def test_model_that_died_leaves_what_it_said():
+    run = sent()
+    run.took(Reasoning("hm"), 0.0)
+    assert run.took(Finished(), 0.0) == [Final("", True)]
+    assert run.died
+    run.ended(0.0)
+    assert run.is_settled
+
+
+def test_model_that_died_before_it_spoke():
+    run = sent()
+    assert run.took(Finished(), 0.0) == [run.outcome]
+    assert isinstance(run.outcome, Failed)
+    assert not run.died
+
+
+def test_question_is_an_outcome_and_its_run_may_go_on():
+    run = sent()
+    assert run.took(Asked("Which?"), 0.0) == [Asked("Which?")]
+    run.ended(0.0)
+    assert not run.is_settled
+    assert run.next(0.0) == Follow(BEYOND)
+
+
+# --- pauses ---------------------------------------------------------------------------
+
+
+def test_pauses_grow_and_end():
+    backoff = Backoff(0.0)
+    pauses = [backoff.pause(0.0) or 0.0 for _ in range(5)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] > 0
+    assert backoff.pause(PATIENCE - 0.1) == pytest.approx(0.1)
+    assert backoff.pause(PATIENCE) is None
+    backoff.alive(PATIENCE)
+    assert backoff.pause(PATIENCE) == pauses[0]
+
+
+def test_number_of_tries_is_what_counts_when_it_is_given():
+    backoff = Backoff(0.0, 3)
+    assert [backoff.pause(1e9) is None for _ in range(4)] == [False, False, True, True]
+
+
+# --- any order of cuts ----------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A server and a network, in which what `faults` names goes wrong, one a step."""
+
+    faults: list[tuple[str, int]]
+    events: list[Event]
+    save_after: int  # steps from the end of the answer until it is stored
+    now: float = 0.0
+    arrived: int = 0  # how often the message was stored
+    ended_at: int | None = None
+    steps: int = 0
+    late: float | None = None  # when a message arrives that was sent and not heard of
+    given: list[Event] = field(default_factory=list)
+
+    def fault(self) -> tuple[str, int]:
+        return self.faults.pop(0) if self.faults else ("", 0)
+
+    @property
+    def stored(self) -> bool:
+        return self.ended_at is not None and self.steps - self.ended_at >= self.save_after
+
+    def arrive(self) -> None:
+        self.arrived += 1
+        self.ended_at = self.ended_at or self.steps
+
+    def drive(self, run: Run) -> Exception | None:
+        """Do what the run says, until it is done or fails."""
+        while True:
+            self.steps += 1
+            assert self.steps < 2000, "it goes on for ever"
+            if self.late is not None and self.now >= self.late:
+                self.late = None
+                self.arrive()
+            step = run.next(self.now)
+            if isinstance(step, Done):
+                assert self.stored or not self.arrived
+                return None
+            if isinstance(step, Fail):
+                return step.why
+            if isinstance(step, Wait):
+                assert 0 < step.seconds <= PATIENCE
+                self.now += step.seconds
+                continue
+            self.now += 0.01
+            if isinstance(step, Send):
+                self.send(run)
+            elif isinstance(step, Look):
+                self.look(run)
+            else:
+                self.follow(run, step)
+
+    def take(self, run: Run, event: Event | End, seq: int = 0) -> None:
+        self.given += run.took(event, self.now, seq)
+
+    def send(self, run: Run) -> None:
+        kind, number = self.fault()
+        if kind == "unsent":
+            return run.lost(UNSENT, self.now)
+        if kind == "lost":
+            return run.lost(CUT, self.now)
+        if kind == "silent":
+            self.late = self.now + number / 100 * PATIENCE * 0.8
+            return run.lost(SILENT, self.now)
+        if kind == "502 unsent":
+            return run.refused(refused(502), self.now, first=True)
+        self.arrive()
+        if kind == "502":
+            return run.refused(refused(502), self.now, first=True)
+        if kind == "500":
+            return run.refused(refused(500), self.now, first=True)
+        count = number % (len(self.events) + 1) if kind else len(self.events)
+        for event in self.events[:count]:
+            self.take(run, event)
+        if kind in ("cut", "stall"):
+            return run.lost(CUT if kind == "cut" else SILENT, self.now)
+        if kind == "clean":
+            # A proxy may end a stream in good form, but not after its last event.
+            return run.ended(self.now) if count < len(self.events) else None
+        self.steps += self.save_after  # the stream ends when the run is stored
+        return run.ended(self.now)
+
+    def look(self, run: Run) -> None:
+        kind, _ = self.fault()
+        if kind:
+            return run.lost(UNSENT, self.now)
+        stored = None
+        if self.arrived:
+            text = "".join(event.text for event in self.events if isinstance(event, Text))
+            stored = {"content": text if self.stored else "", "updates": []}
+            if self.stored:
+                stored = {**STORED, "content": text}
+        self.given += run.looked(stored, self.now)
+        return None
+
+    def follow(self, run: Run, step: Follow) -> None:
+        kind, number = self.fault()
+        if step.after == 0:
+            self.given.append(Again())
+        if kind in ("unsent", "lost", "silent", "stall"):
+            return run.lost(CUT, self.now)
+        if kind in ("500", "502", "502 unsent"):
+            return run.refused(refused(502), self.now)
+        if kind == "gone":
+            return self.take(run, End("gone")) if self.stored else run.ended(self.now)
+        numbered = list(enumerate(self.events, 1))[step.after :]
+        count = number % (len(numbered) + 1) if kind else len(numbered)
+        for seq, event in numbered[:count]:
+            self.take(run, event, seq)
+            if run.state is State.STORED:
+                return None
+        if kind or not self.stored:
+            return run.ended(self.now)
+        return self.take(run, End("completed"))
+
+
+WORDS = ("one ", "two ", "three ", "four ")
+ANSWER: list[Event] = [*map(Text, WORDS), Final("".join(WORDS), False), Title("T"), Finished()]
+KINDS = ["unsent", "lost", "silent", "502", "502 unsent", "500", "cut", "stall", "clean", "gone"]
+FAULTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 100)), max_size=8)
+
+
+@given(FAULTS, st.integers(0, 5))
+def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, save_after):
+    world, run, answer = World(faults, ANSWER, save_after), Run("g", 0.0), new_answer()
+    trouble = world.drive(run)
+    given_ = "".join(out.chunk for event in world.given for out in answer.take(event))
+    assert world.arrived <= 1
+    if trouble is None:
+        assert world.arrived == 1
+        assert given_ == "".join(WORDS)
+        assert isinstance(run.outcome, Final)
+        assert run.is_settled
+    else:
+        assert "".join(WORDS).startswith(given_)
+        # Only what fails again and again makes a turn fail.
+        assert isinstance(trouble, (Lost, Refused))
+        assert world.now >= PATIENCE or world.steps >= TRIES
+
+
+@given(FAULTS, st.integers(0, 5))
+def test_run_of_another_turn_is_seen_stored_whatever_breaks(faults, save_after):
+    world, run = World(faults, ANSWER, save_after), Run("g", 0.0, State.ANSWERED)
+    world.arrive()
+    trouble = world.drive(run)
+    assert trouble is None or world.now >= PATIENCE
+    assert world.given in ([], [Again()] * len(world.given))
