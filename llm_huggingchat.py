@@ -823,26 +823,58 @@ Event = (
 ENDS_TEXT = (Called, Returned, File, Final)  # events after which no text continues a piece
 
 
-def read_json(data: bytes) -> Any:
-    """The value in `data`. Raises ValueError or RecursionError.
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("a number that JSON cannot say")
+    return value
 
-    While json.loads is at work no other thread is. A long conversation takes a quarter of a
-    second, so in what is large the items of `messages` are read one by one.
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+_strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
+_MESSAGES = re.compile(r'"messages"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_CLOSING = re.compile(r"[ \t\n\r]*\]")
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value in JSON text. Raises ValueError, also for text that is nested too deeply.
+
+    NaN and Infinity are none, and neither is a number too large for a float: logged, they
+    would make rows that SQLite cannot read.
+
+    While JSON is being read no other thread is at work. A long conversation takes a quarter
+    of a second, so in what is large the items of `messages` are read one by one.
     """
-    text = data.decode("utf-8")
-    found = re.search(r'"messages"\s*:\s*\[\s*', text) if len(text) > LARGE else None
-    if not found:
-        return json.loads(text)
-    decoder, messages, at = json.JSONDecoder(), list[Any](), found.end()
-    while text[at : at + 1] != "]":
-        message, at = decoder.raw_decode(text, at)
-        messages.append(message)
-        at = cast("re.Match[str]", re.compile(r"\s*,?\s*").match(text, at)).end()
-    value = json.loads(text[: found.end()] + text[at:])
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        found = _MESSAGES.search(text) if len(text) > LARGE else None
+        return _read_sliced(text, found.end()) if found else _strict.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _read_sliced(text: str, start: int) -> Any:
+    """The value in `text`, the items of a list that begins at `start` read one by one."""
+    items, at = list[Any](), start
+    if not _CLOSING.match(text, at):
+        while True:
+            item, at = _strict.raw_decode(text, at)
+            items.append(item)
+            comma = _COMMA.match(text, at)
+            if not comma:
+                break
+            at = comma.end()
+    mark = uuid.uuid4().hex
+    value = _strict.decode(f'{text[:start]}"{mark}"{text[at:]}')
     holder = _mapping(unwrap(value))
-    if holder.get("messages") != []:
-        return json.loads(text)  # they are somewhere else
-    holder["messages"] = messages
+    if holder.get("messages") != [mark]:
+        return _strict.decode(text)  # they are somewhere else
+    holder["messages"] = items
     return value
 
 
@@ -886,8 +918,8 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
         arguments = _mapping(call.get("parameters"))
         try:
             # The raw string keeps what chat-ui drops from `parameters`: nested values.
-            raw = json.loads(_string(update.get("argumentsRaw")) or "null")
-        except (ValueError, RecursionError):
+            raw = read_json(_string(update.get("argumentsRaw")) or "null")
+        except ValueError:
             raw = None
         return Called(id, _string(call.get("name")), raw if isinstance(raw, dict) else arguments)
     if subtype == "error":
@@ -950,8 +982,8 @@ class Lines:
 def _decoded(line: bytes) -> Event | None:
     try:
         # 4,096 spaces without a line end follow a final answer; json ignores them.
-        return event_of(json.loads(line.decode("utf-8", "replace")))
-    except (ValueError, RecursionError):
+        return event_of(read_json(line.decode("utf-8", "replace")))
+    except ValueError:
         return None
 
 
@@ -1007,8 +1039,8 @@ class Log:
             event = _decoded(line)
             return [event] if event else []
         try:
-            return [End(_string(_mapping(json.loads(line)).get("status")))]
-        except (ValueError, RecursionError):
+            return [End(_string(_mapping(read_json(line)).get("status")))]
+        except ValueError:
             return [End("")]
 
     def end(self) -> list[Event]:
@@ -1957,7 +1989,7 @@ class Answer:
 
 def _call_events(called: Called) -> list[StreamEvent]:
     common: dict[str, Any] = {"tool_call_id": called.id or None, "server_executed": True}
-    arguments = json.dumps(called.arguments, ensure_ascii=False)
+    arguments = json.dumps(called.arguments, ensure_ascii=False, allow_nan=False)
     return [
         StreamEvent(type="tool_call_name", chunk=_whole(called.name), **common),
         StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
@@ -2007,7 +2039,7 @@ class Reply:
         """The value in the body. Raises llm.ModelError when it is not JSON."""
         try:
             return read_json(self.body)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise llm.ModelError(
                 f"The server answered with something that is not JSON. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
@@ -2018,9 +2050,9 @@ class Reply:
         """The server's own words for a refusal; nothing of an HTML page."""
         text = self.body[:10_000].decode("utf-8", "replace")
         try:
-            value = _mapping(json.loads(text))
+            value = _mapping(read_json(text))
             return plain(_string(value.get("message")) or _string(value.get("error")), 300)
-        except (ValueError, RecursionError):
+        except ValueError:
             html = "html" in self.content_type or text.lstrip().startswith("<")
             return "" if html else plain(text, 300)
 
@@ -2391,7 +2423,7 @@ def keep_key(name: str, value: str | None) -> None:
     try:
         with _updating("keys.json") as path:
             try:
-                keys = json.loads(path.read_text("utf-8"))
+                keys = read_json(path.read_bytes())
             except FileNotFoundError:
                 keys = {"// Note": "This file stores secret API credentials. Do not share!"}
             if not isinstance(keys, dict):
@@ -2444,7 +2476,7 @@ CACHE = "huggingchat_models.json"
 def load_catalogue(server_url: str) -> Catalogue:
     """The cached models of a server, else the built-in ones. Raises nothing."""
     try:
-        cached = _mapping(json.loads((llm.user_dir() / CACHE).read_text("utf-8")))
+        cached = _mapping(read_json((llm.user_dir() / CACHE).read_bytes()))
         entry = _mapping(_mapping(cached.get("servers")).get(server_url))
         return Catalogue(read_catalogue(entry.get("models")), float(entry["time"]))
     except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
@@ -2456,8 +2488,8 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     try:
         with _updating(CACHE) as path:
             try:
-                servers = _mapping(_mapping(json.loads(path.read_text("utf-8"))).get("servers"))
-            except (OSError, ValueError, RecursionError):
+                servers = _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+            except (OSError, ValueError):
                 servers = {}
             entry = {"time": time.time(), "models": [model.to_json() for model in models]}
             servers[server_url] = entry
@@ -2930,7 +2962,7 @@ class Client:
         not sent. It takes CALL_LIMIT seconds in all. Raises Lost, or Refused for any status
         but 200.
         """
-        body = None if value is None else json.dumps(value).encode()
+        body = None if value is None else json.dumps(value, allow_nan=False).encode()
         begun = time.monotonic()
         backoff = Backoff(begun, tries)
         while True:
@@ -3169,9 +3201,8 @@ class Outcome:
 def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
     """A message's body and content type: a part `data` (JSON), a part `files` each file."""
     boundary = f"llm-huggingchat-{uuid.uuid4().hex}"
-    parts = [
-        b'Content-Disposition: form-data; name="data"\r\n\r\n' + json.dumps(data).encode("utf-8")
-    ]
+    said = json.dumps(data, allow_nan=False).encode("utf-8")
+    parts = [b'Content-Disposition: form-data; name="data"\r\n\r\n' + said]
     for upload in uploads:
         head = (
             f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
@@ -3320,8 +3351,8 @@ class Turn:
             raise Refused(reply)
         made = _mapping(reply.json())
         try:
-            conversation = _mapping(unwrap(json.loads(_string(made.get("conversation")))))
-        except (ValueError, RecursionError):
+            conversation = _mapping(unwrap(read_json(_string(made.get("conversation")))))
+        except ValueError:
             conversation = {}
         id, root = made.get("conversationId"), conversation.get("rootMessageId")
         if not isinstance(id, str) or not isinstance(root, str):
@@ -4440,7 +4471,7 @@ def _moment(value: object) -> datetime.datetime | None:
 
 
 def _echo_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 # Log in
@@ -4786,7 +4817,11 @@ def _logs() -> Iterator[LogStore]:
         yield LogStore(db)
 
 
-_KEPT = "json_extract(parts.payload, '$.provider_metadata.huggingchat.{}')"
+# SQLite looks at no row whose payload is no JSON, in its own sense: it would fail for all.
+_KEPT = (
+    "case when json_valid(parts.payload) "
+    "then json_extract(parts.payload, '$.provider_metadata.huggingchat.{}') end"
+)
 
 
 def _latest_kept(
@@ -5442,7 +5477,7 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         _may_write(output)
     tree = _run(access, lambda client: read_tree(client, access, named))
     if format_ == "json":
-        text = json.dumps(tree.value, indent=2) + "\n"
+        text = json.dumps(tree.value, indent=2, allow_nan=False) + "\n"
     else:
         text = to_markdown(tree, _now())
     if output:
