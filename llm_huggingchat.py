@@ -4024,11 +4024,16 @@ def _read_some(path: str) -> bytes:
 
 async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
     """An attachment from the web, without cookies: bytes and content type."""
+    from curl_cffi import CurlOpt
     from curl_cffi.curl import CURL_WRITEFUNC_ERROR
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
     shown = plain(url, 200)
+    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+        raise llm.ModelError(f"{shown!r} cannot be fetched: it is not a http or https address.")
+    # curl knows more protocols, some of which put chosen bytes on a raw socket.
+    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
     content = bytearray()
 
     def take(piece: bytes) -> int:
@@ -4036,7 +4041,9 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
         return len(piece) if len(content) <= FILE_LIMIT else CURL_WRITEFUNC_ERROR
 
     try:
-        async with AsyncSession[Any](timeout=60, max_redirects=3) as session:
+        async with AsyncSession[Any](
+            timeout=60, max_redirects=3, curl_options=cast(Any, only)
+        ) as session:
             response = await session.get(url, content_callback=take, verify=True)
     except RequestException as error:
         if len(content) > FILE_LIMIT:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import threading
+from collections.abc import Iterator
 from typing import Any
 
+import llm
 import pytest
 import sqlite_utils
-from chat_ui import ChatUI, Conversation
-from helpers import logged, make_logs, only_conversation, run
+from chat_ui import ChatUI, Conversation, Fault
+from helpers import Ask, both, logged, make_logs, only_conversation, run
 
 import llm_huggingchat
 from llm_huggingchat import event_of, read_json
@@ -28,7 +32,7 @@ def answer_of(conversation: Conversation) -> dict[str, Any]:
 
 def database() -> sqlite_utils.Database:
     make_logs()
-    return sqlite_utils.Database(llm_huggingchat.llm.user_dir() / "logs.db")
+    return sqlite_utils.Database(llm.user_dir() / "logs.db")
 
 
 # --- JSON that is none ----------------------------------------------------------------
@@ -117,3 +121,53 @@ def test_logs_that_hold_what_is_no_json_can_be_used(server: ChatUI, value: str) 
     assert id in run("huggingchat", "open", "--print").stdout
     assert f"{id} *" in run("huggingchat", "conversations").stdout
     assert " 0 turns added" in run("huggingchat", "import", id).stdout
+
+
+# --- attachments' addresses -----------------------------------------------------------
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[int, list[bytes]]]:
+    """A port where somebody listens: its number, and what every connection said."""
+    heard: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 hello\r\n")  # ftp lets the server speak first
+            heard.append(self.request.recv(1000))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield listening.server_address[1], heard
+        listening.shutdown()
+        thread.join()
+
+
+ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
+
+
+@both
+@pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
+def test_attachment_comes_over_http_alone(
+    server: ChatUI, ask: Ask, raw: tuple[int, list[bytes]], address: str
+) -> None:
+    port, heard = raw
+    attachment = llm.Attachment(type="text/plain", url=address.format(port))
+    with pytest.raises(llm.ModelError, match="http"):
+        ask("hello", attachments=[attachment])
+    assert heard == server.log == []
+
+
+@both
+@pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
+def test_attachment_is_not_redirected_to_another_protocol(
+    server: ChatUI, ask: Ask, raw: tuple[int, list[bytes]], address: str
+) -> None:
+    port, heard = raw
+    elsewhere = (("location", address.format(port)),)
+    server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
+    with pytest.raises(llm.ModelError, match="cannot be fetched"):
+        ask("hello", attachments=[llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")])
+    assert heard == []
+    assert server.conversations == {}
