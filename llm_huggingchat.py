@@ -33,6 +33,7 @@ import contextlib
 import datetime
 import enum
 import functools
+import glob
 import hashlib
 import inspect
 import io
@@ -46,10 +47,11 @@ import os
 import pathlib
 import queue
 import re
+import secrets
 import signal
 import sqlite3
+import stat
 import sys
-import tempfile
 import threading
 import time
 import unicodedata
@@ -65,7 +67,7 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import click
@@ -2385,24 +2387,67 @@ class Run:
 def write_whole(
     path: pathlib.Path, content: str | bytes, mode: int = 0o600, lasting: bool = True
 ) -> None:
-    """Replace the file at `path` in one step, so that no reader sees half of it.
+    """Replace a file of our own at `path` in one step, so that no reader sees half of it.
 
-    With `lasting` it outlives a crash of the machine as well. Raises OSError.
+    A link stays one. The caller has locked the file, so what is left of a write that was
+    killed, perhaps with keys in it, can go. With `lasting` the file outlives a crash of the
+    machine as well. Raises OSError.
     """
+    path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        left.unlink(missing_ok=True)
+    with _replacing(path, mode) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        if lasting:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(
+    path: pathlib.Path, mode: int, like: os.stat_result | None = None
+) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of `path` when it is written, or is gone.
+
+    Its mode is `mode` without what the umask takes; or mode and owner are those of `like`.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(new, flags, 0o600 if like else mode)
     try:
         with open(descriptor, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            if lasting:
-                os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
+            if like:
+                made = os.stat(new)
+                if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
+                    os.chown(new, like.st_uid, like.st_gid)
+                os.chmod(new, stat.S_IMODE(like.st_mode))
+            yield file
+        os.replace(new, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(new)
         raise
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Write a file for a person, into what is there: links, pipes and devices stay such.
+
+    A file is replaced when the new one is whole, and keeps mode and owner. Where it has more
+    than one name, or nothing can be made beside it, it is written in its place. Raises OSError.
+    """
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        there = None
+    with contextlib.ExitStack() as stack:
+        file: BinaryIO | None = None
+        if there is None or (stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
+            real = pathlib.Path(os.path.realpath(path))
+            with contextlib.suppress(OSError):
+                file = stack.enter_context(_replacing(real, 0o666, there))
+        yield file or stack.enter_context(open(path, "wb"))
 
 
 @contextlib.contextmanager
@@ -4445,13 +4490,18 @@ def _open(url: str) -> None:
     webbrowser.open(url)
 
 
+DASH = pathlib.Path("-")  # standard output, where a file is asked for
+
+
 def _may_write(path: pathlib.Path) -> None:
     """Asks before a file is overwritten. Raises click.Abort, or click.ClickException."""
+    if path == DASH:
+        return
     if not path.parent.is_dir():
         raise click.ClickException(f"There is no directory {path.parent}")
     if path.is_dir():
         raise click.ClickException(f"{path} is a directory")
-    if path.exists():
+    if path.is_file() or (path.is_symlink() and not path.exists()):
         click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
 
 
@@ -5468,7 +5518,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     "-o",
     "--output",
     type=click.Path(path_type=pathlib.Path),
-    help="Write to this file, not to standard output",
+    help="Write to this file; default: -, standard output",
 )
 def export(name: str, format_: str, output: pathlib.Path | None) -> None:
     """Write a conversation as Markdown or JSON.
@@ -5487,8 +5537,9 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         text = json.dumps(tree.value, indent=2, allow_nan=False) + "\n"
     else:
         text = to_markdown(tree, _now())
-    if output:
-        write_whole(output, text)
+    if output and output != DASH:
+        with writing(output) as file:
+            file.write(text.encode("utf-8"))
     elif sys.stdout.isatty():
         click.echo("\n".join(map(_printable, text.split("\n"))), nl=False)
     else:
@@ -5684,7 +5735,10 @@ def file_name(disposition: str, link: str, type: str) -> str:
 @huggingchat.command()
 @click.argument("url")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=pathlib.Path), help="Where to; default: its name"
+    "-o",
+    "--output",
+    type=click.Path(path_type=pathlib.Path),
+    help="Where to; default: its name; - is standard output",
 )
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
@@ -5715,12 +5769,18 @@ def download(url: str, output: pathlib.Path | None) -> None:
             await _demand_login(client, access)
             raise llm.ModelError(f"{server.host} has no such file for this account.") from None
 
+    if output == DASH and sys.stdout.isatty():
+        raise click.UsageError("Standard output is a terminal: name a file.")
     reply = _run(access, work)
+    if output == DASH:
+        click.echo(reply.body, nl=False)
+        return
     if output is None or output.is_dir():
         name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
         output = (output or pathlib.Path()) / name
         _may_write(output)
-    write_whole(output, reply.body)
+    with writing(output) as file:
+        file.write(reply.body)
     click.echo(f"{output} ({len(reply.body)} bytes)")
 
 

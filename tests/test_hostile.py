@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pathlib
+import re
+import signal
 import socketserver
+import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import llm
 import pytest
 import sqlite_utils
-from chat_ui import ChatUI, Conversation, Fault
+from chat_ui import PICTURE, ChatUI, Conversation, Fault
 from helpers import Ask, both, logged, make_logs, only_conversation, run
 
 import llm_huggingchat
-from llm_huggingchat import event_of, read_json
+from llm_huggingchat import event_of, keep_key, read_json
 
 
 def stored_conversation(server: ChatUI) -> Conversation:
@@ -156,7 +164,8 @@ def test_attachment_comes_over_http_alone(
     attachment = llm.Attachment(type="text/plain", url=address.format(port))
     with pytest.raises(llm.ModelError, match="http"):
         ask("hello", attachments=[attachment])
-    assert heard == server.log == []
+    assert heard == []
+    assert server.log == []
 
 
 @both
@@ -171,3 +180,140 @@ def test_attachment_is_not_redirected_to_another_protocol(
         ask("hello", attachments=[llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")])
     assert heard == []
     assert server.conversations == {}
+
+
+# --- files that somebody asked for ----------------------------------------------------
+
+
+def export_of(server: ChatUI) -> tuple[list[str], bytes]:
+    """A command that writes an export, and what it writes."""
+    run("-m", "hf-llama", "[[file]] hello", "-n")
+    command = ["huggingchat", "export", only_conversation(server).id]
+    return command, run(*command).stdout_bytes
+
+
+def download_of(server: ChatUI) -> tuple[list[str], bytes]:
+    """A command that downloads a file of an answer, and the file."""
+    answer = run("-m", "hf-llama", "[[file]] hello", "-n").stdout
+    (link,) = re.findall(r"\((http[^)]*)\)", answer)
+    return ["huggingchat", "download", link], PICTURE
+
+
+Writing = Callable[[ChatUI], tuple[list[str], bytes]]
+writing = pytest.mark.parametrize(
+    "writing", [pytest.param(export_of, id="export"), pytest.param(download_of, id="download")]
+)
+
+
+@writing
+def test_link_stays_a_link(server: ChatUI, tmp_path: pathlib.Path, writing: Writing) -> None:
+    command, content = writing(server)
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to("real")
+    for _ in range(2):  # nothing is there at first
+        run(*command, "-o", str(link), input="y\n")
+        assert link.is_symlink()
+        assert real.read_bytes() == content
+        real.write_text("mine")
+    other = tmp_path / "other"
+    os.link(real, other)
+    run(*command, "-o", str(real), input="y\n")
+    assert real.read_bytes() == other.read_bytes() == content
+
+
+@writing
+def test_pipe_gets_what_is_written(
+    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
+) -> None:
+    command, content = writing(server)
+    pipe, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    shown = run(*command, "-o", str(pipe), input="")  # there is nothing to overwrite
+    if not pipe.is_fifo():
+        pytest.fail("the pipe was replaced")
+    reader.join(5)
+    assert read == [content]
+    assert shown.stdout_bytes != content
+
+
+@writing
+def test_modes_are_those_of_any_file(
+    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
+) -> None:
+    command, content = writing(server)
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("mine")
+    old.chmod(0o664)
+    umask = os.umask(0o027)
+    try:
+        run(*command, "-o", str(old), input="y\n")
+        run(*command, "-o", str(new))
+    finally:
+        os.umask(umask)
+    assert [path.read_bytes() for path in (old, new)] == [content, content]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (old, new)] == [0o664, 0o640]
+
+
+@writing
+def test_dash_is_standard_output(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
+) -> None:
+    command, content = writing(server)
+    monkeypatch.chdir(tmp_path)
+    assert run(*command, "-o", "-").stdout_bytes == content
+    assert not (tmp_path / "-").exists()
+
+
+@writing
+def test_file_that_cannot_be_written_whole_stays_as_it_was(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
+) -> None:
+    command, _ = writing(server)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "file"
+    file.write_text("mine")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    shown = run(*command, "-o", str(file), input="y\n", status=1)
+    assert "Error: No space left on device" in shown.stderr
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert file.read_text() == "mine"
+
+
+# --- files of our own -----------------------------------------------------------------
+
+
+def test_key_store_that_is_a_link_stays_one(user_path: pathlib.Path) -> None:
+    real = user_path.parent / "dotfiles"
+    real.mkdir()
+    (real / "keys").write_text('{"openai": "sk-mine"}')
+    (user_path / "keys.json").symlink_to(real / "keys")
+    keep_key("huggingchat", "value")
+    assert (user_path / "keys.json").is_symlink()
+    assert json.loads((real / "keys").read_text()) == {"openai": "sk-mine", "huggingchat": "value"}
+    assert [path.name for path in real.iterdir()] == ["keys"]
+
+
+KILLED = """
+import os, signal
+import llm_huggingchat
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+llm_huggingchat.keep_key("huggingchat", "secret-value")
+"""
+
+
+def test_keys_that_a_kill_left_behind_are_removed(user_path: pathlib.Path) -> None:
+    def holding() -> list[str]:
+        return [p.name for p in user_path.iterdir() if b"secret-value" in p.read_bytes()]
+
+    killed = subprocess.run([sys.executable, "-c", KILLED], timeout=30)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(holding()) == 1
+    keep_key("other", "value")
+    assert holding() == []
