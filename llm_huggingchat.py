@@ -3738,7 +3738,25 @@ class HuggingFace(HuggingChatTool):
         super().__init__()
 
 
-class MCP(HuggingChatTool):
+class _Loggable(type):
+    """Makes an MCP of what may be logged, and then tells it the whole.
+
+    llm logs what a tool's __init__ gets, and makes the tool of it again for `llm -c`. A
+    header's or a query's value may be a secret, so __init__ gets only the name of one.
+    """
+
+    def __call__(
+        cls, url: str, name: str | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        shown = headers
+        if isinstance(headers, dict):
+            shown = {key: _only_names(str(value)) for key, value in headers.items()}
+        tool = super().__call__(_loggable_url(str(url)), name, shown)
+        tool.url, tool.headers = url, headers
+        return tool
+
+
+class MCP(HuggingChatTool, metaclass=_Loggable):
     """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
     for that environment variable, or key in llm's key store: only the name is logged."""
 
@@ -3752,20 +3770,6 @@ class MCP(HuggingChatTool):
         self.label = name
         self.headers = headers
 
-    # llm logs `_config`, and makes the tool of it again for `llm -c`. A header's value may
-    # be a secret, so none is kept there but the name of one.
-    @property
-    def _config(self) -> dict[str, Any]:
-        return self._kept
-
-    @_config.setter
-    def _config(self, config: dict[str, Any]) -> None:
-        headers = config.get("headers")
-        if isinstance(headers, dict):
-            shown = {name: _only_names(str(value)) for name, value in headers.items()}
-            config = {**config, "headers": shown}
-        self._kept = config
-
     def request(self, server: Server) -> dict[str, Any]:
         """The server as chat-ui wants it. Raises llm.ModelError."""
         url = self._filled("URL", str(self.url))
@@ -3774,12 +3778,19 @@ class MCP(HuggingChatTool):
             host = parts.hostname or ""
         except ValueError:
             parts, host = urlsplit(""), ""
+        if "@" in parts.netloc:
+            raise llm.ModelError(
+                "MCP's URL holds a user name or a password. Put them into a header, "
+                'like {"Authorization": "Basic $NAME"}.'
+            )
         local = server.is_loopback and _is_loopback(host) and parts.scheme in ("http", "https")
         public = host and not _is_private(host) and parts.scheme == "https"
         if not (public or local):
+            # The rest of the address may be a secret, or all of it.
+            given = f", not {plain(f'{parts.scheme}://{host}', 100)!r}" if host else ""
             raise llm.ModelError(
-                f"MCP wants the https address of a public server, "
-                f"like https://example.org/mcp, not {plain(self.url, 100)!r}."
+                "MCP wants the https address of a public server, "
+                f"like https://example.org/mcp{given}."
             )
         if self.headers is not None and not isinstance(self.headers, dict):
             raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
@@ -3797,6 +3808,10 @@ class MCP(HuggingChatTool):
             )
 
         def value_of(match: re.Match[str]) -> str:
+            if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
+                raise llm.ModelError(
+                    f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
+                )
             found = os.environ.get(match[1]) or stored_key(match[1])
             if found is None:
                 raise llm.ModelError(
@@ -3812,8 +3827,21 @@ HIDDEN = "(not logged)"
 
 
 def _only_names(value: str) -> str:
-    """A header's value for the log: the words it is made of when they name a secret."""
-    return value if re.fullmatch(r"(?:Bearer |Basic |Token )?\$\w+", value) else HIDDEN
+    """A value for the log: the words it is made of when they name a secret."""
+    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else HIDDEN
+
+
+def _loggable_url(url: str) -> str:
+    """An address for the log: in its query only names of secrets; nothing if it is no address."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return HIDDEN
+    if not parts.netloc or "@" in parts.netloc:
+        return HIDDEN
+    pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
+    query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
+    return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
 
 
 def _is_private(host: str) -> bool:
@@ -4024,13 +4052,28 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     """The key for a server, and where it comes from: --key, the store, or the environment.
 
     A session that was made up for a server without logins gives way to the environment.
-    Raises llm.NeedsKeyException when the service has none.
+    `LLM_HUGGINGCHAT_KEY` and the key `huggingchat` are for the service and for loopback.
+    Raises llm.NeedsKeyException when the service has none, llm.ModelError when there are
+    only cookies of another host.
     """
+    near = server.is_service or server.is_loopback
+
+    def foreign(what: str) -> llm.ModelError:
+        return llm.ModelError(
+            f"{what} is not for {server.host}: cookies of one host never go to another. "
+            f"Run: llm keys set {server.key_name}"
+        )
+
     if explicit:
+        ours = (server.key_name, "huggingchat") if near else (server.key_name,)
+        if re.match(r"huggingchat(:|$)", explicit) and explicit not in ours:
+            raise foreign("That key")
         return stored_key(explicit) or explicit, "--key"
     stored, given = stored_key(server.key_name), os.environ.get(KEY_VARIABLE) or None
-    if stored and not (given and '"made_up": true' in stored):
+    if stored and not (given and near and '"made_up": true' in stored):
         return stored, f"llm keys ({server.key_name})"
+    if given and not near:
+        raise foreign(KEY_VARIABLE)
     if given:
         return given, KEY_VARIABLE
     if server.is_service:

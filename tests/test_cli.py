@@ -240,7 +240,7 @@ def test_nobody_listening(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://nosuch.invalid/chat")
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", BOTH_COOKIES)
+    run("keys", "set", "huggingchat:nosuch.invalid", "--value", BOTH_COOKIES)
     said = failure("-m", "hf-llama", "hello")
     assert "nosuch.invalid" in said
     assert "no such host" in said

@@ -20,10 +20,10 @@ import llm
 import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault
-from helpers import Ask, both, logged, make_logs, only_conversation, run
+from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends
 
 import llm_huggingchat
-from llm_huggingchat import event_of, keep_key, read_json
+from llm_huggingchat import MCP, SERVICE, event_of, find_key, keep_key, parse_server, read_json
 
 
 def stored_conversation(server: ChatUI) -> Conversation:
@@ -317,3 +317,113 @@ def test_keys_that_a_kill_left_behind_are_removed(user_path: pathlib.Path) -> No
     assert len(holding()) == 1
     keep_key("other", "value")
     assert holding() == []
+
+
+# --- cookies and secrets --------------------------------------------------------------
+
+ELSEWHERE = "https://chat.example.org"
+SECRET = "sesame-sesame"
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        (f"hf-chat={SECRET}", ()),
+        ("", ("--key", "huggingchat")),
+        ("", ("--key", "huggingchat:huggingface.example")),
+    ],
+)
+def test_cookies_of_the_service_are_not_for_another_host(
+    user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, key: str, arguments: tuple[str, ...]
+) -> None:
+    for name in ("huggingchat", "huggingchat:huggingface.example"):
+        keep_key(name, f"hf-chat={SECRET}")
+    monkeypatch.setenv(llm_huggingchat.SERVER_VARIABLE, ELSEWHERE)
+    monkeypatch.setenv(llm_huggingchat.KEY_VARIABLE, key)
+    said = failure("-m", "hf-llama", "hello", *arguments)
+    assert "llm keys set huggingchat:chat.example.org" in said
+    assert SECRET not in said
+    if key:
+        for command in ("status", "conversations"):
+            shown = run("huggingchat", command, status=1).output
+            assert "llm keys set huggingchat:chat.example.org" in shown
+            assert SECRET not in shown
+
+
+def test_cookies_of_the_service_are_for_the_service_and_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_key("huggingchat", "of-the-service")
+    keep_key("huggingchat:chat.example.org", "of-the-other")
+    monkeypatch.setenv(llm_huggingchat.KEY_VARIABLE, "of-the-environment")
+    service, near, other = map(parse_server, (SERVICE, "http://localhost:1", ELSEWHERE))
+    assert find_key(near)[0] == "of-the-environment"
+    assert find_key(near, "huggingchat")[0] == "of-the-service"
+    assert find_key(service, "huggingchat")[0] == find_key(service)[0] == "of-the-service"
+    assert find_key(other)[0] == "of-the-other"
+    assert find_key(other, "huggingchat:chat.example.org")[0] == "of-the-other"
+    assert find_key(other, "hf-chat=typed")[0] == "hf-chat=typed"
+
+
+def selected_servers(server: ChatUI) -> list[dict[str, Any]]:
+    return [s for request in sends(server) for s in (request.data or {})["selectedMcpServers"]]
+
+
+@both
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://ann:{SECRET}@mcp.example/x",
+        f"https://{SECRET}@mcp.example/x",
+        f"http://ann:{SECRET}@mcp.example/x?key={SECRET}",
+        f"http://mcp.example/x?key={SECRET}#{SECRET}",
+        f"ann:{SECRET}@mcp.example/x",
+        f"https:ann:{SECRET}@mcp.example/x",
+        f"https://[{SECRET}",
+        "https://$LOGIN@mcp.example/x",
+        "https://$HOST/x",
+    ],
+)
+def test_name_and_password_in_an_address_are_refused_unseen(
+    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
+    monkeypatch.setenv("HOST", f"ann:{SECRET}@mcp.example")
+    with pytest.raises(llm.ModelError, match="MCP") as caught:
+        ask("hello", tools=[MCP(url)])
+    assert "sesame" not in str(caught.value)
+    assert server.log == []
+
+
+def test_query_of_an_address_is_sent_but_not_logged(
+    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"https://mcp.example/@org/x?key={SECRET}&$NAMED&a={SECRET}%20b#{SECRET}"
+    monkeypatch.setenv("NAMED", "flag")
+    run("-m", "hf-llama", "-T", f'MCP("{url}")', "one")
+    assert selected_servers(server)[0]["url"] == url.replace("$NAMED", "flag")
+    for path in user_path.iterdir():
+        assert SECRET.encode() not in path.read_bytes()
+    assert "not kept in the logs" in failure("-c", "two")
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize("name", ["LLM_HUGGINGCHAT_KEY", "huggingchat", "huggingchat_other"])
+@pytest.mark.parametrize(
+    "tool",
+    [
+        'MCP(url="https://mcp.example/x", headers={"Cookie": "$NAME"})',
+        'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})',
+        'MCP("https://mcp.example/x?key=$NAME")',
+    ],
+)
+def test_the_chats_own_cookies_are_put_into_no_header(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, tool: str
+) -> None:
+    keep_key("huggingchat", SECRET)
+    keep_key("huggingchat_other", SECRET)
+    monkeypatch.setenv(llm_huggingchat.KEY_VARIABLE, SECRET)
+    said = failure("-m", "hf-llama", "-T", tool.replace("NAME", name), "hello")
+    assert f"${name}" in said
+    assert SECRET not in said
+    assert server.log == []
