@@ -138,6 +138,20 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def known_id(value: object) -> str:
+    """`value` if it can be an id of the server's, of whatever kind, else none.
+
+    Ids end up in addresses, in the logs and in the terminal.
+    """
+    text = _string(value)
+    return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
+
+
+def no_sense(host: str, what: str) -> llm.ModelError:
+    """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
+    return llm.ModelError(f"{host} gave an answer that makes no sense: {what}.")
+
+
 def note(text: str) -> None:
     """A line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {plain(text)}", err=True)
@@ -593,14 +607,13 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
         kept = (getattr(part, "provider_metadata", None) or {}).get("huggingchat")
         if not isinstance(kept, dict) or kept.get("server") != server_url:
             continue
-        conversation_id = kept.get("conversation_id")
-        if isinstance(conversation_id, str) and conversation_id:
-            known = {
-                name: value
-                for name in ("message_id", "generation_id", "model")
-                if isinstance(value := kept.get(name), str) and value
-            }
-            return Parent(conversation_id, **known)
+        if conversation_id := known_id(kept.get("conversation_id")):
+            return Parent(
+                conversation_id,
+                known_id(kept.get("message_id")) or None,
+                known_id(kept.get("generation_id")) or None,
+                _string(kept.get("model")) or None,
+            )
     return None
 
 
@@ -892,8 +905,8 @@ def event_of(update: Any) -> Event | None:
         return Reasoning(_string(update.get("token")).rstrip("\0"))
     if kind == "tool":
         return _tool_event(update)
-    if kind == "file" and isinstance(update.get("sha"), str):
-        return File(_string(update.get("name")) or "file", update["sha"])
+    if kind == "file" and (sha := known_id(update.get("sha"))):
+        return File(_string(update.get("name")) or "file", sha)
     if kind == "title":
         return Title(plain(re.sub(r"</?think>", "", _string(update.get("title"))), 200))
     if kind == "routerMetadata":
@@ -914,7 +927,9 @@ def event_of(update: Any) -> Event | None:
 
 
 def _tool_event(update: dict[str, Any]) -> Event | None:
-    subtype, id = update.get("subtype"), _string(update.get("uuid"))
+    subtype, id = update.get("subtype"), known_id(update.get("uuid"))
+    if update.get("uuid") and not id:
+        return None
     if subtype == "call":
         call = _mapping(update.get("call"))
         arguments = _mapping(call.get("parameters"))
@@ -1050,12 +1065,17 @@ class Log:
         return []
 
 
+def messages_of(conversation: Any) -> list[dict[str, Any]]:
+    """The messages in what `GET api/v2/conversations/ID` says, with or without an id."""
+    messages = _mapping(unwrap(conversation)).get("messages")
+    return [_mapping(message) for message in messages] if isinstance(messages, list) else []
+
+
 def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any] | None:
     """The message that a run wrote, in what `GET api/v2/conversations/ID` says."""
-    messages = _mapping(unwrap(conversation)).get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        if generation_id and _mapping(message).get("generationId") == generation_id:
-            return cast("dict[str, Any]", message)
+    for message in messages_of(conversation):
+        if generation_id and message.get("generationId") == generation_id:
+            return message
     return None
 
 
@@ -3053,6 +3073,8 @@ class Client:
             if refused.reply.status in (400, 403, 404):
                 raise Gone from None
             raise
+        if not isinstance(conversation.get("messages"), list):
+            raise no_sense(access.server.host, "a conversation without messages")
         if isinstance(conversation.get("model"), str):
             self.known(id).model = conversation["model"]
         return conversation
@@ -3371,7 +3393,7 @@ class Turn:
         if self._plan.system:
             value["preprompt"] = self._plan.system
         backoff = Backoff(time.monotonic(), TRIES)
-        conversation: dict[str, Any] | None = None
+        conversation: dict[str, str] | None = None
         while conversation is None:
             call = self._client.call(self._access, "POST", "/conversation", value, twice=False)
             try:
@@ -3383,14 +3405,14 @@ class Turn:
                     raise
                 await asyncio.sleep(pause)
                 conversation = await self._made_unseen()
-        self._outcome.conversation_id = str(conversation["id"])
+        self._outcome.conversation_id = conversation["id"]
         await self._hold(None)
         cookies = self._access.cookies
         if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
             keep_key(self._access.server.key_name, cookies.to_key())
-        return str(conversation["rootMessageId"])
+        return conversation["rootMessageId"]
 
-    def _made(self, reply: Reply) -> dict[str, Any]:
+    def _made(self, reply: Reply) -> dict[str, str]:
         """The conversation in the answer to its making."""
         if "html" in reply.content_type:
             raise Refused(reply)
@@ -3399,27 +3421,28 @@ class Turn:
             conversation = _mapping(unwrap(read_json(_string(made.get("conversation")))))
         except ValueError:
             conversation = {}
-        id, root = made.get("conversationId"), conversation.get("rootMessageId")
-        if not isinstance(id, str) or not isinstance(root, str):
+        id = known_id(made.get("conversationId"))
+        root = known_id(conversation.get("rootMessageId"))
+        if not (id and root):
             raise llm.ModelError(
                 f"{self._access.server.host} made a conversation but did not name it. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             )
         return {"id": id, "rootMessageId": root}
 
-    async def _made_unseen(self) -> dict[str, Any] | None:
+    async def _made_unseen(self) -> dict[str, str] | None:
         """A conversation whose making was not answered: a new one, empty, and like it."""
         listed = _mapping(unwrap(await self._client.get(self._access, "/api/v2/conversations?p=0")))
         entries = listed.get("conversations")
         for entry in map(_mapping, entries[:3] if isinstance(entries, list) else ()):
-            if entry.get("model") != self._ask.model:
+            id = known_id(entry.get("id"))
+            if not id or entry.get("model") != self._ask.model:
                 continue
-            id = _string(entry.get("id"))
             conversation = await self._client.conversation(self._access, id)
             alike = (conversation.get("preprompt") or None) == (self._plan.system or None)
-            if alike and len(conversation.get("messages") or ()) <= 1:
-                root = conversation.get("rootMessageId")
-                return {"id": id, "rootMessageId": root} if isinstance(root, str) else None
+            if alike and len(messages_of(conversation)) <= 1:
+                root = known_id(conversation.get("rootMessageId"))
+                return {"id": id, "rootMessageId": root} if root else None
         return None
 
     async def _find(self, parent: Parent) -> str:
@@ -3433,7 +3456,7 @@ class Turn:
         if not message_id:
             conversation = await self._client.conversation(self._access, id)
             stored = _mapping(stored_answer(conversation, parent.generation_id))
-            message_id = _string(stored.get("id"))
+            message_id = known_id(stored.get("id"))
         if not message_id:
             raise Gone
         if (known.model or parent.model) != self._ask.model:
@@ -3555,12 +3578,12 @@ class Turn:
         if stored and run is self._run:
             self._found(conversation, stored)
         parent = self._plan.parent and self._plan.parent.message_id
-        ids = [_mapping(message).get("id") for message in conversation.get("messages") or ()]
+        ids = [message.get("id") for message in messages_of(conversation)]
         return run.looked(stored, time.monotonic(), parent=not parent or parent in ids)
 
     def _found(self, conversation: dict[str, Any], stored: dict[str, Any]) -> None:
         """The answer is in the conversation: it has an id."""
-        id, known = _string(stored.get("id")), self._client.known(self._id)
+        id, known = known_id(stored.get("id")), self._client.known(self._id)
         self._outcome.message_id = id or None
         if known.generation_id == self._run.generation_id:
             known.message_id = id
@@ -4940,7 +4963,7 @@ def _latest_kept(
         """,
         {"thread": thread_id, "server": server_url},
     ).fetchone()
-    return (str(row[0]), str(row[1])) if row else None
+    return (str(row[0]), str(row[1])) if row and known_id(row[1]) else None
 
 
 def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
@@ -5078,9 +5101,8 @@ class Tree:
         return plain(_string(self.value.get("model")), 200)
 
     def messages(self) -> dict[str, dict[str, Any]]:
-        messages = self.value.get("messages")
-        listed = map(_mapping, messages if isinstance(messages, list) else ())
-        return {_string(message.get("id")): message for message in listed}
+        """By id; what has none is passed over."""
+        return {id: m for m in messages_of(self.value) if (id := known_id(m.get("id")))}
 
 
 @dataclass(frozen=True)
@@ -5121,7 +5143,8 @@ def all_branches(tree: Tree, now: datetime.datetime) -> list[list[Exchanged]]:
 
 def _ancestors(message: dict[str, Any]) -> list[str]:
     ancestors = message.get("ancestors")
-    return [_string(id) for id in ancestors] if isinstance(ancestors, list) else []
+    known = map(known_id, ancestors if isinstance(ancestors, list) else ())
+    return list(dict.fromkeys(filter(None, known)))
 
 
 def _is_answer(message: dict[str, Any], now: datetime.datetime) -> bool:
@@ -5144,10 +5167,10 @@ def question_of(tree: Tree, message: dict[str, Any]) -> Message:
         llm.Attachment(
             # Without a type, llm would ask the server for it.
             type=plain(_string(file.get("mime")), 100) or "application/octet-stream",
-            url=tree.server.file_page(tree.id, _string(file.get("value"))),
+            url=tree.server.file_page(tree.id, file["value"]),
         )
         for file in map(_mapping, files if isinstance(files, list) else ())
-        if file.get("type") == "hash" and _string(file.get("value"))
+        if file.get("type") == "hash" and known_id(file.get("value"))
     ]
     parts: list[Any] = [TextPart(text=text)] if text or not attachments else []
     return Message("user", [*parts, *(AttachmentPart(attachment=file) for file in attachments)])
@@ -5169,7 +5192,7 @@ def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> l
     for event in [*events, *(() if complete else (Final("", True),))]:
         for out in given.take(event):
             response._process_chunk(out)
-    generation_id = _string(answer.get("generationId"))
+    generation_id = known_id(answer.get("generationId"))
     outcome = Outcome(
         tree.server.url,
         tree.model,
@@ -5240,7 +5263,7 @@ class Importer:
             self._remember(str(hash), ids)
 
     def _remember(self, hash: str, ids: Iterable[object]) -> None:
-        for id in filter(None, map(_string, ids)):
+        for id in filter(None, map(known_id, ids)):
             self._hashes.setdefault(id, []).append(hash)
 
     def knows(self, found: list[list[Exchanged]]) -> bool:
@@ -5254,7 +5277,7 @@ class Importer:
 
     def _logged(self, answer: dict[str, Any]) -> str | None:
         """The logged message that is this answer; best the one that a thread ends with."""
-        ids = [_string(answer.get(name)) for name in ("id", "generationId")]
+        ids = [known_id(answer.get(name)) for name in ("id", "generationId")]
         hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
         return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
 
@@ -5329,7 +5352,9 @@ async def _tree_to_import(
             return tree
         path = "/api/v2/conversations/import-share"
         reply = await client.change(access, "POST", path, {"shareId": named.id})
-        copy = _string(_mapping(unwrap(reply.json())).get("conversationId"))
+        copy = known_id(_mapping(unwrap(reply.json())).get("conversationId"))
+        if not copy:
+            raise no_sense(access.server.host, "a copy of the conversation without an id")
         return await read_tree(client, access, Named(copy))
     except Gone:
         return None
@@ -5430,6 +5455,8 @@ def _import_lines(tree: Tree, added: list[Imported]) -> Iterator[str]:
         yield f"{imported.thread_id}  {turns}: {tree.title}"
     if not added:
         yield f"{'-':26}  no answer in it yet: {tree.title}"
+    if odd := len(tree.value["messages"]) - len(tree.messages()):
+        yield f"{'-':26}  {odd} of its messages make no sense: {tree.title}"
 
 
 # Conversations: one of them
@@ -5494,7 +5521,7 @@ def share(name: str) -> None:
     access = _access()
     path = f"{chat_path(_named(name, access.server).id)}/share"
     reply = _run(access, lambda client: client.change(access, "POST", path, {}))
-    share_id = _string(_mapping(reply.json()).get("shareId"))
+    share_id = known_id(_mapping(reply.json()).get("shareId"))
     if not share_id:
         raise llm.ModelError(f"{access.server.host} did not say where the shared page is.")
     click.echo(access.server.shared_page(share_id))

@@ -21,9 +21,21 @@ import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault
 from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends
+from llm.parts import Message, TextPart
 
 import llm_huggingchat
-from llm_huggingchat import MCP, SERVICE, event_of, find_key, keep_key, parse_server, read_json
+from llm_huggingchat import (
+    MCP,
+    SERVICE,
+    Parent,
+    event_of,
+    find_key,
+    keep_key,
+    known_id,
+    parent_of,
+    parse_server,
+    read_json,
+)
 
 
 def stored_conversation(server: ChatUI) -> Conversation:
@@ -188,7 +200,7 @@ def test_attachment_is_not_redirected_to_another_protocol(
 def export_of(server: ChatUI) -> tuple[list[str], bytes]:
     """A command that writes an export, and what it writes."""
     run("-m", "hf-llama", "[[file]] hello", "-n")
-    command = ["huggingchat", "export", only_conversation(server).id]
+    command = ["huggingchat", "export", stored_conversation(server).id]
     return command, run(*command).stdout_bytes
 
 
@@ -427,3 +439,120 @@ def test_the_chats_own_cookies_are_put_into_no_header(
     assert f"${name}" in said
     assert SECRET not in said
     assert server.log == []
+
+
+# --- ids from the server --------------------------------------------------------------
+
+ODD_IDS = ["a/b", "../x", "a b", "\ud800", "é", "a\n", "", "x" * 300, 5, None, ["a"]]
+
+
+@pytest.mark.parametrize(
+    "id", ["6b039392759aa03066f1190f", "aB-_123", "a1b2c3d4-0000-4000-8000-000000000000"]
+)
+def test_id(id: str) -> None:
+    assert known_id(id) == id
+
+
+@pytest.mark.parametrize("id", ODD_IDS)
+def test_id_that_is_none(id: object) -> None:
+    assert known_id(id) == ""
+
+
+@pytest.mark.parametrize("id", [id for id in ODD_IDS if id])
+def test_events_with_odd_ids_make_no_sense(id: object) -> None:
+    assert event_of({"type": "file", "name": "n", "sha": id}) is None
+    for subtype in ("call", "result", "error"):
+        event = event_of({"type": "tool", "subtype": subtype, "uuid": id, "call": {"name": "n"}})
+        assert event is None
+
+
+@pytest.mark.parametrize("id", ["a/b", "\ud800"])
+def test_metadata_with_odd_ids_is_passed_over(id: str) -> None:
+    def parent(**more: str) -> Parent | None:
+        kept = {"server": SERVICE, "conversation_id": "c", **more}
+        part = TextPart(text="x", provider_metadata={"huggingchat": kept})
+        return parent_of(Message("assistant", [part]), SERVICE)
+
+    assert parent(conversation_id=id) is None
+    assert parent(message_id=id, generation_id="g") == Parent("c", None, "g")
+    assert parent(generation_id=id, message_id="m") == Parent("c", "m", None)
+
+
+@pytest.mark.parametrize("id", ["a/b", "\ud800", "", 5, None])
+def test_answers_with_odd_ids_are_told(server: ChatUI, id: object) -> None:
+    def answers(method: str, path: str, value: object) -> None:
+        body = json.dumps({"json": value} if "/api/" in path else value).encode()
+        server.faults[method, path] = [Fault(status=200, body=body, content_type="text/json")]
+
+    root = json.dumps({"json": {"rootMessageId": "root"}})
+    answers("POST", "/conversation", {"conversationId": id, "conversation": root})
+    assert "did not name it" in failure("-m", "hf-llama", "hello", "-n")
+    root = json.dumps({"json": {"rootMessageId": id}})
+    answers("POST", "/conversation", {"conversationId": "c", "conversation": root})
+    assert "did not name it" in failure("-m", "hf-llama", "hello", "-n")
+    assert sends(server) == []
+    run("-m", "hf-llama", "hello", "-n")
+    mine = stored_conversation(server).id
+    answers("POST", "/conversation/*/share", {"shareId": id})
+    assert "did not say where" in failure("huggingchat", "share", mine)
+    (share,) = re.findall(r"/r/(\S+)", run("huggingchat", "share", mine).stdout)
+    share_page = f"{server.url}/r/{share}"
+    answers("POST", "/api/v2/conversations/import-share", {"conversationId": id})
+    assert "makes no sense" in failure("huggingchat", "import", share_page)
+
+
+@pytest.mark.parametrize("messages", [5, None, "text", {"a": 1}, [5, None, "text", [], {}]])
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_messages_that_are_none(server: ChatUI, messages: object, command: str) -> None:
+    run("-m", "hf-llama", "hello", "-n")
+    id = stored_conversation(server).id
+    value = {"json": {"messages": messages, "title": "T", "model": "m"}}
+    fault = Fault(status=200, body=json.dumps(value).encode(), content_type="application/json")
+    server.faults["GET", f"/api/v2/conversations/{id}"] = [fault]
+    shown = run("huggingchat", command, id, status=0 if isinstance(messages, list) else 1)
+    if not isinstance(messages, list):
+        assert "makes no sense" in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["id", "generationId"])
+@pytest.mark.parametrize("id", ["a/b", "\ud800", "", 5, None])
+def test_import_of_odd_ids_adds_nothing_twice(server: ChatUI, name: str, id: object) -> None:
+    run("-m", "hf-llama", "one [[file]]", "-n")
+    conversation = stored_conversation(server)
+    answer_of(conversation)[name] = id
+    value = json.dumps({"json": conversation.as_json()}).encode()
+    path = ("GET", f"/api/v2/conversations/{conversation.id}")
+    server.faults[path] = [Fault(status=200, body=value, content_type="application/json")] * 3
+    shown = [run("huggingchat", "import", conversation.id) for _ in range(2)]
+    run("huggingchat", "export", conversation.id)
+    number = 0 if name == "id" else 1
+    assert len(logged()) == number
+    assert [f"{number} turn added" in result.stdout for result in shown] == [bool(number), False]
+    if name == "id":
+        assert "1 of its messages make no sense" in shown[0].stdout
+
+
+@pytest.mark.parametrize("field", ["ancestors", "files", "updates", "content", "from", "createdAt"])
+@pytest.mark.parametrize("value", [5, None, "\ud800", {"a": 1}, [5, None, "\ud800", [], {}]])
+def test_import_of_odd_messages_breaks_nothing(server: ChatUI, field: str, value: object) -> None:
+    run("-m", "hf-llama", "one [[file]]", "-n")
+    conversation = stored_conversation(server)
+    for message in conversation.messages:
+        message[field] = value
+    body = json.dumps({"json": conversation.as_json()}).encode()
+    path = ("GET", f"/api/v2/conversations/{conversation.id}")
+    server.faults[path] = [Fault(status=200, body=body, content_type="application/json")] * 3
+    run("huggingchat", "import", conversation.id, "--branches")
+    number = len(logged())
+    run("huggingchat", "import", conversation.id, "--branches")
+    assert len(logged()) == number
+    run("huggingchat", "export", conversation.id)
+
+
+def test_kept_id_that_is_odd_is_not_opened(server: ChatUI) -> None:
+    run("-m", "hf-llama", "hello")
+    db = database()
+    old, odd = stored_conversation(server).id, r"..\/..\/x"
+    db.execute("update parts set payload = replace(payload, ?, ?)", [old, odd])
+    db.conn.commit()
+    assert "no conversation" in failure("huggingchat", "open", "--print")
