@@ -128,6 +128,14 @@ def plain(text: object, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """Longer text as it may be shown in a terminal: its lines, tabs and spaces are kept."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) == "Zs" else plain(char)
+        for char in text
+    )
+
+
 def _string(value: object) -> str:
     """`value` if it is text, else no text: JSON from outside may hold anything."""
     return value if isinstance(value, str) else ""
@@ -3923,14 +3931,26 @@ class HuggingChatOptions(llm.Options):
     )
 
 
+def _mime(text: str | None) -> str:
+    """The type that `text` names, without parameters; none if it is no type."""
+    type = (text or "").partition(";")[0].strip().lower()
+    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of `text` that has at most `size` bytes."""
+    return text.encode("utf-8")[:size].decode("utf-8", "ignore")
+
+
 def upload_name(attachment: llm.Attachment, type: str) -> str:
     """A safe file name: no path, no control characters, nothing that ends a header."""
     name = re.split(r"[/\\]", attachment_name(attachment))[-1]
     name = re.sub(r'[";\r\n]', "_", plain(name, 200)).strip(". ") or "attachment"
     stem, dot, ending = name.rpartition(".")
     if not dot:
-        return name[:100] + (mimetypes.guess_extension(type) or "")
-    return f"{stem[: 99 - len(ending[:20])]}.{ending[:20]}"
+        return _cut(name, 100) + (mimetypes.guess_extension(type) or "")
+    ending = _cut(ending, 20)
+    return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
 
 
 class _HuggingChat:
@@ -3973,8 +3993,7 @@ class _HuggingChat:
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
         """Refuse what can be refused without reading it; the rest is looked at later."""
         for attachment in attachments or ():
-            if attachment.type:
-                self._check_type(attachment, attachment.type.partition(";")[0].strip().lower())
+            self._check_type(attachment, _mime(attachment.type))
 
     def _check_type(self, attachment: llm.Attachment, type: str) -> None:
         name = plain(attachment_name(attachment), 100)
@@ -3994,7 +4013,7 @@ class _HuggingChat:
         """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
         name = plain(attachment_name(attachment), 100)
         too_large = llm.ModelError(f"{name} has more than 10 MB, the most that HuggingChat takes.")
-        type = (attachment.type or "").partition(";")[0].strip().lower()
+        type = _mime(attachment.type)
         content = attachment.content or b""
         if not content and attachment.path:
             try:
@@ -4163,8 +4182,7 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
         raise llm.ModelError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise llm.ModelError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    kind = str(response.headers.get("content-type") or "").partition(";")[0].strip().lower()
-    return bytes(content), kind
+    return bytes(content), _mime(response.headers.get("content-type"))
 
 
 class _Background:
@@ -5611,14 +5629,9 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         with writing(output) as file:
             file.write(text.encode("utf-8"))
     elif sys.stdout.isatty():
-        click.echo("\n".join(map(_printable, text.split("\n"))), nl=False)
+        click.echo(printable(text), nl=False)
     else:
         click.echo(text, nl=False)
-
-
-def _printable(line: str) -> str:
-    """A line of a longer text as it may be shown in a terminal: its spaces are kept."""
-    return "".join(char if char.isspace() else plain(char) for char in line)
 
 
 def to_markdown(tree: Tree, now: datetime.datetime) -> str:

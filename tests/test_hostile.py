@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pathlib
+import pty
 import re
 import signal
 import socketserver
@@ -29,11 +31,13 @@ from llm_huggingchat import (
     SERVICE,
     Parent,
     event_of,
+    file_name,
     find_key,
     keep_key,
     known_id,
     parent_of,
     parse_server,
+    printable,
     read_json,
 )
 
@@ -556,3 +560,58 @@ def test_kept_id_that_is_odd_is_not_opened(server: ChatUI) -> None:
     db.execute("update parts set payload = replace(payload, ?, ?)", [old, odd])
     db.conn.commit()
     assert "no conversation" in failure("huggingchat", "open", "--print")
+
+
+# --- the terminal, and the names and types of files -----------------------------------
+
+
+def test_text_for_a_terminal_moves_no_cursor() -> None:
+    text = "a\tb  c\u3000d\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x1b[31me\u202e\x9bf\n\n g\r\n"
+    assert printable(text) == "a\tb  c\u3000d\n[31mef\n\n g\n"
+
+
+def test_export_to_a_terminal(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one", "-n")
+    conversation = only_conversation(server)
+    conversation.preprompt = "safe\rEVIL\x0b\x0c\x1c\x85\x1b]0;x\x07 end"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "llm", "huggingchat", "export", conversation.id]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux: the other end is closed
+            while piece := os.read(ours, 10_000):
+                shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode().replace("\r\n", "\n")  # as a terminal ends its lines
+    assert "safeEVIL]0;x end\n" in text
+    assert all(char == "\n" or char.isprintable() for char in text)
+
+
+@both
+@pytest.mark.parametrize(
+    "type",
+    [
+        "text/plain\r\nX-Evil: 1",
+        "text/plain\n",
+        "text/plain\r\n\r\nevil",
+        'text/plain"',
+        "text",
+        "\r\n",
+    ],
+)
+def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: Ask, type: str) -> None:
+    ask("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
+    (request,) = sends(server)
+    assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
+    assert b"evil" not in request.body.lower()
+
+
+@pytest.mark.parametrize("char", ["a", "é", "日", "👩"])
+def test_name_of_a_file_is_shortened_by_bytes(tmp_path: pathlib.Path, char: str) -> None:
+    for ending in ("", ".txt", "." + char * 300):
+        name = file_name(f'attachment; filename="{char * 300}{ending}"', "", "text/plain")
+        (tmp_path / name).write_text("")
+        assert 60 < len(name.encode()) <= 120
+        assert name.startswith(char * 10)
