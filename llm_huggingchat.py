@@ -2488,9 +2488,14 @@ def _updating(name: str) -> Iterator[pathlib.Path]:
         yield path
 
 
-def keep_key(name: str, value: str | None) -> None:
+# llm's own first entry in keys.json
+KEY_NOTE = {"// Note": "This file stores secret API credentials. Do not share!"}
+
+
+def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     """Set key `name` in llm's key store, or forget it with None; no other key changes.
 
+    With `anew` a key that is there already stays. Gives the key that is there now.
     Raises llm.ModelError when the store cannot be read or written.
     """
     try:
@@ -2498,14 +2503,18 @@ def keep_key(name: str, value: str | None) -> None:
             try:
                 keys = read_json(path.read_bytes())
             except FileNotFoundError:
-                keys = {"// Note": "This file stores secret API credentials. Do not share!"}
+                keys = {}
             if not isinstance(keys, dict):
                 raise ValueError("not an object")
+            if anew and (kept := _string(keys.get(name))):
+                return kept
             if value is None:
                 keys.pop(name, None)
+                keys = {} if keys == KEY_NOTE else keys
             else:
-                keys[name] = value
+                keys = (keys or KEY_NOTE) | {name: value}
             write_whole(path, json.dumps(keys, indent=2) + "\n")
+            return value
     except (OSError, ValueError) as error:
         raise llm.ModelError(
             f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be updated: {_why(error)}"
@@ -2516,19 +2525,20 @@ def stored_key(name: str) -> str | None:
     """The key kept under `name`, or None. Raises llm.ModelError for a broken key store."""
     try:
         keys = llm.load_keys()
-    except (OSError, ValueError) as error:
+        if not isinstance(keys, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
         raise llm.ModelError(
             f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be read: {_why(error)}"
         ) from None
-    value = keys.get(name) if isinstance(keys, dict) else None
-    return value if isinstance(value, str) and value else None
+    return _string(keys.get(name)) or None
 
 
 def _why(error: BaseException) -> str:
     """What went wrong with a file, without a byte of what is in it."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return "it is not valid JSON"
+    return "it is not a JSON object"
 
 
 @dataclass(frozen=True)
@@ -2551,8 +2561,11 @@ def load_catalogue(server_url: str) -> Catalogue:
     try:
         cached = _mapping(read_json((llm.user_dir() / CACHE).read_bytes()))
         entry = _mapping(_mapping(cached.get("servers")).get(server_url))
-        return Catalogue(read_catalogue(entry.get("models")), float(entry["time"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        seconds = entry.get("time")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+            return Catalogue()
+        return Catalogue(read_catalogue(entry.get("models")), float(seconds))
+    except (OSError, ValueError, OverflowError):
         return Catalogue()
 
 
@@ -3415,9 +3428,6 @@ class Turn:
                 conversation = await self._made_unseen()
         self._outcome.conversation_id = conversation["id"]
         await self._hold(None)
-        cookies = self._access.cookies
-        if cookies and cookies.made_up and not stored_key(self._access.server.key_name):
-            keep_key(self._access.server.key_name, cookies.to_key())
         return conversation["rootMessageId"]
 
     def _made(self, reply: Reply) -> dict[str, str]:
@@ -4069,7 +4079,10 @@ class _HuggingChat:
         plan = make_plan(messages, server.url, system=prompt.system, retry=retry)
         anew = None if retry else make_plan(messages, None, system=prompt.system)
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
-        cookies = parse_cookies(key, server.host) if key else made_up_session(server)
+        if key:
+            cookies = parse_cookies(key, server.host)
+        else:
+            cookies = await _beside_loop(made_up_session, server, tell)
         outcome = Outcome(server.url, self.info.id)
         ask = Ask(
             Access(server, cookies),
@@ -4081,9 +4094,13 @@ class _HuggingChat:
             tuple(uploads),
             tell,
         )
-        async with contextlib.aclosing(converse(ask, outcome)) as events:
-            async for event in events:
-                yield event
+        try:
+            async with contextlib.aclosing(converse(ask, outcome)) as events:
+                async for event in events:
+                    yield event
+        except llm.NeedsKeyException:
+            await _beside_loop(forget_session, server)
+            raise
         filled = response()
         if filled is not None:
             filled.set_resolved_model(outcome.resolved_model)
@@ -4129,12 +4146,30 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
 _made_up: dict[str, Cookies] = {}
 
 
-def made_up_session(server: Server) -> Cookies:
-    """A session for a server without logins, which takes any value: one a process.
+def made_up_session(server: Server, tell: Callable[[str], None]) -> Cookies:
+    """A session for a server without logins, which takes any value.
 
-    The first conversation made with it puts it into llm's key store.
+    It goes into llm's key store before it is used, so that prompts that begin at the same
+    time share one. Where it cannot be kept, it is good for this process, and `tell` is
+    called with words that say so.
     """
-    return _made_up.setdefault(server.url, Cookies(str(uuid.uuid4()), None, made_up=True))
+    if server.url not in _made_up:
+        cookies = Cookies(str(uuid.uuid4()), None, made_up=True)
+        try:
+            kept = keep_key(server.key_name, cookies.to_key(), anew=True)
+            cookies = parse_cookies(kept or "", server.host)
+        except llm.ModelError as error:
+            tell(f"the session is not kept, so it cannot be continued later. {error}")
+        _made_up.setdefault(server.url, cookies)
+    return _made_up[server.url]
+
+
+def forget_session(server: Server) -> None:
+    """The server wants a login: a session that was just made up for it is worth nothing."""
+    cookies = _made_up.pop(server.url, None)
+    with contextlib.suppress(llm.ModelError):
+        if cookies and cookies.to_key() == stored_key(server.key_name):
+            keep_key(server.key_name, None)
 
 
 def _image_models() -> str:

@@ -22,7 +22,7 @@ import llm
 import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault
-from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends
+from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends, tree
 from llm.parts import Message, TextPart
 
 import llm_huggingchat
@@ -35,6 +35,7 @@ from llm_huggingchat import (
     find_key,
     keep_key,
     known_id,
+    load_catalogue,
     parent_of,
     parse_server,
     printable,
@@ -572,7 +573,7 @@ def test_text_for_a_terminal_moves_no_cursor() -> None:
 
 def test_export_to_a_terminal(server: ChatUI) -> None:
     run("-m", "hf-llama", "one", "-n")
-    conversation = only_conversation(server)
+    conversation = stored_conversation(server)
     conversation.preprompt = "safe\rEVIL\x0b\x0c\x1c\x85\x1b]0;x\x07 end"
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llm", "huggingchat", "export", conversation.id]
@@ -615,3 +616,70 @@ def test_name_of_a_file_is_shortened_by_bytes(tmp_path: pathlib.Path, char: str)
         (tmp_path / name).write_text("")
         assert 60 < len(name.encode()) <= 120
         assert name.startswith(char * 10)
+
+
+# --- files of our own that are broken -------------------------------------------------
+
+
+@pytest.mark.parametrize("time", ["-Infinity", "NaN", "1e999", "-1e300", '"-inf"', "true", "null"])
+def test_catalogue_of_no_time(server: ChatUI, user_path: pathlib.Path, time: str) -> None:
+    cache = user_path / llm_huggingchat.CACHE
+    cache.write_text(
+        f'{{"servers": {{"{server.url}": {{"time": {time}, "models": [{{"id": "a/b"}}]}}}}}}'
+    )
+    assert "(built in, never refreshed)" in run("huggingchat", "status").stdout
+    assert load_catalogue(server.url).is_old
+    assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]", '["a"]', "5", "null"])
+def test_key_store_that_is_none_is_told(
+    server: ChatUI, user_path: pathlib.Path, content: str
+) -> None:
+    (user_path / "keys.json").write_text(content)
+    said = failure("-m", "hf-llama", "hello")
+    assert "keys.json" in said
+    assert run("huggingchat", "status", status=1).stderr == said
+    assert failure("-m", "hf-llama", "hello", "--key", "mine") == said
+    with pytest.raises(llm.ModelError, match="cannot be updated"):
+        keep_key("name", "value")
+    assert (user_path / "keys.json").read_text() == content
+    assert server.log == []
+
+
+@both
+def test_session_that_cannot_be_kept_is_used_all_the_same(
+    server: ChatUI, ask: Ask, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
+    first = ask("one")
+    ask("two", after=first)
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+    assert caplog.text.count("session is not kept") == 1
+    assert not (user_path / "keys.json").exists()
+
+
+def test_first_prompts_at_once_use_one_session(server: ChatUI, user_path: pathlib.Path) -> None:
+    make_logs()
+    server.faults["POST", "/conversation"] = [Fault(delay=0.5)] * 3
+    command = [sys.executable, "-m", "llm", "-m", "hf-llama", "hello"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate(timeout=30)[0] for process in processes] == [
+        b"You said: hello\n"
+    ] * 3
+    assert len({conversation.session for conversation in server.conversations.values()}) == 1
+    assert len(server.conversations) == 3
+    run("-c", "two")
+    assert len(server.conversations) == 3
+
+
+def test_key_store_where_files_cannot_be_locked(
+    user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.warns(UserWarning, match="flock"):
+        keep_key("name", "value")
+    assert llm.load_keys()["name"] == "value"
