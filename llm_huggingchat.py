@@ -52,6 +52,7 @@ import signal
 import sqlite3
 import stat
 import sys
+import tempfile
 import threading
 import time
 import unicodedata
@@ -860,7 +861,7 @@ def _no_number(name: str) -> float:
 _strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
 _MESSAGES = re.compile(r'"messages"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
-_CLOSING = re.compile(r"[ \t\n\r]*\]")
+_LIST_END = re.compile(r"[ \t\n\r]*\]")
 
 
 def read_json(text: str | bytes) -> Any:
@@ -884,7 +885,7 @@ def read_json(text: str | bytes) -> Any:
 def _read_sliced(text: str, start: int) -> Any:
     """The value in `text`, the items of a list that begins at `start` read one by one."""
     items, at = list[Any](), start
-    if not _CLOSING.match(text, at):
+    if not _LIST_END.match(text, at):
         while True:
             item, at = _strict.raw_decode(text, at)
             items.append(item)
@@ -5385,7 +5386,7 @@ async def read_tree(client: Client, access: Access, named: Named) -> Tree:
     while True:
         tree = Tree(access.server, named.id, await client.conversation(access, named.id))
         unsettled = [m for m in tree.messages().values() if not is_settled(m)]
-        runs = filter(None, (_string(message.get("generationId")) for message in unsettled))
+        runs = filter(None, (known_id(message.get("generationId")) for message in unsettled))
         if time.monotonic() > end or not any(map(is_noted, runs)):
             return replace(tree, shared=named.shared)
         await asyncio.sleep(0.2)
@@ -5753,7 +5754,8 @@ def artifacts(
         files = {file: folder / file for version, file in names if version.kind in SHOWN_KINDS}
     for version, file in names:
         if file in files:
-            write_whole(files[file], version.content)
+            with writing(files[file]) as written:
+                written.write(version.content.encode("utf-8"))
     if json_:
         _echo_json([_artifact_json(artifact) for artifact in found])
     elif output:

@@ -638,6 +638,17 @@ def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
     assert pathlib.Path("old.html").read_text() == "new"
 
 
+def test_artifacts_are_written_into_what_is_there(chat: ChatUI) -> None:
+    make_logs()
+    id = talk(CLOCK, BIGGER)
+    pathlib.Path("clock.html").symlink_to("real")
+    pathlib.Path(".clock.html.12345678").write_text("mine")
+    command(id, "-o", ".", input="y\n")
+    assert pathlib.Path("clock.html").is_symlink()
+    assert pathlib.Path("real").read_bytes() == PAGE.replace("Clock", "Big clock").encode()
+    assert pathlib.Path(".clock.html.12345678").read_text() == "mine"
+
+
 def test_artifacts_as_json(chat: ChatUI) -> None:
     make_logs()
     id = talk(CLOCK, update("clock", ("Clock", "Uhr"), ("no such", "")))

@@ -537,6 +537,17 @@ def test_import_of_odd_ids_adds_nothing_twice(server: ChatUI, name: str, id: obj
         assert "1 of its messages make no sense" in shown[0].stdout
 
 
+@pytest.mark.parametrize("id", ["\ud800", 5, "a/b"])
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_answer_that_is_not_stored_and_has_an_odd_id(
+    server: ChatUI, id: object, command: str
+) -> None:
+    run("-m", "hf-llama", "one", "-n")
+    conversation = stored_conversation(server)
+    answer_of(conversation).update(generationId=id, updates=[])
+    run("huggingchat", command, conversation.id)
+
+
 @pytest.mark.parametrize("field", ["ancestors", "files", "updates", "content", "from", "createdAt"])
 @pytest.mark.parametrize("value", [5, None, "\ud800", {"a": 1}, [5, None, "\ud800", [], {}]])
 def test_import_of_odd_messages_breaks_nothing(server: ChatUI, field: str, value: object) -> None:
