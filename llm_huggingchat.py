@@ -6,10 +6,12 @@ The file reads from top to bottom; each part uses only what stands above it:
     server      an address -> where requests and cookies may go
     cookies     text -> the two cookies
     catalogue   server JSON -> models, aliases
+    wishes      local tools and schemas -> words for the model
     history     llm's messages -> what to send, and after which message
     decoder     bytes, cut anywhere -> events
     artifacts   tags in an answer's text -> fences, versions, files
     stages      events, perhaps replayed -> the answer's events, each once
+    forms       calls of local tools, and JSON documents, out of an answer's text
     answer      a run's events -> llm's stream events
     run         one run's states, no sockets: what happened in, what to do next out
     files       the key store, the catalogue cache, and which runs go on
@@ -76,6 +78,7 @@ import llm
 from llm.parts import (
     AttachmentPart,
     Message,
+    Part,
     ReasoningPart,
     StreamEvent,
     TextPart,
@@ -578,6 +581,170 @@ def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
     return names
 
 
+# --- wishes: local tools and schemas -> words for the model ---------------------------
+
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it with an error
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a conversation was last told: a digest of the tools, and the schema itself."""
+
+    tools: str = ""
+    schema: dict[str, Any] | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """What is kept of it for the next turn."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What an answer may call, and what it has to be like.
+
+    HuggingChat knows neither tools on this side nor structured output, so both are asked
+    for in words. `tools` are definitions, `schema` is a JSON schema.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+    schema: dict[str, Any] | None = None
+
+    @property
+    def told(self) -> Told:
+        """What a conversation knows that was told of these."""
+        text = json.dumps(self.tools, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16] if self.tools else ""
+        return Told(digest, self.schema)
+
+
+NO_WISHES = Wishes()
+
+
+def definition(tool: llm.Tool) -> dict[str, Any]:
+    """A tool as models are trained to read it."""
+    described = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
+    parameters = tool.input_schema or {"type": "object", "properties": {}}
+    function = {"name": tool.name, **described, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def instructions(wishes: Wishes, before: Told) -> str:
+    """What a conversation has to be told that was last told `before`; often nothing."""
+    now = wishes.told
+    said: list[str] = []
+    if now.tools != before.tools:
+        said.append(_about_tools(wishes.tools, again=bool(before.tools)))
+    if now.schema != before.schema:
+        said.append(_about_schema(wishes.schema))
+    return "\n\n".join(said)
+
+
+def _about_tools(tools: tuple[dict[str, Any], ...], again: bool) -> str:
+    """The Hermes form, which open models are trained on."""
+    if not tools:
+        return "The functions that you were told of cannot be called any more."
+    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    these = "Now you can call these functions, and no others" if again else "You can call functions"
+    return f"""{these}; they run on the user's computer. Their signatures:
+<tools>
+{listed}
+</tools>
+To call one, write a JSON object with its name and arguments between these tags:
+{CALL}
+{{"name": "NAME", "arguments": {{"ARGUMENT": "VALUE"}}}}
+{CALL_END}
+Write one such block for each call, then end your answer. The next message brings the results, a \
+<tool_response> for each call, in their order; never write one yourself. These functions can be \
+called in no other way. Where none is needed, answer as usual."""
+
+
+def _about_schema(schema: dict[str, Any] | None) -> str:
+    if not schema:
+        return "From here on no JSON is wanted: answer in words again."
+    return f"""A program reads your answer. It must be exactly one JSON document that is valid \
+against the JSON schema below, and nothing else: no words before or after it, no code fence, no \
+artifact. If there are functions to call, call those that you need first; the answer after the \
+last result is the document. The schema:
+{json.dumps(schema, ensure_ascii=False)}"""
+
+
+def ask_to_repair(schema: dict[str, Any], problem: str) -> str:
+    """The message after an answer that is not what the schema wants."""
+    return f"That answer cannot be used: {problem}.\n\n{_about_schema(schema)}"
+
+
+def attachment_name(attachment: llm.Attachment | None) -> str:
+    """A name for people: the file's or the URL's last part, else what kind it is."""
+    if attachment is None:
+        return "attachment"
+    if attachment.path:
+        return pathlib.PurePath(attachment.path).name
+    if attachment.url:
+        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
+    kind = (attachment.type or "").partition(";")[0]
+    return "attachment" + (mimetypes.guess_extension(kind) or "")
+
+
+def tool_response(result: ToolResultPart, problem: str = "") -> str:
+    """What a local tool gave back, as the model gets it.
+
+    `problem` is what was wrong with a call that could not be read.
+    """
+    said: dict[str, Any]
+    if problem:
+        said = {"error": f"This was no call: {problem}. Write it again, like this: "}
+        said["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
+    else:
+        said = {"name": result.name, "content": _value_of(result.output)}
+    if names := [attachment_name(attachment) for attachment in result.attachments]:
+        said["attachments"] = names
+    # A result must not be able to end its own block.
+    text = json.dumps(said, ensure_ascii=False).replace("</", "<\\/")
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+def _value_of(output: str) -> Any:
+    """A tool's output: as JSON where it is an object or a list, else the text."""
+    try:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
+        return output
+    return value if isinstance(value, (dict, list)) else output
+
+
+def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
+    """A function that says what is wrong with a value; nothing is, if it says nothing.
+
+    Raises llm.ModelError when `schema` is not a JSON schema.
+    """
+    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        why = f"{error.json_path}: {plain(error.message, 200)}"
+        raise llm.ModelError(f"That is not a JSON schema. {why}") from None
+    # An empty registry: a reference is never fetched from somewhere.
+    validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
+
+    def problem_of(value: Any) -> str:
+        try:
+            errors = [best_match([error]) for error in validator.iter_errors(value)]
+        except Unresolvable as error:
+            return f"the schema refers to something that is not in it: {plain(error, 200)}"
+        except RecursionError:
+            return "it is nested too deeply"
+        told = [f"{plain(e.json_path, 100)}: {plain(e.message, 200)}" for e in errors[:3] if e]
+        return "; ".join(told)
+
+    return problem_of
+
+
 # --- history: llm's messages -> what to send, and after which message -----------------
 
 
@@ -586,26 +753,30 @@ class Parent:
     """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
 
     `message_id` is None when it could not be fetched; `generation_id` finds it then.
-    `model` is the conversation's model at that turn, without `huggingchat/`.
+    `model` is the conversation's model at that turn, without `huggingchat/`. `told` is what
+    the conversation knows of tools and schemas.
     """
 
     conversation_id: str
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
+    told: Told = Told()
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one turn sends: `text` and `attachments` after `parent`.
 
-    Without a parent, a new conversation is made, with `system` as its `preprompt`.
+    Without a parent, a new conversation is made, with `system` as its `preprompt`. `told` is
+    what the conversation then knows of tools and schemas.
     """
 
     parent: Parent | None
     system: str | None
     text: str
     attachments: tuple[llm.Attachment, ...] = ()
+    told: Told = Told()
 
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
@@ -622,20 +793,34 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 known_id(kept.get("message_id")) or None,
                 known_id(kept.get("generation_id")) or None,
                 _string(kept.get("model")) or None,
+                Told(_string(kept.get("tools")), _mapping(kept.get("schema")) or None),
             )
     return None
 
 
-def attachment_name(attachment: llm.Attachment | None) -> str:
-    """A name for people: the file's or the URL's last part, else what kind it is."""
-    if attachment is None:
-        return "attachment"
-    if attachment.path:
-        return pathlib.PurePath(attachment.path).name
-    if attachment.url:
-        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
-    kind = (attachment.type or "").partition(";")[0]
-    return "attachment" + (mimetypes.guess_extension(kind) or "")
+def _split(
+    messages: list[Message], server_url: str | None
+) -> tuple[Parent | None, Message | None, list[Message]]:
+    """The parent, the message that it is, and the messages after it."""
+    for index in range(len(messages) - 1, -1, -1):
+        if server_url and (parent := parent_of(messages[index], server_url)):
+            return parent, messages[index], messages[index + 1 :]
+    return None, None, messages
+
+
+def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] | None:
+    """The schema that a question was asked with, while its tools are being called.
+
+    llm gives the schema with the question alone, not with the results of tools.
+    """
+    parent, _, after = _split(messages, server_url)
+    results = any(message.role == "tool" for message in after)
+    words = any(
+        message.role != "tool" and not isinstance(part, AttachmentPart)
+        for message in after
+        for part in message.parts
+    )
+    return parent.told.schema if parent and results and not words else None
 
 
 def _said(message: Message) -> str:
@@ -669,6 +854,7 @@ def make_plan(
     *,
     system: str | None = None,
     retry: bool = False,
+    wishes: Wishes = NO_WISHES,
 ) -> Plan:
     """Read what to send off llm's chain of messages, which is the truth.
 
@@ -677,11 +863,7 @@ def make_plan(
     turns, so it is carried as text. With `retry`, the last answer is asked for again.
     Raises llm.ModelError when there is nothing to send, or nothing to retry.
     """
-    parent, after = None, messages
-    for index in range(len(messages) - 1, -1, -1):
-        if server_url and (parent := parent_of(messages[index], server_url)):
-            after = messages[index + 1 :]
-            break
+    parent, answer, after = _split(messages, server_url)
     if retry:
         return _plan_retry(parent, after)
     question: Message | None = None
@@ -689,10 +871,16 @@ def make_plan(
         after, question = after[:-1], after[-1]
     parts = question.parts if question else []
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-    attachments = tuple(
+    attachments = [
         part.attachment for part in parts if isinstance(part, AttachmentPart) and part.attachment
-    )
-    if not text and not attachments:
+    ]
+    responses, attached, after = _responses(answer, after)
+    last = after[-1] if after and after[-1].role == "tool" else Message("tool")
+    if results := [part for part in last.parts if isinstance(part, ToolResultPart)]:
+        attached += [attachment for part in results for attachment in part.attachments]
+        text = text or "Go on from there."
+    attachments = [*attached, *attachments]
+    if not text and not attachments and not responses:
         raise llm.ModelError("There is nothing to send. Give a prompt or an attachment.")
     chain_system = [_said(message) for message in messages if message.role == "system"]
     if system and not any(system in said for said in chain_system):
@@ -706,10 +894,54 @@ def make_plan(
         while leading < len(after) and after[leading].role == "system":
             leading += 1
         said = [_said(message) for message in after[:leading]] or chain_system[:1]
-        preprompt = "\n\n".join(said) or None
+        said.append(instructions(wishes, Told()))
+        preprompt = "\n\n".join(filter(None, said)) or None
         after = after[leading:]
-    text = "\n\n".join(piece for piece in (transcript(after), text) if piece)
-    return Plan(parent, preprompt, text, attachments)
+    elif told := instructions(wishes, parent.told):
+        text = "\n\n".join(filter(None, (f"[Instructions]\n{told}\n[End of instructions]", text)))
+    text = "\n\n".join(filter(None, (*responses, transcript(after), text)))
+    return Plan(parent, preprompt, text, tuple(attachments), wishes.told)
+
+
+def _responses(
+    answer: Message | None, after: list[Message]
+) -> tuple[list[str], list[llm.Attachment], list[Message]]:
+    """Results of the calls in `answer`, as its model gets them; their attachments; the rest."""
+    calls = [
+        part
+        for part in (answer.parts if answer else ())
+        if isinstance(part, ToolCallPart) and not part.server_executed
+    ]
+    said: list[str] = []
+    attached: list[llm.Attachment] = []
+    rest = list(after)
+    for index, message in enumerate(after):
+        if message.role != "tool":
+            break
+        others: list[Part] = []
+        for part in message.parts:
+            call = _call_of(part, calls)
+            if call is None:
+                others.append(part)
+                continue
+            calls.remove(call)
+            result = cast(ToolResultPart, part)
+            kept = _mapping(_mapping(call.provider_metadata).get("huggingchat"))
+            said.append(tool_response(result, _string(kept.get("problem"))))
+            attached += result.attachments
+        rest[index] = replace(message, parts=others)
+    pairs = zip(rest, after, strict=True)
+    return said, attached, [new for new, old in pairs if new.parts or not old.parts]
+
+
+def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
+    """The call that a part is the result of, by its id, or by its name if it has none."""
+    if not isinstance(part, ToolResultPart):
+        return None
+    for call in calls:
+        if part.tool_call_id == call.tool_call_id and (call.tool_call_id or part.name == call.name):
+            return call
+    return None
 
 
 def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
@@ -722,7 +954,7 @@ def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
         raise llm.ModelError(
             "There is nothing to retry: the last answer did not come from this server."
         )
-    return Plan(parent, None, "")
+    return Plan(parent, None, "", told=parent.told)
 
 
 # --- decoder: bytes, cut anywhere -> events -------------------------------------------
@@ -749,6 +981,19 @@ class Called:
     id: str
     name: str
     arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LocalCall:
+    """Not from the server: the model called a tool on this side, in the text.
+
+    `problem` says why a call could not be read; `arguments` hold its text then.
+    """
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -832,6 +1077,7 @@ Event = (
     Text
     | Reasoning
     | Called
+    | LocalCall
     | Returned
     | File
     | Title
@@ -1941,6 +2187,253 @@ def _whole(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+# --- forms: calls of local tools, and JSON documents, out of an answer's text ---------
+
+_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
+_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
+_BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_LENIENT = json.JSONDecoder(strict=False)  # models write line ends into strings
+
+
+def read_calls(text: str) -> tuple[list[LocalCall], str]:
+    """The calls in a block, at least one, and the words that stand after them."""
+    calls: list[LocalCall] = []
+    at = _end_of(_BETWEEN_CALLS, text, 0)
+    while at < len(text) and (not calls or text[at] in "{["):
+        try:
+            value, end = _LENIENT.raw_decode(text, at)
+            calls += [_local_call(each) for each in (value if isinstance(value, list) else [value])]
+        except (ValueError, RecursionError) as error:
+            return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
+        at = _end_of(_BETWEEN_CALLS, text, end)
+    rest = text[at:]
+    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def _local_call(value: Any) -> LocalCall:
+    """The call that a value means. Models are trained on more than one form of it."""
+    said = _mapping(value)
+    said = _mapping(said.get("function")) or said
+    name, arguments = _string(said.get("name")), said.get("arguments", said.get("parameters"))
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = _LENIENT.decode(arguments)
+    arguments = arguments or {}
+    if not name:
+        return _malformed(_dumped(value), 'it is not an object with a "name"')
+    if not isinstance(arguments, dict):
+        return _malformed(_dumped(value), 'its "arguments" are not an object')
+    return LocalCall(_new_id(), _whole(name), json.loads(_dumped(arguments)))
+
+
+def _malformed(text: str, problem: str) -> LocalCall:
+    return LocalCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _dumped(value: Any) -> str:
+    """`value` as JSON that can be printed."""
+    return _whole(json.dumps(value, ensure_ascii=False))
+
+
+class ToolCalls:
+    """Takes `<tool_call>...</tool_call>` out of text whose pieces may cut it anywhere.
+
+    Models write one call or several in such a block, fence them, and forget the tag at the
+    end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
+    `<tool_call>` is a word that the answer uses. Space around blocks belongs to them, unless
+    there is text on both sides.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._starts = ("{", "[", '"', "<function", CALL, *names)
+        self._held = ""
+        self._space = ""
+        self._called = False  # the last thing given was a call
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            self._held += event.text
+            return self._read()
+        cut = isinstance(event, Final) and event.interrupted
+        return [*(self._rest(cut) if isinstance(event, ENDS_TEXT) else []), event]
+
+    def end(self) -> list[Event]:
+        return self._rest(cut=False)
+
+    def _rest(self, cut: bool) -> list[Event]:
+        """What was held back. What the model was stopped in the middle of is no call."""
+        given = self._read(over=True, cut=cut)
+        if self._space and not self._called:
+            given.append(Text(self._space))
+        self._space, self._called = "", False
+        return given
+
+    def _read(self, over: bool = False, cut: bool = False) -> list[Event]:
+        given: list[Event] = []
+        while self._held:
+            before, tag, inside = self._held.partition(CALL)
+            kept = 0 if tag or over else _overlap(before, CALL)
+            given += self._say(before[: len(before) - kept])
+            block = self._block(inside, over, cut) if tag else None
+            if block is None:
+                self._held = tag + inside if tag else before[len(before) - kept :]
+                break
+            calls, self._held = block
+            given += calls or self._say(tag)
+            self._called = bool(calls)
+        return given
+
+    def _say(self, text: str) -> list[Event]:
+        said = text.rstrip()
+        if not said:
+            self._space += text
+            return []
+        said, self._space = self._space + said, text[len(said) :]
+        self._called = False
+        return [Text(said)]
+
+    def _block(self, inside: str, over: bool, cut: bool) -> tuple[list[LocalCall], str] | None:
+        """The calls in a block, and the text after it; None when more has to come."""
+        body = inside[_end_of(_FENCE, inside, 0) :]
+        if not body.startswith(self._starts):
+            may_be = any(start.startswith(body) for start in ("```", *self._starts))
+            return None if may_be and not over else ([], inside)
+        end = inside.find(CALL_END)
+        while end >= 0 and '"' in _QUOTED.sub("", inside[:end]):
+            end = inside.find(CALL_END, end + 1)  # that one is part of an argument
+        if end < 0 and not over:
+            return None
+        end = inside.find(CALL_END) if end < 0 else end
+        if end >= 0:
+            calls, rest = read_calls(inside[:end])
+            return calls, rest + inside[end + len(CALL_END) :]
+        calls, rest = read_calls(inside[: len(inside) - _overlap(inside, CALL_END)])
+        return ([], inside) if cut and calls[-1].problem else (calls, rest)
+
+
+_JSON_BEGINS = re.compile(r'\{\s*["}]|\[\s*[]\["{\d\-tfn]')
+_PAIRS = {"}": "{", "]": "["}
+
+
+class JsonDocument:
+    """Gives one JSON document of all that an answer says, and no other text.
+
+    It is the first one that is right, whatever stands around it: words, a fence, an
+    artifact's tags. `problem_of` says what is wrong with a value. Given is the document as
+    soon as it ends; with `tools`, when the answer ends, as a call may follow and then it is
+    not the answer. Without one, `problem` says why.
+    """
+
+    def __init__(self, problem_of: Callable[[Any], str], tools: bool = False) -> None:
+        self.said = ""
+        self.problem = "there is no JSON document in it"
+        self.done = False  # the document was given, or a tool was called
+        self._problem_of = problem_of
+        self._wait = tools
+        self._right = ""
+        self._longest = 0
+        self._at = self._start = 0
+        self._open: list[str] = []
+        self._fresh = self._quoted = False
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            self.said += event.text
+            self._scan()
+            return [] if self._wait else self._give()
+        if isinstance(event, File):
+            return []
+        self.done = self.done or isinstance(event, LocalCall)
+        return [*(self.end() if isinstance(event, Final) else []), event]
+
+    def end(self) -> list[Event]:
+        if self._open and len(self.said) - self._start > self._longest:
+            self.problem = "the document is not complete"
+        if not self._right:
+            fenced = _FENCED.fullmatch(self.said)
+            text = (fenced[1] if fenced else self.said).strip()
+            if text and text[0] not in "{[":
+                self._judge(text, scalar=True)
+        return self._give()
+
+    def _give(self) -> list[Event]:
+        if self.done or not self._right:
+            return []
+        self.done = True
+        return [Text(self._right)]
+
+    def _scan(self) -> None:
+        """Find where brackets begin and end that may be a document."""
+        while self._at < len(self.said) and not self._right:
+            char = self.said[self._at]
+            self._at += 1
+            if self._fresh and not char.isspace():
+                self._fresh = False
+                if not _JSON_BEGINS.match(self.said, self._start):
+                    self._open = []
+            if self._quoted:
+                if char == "\\":
+                    self._at += 1
+                self._quoted = char != '"'
+            elif char in "{[":
+                if not self._open:
+                    self._start, self._fresh = self._at - 1, True
+                self._open.append(char)
+            elif not self._open:
+                continue
+            elif char == '"':
+                self._quoted = True
+            elif char in "}]":
+                matched = self._open.pop() == _PAIRS[char]
+                if not matched:
+                    self._open = []
+                if not self._open:
+                    self._judge(self.said[self._start : self._at])
+
+    def _judge(self, text: str, scalar: bool = False) -> None:
+        try:
+            value = json.loads(text, parse_constant=_no_constant, strict=False)
+        except RecursionError:
+            problem = "it is nested too deeply"
+        except ValueError as error:
+            if scalar:
+                return
+            place = getattr(error, "pos", len(text))
+            if not text[1:place].strip() and text[0] == "[":
+                self._at = self._start + 1  # words in brackets
+                return
+            problem = f"it is not valid JSON ({plain(error)})"
+        else:
+            problem = self._problem_of(value)
+            if not problem:
+                self._right = _strict(text, value)
+        if len(text) >= self._longest:
+            self._longest, self.problem = len(text), problem
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _strict(text: str, value: Any) -> str:
+    """A document in the model's own writing, unless only lenient readers could read it."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return _dumped(value)
+    return text
+
+
 # --- answer: a run's events -> llm's stream events ------------------------------------
 
 
@@ -1958,6 +2451,7 @@ class Answer:
         self.title = ""
         self.router = Router("", "", "")
         self.final: Final | None = None
+        self.calls: list[LocalCall] = []
         self.last_is_text = False
 
     @property
@@ -1998,6 +2492,9 @@ class Answer:
             return [StreamEvent(type="reasoning", chunk=event.text)]
         if isinstance(event, Called):
             return _call_events(event)
+        if isinstance(event, LocalCall):
+            self.calls.append(event)
+            return _local_call_events(event)
         if isinstance(event, Returned):
             return [_result_event(event)]
         if isinstance(event, File):
@@ -2024,6 +2521,20 @@ def _call_events(called: Called) -> list[StreamEvent]:
     return [
         StreamEvent(type="tool_call_name", chunk=_whole(called.name), **common),
         StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
+    ]
+
+
+def _local_call_events(call: LocalCall) -> list[StreamEvent]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
+    return [
+        StreamEvent(type="tool_call_name", chunk=call.name, tool_call_id=call.id),
+        StreamEvent(
+            type="tool_call_args",
+            chunk=arguments,
+            tool_call_id=call.id,
+            provider_metadata=metadata,
+        ),
     ]
 
 

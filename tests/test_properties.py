@@ -292,7 +292,7 @@ def test_any_json_as_a_stored_answer(message, conversation):
 # --- history --------------------------------------------------------------------------
 
 KEPT = st.dictionaries(
-    st.sampled_from(["server", "conversation_id", "message_id", "generation_id", "model"]),
+    words("server conversation_id message_id generation_id model tools schema problem"),
     st.just(URL) | JSON,
 )
 METADATA = (
@@ -340,7 +340,9 @@ def test_any_history_is_sent_without_a_word_lost(messages, asked, system, known)
     chain = [*messages, question]
     plan, _ = attempt(lambda: make_plan(chain, URL if known else None, system=system))
     has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
-    assert (plan is not None) == has_something
+    last = messages[-1] if messages else question
+    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
+    assert (plan is not None) == (has_something or results)
     if plan is None:
         return
     sent = f"{plan.system or ''}\n{plan.text}"
@@ -355,7 +357,10 @@ def test_any_history_is_sent_without_a_word_lost(messages, asked, system, known)
 @given(st.lists(MESSAGES, max_size=5), st.sampled_from([URL, None]))
 def test_any_history_to_retry(messages, url):
     plan, error = attempt(lambda: make_plan(messages, url, retry=True))
-    assert plan == Plan(plan.parent, None, "") if plan else error
+    if plan and plan.parent:
+        assert plan == Plan(plan.parent, None, "", told=plan.parent.told)
+    else:
+        assert error
 
 
 # --- cookies, addresses ---------------------------------------------------------------
