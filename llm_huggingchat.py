@@ -533,6 +533,11 @@ _VISION = re.compile(r"(^|[-_.])(vl|vision)([-_.\d]|$)|\dv([-_.]|$)", re.IGNOREC
 _CODER = re.compile(r"coder|codestral|devstral|(^|[-_.])code([-_.\d]|$)", re.IGNORECASE)
 
 
+def is_general(model: ModelInfo) -> bool:
+    """Is this a model for anything that can be said, not for one purpose?"""
+    return not _SPECIAL.search(model.name)
+
+
 def family(model: ModelInfo) -> str:
     """The short name that a model's organisation gives it: `qwen` for Qwen/Qwen3-235B."""
     if model.organisation in FAMILIES:
@@ -700,7 +705,7 @@ def tool_response(result: ToolResultPart, problem: str = "") -> str:
     if names := [attachment_name(attachment) for attachment in result.attachments]:
         said["attachments"] = names
     # A result must not be able to end its own block.
-    text = json.dumps(said, ensure_ascii=False).replace("</", "<\\/")
+    text = json.dumps(said, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
     return f"<tool_response>\n{text}\n</tool_response>"
 
 
@@ -733,6 +738,8 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
+        if value == schema:
+            return "it is the schema itself"
         try:
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Unresolvable as error:
@@ -2250,15 +2257,16 @@ class ToolCalls:
 
     Models write one call or several in such a block, fence them, and forget the tag at the
     end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
-    `<tool_call>` is a word that the answer uses. Space around blocks belongs to them, unless
-    there is text on both sides.
+    `<tool_call>` is a word that the answer uses. Space around blocks belongs to them, but not
+    all of it where there is text on both sides.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._starts = ("{", "[", '"', "<function", CALL, *names)
         self._held = ""
         self._space = ""
-        self._called = False  # the last thing given was a call
+        self._before = ""  # the space that stood before the call that was given last
+        self._called = False  # nothing was said since then
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
@@ -2289,18 +2297,23 @@ class ToolCalls:
                 self._held = tag + inside if tag else before[len(before) - kept :]
                 break
             calls, self._held = block
-            given += calls or self._say(tag)
-            self._called = bool(calls)
+            if not calls:
+                given += self._say(tag)
+                continue
+            given += calls
+            self._before = (self._before if self._called else "") or self._space
+            self._space, self._called = "", True
         return given
 
     def _say(self, text: str) -> list[Event]:
-        said = text.rstrip()
+        said = text.strip()
         if not said:
             self._space += text
             return []
-        said, self._space = self._space + said, text[len(said) :]
-        self._called = False
-        return [Text(said)]
+        at = text.index(said)
+        space = self._space + text[:at] or (self._before if self._called else "")
+        self._space, self._called = text[at + len(said) :], False
+        return [Text(space + said)]
 
     def _block(self, inside: str, over: bool, cut: bool) -> tuple[list[LocalCall], str] | None:
         """The calls in a block, and the text after it; None when more has to come."""
@@ -3755,6 +3768,7 @@ class Ask:
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
     note: Callable[[str], None] = note
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass
@@ -3769,13 +3783,20 @@ class Outcome:
     title: str = ""
     router: Router = Router("", "", "")
     interrupted: bool = False
+    told: Told = Told()
+    calls: list[LocalCall] = field(default_factory=list)
+
+    @property
+    def parent(self) -> Parent:
+        """The answer, to continue after."""
+        id = self.conversation_id or ""
+        return Parent(id, self.message_id, self.generation_id, self.model, self.told)
 
     @property
     def resolved_model(self) -> str:
         return self.router.model or self.model
 
-    def metadata(self) -> dict[str, Any]:
-        """What the next turn needs, as llm's `provider_metadata`."""
+    def _known(self) -> dict[str, Any]:
         known = {
             "conversation_id": self.conversation_id,
             "message_id": self.message_id,
@@ -3783,10 +3804,14 @@ class Outcome:
             "server": self.server,
             "model": self.model,
         }
-        return {"huggingchat": {name: value for name, value in known.items() if value}}
+        return {name: value for name, value in known.items() if value}
+
+    def metadata(self) -> dict[str, Any]:
+        """What the next turn needs, as llm's `provider_metadata`."""
+        return {"huggingchat": self._known() | self.told.metadata()}
 
     def response_json(self) -> dict[str, Any]:
-        known = self.metadata()["huggingchat"]
+        known = self._known()
         if self.conversation_id:
             known["url"] = Server(self.server).page(self.conversation_id)
         more = {
@@ -3820,13 +3845,15 @@ class Turn:
     What to do when is the Run's to say; this does it.
     """
 
-    def __init__(self, client: Client, ask: Ask, plan: Plan, outcome: Outcome) -> None:
+    def __init__(
+        self, client: Client, ask: Ask, plan: Plan, outcome: Outcome, *forms: Stage
+    ) -> None:
         self._client = client
         self._ask = ask
         self._access = ask.access
         self._plan = plan
         self._outcome = outcome
-        self.answer = Answer(self._file_link)
+        self.answer = Answer(self._file_link, *forms)
         self._run = Run(str(uuid.uuid4()), time.monotonic())
         self._body, self._content_type = b"", ""
         self._fetch: asyncio.Task[None] | None = None
@@ -4231,24 +4258,58 @@ def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
 
 
 async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, None]:
-    """One turn, in the conversation it belongs to, or in a new one when that is gone."""
+    """One turn, in the conversation it belongs to, or in a new one when that is gone.
+
+    An answer that is not what the schema wants is asked for once more.
+    """
     client = Client.here()
     client.turns.add(cast("asyncio.Task[Any]", asyncio.current_task()))
-    plan = ask.plan
+    plan, repairing = ask.plan, False
     while True:
-        turn = Turn(client, ask, plan, outcome)
+        calls, document = _forms(ask.wishes)
+        turn = Turn(client, ask, plan, outcome, *calls, *document)
         try:
             async with contextlib.aclosing(turn.events()) as events:
                 async for event in events:
                     yield event
-            yield last_event(turn.answer, outcome)
-            return
         except Gone:
             if plan.parent is None or ask.anew is None:
                 raise in_words(Gone(), ask.access) from None
             page = ask.access.server.page(plan.parent.conversation_id)
             ask.note(f"{page} is not there for this account; going on in a new conversation")
             plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
+            continue
+        outcome.told = plan.told
+        outcome.calls += turn.answer.calls
+        wrong = [form for form in document if not form.done]
+        if not wrong:
+            yield last_event(turn.answer, outcome)
+            return
+        if repairing or outcome.interrupted:
+            raise _unusable(wrong[0], outcome)
+        text = ask_to_repair(ask.wishes.schema or {}, wrong[0].problem)
+        plan = Plan(outcome.parent, None, text, told=plan.told)
+        ask = replace(ask, anew=None, retry=False, tools=(), uploads=())
+        outcome.message_id = outcome.generation_id = None
+        repairing = True
+
+
+def _forms(wishes: Wishes) -> tuple[list[ToolCalls], list[JsonDocument]]:
+    """The stages that take out of an answer what was wished for. Raises llm.ModelError."""
+    names = [str(tool["function"]["name"]) for tool in wishes.tools]
+    schema = wishes.schema
+    return (
+        [ToolCalls(names)] if names else [],
+        [JsonDocument(checker(schema), tools=bool(names))] if schema else [],
+    )
+
+
+def _unusable(document: JsonDocument, outcome: Outcome) -> llm.ModelError:
+    """There is no document, and none will come: people are shown what there is."""
+    when = "was broken off" if outcome.interrupted else "is not what the schema wants, asked twice"
+    said = plain(document.said, 1000) or "nothing"
+    page = Server(outcome.server).page(outcome.conversation_id or "")
+    return llm.ModelError(f"The answer {when}: {document.problem}. {page}\nIt was: {said}")
 
 
 # --- models: llm's classes, thin ------------------------------------------------------
@@ -4489,6 +4550,7 @@ class _HuggingChat:
         self.model_id = f"huggingchat/{info.id}"
         types = TEXT_TYPES + (IMAGE_TYPES if info.multimodal else ())
         self.attachment_types = frozenset(types)
+        self.supports_schema = self.supports_tools = is_general(info)
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -4587,9 +4649,13 @@ class _HuggingChat:
             tools.append(WebSearch())
         if tools and not self.info.tools:
             raise llm.ModelError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
-        messages = prompt.messages
-        plan = make_plan(messages, server.url, system=prompt.system, retry=retry)
-        anew = None if retry else make_plan(messages, None, system=prompt.system)
+        messages, system = prompt.messages, prompt.system
+        wishes = Wishes(
+            tuple(definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
+            cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
+        )
+        plan = make_plan(messages, server.url, system=system, retry=retry, wishes=wishes)
+        anew = None if retry else make_plan(messages, None, system=system, wishes=wishes)
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
         if key:
             cookies = parse_cookies(key, server.host)
@@ -4605,6 +4671,7 @@ class _HuggingChat:
             tuple(tools),
             tuple(uploads),
             tell,
+            wishes,
         )
         try:
             async with contextlib.aclosing(converse(ask, outcome)) as events:
@@ -4617,6 +4684,8 @@ class _HuggingChat:
         if filled is not None:
             filled.set_resolved_model(outcome.resolved_model)
             filled.response_json = outcome.response_json()
+            for call in outcome.calls:
+                filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
 
 
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:

@@ -77,7 +77,8 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
     [
         (block(PARIS), [CALLED_PARIS]),
         (f"Let me see.\n\n{block(PARIS)}", ["Let me see.", CALLED_PARIS]),
-        (f"One.\n{block(PARIS)}\nTwo.\n", ["One.", CALLED_PARIS, "\n\nTwo.\n"]),
+        (f"One.\n{block(PARIS)}\nTwo.\n", ["One.", CALLED_PARIS, "\nTwo.\n"]),
+        (f"One. {block(PARIS)}Two.", ["One.", CALLED_PARIS, " Two."]),
         (f"{block(PARIS)}\n{block(PARIS)}\n", [CALLED_PARIS, CALLED_PARIS]),
         (block(f"\n[{PARIS},\n {PARIS}]\n"), [CALLED_PARIS, CALLED_PARIS]),
         (block(f"{PARIS}\n{PARIS}"), [CALLED_PARIS, CALLED_PARIS]),
@@ -155,7 +156,7 @@ def test_text_that_only_looks_like_a_call_is_text(text):
 )
 def test_malformed_call_says_what_was_wrong(inside, problem):
     given = through(ToolCalls(NAMES), f"Look: {block(inside)} so.")
-    assert [event for event in given if isinstance(event, Text)] == [Text("Look:"), Text("  so.")]
+    assert [event for event in given if isinstance(event, Text)] == [Text("Look:"), Text(" so.")]
     (call,) = (event for event in given if isinstance(event, LocalCall))
     assert call.name == MALFORMED
     assert problem in call.problem
@@ -359,6 +360,12 @@ def test_references_stay_in_the_schema():
     assert "refers to something that is not in it" in wrong
     assert checker({"properties": {"a": {"$ref": "#"}}, "type": "object"})({"a": {"a": {}}}) == ""
     assert "too deeply" in checker({"$ref": "#"})(1)
+
+
+def test_schema_is_no_document_of_its_own():
+    assert (
+        checker(PERSON | {"required": []})(PERSON | {"required": []}) == "it is the schema itself"
+    )
 
 
 def test_formats_are_checked():

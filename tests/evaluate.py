@@ -1,0 +1,299 @@
+"""How well a model keeps to schemas and calls tools, both of which it is asked for in words.
+
+    python tests/evaluate.py hf-llama hf-qwen hf-gpt-oss
+
+asks each of these models, on the server that LLM_HUGGINGCHAT_URL names, for answers in forms of
+growing difficulty and for chains of tool calls, three times each (-n), and prints how many of them
+held. A form holds when there is a document that the schema allows and that says what is true; a
+chain when it ends with what only the tools could tell. -v shows on standard error why others did
+not, --only NAME runs some of them. Nothing goes into llm's logs; the conversations stay on the
+server. This is for choosing a model; no test depends on it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+import llm
+from pydantic import BaseModel
+
+Check = Callable[[llm.Model], None]
+
+
+class Wrong(Exception):
+    """An answer that does not hold."""
+
+
+def expect(got: object, wanted: object) -> None:
+    if got != wanted:
+        raise Wrong(f"{got!r} is not {wanted!r}")
+
+
+# --- schemas, from easy to hard -------------------------------------------------------
+
+
+class Unit(enum.Enum):
+    GRAM = "g"
+    MILLILITRE = "ml"
+    PIECE = "piece"
+
+
+class Ingredient(BaseModel):
+    name: str
+    amount: float
+    unit: Unit
+
+
+class Step(BaseModel):
+    number: int
+    minutes: int | None
+    ingredients: list[str]
+
+
+class Recipe(BaseModel):
+    title: str
+    servings: int
+    ingredients: list[Ingredient]
+    steps: list[Step]
+
+
+FLAT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+ITEMS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": FLAT}},
+    "required": ["items"],
+}
+COLOURS: dict[str, Any] = {
+    "type": "array",
+    "items": {"enum": ["red", "green", "blue"]},
+    "minItems": 3,
+    "uniqueItems": True,
+}
+TREE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "children": {"type": "array", "items": {"$ref": "#"}},
+    },
+    "required": ["name", "children"],
+    "additionalProperties": False,
+}
+QUOTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {"code": {"type": "string", "pattern": "^def .*\\n"}, "lines": {"const": 2}},
+    "required": ["code", "lines"],
+}
+
+
+def answer(model: llm.Model, prompt: str, schema: Any) -> Any:
+    return json.loads(model.prompt(prompt, schema=schema).text())
+
+
+def flat(model: llm.Model) -> None:
+    expect(answer(model, "Cleo is a dog of five years.", FLAT), {"name": "Cleo", "age": 5})
+
+
+def chatty(model: llm.Model) -> None:
+    prompt = "Cleo is a dog of five. Explain in detail how you get at the answer, with Markdown."
+    expect(answer(model, prompt, FLAT), {"name": "Cleo", "age": 5})
+
+
+def items(model: llm.Model) -> None:
+    got = answer(model, "Dogs: Cleo is 5, Pancakes is 4, Rex turned 12 today.", ITEMS)
+    ages = {item["name"]: item["age"] for item in got["items"]}
+    expect(ages, {"Cleo": 5, "Pancakes": 4, "Rex": 12})
+
+
+def enums(model: llm.Model) -> None:
+    expect(
+        answer(model, "Grass, sky, blood: the colours, in this order.", COLOURS),
+        ["green", "blue", "red"],
+    )
+
+
+def tree(model: llm.Model) -> None:
+    got = answer(model, "Ann has the sons Bob and Cid; Bob has the daughter Dee.", TREE)
+    dee, cid = {"name": "Dee", "children": []}, {"name": "Cid", "children": []}
+    expect(got, {"name": "Ann", "children": [{"name": "Bob", "children": [dee]}, cid]})
+
+
+def quoted(model: llm.Model) -> None:
+    prompt = 'A Python function greet() of two lines that prints a text in "double quotes".'
+    code = answer(model, prompt, QUOTED)["code"]
+    if '"' not in code:
+        raise Wrong(f"there are no quotes in {code!r}")
+    compile(code, "greet.py", "exec")
+
+
+def recipe(model: llm.Model) -> None:
+    prompt = (
+        "Pancakes for four: 250 g flour, 500 ml milk, 2 eggs. Mix all for five minutes. Let it "
+        "rest for half an hour. Bake."
+    )
+    got = Recipe(**answer(model, prompt, Recipe))
+    expect(got.servings, 4)
+    expect(
+        [(it.amount, it.unit.value) for it in got.ingredients],
+        [(250, "g"), (500, "ml"), (2, "piece")],
+    )
+    expect([step.number for step in got.steps], [1, 2, 3])
+    expect([step.minutes for step in got.steps][:2], [5, 30])
+
+
+# --- tools: what they tell can be known from nowhere else -----------------------------
+
+PLACES = {"Cleo": "the harbour", "Rex": "the mill"}
+KEYS = {"the harbour": "key 17", "the mill": "key 4"}
+WORDS = {"key 17": "periwinkle", "key 4": "obsidian"}
+
+
+def place_of(name: str) -> str:
+    """The place where a dog lives, by the dog's name."""
+    return PLACES[name]
+
+
+def key_of(place: str) -> str:
+    """The key that opens a place."""
+    return KEYS[place]
+
+
+def word_of(key: str) -> str:
+    """The word that is engraved on a key."""
+    return WORDS[key]
+
+
+class Notes(llm.Toolbox):
+    """Notes that can be written and read."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, str] = {}
+
+    def write(self, title: str, text: str) -> str:
+        """Keep a note."""
+        self.notes[title] = text
+        return "written"
+
+    def read(self, title: str) -> str:
+        """Read a note that was kept."""
+        return self.notes[title]
+
+
+def chain(model: llm.Model, prompt: str, tools: Any, schema: Any = None) -> tuple[str, list[str]]:
+    """What a chain ends with, and the names of what it called."""
+    called: list[str] = []
+
+    def note_call(tool: llm.Tool, call: llm.ToolCall, result: llm.ToolResult) -> None:
+        called.append(tool.name)
+
+    chained = model.conversation().chain(
+        prompt, tools=tools, schema=schema, after_call=note_call, chain_limit=8
+    )
+    texts = [response.text() for response in chained.responses()]
+    return texts[-1], called
+
+
+def mentions(text: str, *words: str) -> None:
+    for word in words:
+        if word not in text:
+            raise Wrong(f"{word!r} is not in {text!r}")
+
+
+def one_call(model: llm.Model) -> None:
+    text, _ = chain(model, "Where does the dog Cleo live?", [place_of])
+    mentions(text, "harbour")
+
+
+def two_calls(model: llm.Model) -> None:
+    text, called = chain(model, "Where do the dogs Cleo and Rex live?", [place_of, key_of])
+    mentions(text, "harbour", "mill")
+    expect(called, ["place_of"] * 2)
+
+
+def no_call(model: llm.Model) -> None:
+    text, called = chain(model, "What is 2 + 2? Only the number.", [place_of])
+    mentions(text, "4")
+    expect(called, [])
+
+
+def three_in_a_row(model: llm.Model) -> None:
+    prompt = "Which word is on the key of the place where Cleo lives?"
+    text, called = chain(model, prompt, [word_of, key_of, place_of])
+    mentions(text, "periwinkle")
+    expect(called, ["place_of", "key_of", "word_of"])
+
+
+def after_a_failure(model: llm.Model) -> None:
+    failed: list[str] = []
+
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        if not failed:
+            failed.append(city)
+            raise ValueError("the city's name has to be in capitals")
+        return {"PARIS": "hail and thunder"}[city]
+
+    mentions(chain(model, "What is the weather in Paris?", [weather])[0], "hail")
+
+
+def toolbox(model: llm.Model) -> None:
+    notes = Notes()
+    chain(model, 'Keep a note titled "a" that says: He said "hi" \\o/', [notes])
+    expect(notes.notes, {"a": 'He said "hi" \\o/'})
+
+
+def tools_then_json(model: llm.Model) -> None:
+    schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+    text, _ = chain(model, "Where does the dog Rex live?", [place_of], schema)
+    mentions(json.loads(text)["place"], "mill")
+
+
+SCHEMAS: tuple[Check, ...] = (flat, chatty, items, enums, tree, quoted, recipe)
+TOOLS: tuple[Check, ...] = (
+    *(one_call, two_calls, no_call, three_in_a_row, after_a_failure, toolbox, tools_then_json),
+)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("-n", "times", default=3, show_default=True, help="How often each is asked")
+@click.option("--only", multiple=True, help="Only what has this in its name")
+@click.option("-v", "--verbose", is_flag=True, help="Why others did not hold")
+def main(models: tuple[str, ...], times: int, only: tuple[str, ...], verbose: bool) -> None:
+    """Ask MODELS, and print how many answers held."""
+    for name in models:
+        model = llm.get_model(name)
+        click.echo(f"{name} ({model.model_id})")
+        for group, checks in (("schemas", SCHEMAS), ("tools", TOOLS)):
+            asked = [c for c in checks if not only or any(word in c.__name__ for word in only)]
+            total = 0
+            for check in asked:
+                held = sum(holds(check, model, verbose) for _ in range(times))
+                total += held
+                click.echo(f"  {check.__name__:16} {held} of {times}")
+            click.echo(f"  {group + ' in all':16} {total} of {times * len(asked)}")
+
+
+def holds(check: Check, model: llm.Model, verbose: bool) -> bool:
+    """Does an answer hold? What keeps every answer from coming is raised."""
+    try:
+        check(model)
+    except llm.NeedsKeyException:
+        raise
+    except Exception as error:
+        if verbose:
+            click.echo(f"  {check.__name__}: {type(error).__name__}: {error}", err=True)
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
