@@ -535,7 +535,7 @@ _CODER = re.compile(r"coder|codestral|devstral|(^|[-_.])code([-_.\d]|$)", re.IGN
 
 def is_general(model: ModelInfo) -> bool:
     """Is this a model for anything that can be said, not for one purpose?"""
-    return not _SPECIAL.search(model.name)
+    return not _SPECIAL.search(model.name.lower())
 
 
 def family(model: ModelInfo) -> str:
@@ -2199,7 +2199,8 @@ def _whole(text: str) -> str:
 _FENCE = re.compile(r"\s*(?:```\w*\s*)?")
 _FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 _BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_QUOTED = re.compile(r'\\.|"', re.DOTALL)
+_UNQUOTED = re.compile(rf'"|{CALL_END}')
 _LENIENT = json.JSONDecoder(strict=False)  # models write line ends into strings
 
 
@@ -2252,6 +2253,36 @@ def _dumped(value: Any) -> str:
     return _whole(json.dumps(value, ensure_ascii=False))
 
 
+class _Block:
+    """What stands in a block of calls, until a tag ends it that is not part of an argument."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._tail = ""  # it may be the beginning of a tag, or of an escaped character
+        self._quoted = False
+
+    @property
+    def text(self) -> str:
+        return "".join((*self._pieces, self._tail))
+
+    def feed(self, text: str) -> str | None:
+        """What stands after the block; None while it is not at its end."""
+        text, at = self._tail + text, 0
+        while match := (_QUOTED if self._quoted else _UNQUOTED).search(text, at):
+            at = match.end()
+            if match[0] == CALL_END:
+                self._pieces.append(text[: match.start()])
+                self._tail = ""
+                return text[at:]
+            if match[0] == '"':
+                self._quoted = not self._quoted
+        rest = text[at:]
+        kept = rest.endswith("\\") if self._quoted else _overlap(rest, CALL_END)
+        self._pieces.append(text[: len(text) - kept])
+        self._tail = text[len(text) - kept :]
+        return None
+
+
 class ToolCalls:
     """Takes `<tool_call>...</tool_call>` out of text whose pieces may cut it anywhere.
 
@@ -2264,14 +2295,14 @@ class ToolCalls:
     def __init__(self, names: Iterable[str]) -> None:
         self._starts = ("{", "[", '"', "<function", CALL, *names)
         self._held = ""
+        self._block: _Block | None = None
         self._space = ""
         self._before = ""  # the space that stood before the call that was given last
         self._called = False  # nothing was said since then
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
-            self._held += event.text
-            return self._read()
+            return self._read(event.text)
         cut = isinstance(event, Final) and event.interrupted
         return [*(self._rest(cut) if isinstance(event, ENDS_TEXT) else []), event]
 
@@ -2280,30 +2311,50 @@ class ToolCalls:
 
     def _rest(self, cut: bool) -> list[Event]:
         """What was held back. What the model was stopped in the middle of is no call."""
-        given = self._read(over=True, cut=cut)
+        given = self._read("", over=True, cut=cut)
         if self._space and not self._called:
             given.append(Text(self._space))
         self._space, self._called = "", False
         return given
 
-    def _read(self, over: bool = False, cut: bool = False) -> list[Event]:
+    def _read(self, text: str, over: bool = False, cut: bool = False) -> list[Event]:
         given: list[Event] = []
-        while self._held:
-            before, tag, inside = self._held.partition(CALL)
+        text, self._held = self._held + text, ""
+        while text or (over and self._block):
+            if self._block:
+                after = self._block.feed(text)
+                if after is None and not over:
+                    break
+                block, self._block = self._block.text, None
+                calls, text = _unclosed(block, cut) if after is None else read_calls(block)
+                text += after or ""
+                given += self._call(calls) if calls else self._say(CALL)
+                continue
+            before, tag, inside = text.partition(CALL)
             kept = 0 if tag or over else _overlap(before, CALL)
             given += self._say(before[: len(before) - kept])
-            block = self._block(inside, over, cut) if tag else None
-            if block is None:
+            begins = self._begins(inside) if tag else None
+            if begins is None and not (tag and over):
                 self._held = tag + inside if tag else before[len(before) - kept :]
                 break
-            calls, self._held = block
-            if not calls:
+            if begins:
+                self._block = _Block()
+            else:
                 given += self._say(tag)
-                continue
-            given += calls
-            self._before = (self._before if self._called else "") or self._space
-            self._space, self._called = "", True
+            text = inside
         return given
+
+    def _begins(self, inside: str) -> bool | None:
+        """Does this begin like a block? None when more has to come to say so."""
+        body = inside[_end_of(_FENCE, inside, 0) :]
+        if body.startswith(self._starts):
+            return True
+        return None if any(start.startswith(body) for start in ("```", *self._starts)) else False
+
+    def _call(self, calls: list[LocalCall]) -> list[LocalCall]:
+        self._before = (self._before if self._called else "") or self._space
+        self._space, self._called = "", True
+        return calls
 
     def _say(self, text: str) -> list[Event]:
         said = text.strip()
@@ -2315,26 +2366,19 @@ class ToolCalls:
         self._space, self._called = text[at + len(said) :], False
         return [Text(space + said)]
 
-    def _block(self, inside: str, over: bool, cut: bool) -> tuple[list[LocalCall], str] | None:
-        """The calls in a block, and the text after it; None when more has to come."""
-        body = inside[_end_of(_FENCE, inside, 0) :]
-        if not body.startswith(self._starts):
-            may_be = any(start.startswith(body) for start in ("```", *self._starts))
-            return None if may_be and not over else ([], inside)
-        end = inside.find(CALL_END)
-        while end >= 0 and '"' in _QUOTED.sub("", inside[:end]):
-            end = inside.find(CALL_END, end + 1)  # that one is part of an argument
-        if end < 0 and not over:
-            return None
-        end = inside.find(CALL_END) if end < 0 else end
-        if end >= 0:
-            calls, rest = read_calls(inside[:end])
-            return calls, rest + inside[end + len(CALL_END) :]
-        calls, rest = read_calls(inside[: len(inside) - _overlap(inside, CALL_END)])
-        return ([], inside) if cut and calls[-1].problem else (calls, rest)
+
+def _unclosed(block: str, cut: bool) -> tuple[list[LocalCall], str]:
+    """The calls in a block that no tag ends, and the text after them."""
+    end = block.find(CALL_END)  # if there is one, it was in quotes that no quote ends
+    if end >= 0:
+        calls, rest = read_calls(block[:end])
+        return calls, rest + block[end + len(CALL_END) :]
+    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
+    return ([], block) if cut and calls[-1].problem else (calls, rest)
 
 
-_JSON_BEGINS = re.compile(r'\{\s*["}]|\[\s*[]\["{\d\-tfn]')
+# What may stand after a bracket that begins a document.
+_BEGINS = {"{": '"}', "[": '[]{"-0123456789tfn'}
 _PAIRS = {"}": "{", "]": "["}
 
 
@@ -2348,21 +2392,26 @@ class JsonDocument:
     """
 
     def __init__(self, problem_of: Callable[[Any], str], tools: bool = False) -> None:
-        self.said = ""
         self.problem = "there is no JSON document in it"
         self.done = False  # the document was given, or a tool was called
         self._problem_of = problem_of
         self._wait = tools
         self._right = ""
         self._longest = 0
-        self._at = self._start = 0
+        self._pieces: list[str] = []
+        self._length = self._at = self._start = 0
         self._open: list[str] = []
         self._fresh = self._quoted = False
 
+    @property
+    def said(self) -> str:
+        """The whole text so far."""
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
-            self.said += event.text
-            self._scan()
+            self._scan(event.text)
             return [] if self._wait else self._give()
         if isinstance(event, File):
             return []
@@ -2370,13 +2419,14 @@ class JsonDocument:
         return [*(self.end() if isinstance(event, Final) else []), event]
 
     def end(self) -> list[Event]:
-        if self._open and len(self.said) - self._start > self._longest:
+        said = self.said
+        if self._open and len(said) - self._start > self._longest:
             self.problem = "the document is not complete"
         if not self._right:
-            fenced = _FENCED.fullmatch(self.said)
-            text = (fenced[1] if fenced else self.said).strip()
-            if text and text[0] not in "{[":
-                self._judge(text, scalar=True)
+            fenced = _FENCED.fullmatch(said)
+            text = (fenced[1] if fenced else said).strip()
+            if text and text[0] not in _BEGINS:
+                self._judge(text)
         return self._give()
 
     def _give(self) -> list[Event]:
@@ -2385,14 +2435,19 @@ class JsonDocument:
         self.done = True
         return [Text(self._right)]
 
-    def _scan(self) -> None:
+    def _scan(self, text: str) -> None:
         """Find where brackets begin and end that may be a document."""
-        while self._at < len(self.said) and not self._right:
-            char = self.said[self._at]
+        base = self._length
+        self._length += len(text)
+        self._pieces.append(text)
+        while self._at < self._length and not self._right:
+            if self._at < base:  # it was not a document: what is inside may be one
+                text, base = self.said, 0
+            char = text[self._at - base]
             self._at += 1
             if self._fresh and not char.isspace():
                 self._fresh = False
-                if not _JSON_BEGINS.match(self.said, self._start):
+                if char not in _BEGINS[self._open[0]]:
                     self._open = []
             if self._quoted:
                 if char == "\\":
@@ -2413,16 +2468,16 @@ class JsonDocument:
                 if not self._open:
                     self._judge(self.said[self._start : self._at])
 
-    def _judge(self, text: str, scalar: bool = False) -> None:
+    def _judge(self, text: str) -> None:
+        """Is this a document, and the one?"""
         try:
             value = json.loads(text, parse_constant=_no_constant, strict=False)
         except RecursionError:
             problem = "it is nested too deeply"
         except ValueError as error:
-            if scalar:
+            if text[0] not in _BEGINS:
                 return
-            place = getattr(error, "pos", len(text))
-            if not text[1:place].strip() and text[0] == "[":
+            if text[0] == "[" and not text[1 : getattr(error, "pos", len(text))].strip():
                 self._at = self._start + 1  # words in brackets
                 return
             problem = f"it is not valid JSON ({plain(error)})"
