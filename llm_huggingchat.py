@@ -641,7 +641,7 @@ def instructions(wishes: Wishes, before: Told) -> str:
     if now.tools != before.tools:
         said.append(_about_tools(wishes.tools, again=bool(before.tools)))
     if now.schema != before.schema:
-        said.append(_about_schema(wishes.schema))
+        said.append(_about_schema(wishes))
     return "\n\n".join(said)
 
 
@@ -664,19 +664,20 @@ Write one such block for each call, then end your answer. The next message bring
 called in no other way. Where none is needed, answer as usual."""
 
 
-def _about_schema(schema: dict[str, Any] | None) -> str:
-    if not schema:
+def _about_schema(wishes: Wishes) -> str:
+    if not wishes.schema:
         return "From here on no JSON is wanted: answer in words again."
+    calls = " Call the functions that you need first; the document is the answer after that."
     return f"""A program reads your answer. It must be exactly one JSON document that is valid \
 against the JSON schema below, and nothing else: no words before or after it, no code fence, no \
-artifact. If there are functions to call, call those that you need first; the answer after the \
-last result is the document. The schema:
-{json.dumps(schema, ensure_ascii=False)}"""
+artifact.{calls if wishes.tools else ""}
+The schema:
+{json.dumps(wishes.schema, ensure_ascii=False)}"""
 
 
-def ask_to_repair(schema: dict[str, Any], problem: str) -> str:
+def ask_to_repair(wishes: Wishes, problem: str) -> str:
     """The message after an answer that is not what the schema wants."""
-    return f"That answer cannot be used: {problem}.\n\n{_about_schema(schema)}"
+    return f"That answer cannot be used: {problem}.\n\n{_about_schema(wishes)}"
 
 
 def attachment_name(attachment: llm.Attachment | None) -> str:
@@ -4342,8 +4343,8 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, No
             return
         if repairing or outcome.interrupted:
             raise _unusable(wrong[0], outcome)
-        text = ask_to_repair(ask.wishes.schema or {}, wrong[0].problem)
-        plan = Plan(outcome.parent, None, text, told=plan.told)
+        text = ask_to_repair(ask.wishes, wrong[0].problem)
+        plan = Plan(outcome.parent, None, text, told=replace(plan.told, schema=ask.wishes.schema))
         ask = replace(ask, anew=None, retry=False, tools=(), uploads=())
         outcome.message_id = outcome.generation_id = None
         repairing = True

@@ -132,6 +132,15 @@ def test_schema_of_a_later_turn_is_in_its_message(server):
     assert only_conversation(server).preprompt == ""
 
 
+def test_retried_answer_is_told_of_the_schema_when_it_is_wrong(server):
+    run("-m", "hf-llama", says("Hi", REX))
+    options = ["-c", "--schema", "name, age int"]
+    assert run(*options, "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert run(*options, "Another").stdout == f"{REX}\n"
+    assert "no JSON document in it" in questions(server)[-2]
+    assert questions(server)[-1] == "Another"
+
+
 def test_schema_multi(server):
     dogs = '{"items": [{"name": "Rex", "age": 4}, {"name": "Cleo", "age": 5}]}'
     prompt = says(f'{{"items": [{WRONG}]}}', f"Here: {dogs}")
