@@ -702,7 +702,7 @@ def tool_response(result: ToolResultPart, problem: str = "") -> str:
         said = {"error": f"This was no call: {problem}. Write it again, like this: "}
         said["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
     else:
-        said = {"name": result.name, "content": _value_of(result.output)}
+        said = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
     if names := [attachment_name(attachment) for attachment in result.attachments]:
         said["attachments"] = names
     # A result must not be able to end its own block.
@@ -729,24 +729,28 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    kind = validator_for(schema, default=Draft202012Validator)
     try:
+        kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema)
     except SchemaError as error:
         why = f"{error.json_path}: {plain(error.message, 200)}"
         raise llm.ModelError(f"That is not a JSON schema. {why}") from None
+    except Exception as error:  # jsonschema trips over what makes no sense at all
+        raise llm.ModelError(f"That is not a JSON schema. {plain(error, 200)}") from None
     # An empty registry: a reference is never fetched from somewhere.
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
-        if value == schema:
-            return "it is the schema itself"
         try:
+            if value == schema:
+                return "it is the schema itself"
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Unresolvable as error:
             return f"the schema refers to something that is not in it: {plain(error, 200)}"
         except RecursionError:
             return "it is nested too deeply"
+        except Exception as error:
+            return f"the schema cannot be used to check it: {plain(error, 200)}"
         told = [f"{plain(e.json_path, 100)}: {plain(e.message, 200)}" for e in errors[:3] if e]
         return "; ".join(told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 import llm
@@ -37,6 +38,10 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8)
 
 def block(text: str) -> str:
     return f"<tool_call>{text}</tool_call>"
+
+
+def words(text: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(text.split())
 
 
 def through(stage: Stage, *texts: str, cut: bool = False) -> list[Event]:
@@ -354,6 +359,16 @@ def test_what_is_not_text_passes_by_a_document_except_files():
 
 # --- schemas --------------------------------------------------------------------------
 
+KEYWORDS = words(
+    """
+    $defs $id $ref $schema additionalProperties allOf anyOf const contains default definitions
+    dependentRequired enum exclusiveMinimum format if items maxLength maximum minItems minimum
+    multipleOf not oneOf pattern patternProperties prefixItems properties propertyNames required
+    then title type unevaluatedProperties uniqueItems
+    """
+)
+TYPES = st.sampled_from(["object", "array", "string", "number", "#", "#/$defs/a", "date", "(", 2])
+
 
 def test_references_stay_in_the_schema():
     wrong = checker({"$ref": "https://example.org/schema.json"})(1)
@@ -373,6 +388,31 @@ def test_formats_are_checked():
     assert "is not a 'date'" in checker({"type": "string", "format": "date"})("August")
 
 
-def test_what_is_no_schema_is_told():
-    with pytest.raises(llm.ModelError, match=r"not a JSON schema. \$.type: 'text' is not valid"):
-        checker({"type": "text"})
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "text"}, "$.type: 'text' is not valid"),
+        ({"properties": {"a": {"pattern": "("}}}, "$.properties.a.pattern: '(' is not a 'regex'"),
+        ({"required": "a"}, "$.required: 'a' is not of type 'array'"),
+    ],
+)
+def test_what_is_no_schema_is_told(schema, why):
+    with pytest.raises(llm.ModelError, match="not a JSON schema. " + re.escape(why)):
+        checker(schema)
+
+
+HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | HUGE | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS | st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(KEYWORDS, VALUES | TYPES, min_size=1), VALUES)
+def test_any_schema_and_any_value_are_judged(schema, value):
+    try:
+        problem = checker(schema)(value)
+    except llm.ModelError as error:
+        problem = str(error)
+    assert isinstance(problem, str)
