@@ -1102,7 +1102,13 @@ Event = (
     | Again
 )
 """What a run's stream and its log tell."""
-ENDS_TEXT = (Called, Returned, File, Final)  # events after which no text continues a piece
+ENDS_TEXT = (
+    Called,
+    Returned,
+    LocalCall,
+    File,
+    Final,
+)  # events after which no text continues a piece
 
 
 def _finite(text: str) -> float:
@@ -1113,10 +1119,11 @@ def _finite(text: str) -> float:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 _strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
+_lenient = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, strict=False)
 _MESSAGES = re.compile(r'"messages"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _LIST_END = re.compile(r"[ \t\n\r]*\]")
@@ -2476,7 +2483,7 @@ class JsonDocument:
     def _judge(self, text: str) -> None:
         """Is this a document, and the one?"""
         try:
-            value = json.loads(text, parse_constant=_no_constant, strict=False)
+            value = _lenient.decode(text)
         except RecursionError:
             problem = "it is nested too deeply"
         except ValueError as error:
@@ -2489,19 +2496,15 @@ class JsonDocument:
         else:
             problem = self._problem_of(value)
             if not problem:
-                self._right = _strict(text, value)
+                self._right = _readable(text, value)
         if len(text) >= self._longest:
             self._longest, self.problem = len(text), problem
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _strict(text: str, value: Any) -> str:
+def _readable(text: str, value: Any) -> str:
     """A document in the model's own writing, unless only lenient readers could read it."""
     try:
-        json.loads(text)
+        _strict.decode(text)
     except ValueError:
         return _dumped(value)
     return text
@@ -2513,14 +2516,26 @@ def _strict(text: str, value: Any) -> str:
 class Answer:
     """What an answer consists of, and what a further event of its run adds to it.
 
-    `file_link` gives the address of a file; `more` are stages after those that every
-    answer goes through.
+    `file_link` gives the address of a file. `calls` are stages that take calls out of the
+    text as the model wrote it: an artifact in an argument is no fence. `documents` are
+    stages after those that every answer goes through.
     """
 
-    def __init__(self, file_link: Callable[[File], str], *more: Stage) -> None:
+    def __init__(
+        self,
+        file_link: Callable[[File], str],
+        calls: Iterable[Stage] = (),
+        documents: Iterable[Stage] = (),
+    ) -> None:
         self._file_link = file_link
         self._once = Once()
-        self._stages: tuple[Stage, ...] = (self._once, Thinking(), Artifacts(), *more)
+        self._stages: tuple[Stage, ...] = (
+            self._once,
+            Thinking(),
+            *calls,
+            Artifacts(),
+            *documents,
+        )
         self.title = ""
         self.router = Router("", "", "")
         self.final: Final | None = None
@@ -3906,14 +3921,20 @@ class Turn:
     """
 
     def __init__(
-        self, client: Client, ask: Ask, plan: Plan, outcome: Outcome, *forms: Stage
+        self,
+        client: Client,
+        ask: Ask,
+        plan: Plan,
+        outcome: Outcome,
+        calls: Iterable[Stage] = (),
+        documents: Iterable[Stage] = (),
     ) -> None:
         self._client = client
         self._ask = ask
         self._access = ask.access
         self._plan = plan
         self._outcome = outcome
-        self.answer = Answer(self._file_link, *forms)
+        self.answer = Answer(self._file_link, calls, documents)
         self._run = Run(str(uuid.uuid4()), time.monotonic())
         self._body, self._content_type = b"", ""
         self._fetch: asyncio.Task[None] | None = None
@@ -4327,7 +4348,7 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, No
     plan, repairing = ask.plan, False
     while True:
         calls, document = _forms(ask.wishes)
-        turn = Turn(client, ask, plan, outcome, *calls, *document)
+        turn = Turn(client, ask, plan, outcome, calls, document)
         try:
             async with contextlib.aclosing(turn.events()) as events:
                 async for event in events:

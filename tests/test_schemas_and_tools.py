@@ -13,6 +13,7 @@ import llm
 import pytest
 from chat_ui import ChatUI
 from helpers import (
+    Ask,
     both,
     described,
     failure,
@@ -526,3 +527,16 @@ llm.get_model("hf-llama").prompt("[[say]]{}[[/say]]", schema={"type": "object"})
 assert "jsonschema" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@both
+def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI, ask: Ask) -> None:
+    page = '<artifact identifier=\\"a\\" type=\\"html\\">\\n<p>\\n</artifact>'
+    call = f'<tool_call>{{"name": "keep", "arguments": {{"text": "{page}"}}}}</tool_call>'
+
+    def keep(text: str) -> str:
+        return text
+
+    response = ask(f"[[say]]{call}[[/say]]", tools=[keep])
+    (tool_call,) = response.tool_calls()
+    assert tool_call.arguments["text"] == '<artifact identifier="a" type="html">\n<p>\n</artifact>'
