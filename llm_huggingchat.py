@@ -427,6 +427,7 @@ class ModelInfo:
     multimodal: bool = False
     tools: bool = False
     reasoning: bool = False
+    artifacts: bool = False
     router: bool = False
     unlisted: bool = False
     description: str = ""
@@ -447,6 +448,7 @@ class ModelInfo:
             "multimodal": self.multimodal,
             "supportsTools": self.tools,
             "supportsReasoning": self.reasoning,
+            "supportsArtifacts": self.artifacts,
             "isRouter": self.router,
             "unlisted": self.unlisted,
             "description": self.description,
@@ -477,6 +479,7 @@ def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
                 multimodal=entry.get("multimodal") is True,
                 tools=entry.get("supportsTools") is True,
                 reasoning=entry.get("supportsReasoning") is True,
+                artifacts=entry.get("supportsArtifacts") is True,
                 router=entry.get("isRouter") is True,
                 unlisted=entry.get("unlisted") is True,
                 description=plain(description) if isinstance(description, str) else "",
@@ -491,46 +494,160 @@ def _built_in(rows: str) -> tuple[ModelInfo, ...]:
     models = []
     for row in rows.split():
         id, _, flags = row.partition(":")
-        models.append(ModelInfo(id, "i" in flags, "t" in flags, "r" in flags, router="o" in flags))
+        i, t, r, a, o = (flag in flags for flag in "itrao")
+        models.append(ModelInfo(id, i, t, r, a, router=o))
     return tuple(models)
 
 
-# A part of the service's catalogue of August 2026, for the time before the first refresh.
-# After the colon: takes (i)mages, takes (t)ools, (r)easons, r(o)uter.
+# The service's catalogue of August 2026, for the time before the first refresh. After the
+# colon: takes (i)mages, takes (t)ools, (r)easons, writes (a)rtifacts, r(o)uter.
 BUILT_IN = _built_in(
     """
-    omni:ito meta-llama/Llama-3.3-70B-Instruct:t meta-llama/Llama-3.1-8B-Instruct:t
-    meta-llama/Llama-4-Scout-17B-16E-Instruct:it meta-llama/Llama-Guard-4-12B:i
-    Qwen/Qwen3.6-27B:tr Qwen/Qwen3-235B-A22B-Instruct-2507:t
-    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
-    deepseek-ai/DeepSeek-V4-Pro:tr deepseek-ai/DeepSeek-V3.2:t deepseek-ai/DeepSeek-R1-0528:tr
-    deepseek-ai/DeepSeek-R1-Distill-Llama-70B:r openai/gpt-oss-120b:tr openai/gpt-oss-20b:tr
-    openai/gpt-oss-safeguard-20b:r zai-org/GLM-5.2:tr zai-org/GLM-4.6V:itr
-    moonshotai/Kimi-K2.6:itr moonshotai/Kimi-K2-Instruct-0905:t MiniMaxAI/MiniMax-M3:tr
-    google/gemma-4-31B-it:i google/gemma-3-27b-it:i CohereLabs/c4ai-command-a-03-2025:t
-    CohereLabs/command-a-translate-08-2025 nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tr
-    microsoft/phi-4 swiss-ai/Apertus-70B-Instruct-2509 NousResearch/Hermes-3-Llama-3.1-70B:t
+    omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
+    CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
+    CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
+    Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
+    nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
+    deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
+    NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra
+    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta
+    swiss-ai/Apertus-v1.5-70B:ita swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
+    deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
+    prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t
+    CohereLabs/tiny-aya-fire XiaomiMiMo/MiMo-V2.5-Pro:tra
+    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra stepfun-ai/Step-3.7-Flash:itra
+    google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
+    speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
+    moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
+    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
+    meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
+    pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
+    deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
+    Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
+    MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
+    google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global
+    CohereLabs/tiny-aya-earth CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita
+    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it
+    MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
+    google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr
+    MiniMaxAI/MiniMax-M2.1:t zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
+    Qwen/Qwen3-VL-30B-A3B-Instruct:it aisingapore/Qwen-SEA-LION-v4-32B-IT:t
+    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t
+    openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t
+    zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it
+    zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it
+    Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
+    moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
+    openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
+    meta-llama/Llama-3.1-8B-Instruct:t deepseek-ai/DeepSeek-R1:t
+    swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
+    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t
+    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t
+    Qwen/Qwen3-8B:t google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t
+    Qwen/Qwen3-32B:t Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t
+    Qwen/Qwen3-235B-A22B:t Qwen/Qwen2.5-Coder-32B-Instruct:t
+    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
+    deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
+    deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
+    Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
+    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it
+    deepseek-ai/DeepSeek-R1-Distill-Llama-8B Qwen/Qwen2.5-72B-Instruct:t
+    meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2 CohereLabs/c4ai-command-r-08-2024:t
+    CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
+    CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
+    deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
+    CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1
+    zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
     """
 )
 
-# The home of a family, where its name is not simply the first word of its models: a
-# DeepSeek distilled into a Llama is a DeepSeek, and nobody but Meta makes `hf-llama`.
-FAMILIES = {
-    "meta-llama": "llama",
-    "deepseek-ai": "deepseek",
-    "openai": "gpt-oss",
-    "zai-org": "glm",
-    "CohereLabs": "command",
-    "nvidia": "nemotron",
-    "google": "gemma",
+# The home of a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
+# into a Llama is a DeepSeek. Other families are at home where most of their models are.
+HOMES = {
+    "apertus": "swiss-ai",
+    "aya": "CohereLabs",
+    "command": "CohereLabs",
+    "deepseek": "deepseek-ai",
+    "gemma": "google",
+    "glm": "zai-org",
+    "gpt-oss": "openai",
+    "kimi": "moonshotai",
+    "llama": "meta-llama",
+    "mimo": "XiaomiMiMo",
+    "minimax": "MiniMaxAI",
+    "mistral": "mistralai",
+    "nemotron": "nvidia",
+    "phi": "microsoft",
+    "qwen": "Qwen",
 }
+
+
+def _words(words: str) -> re.Pattern[str]:
+    """Finds one of `words` (a pattern) as a whole word of a model's name in lower case."""
+    return re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])")
+
+
+_CODER = re.compile(r"coder|codestral|devstral|(?<![a-z])code(?![a-z])")
+_VISION = re.compile(r"(?<![a-z])(?:vl|vision)(?![a-z])|\dv(?![a-z0-9])")
 _SPECIAL = re.compile(
-    r"guard|shield|translat|embed|rerank|ocr|coder|codestral|devstral|"
-    r"(^|[-_.])(code|math|vl|vision|mt)([-_.\d]|$)|\dv([-_.]|$)",
-    re.IGNORECASE,
+    rf"{_CODER.pattern}|{_VISION.pattern}|guard|shield|translat|embed|rerank|distill|"
+    r"(?<![a-z])(?:arabic|asr|audio|base|exp|experimental|math|mt|ocr|phone|preview|prover|pt|"
+    r"reward|tts)(?![a-z])"
 )
-_VISION = re.compile(r"(^|[-_.])(vl|vision)([-_.\d]|$)|\dv([-_.]|$)", re.IGNORECASE)
-_CODER = re.compile(r"coder|codestral|devstral|(^|[-_.])code([-_.\d]|$)", re.IGNORECASE)
+_QUANTISED = _words(
+    r"(?:nv|mx)?fp[48]|int[48]|[2348]-?bits?|w\d+a\d+|i?q[2-8](?:_[a-z0-9]+)*|"
+    r"awq|bnb|exl[23]|gguf|gptq|mlx|quantized|ternary"
+)
+_FULL = _words(r"bf16|fp16|fp32")
+_LARGE = _words(r"large|max|plus|pro|ultra")
+_SMALL = _words(r"air|flash|lightning|lite|micro|mini|nano|small|tiny")
+_THINKS = _words(r"reasoning|thinking")
+_MONTH = re.compile(r"(?<!\d)(0[1-9]|1[0-2])-(20\d\d)(?!\d)")  # 05-2026
+_DAY = re.compile(r"(?<![\d.])(\d\d)(\d\d)(?![\d.a-z])")  # 0813 is August 13, 2507 July 2025
+# 70B, 2.4T, 8x22B, r7b; but not A22B, which is how many of them are active.
+_SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?[e-z]?(\d{1,4}(?:\.\d{1,3})?)([bt])(?![a-z0-9])")
+_EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])")  # 17B-16E
+_VERSION = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])")  # V4, 5.2, M3
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
+
+    general: bool
+    precise: bool
+    version: tuple[int, ...]
+    size: float
+    grade: int  # -1 for a flash, mini or air; 1 for a pro, max or ultra
+    direct: bool  # it answers without having to think first
+    date: tuple[int, ...]
+
+
+def _traits(name: str) -> _Traits:
+    name = name.lower()
+    size = 0.0
+    if said := _SIZE.search(name):
+        experts = _EXPERTS.search(name)  # 8x22B, 17B-16E: as many times as there are experts
+        times = int(said[1] or (experts[1] if experts else 1))
+        size = times * float(said[2]) * (1000 if said[3] == "t" else 1)
+    date: tuple[int, ...] = ()
+    if month := _MONTH.search(name):
+        date = (int(month[2]), int(month[1]))
+    elif day := _DAY.search(name):
+        date = (int(day[1]), int(day[2]))
+    bare = name
+    for other in (_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL):
+        bare = other.sub("", bare)
+    version = _VERSION.search(bare)
+    return _Traits(
+        general=not _SPECIAL.search(name),
+        precise=not _QUANTISED.search(name),
+        version=tuple(map(int, version[1].split("."))) if version else (),
+        size=size,
+        grade=bool(_LARGE.search(name)) - bool(_SMALL.search(name)),
+        direct=not _THINKS.search(name),
+        date=date,
+    )
 
 
 def is_general(model: ModelInfo) -> bool:
@@ -539,43 +656,82 @@ def is_general(model: ModelInfo) -> bool:
 
 
 def family(model: ModelInfo) -> str:
-    """The short name that a model's organisation gives it: `qwen` for Qwen/Qwen3-235B."""
-    if model.organisation in FAMILIES:
-        return FAMILIES[model.organisation]
-    word = re.match(r"[a-z]{2,}", model.name.lower())
-    return word.group() if word else model.organisation.lower()
+    """The short name of a model's kin: `qwen` for Qwen/Qwen3-235B, `gemma` for any Gemma.
+
+    The family at home with its organisation, if that is in its name; else the first word
+    that says more than who made it, how large it is or how it is stored.
+    """
+    name, home = model.name.lower(), model.organisation.lower()
+    for known, organisation in HOMES.items():
+        if organisation == model.organisation and re.search(rf"(?<![a-z]){known}(?![a-z])", name):
+            return known
+    for word in re.findall(r"(?<![a-z0-9])[a-z]{2,}", name):
+        if word != home and not any(kind.fullmatch(word) for kind in (_SMALL, _LARGE, _QUANTISED)):
+            return str(word)
+    return home or name
+
+
+def _best(models: Iterable[ModelInfo], traits: dict[str, _Traits]) -> ModelInfo:
+    """The one of a family that a person means by its name, whatever the order of `models`.
+
+    General before special, full precision before less, then the newest, then the largest.
+    """
+    left = [(traits[model.id], model) for model in models]
+
+    def keep(rank: Callable[[_Traits], Any]) -> None:
+        nonlocal left
+        top = max(rank(its) for its, _ in left)
+        left = [(its, model) for its, model in left if rank(its) == top]
+
+    keep(lambda its: its.general)
+    keep(lambda its: its.precise)
+    keep(lambda its: its.version)
+    if all(its.size for its, _ in left):
+        keep(lambda its: its.size)
+    keep(lambda its: (its.grade, its.direct, its.date, its.size))
+    return min((model for _, model in left), key=lambda model: (len(model.id), model.id))
+
+
+def _kin(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
+    """Family -> those of `models` that the organisation at its home publishes.
+
+    Those of others stand in where the home has none: a server of one's own lists what it likes.
+    """
+    families: dict[str, dict[str, list[ModelInfo]]] = {}
+    for model in models:
+        families.setdefault(family(model), {}).setdefault(model.organisation, []).append(model)
+    found = {}
+    for name, by in families.items():
+        most = min(by, key=lambda organisation: (-len(by[organisation]), organisation))
+        found[name] = by.get(HOMES.get(name, ""), by[most])
+    return found
 
 
 def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
-    """Alias -> model id, by rule; of two claims, the one listed first wins."""
+    """Alias -> model id, by a rule that looks at the models alone, not at their order.
+
+    Every model has one of its own; every family a short one for its newest and then largest
+    general model; `hf-vision` and `hf-coder` are the largest of the families' best.
+    """
+    models = sorted(models, key=lambda model: (model.unlisted, model.id))
     listed = [model for model in models if not model.unlisted]
     chat = [model for model in listed if not model.router]
-    general = [model for model in chat if not _SPECIAL.search(model.name)]
-    found: dict[str, str] = {}
+    traits = {model.id: _traits(model.name) for model in listed}
+    found = {f"hf-{name}": _best(kin, traits).id for name, kin in _kin(chat).items()}
+    seeing = [model for model in chat if model.multimodal]
+    special = {
+        "hf-omni": [model for model in listed if model.router],
+        "hf-vision": [model for model in seeing if traits[model.id].general]
+        or [model for model in seeing if _VISION.search(model.name.lower())],
+        "hf-coder": [model for model in chat if _CODER.search(model.name.lower())],
+    }
+    for alias, able in special.items():
+        best = [_best(kin, traits) for kin in _kin(able).values()]
+        for model in sorted(best, key=lambda model: (-traits[model.id].size, model.id))[:1]:
+            found[alias] = model.id
     for model in models:
         found.setdefault(f"hf-{model.name.lower()}", model.id)
-    short: dict[str, str] = {}
-    for model in models:
-        if model.router:
-            short.setdefault("hf-omni", model.id)
-    # A family's home is the organisation of FAMILIES, else the first one that uses the name.
-    homes: dict[str, str] = {name: organisation for organisation, name in FAMILIES.items()}
-    present = {model.organisation for model in chat}
-    for model in [*general, *chat]:
-        name = family(model)
-        home = homes.setdefault(name, model.organisation)
-        if model.organisation == home or home not in present:
-            short.setdefault(f"hf-{name}", model.id)
-    vision = [model for model in chat if model.multimodal]
-    for model in [
-        *(model for model in vision if model in general),
-        *(model for model in vision if _VISION.search(model.name)),
-    ]:
-        short.setdefault("hf-vision", model.id)
-    for model in chat:
-        if _CODER.search(model.name):
-            short.setdefault("hf-coder", model.id)
-    return short | found
+    return found
 
 
 def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
@@ -5563,6 +5719,7 @@ def models_(json_: bool) -> None:
                     "images": model.multimodal,
                     "tools": model.tools,
                     "reasoning": model.reasoning,
+                    "artifacts": model.artifacts,
                     "router": model.router,
                     "unlisted": model.unlisted,
                     "description": model.description,
@@ -5576,6 +5733,7 @@ def models_(json_: bool) -> None:
             "images": model.multimodal,
             "tools": model.tools,
             "reasoning": model.reasoning,
+            "artifacts": model.artifacts,
             "router": model.router,
         }
         able = ", ".join(name for name, has in abilities.items() if has)

@@ -96,21 +96,29 @@ Qwen/Qwen3-235B-A22B-Instruct-2507 tools
 Qwen/Qwen3-Coder-480B-A35B-Instruct tools
 Qwen/Qwen3-VL-235B-A22B-Instruct image tools
 Qwen/Qwen2.5-7B-Instruct
+Qwen/Qwen3.5-397B-A17B image tools
+Qwen/Qwen3.8-2.4T-A95B tools reasoning
 deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning
 deepseek-ai/DeepSeek-V3.2 tools
+deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning
 deepseek-ai/DeepSeek-R1-0528 tools reasoning
 openai/gpt-oss-safeguard-20b reasoning
 openai/gpt-oss-120b tools reasoning
 openai/gpt-oss-20b tools reasoning
 zai-org/GLM-4.6V image tools
 zai-org/GLM-4.6 tools
+zai-org/GLM-5.2 tools reasoning
 moonshotai/Kimi-K2.6 image tools reasoning
 moonshotai/Kimi-K2-Instruct-0905 tools
+moonshotai/Kimi-K3 image tools reasoning
 MiniMaxAI/MiniMax-M3 tools reasoning
 google/gemma-3-27b-it image
+google/gemma-4-31B-it image tools
 CohereLabs/command-a-translate-08-2025
 CohereLabs/c4ai-command-a-03-2025 tools
+CohereLabs/command-a-plus-05-2026-bf16 image tools
 swiss-ai/Apertus-70B-Instruct-2509
+swiss-ai/Apertus-v1.5-70B
 microsoft/phi-4 unlisted
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """

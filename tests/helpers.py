@@ -25,7 +25,7 @@ Ask = Callable[..., llm.Response]
 def ask_sync(
     prompt: str | None = None,
     *,
-    model: str = "hf-llama",
+    model: str = "hf-llama-3.3-70b-instruct",
     after: llm.Response | None = None,
     **options: Any,
 ) -> llm.Response:
@@ -42,7 +42,7 @@ def ask_sync(
 def ask_async(
     prompt: str | None = None,
     *,
-    model: str = "hf-llama",
+    model: str = "hf-llama-3.3-70b-instruct",
     after: llm.Response | None = None,
     **options: Any,
 ) -> llm.Response:

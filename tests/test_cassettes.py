@@ -131,7 +131,9 @@ def test_image(tmp_path):
 def test_text_file(tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("the secret is 42")
-    said = run("-m", "hf-llama", "What is it?", "--at", str(notes), "text/plain").output
+    said = run(
+        "-m", "hf-llama-3.3-70b-instruct", "What is it?", "--at", str(notes), "text/plain"
+    ).output
     assert "the secret is 42" in said
 
 

@@ -217,7 +217,7 @@ def test_conversation_goes_on_after_a_failure(server: ChatUI) -> None:
 
 def test_model_that_is_gone_is_told(server: ChatUI) -> None:
     run("-m", "hf-llama", "one")
-    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
+    server.models = [model for model in server.models if "Llama-4" not in model["id"]]
     assert "llm huggingchat refresh" in failure("-c", "two")
     assert "llm huggingchat refresh" in failure("-m", "hf-llama", "three")
 

@@ -329,8 +329,9 @@ def test_status_without_logins(open_chat: ChatUI, run: Run) -> None:
 
 
 def test_refresh_says_what_changed(open_chat: ChatUI, run: Run) -> None:
+    open_chat.models.append(open_chat.models[1] | {"id": "home/Grown-1B"})
     first = run("refresh").stdout
-    assert "Added: huggingchat/Qwen/Qwen2.5-7B-Instruct" in first
+    assert "Added: huggingchat/home/Grown-1B" in first
     assert "Removed: huggingchat/nvidia/" in first
     assert "nothing changed" in run("refresh").stdout
     gone = open_chat.models.pop(2)
@@ -355,10 +356,12 @@ def test_refresh_keeps_the_old_list_when_it_fails(open_chat: ChatUI, run: Run) -
 
 def test_models_are_listed_without_a_request(open_chat: ChatUI, run: Run) -> None:
     result = run("models")
-    assert "huggingchat/omni (hf-omni): images, tools, router\n" in result.stdout
+    assert "huggingchat/omni (hf-omni): images, tools, artifacts, router\n" in result.stdout
     assert "built-in" in result.stderr
     models = {model["id"]: model for model in json.loads(run("models", "--json").stdout)}
-    assert "hf-llama" in models[f"huggingchat/{LLAMA}"]["aliases"]
+    assert models[f"huggingchat/{LLAMA}"]["aliases"] == ["hf-llama-3.3-70b-instruct"]
+    assert models["huggingchat/openai/gpt-oss-120b"]["aliases"] == ["hf-gpt-oss", "hf-gpt-oss-120b"]
+    assert models["huggingchat/openai/gpt-oss-120b"]["artifacts"] is True
     assert models["huggingchat/omni"]["router"] is True
     assert open_chat.log == []
 

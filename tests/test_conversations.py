@@ -39,7 +39,7 @@ import llm_huggingchat
 from llm_huggingchat import RUNS, claim_run, is_noted
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
-QWEN = "Qwen/Qwen3.6-27B"
+QWEN = "Qwen/Qwen3.8-2.4T-A95B"
 
 
 def seen(text: str) -> list[tuple[str, str]]:

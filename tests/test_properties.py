@@ -21,7 +21,7 @@ from llm.parts import (
     ToolCallPart,
     ToolResultPart,
 )
-from recorded import Follower, Update, follow, log_of, new_answer, stream_of, streams, tell
+from recorded import Follower, Update, capture, follow, log_of, new_answer, stream_of, streams, tell
 
 from llm_huggingchat import (
     CACHE,
@@ -431,6 +431,36 @@ def test_any_json_as_a_catalogue(value):
     assert models
     assert set(aliases(models).values()) == {model.id for model in models}
     assert read_catalogue([model.to_json() for model in models]) == models
+
+
+@given(st.data())
+def test_order_of_the_services_list_changes_no_alias(data):
+    (exchange,) = capture("models_service")
+    models = read_catalogue(exchange.json())
+    assert aliases(data.draw(st.permutations(models))) == aliases(models)
+
+
+@given(
+    st.lists(
+        st.builds(
+            ModelInfo,
+            st.from_regex(
+                r"([ab]/)?(qwen|glm|llama)?[v-]?[0-9.]{0,4}(-[a-z0-9]{1,4}){0,3}", fullmatch=True
+            ),
+            multimodal=st.booleans(),
+            router=st.booleans(),
+            unlisted=st.booleans(),
+        ),
+        unique_by=lambda model: model.id,
+        max_size=6,
+    ).flatmap(lambda models: st.tuples(st.just(models), st.permutations(models)))
+)
+def test_order_of_any_list_changes_no_alias(lists):
+    models, shuffled = lists
+    found = aliases(models)
+    assert aliases(shuffled) == found
+    assert set(found.values()) <= {model.id for model in models}
+    assert {f"hf-{model.name.lower()}" for model in models} <= found.keys()
 
 
 CACHES = st.one_of(

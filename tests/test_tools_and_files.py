@@ -33,6 +33,7 @@ from llm_huggingchat import MCP, HuggingFace, WebSearch
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
+NO_TOOLS = "hf-deepseek-r1-distill-llama-70b"
 TOO_LARGE = b"a" * (10 * 1024 * 1024 + 1)
 
 
@@ -48,7 +49,7 @@ def test_tools_are_listed_for_models_that_can_use_them(server: ChatUI) -> None:
     shown = run("tools", "-m", "hf-llama").stdout
     for name in ("WebSearch(", "HuggingFace(", "MCP("):
         assert name in shown
-    assert "WebSearch(" not in run("tools", "-m", "hf-apertus").stdout
+    assert "WebSearch(" not in run("tools", "-m", NO_TOOLS).stdout
 
 
 @both
@@ -100,8 +101,8 @@ def test_tool_that_the_server_lacks_is_told_before_anything_is_sent(
 
 
 def test_model_without_tools_refuses_them(server: ChatUI) -> None:
-    assert "apertus" in failure("-m", "hf-apertus", "-o", "web_search", "true", "hi").lower()
-    run("-m", "hf-apertus", "-T", "WebSearch", "hi", status=1)
+    assert "Distill" in failure("-m", NO_TOOLS, "-o", "web_search", "true", "hi")
+    run("-m", NO_TOOLS, "-T", "WebSearch", "hi", status=1)
     assert server.log == []
 
 
@@ -469,7 +470,7 @@ def test_image_for_a_text_model_is_refused_before_anything_is_sent(
 
 
 def test_image_for_a_text_model_on_the_command_line(server: ChatUI, folder: pathlib.Path) -> None:
-    said = failure("-m", "hf-llama", "hello", "-a", str(folder / "picture.png"))
+    said = failure("-m", "hf-gpt-oss", "hello", "-a", str(folder / "picture.png"))
     assert "picture.png" in said
     assert "huggingchat/omni" in said
 

@@ -249,7 +249,10 @@ def test_answer_is_printed_as_it_is(server: ChatUI) -> None:
 def test_prompt_is_logged_with_the_ids_of_the_server(
     server: ChatUI, options: tuple[str, ...]
 ) -> None:
-    assert run("-m", "hf-llama", "-s", "Be brief", "hello", *options).stdout == "You said: hello\n"
+    assert (
+        run("-m", "hf-llama-3.3-70b-instruct", "-s", "Be brief", "hello", *options).stdout
+        == "You said: hello\n"
+    )
     conversation = only_conversation(server)
     (entry,) = logged()
     assert entry["model"] == "huggingchat/meta-llama/Llama-3.3-70B-Instruct"
