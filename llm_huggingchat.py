@@ -4,7 +4,7 @@ The file reads from top to bottom; each part uses only what stands above it:
 
     words       text that may be shown in a terminal
     server      an address -> where requests and cookies may go
-    cookies     text -> the two cookies
+    cookies     text -> the cookies that count
     catalogue   server JSON -> models, aliases
     wishes      local tools and schemas -> words for the model
     history     llm's messages -> what to send, and after which message
@@ -71,7 +71,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
@@ -241,6 +241,16 @@ class Server:
         return f"{self.page(conversation_id)}/output/{quote(sha, safe='')}"
 
 
+def own_target(url: str, location: str) -> str:
+    """Where a redirect from `url` to `location` leads, if it stays on the origin; else ""."""
+    try:
+        target = urljoin(url, location)
+        origins = {urlsplit(each)[:2] for each in (url, target)}
+    except ValueError:
+        return ""
+    return target if len(origins) == 1 and re.fullmatch(r"[!-~]+", target) else ""
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -291,9 +301,9 @@ def current_server() -> Server:
     return parse_server(os.environ.get(SERVER_VARIABLE) or SERVICE)
 
 
-# --- cookies: text -> the two cookies -------------------------------------------------
+# --- cookies: text -> the cookies that count ------------------------------------------
 
-COOKIE_NAMES = ("hf-chat", "token")
+COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
 _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
 
 
@@ -301,25 +311,36 @@ _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
 class Cookies:
     """`hf-chat` is the session; `token` is the huggingface.co login coupled with it.
 
-    `token` opens the whole account, so neither value is ever shown: not in `repr`.
-    `made_up` marks a session that this plugin made for a server without logins.
+    `token` alone is enough: the session is made from it. It opens the whole account, so no
+    value is ever shown: not in `repr`. `made_up` marks a session that this plugin made for a
+    server without logins, `since` is when a session was made here (seconds since 1970).
+    `waf` is the firewall's `aws-waf-token`; `passing` are cookies that a login needs while it
+    goes on: they are sent, but never kept.
     """
 
-    hf_chat: str = field(repr=False)
+    hf_chat: str | None = field(repr=False)
     token: str | None = field(default=None, repr=False)
     made_up: bool = False
+    waf: str | None = field(default=None, repr=False, kw_only=True)
+    since: float | None = field(default=None, repr=False, kw_only=True)
+    passing: tuple[tuple[str, str], ...] = field(default=(), repr=False, kw_only=True)
+
+    def pairs(self) -> dict[str, str]:
+        values = zip(COOKIE_NAMES, (self.hf_chat, self.token, self.waf), strict=True)
+        return {name: value for name, value in values if value}
 
     def header(self) -> str:
         """The `Cookie` header's value."""
-        return f"hf-chat={self.hf_chat}" + (f"; token={self.token}" if self.token else "")
+        pairs = [*self.pairs().items(), *self.passing]
+        return "; ".join(f"{name}={value}" for name, value in pairs)
 
     def to_key(self) -> str:
         """The value kept in llm's key store: one line of JSON."""
-        pairs: dict[str, object] = {"hf-chat": self.hf_chat}
-        if self.token:
-            pairs["token"] = self.token
+        pairs: dict[str, object] = {**self.pairs()}
         if self.made_up:
             pairs["made_up"] = True
+        if self.since is not None:
+            pairs["since"] = self.since
         return json.dumps(pairs)
 
 
@@ -363,7 +384,7 @@ def _domain_covers(domain: object, host: str) -> bool:
 
 
 def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
-    """The cookies in whatever people can paste, of which only two are kept.
+    """The cookies in whatever people can paste, of which only those that count are kept.
 
     `text`: the bare `hf-chat` value, a `Cookie:` header, a JSON object or list, or a
     cookies.txt; where the form says a cookie's domain, only those of `host` count.
@@ -378,6 +399,9 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
     if isinstance(value, str):
         text = value.strip()
     made_up = isinstance(value, dict) and value.get("made_up") is True
+    since = value.get("since") if isinstance(value, dict) else None
+    if isinstance(since, bool) or not isinstance(since, (int, float)) or not 0 <= since < 1e12:
+        since = None
     if isinstance(value, (dict, list)):
         pairs = list(_pairs_of_json(value, host))
     else:
@@ -395,13 +419,18 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
                 "Copy it again from the browser."
             )
         found.setdefault(name, cookie)
-    if "hf-chat" not in found:
-        what = "only 'token'" if "token" in found else "neither 'hf-chat' nor 'token'"
+    if "hf-chat" not in found and "token" not in found:
         raise llm.ModelError(
-            f"The key for {plain(host, 80)} holds {what}: the cookie 'hf-chat' is missing. "
-            "Run: llm huggingchat login"
+            f"The key for {plain(host, 80)} holds neither 'hf-chat' nor 'token': "
+            "the cookie 'token' is missing. Run: llm huggingchat login"
         )
-    return Cookies(found["hf-chat"], found.get("token"), made_up)
+    return Cookies(
+        found.get("hf-chat"),
+        found.get("token"),
+        made_up,
+        waf=found.get("aws-waf-token"),
+        since=since,
+    )
 
 
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
@@ -2820,6 +2849,20 @@ class Reply:
     content_type: str
     body: bytes
     disposition: str = ""
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def header(self, name: str) -> str:
+        """The first header of that name (in lower case), or no text."""
+        return next((value for known, value in self.headers if known.lower() == name), "")
+
+    def set_cookies(self) -> dict[str, str]:
+        """The cookies that the server sets, as far as their values are a cookie's."""
+        pairs = (
+            value.partition(";")[0].partition("=")
+            for name, value in self.headers
+            if name.lower() == "set-cookie"
+        )
+        return {name.strip(): value for name, _, value in pairs if _COOKIE_VALUE.fullmatch(value)}
 
     def json(self) -> Any:
         """The value in the body. Raises llm.ModelError when it is not JSON."""
@@ -3290,6 +3333,50 @@ def stored_key(name: str) -> str | None:
     return _string(keys.get(name)) or None
 
 
+def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
+    """Name -> cookies: what llm's key store has for this login on this server.
+
+    That is the server's own key if it has the same `token`, and those that `--key` may have
+    named: with the same session too. Raises nothing.
+    """
+    found: dict[str, Cookies] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        for name, value in llm.load_keys().items():
+            if not isinstance(value, str) or not cookies.token or cookies.token not in value:
+                continue
+            with contextlib.suppress(llm.ModelError):
+                kept = parse_cookies(value, server.host)
+                own = name == server.key_name
+                alias = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
+                if kept.token == cookies.token and (own or alias):
+                    found[name] = kept
+    return found
+
+
+@contextlib.asynccontextmanager
+async def one_login() -> AsyncIterator[None]:
+    """Held by the one process that makes a session; the others wait, but not for ever.
+
+    Where no lock can be had they go on without: two sessions are no harm.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(llm.user_dir() / ".huggingchat_login.lock", timeout=0)
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            await asyncio.sleep(0.05)
+        except OSError:
+            break
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _why(error: BaseException) -> str:
     """What went wrong with a file, without a byte of what is in it."""
     if isinstance(error, OSError):
@@ -3557,7 +3644,8 @@ class Exchange:
             response = await self._request()
             kind = str(response.headers.get("content-type") or "").lower()
             disposition = str(response.headers.get("content-disposition") or "")
-            self.reply = Reply(response.status_code, kind, b"", disposition)
+            headers = tuple(response.headers.multi_items())
+            self.reply = Reply(response.status_code, kind, b"", disposition, headers)
         except RequestException as error:
             raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
@@ -3651,6 +3739,34 @@ def _may_help(trouble: Lost | Refused, twice: bool) -> bool:
     return not (trouble.final or trouble.silent) and (twice or not trouble.sent)
 
 
+# (Key name, hf-chat, token) of a session that has ended -> the one that was made after it.
+_successors: dict[tuple[str, str | None, str | None], Cookies] = {}
+
+
+def latest(access: Access) -> Access:
+    """`access` with the session that was made after its own had ended, if one was."""
+    cookies = access.cookies
+    while cookies:
+        name = access.server.key_name, cookies.hf_chat, cookies.token
+        if name not in _successors:
+            break
+        newer = _successors[name]
+        cookies = replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
+    return replace(access, cookies=cookies)
+
+
+def _succeeds(access: Access, newer: Cookies) -> None:
+    """Remember that `newer` goes on where the session of `access` has ended."""
+    key_name, old = access.server.key_name, cast(Cookies, access.cookies)
+    _successors.pop((key_name, newer.hf_chat, newer.token), None)  # no session after itself
+    if newer.hf_chat != old.hf_chat:
+        _successors[key_name, old.hf_chat, old.token] = newer
+
+
+REDIRECTS = (301, 302, 303, 307, 308)
+LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
+
+
 class Client:
     """The connections of one event loop, kept between turns and closed when unused."""
 
@@ -3666,6 +3782,7 @@ class Client:
         self._known: dict[str, _Known] = {}  # by conversation id, the latest last
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._renewing: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.turns: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._used = time.monotonic()
@@ -3766,8 +3883,8 @@ class Client:
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        if access.cookies:
-            headers["Cookie"] = access.cookies.header()
+        if cookies := latest(access).cookies:
+            headers["Cookie"] = cookies.header()
         if body is not None:
             headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
@@ -3830,6 +3947,75 @@ class Client:
     async def get(self, access: Access, path: str, tries: int = TRIES) -> Any:
         reply = await self.call(access, "GET", path, tries=tries)
         return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
+
+    async def user(self, access: Access) -> dict[str, Any]:
+        """The account that is logged in; empty for nobody."""
+        return _mapping(unwrap(await self.get(access, "/api/v2/user")))
+
+    async def renewed(self, access: Access) -> Access:
+        """`access` with a new session, as its own has ended, or as it has none.
+
+        The session is made from `token`, once for all who ask at the same time, in this
+        process and others. Raises llm.ModelError where that wants a person; Lost, Refused.
+        """
+        newer, cookies = latest(access), access.cookies
+        if newer != access:
+            return newer
+        if cookies is None or cookies.token is None:
+            raise logged_out(access.server, cookies)
+        name = access.server.key_name, cookies.token
+        task = self._renewing.get(name)
+        if task is None:
+            task = self._renewing[name] = self.beside(self._renew(access))
+            task.add_done_callback(lambda _: self._renewing.pop(name, None))
+        await asyncio.shield(task)  # of one who leaves, the others still get theirs
+        return latest(access)
+
+    async def _renew(self, access: Access) -> None:
+        server, cookies = access.server, cast(Cookies, access.cookies)
+        async with one_login():
+            kept = keys_of(server, cookies).get(server.key_name)
+            if kept and kept.hf_chat not in (None, cookies.hf_chat):
+                # Somebody made one meanwhile, unless that has ended as well.
+                theirs = replace(access, cookies=replace(cookies, hf_chat=kept.hf_chat))
+                if await self.user(theirs):
+                    return _succeeds(access, kept)
+            made = await self._log_in(access)
+            for name, kept in keys_of(server, cookies).items():
+                value = replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
+                try:
+                    keep_key(name, value)
+                except llm.ModelError as error:
+                    note(f"{error} The new session is for this process alone.")
+        return _succeeds(access, made)
+
+    async def _log_in(self, access: Access) -> Cookies:
+        """A session from `token`: GET BASE/login, and where it leads (login_renewed.json).
+
+        The login provider of the service shares its origin. Nothing else is followed, as
+        `token` would go there: it opens the whole account.
+        """
+        server, cookies = access.server, cast(Cookies, access.cookies)
+        jar, url = replace(cookies, hf_chat=None).pairs(), f"{server.url}/login"
+        for _ in range(LOGIN_STEPS):
+            step = Access(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
+            try:
+                reply = await self.call(step, "GET", url.removeprefix(server.origin))
+            except Refused as refused:
+                reply = refused.reply
+                if reply.status == 429 or reply.status >= 500:
+                    raise
+            jar |= reply.set_cookies()
+            if reply.status not in REDIRECTS:
+                break
+            was, url = url.partition("?")[0], own_target(url, reply.header("location"))
+            if not url:
+                break
+            if was == f"{server.url}/login/callback" and "hf-chat" in reply.set_cookies():
+                if url.partition("?")[0] == f"{server.url}/login":
+                    continue  # it wants to begin again, once
+                return replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
+        raise logged_out(server, cookies)
 
     async def catalogue(self, access: Access) -> tuple[ModelInfo, ...]:
         """The server's models; no login is needed, so no cookie is sent."""
@@ -3970,8 +4156,8 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
             f"{again}"
         )
     return llm.ModelError(
-        f"Not logged in on {server.host}: the cookies 'hf-chat' and 'token' are expired, "
-        f"or not of one login. {again}"
+        f"Not logged in on {server.host}: the cookie 'token' is expired or wrong, or a person has "
+        f"to agree first. Open {server.url}/login in your browser.\n{again}"
     )
 
 
@@ -5375,11 +5561,18 @@ def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
 
 
 async def _who(client: Client, access: Access) -> tuple[bool, str]:
-    """Does the server want a login, and who is logged in? "" for nobody."""
+    """Does the server want a login, and who is logged in? "" for nobody.
+
+    A session that has ended is renewed.
+    """
     flags = await client.get(replace(access, cookies=None), "/api/v2/feature-flags")
-    user = _mapping(unwrap(await client.get(access, "/api/v2/user")))
-    names = (_string(user.get(name)) for name in ("username", "email", "id"))
     wanted = _mapping(unwrap(flags)).get("loginEnabled") is not False
+    access = latest(access)
+    user = await client.user(access)
+    if wanted and not user and access.cookies and access.cookies.token:
+        with contextlib.suppress(llm.ModelError):  # then it is nobody
+            user = await client.user(await client.renewed(access))
+    names = (_string(user.get(name)) for name in ("username", "email", "id"))
     return wanted, plain(next(filter(None, names), ""), 80)
 
 
@@ -5478,11 +5671,12 @@ def _echo_json(value: object) -> None:
     help="Take the cookies from this browser; needs the extra 'browser'",
 )
 def login(browser: str | None) -> None:
-    """Log in with the cookies of your browser.
+    """Log in with a cookie of your browser.
 
-    Reads the cookies `hf-chat` and `token`, as the browser or one of its extensions shows
-    them, checks them with the server and keeps them in llm's key store. On a terminal they
-    are asked for, without echo; otherwise they are read from standard input.
+    Reads the cookie `token`, as the browser or one of its extensions shows it, makes a chat
+    session from it and keeps both in llm's key store. The session's own cookie, `hf-chat`,
+    may come with it, or alone where there is no `token`. On a terminal it is asked for,
+    without echo; otherwise it is read from standard input.
 
     \b
     Example:
@@ -5495,39 +5689,46 @@ def login(browser: str | None) -> None:
     if not _run(stranger, lambda client: _who(client, stranger))[0]:
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
-    cookies = browser_cookies(browser, server) if browser else _asked_cookies(server)
-    access = Access(server, cookies)
-    user = _run(access, lambda client: _who(client, access))[1]
-    if not user:
-        raise llm.ModelError(f"{logged_out(server, cookies)}\nThese cookies are not kept.")
-    keep_key(server.key_name, cookies.to_key())
-    click.echo(f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store.")
+    meant = [browser_cookies(browser, server)] if browser else _asked_cookies(server)
+    for access in [Access(server, cookies) for cookies in meant]:
+        user = _run(access, functools.partial(_who, access=access))[1]
+        if user:
+            keep_key(server.key_name, cast(Cookies, latest(access).cookies).to_key())
+            click.echo(
+                f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store."
+            )
+            return
+    raise llm.ModelError(f"{logged_out(server, meant[-1])} These cookies are not kept.")
 
 
-def _asked_cookies(server: Server) -> Cookies:
-    """The cookies that a person pastes, or that standard input holds."""
-    if not sys.stdin.isatty():
-        given = sys.stdin.buffer.read(1_000_000).decode("utf-8-sig", "replace")
-        return parse_cookies(given, server.host)
+def _asked_cookies(server: Server) -> list[Cookies]:
+    """What a person pastes, or standard input holds, and may mean: the likeliest comes last.
+
+    A bare value does not say its name; a session's is a UUID, as far as seen.
+    """
+    asked = sys.stdin.isatty()
+    given = _asked_text(server) if asked else sys.stdin.buffer.read(1_000_000)
+    text = given if isinstance(given, str) else given.decode("utf-8-sig", "replace")
+    cookies = parse_cookies(text, server.host)
+    bare = cookies.hf_chat or ""
+    is_bare = text.strip().strip("\"'") == bare
+    if not is_bare or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", bare):
+        return [cookies]
+    return sorted([cookies, Cookies(None, bare)], key=lambda meant: bool(meant.token) is asked)
+
+
+def _asked_text(server: Server) -> str:
     click.echo(
         f"1. Log in at {server.url} with your browser.\n"
         "2. Open its developer tools (F12): Application or Storage, then Cookies.\n"
-        f"3. Copy the value of the cookie 'hf-chat' of {server.host}, then that of 'token'.\n"
+        f"3. Copy the value of the cookie 'token' of {server.host}, or of 'hf-chat' without it.\n"
         "   A whole Cookie header, or what a cookie extension exports, will do as well.\n"
         "What you paste is not shown. 'token' opens your whole account: give it to nobody.",
         err=True,
     )
     if _can_open():
         _open(server.url)
-    options: dict[str, Any] = {"hide_input": True, "err": True}
-    cookies = parse_cookies(click.prompt("hf-chat", **options), server.host)
-    if cookies.token:
-        return cookies
-    token = click.prompt("token (Enter if there is none)", default="", **options).strip()
-    if not token:
-        return cookies
-    pair = token if token.startswith("token=") else f"token={token}"
-    return parse_cookies(f"{cookies.header()}; {pair}", server.host)
+    return str(click.prompt("token", hide_input=True, err=True))
 
 
 def browser_cookies(browser: str, server: Server) -> Cookies:
@@ -5558,9 +5759,9 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
         for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
         if cookie.name in COOKIE_NAMES and cookie.value and _domain_covers(cookie.domain, host)
     }
-    if "hf-chat" not in found:
+    if not found.keys() & {"hf-chat", "token"}:
         raise llm.ModelError(
-            f"{name} has no cookie 'hf-chat' of {host}. "
+            f"{name} has no cookie 'token' of {host}. "
             f"Log in at {server.url} with {name}, and run this again."
         )
     return parse_cookies(json.dumps(found), server.host)
@@ -5621,6 +5822,7 @@ class _Status:
     user: str = ""
     login_needed: bool | None = None
     cookies: str = "none"
+    session_time: float | None = None
     models: int = 0
     catalogue_time: float | None = None
     reason: str = ""
@@ -5629,7 +5831,8 @@ class _Status:
         yield f"Server: {self.server or 'none'}"
         nobody = "nobody; no login is needed" if self.login_needed is False else "nobody"
         yield f"Logged in: {self.user or nobody}"
-        yield f"Cookies: {self.cookies}"
+        made = "" if self.session_time is None else _age(time.time() - self.session_time)
+        yield f"Cookies: {self.cookies}" + (f", session made {made}" if made else "")
         age = "built in, never refreshed"
         if self.catalogue_time is not None:
             age = f"refreshed {_age(time.time() - self.catalogue_time)}"
@@ -5660,6 +5863,8 @@ def status(ctx: click.Context, json_: bool) -> None:
             state.cookies = source
         access = Access(server, parse_cookies(key, server.host) if key else None)
         state.login_needed, state.user = _run(access, lambda client: _who(client, access))
+        if access.cookies:
+            state.session_time = cast(Cookies, latest(access).cookies).since
         if state.login_needed and not state.user:
             raise logged_out(server, access.cookies)
     except llm.ModelError as error:

@@ -79,7 +79,7 @@ from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, TextIO
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 Event = dict[str, Any]
 Message = dict[str, Any]
@@ -843,6 +843,8 @@ class ChatUI:
 
     `sessions` says who is logged in, when logins are required: the value of the cookie `hf-chat`
     to the user's name and the value that the cookie `token` must have (None: there must be none).
+    `tokens` are those that the login provider knows, with the user's name: a session can be made
+    from them, unless `login_wants` is "consent" (a page) or an address to go to instead.
     `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
     wrong with the next requests of that kind, one after another.
     `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
@@ -871,6 +873,9 @@ class ChatUI:
         self.base_path = base_path.rstrip("/")
         self.login_required = login_required
         self.sessions = dict(sessions or {})
+        self.tokens = {token: user for user, token in self.sessions.values() if token}
+        self.login_wants = ""
+        self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
         self.models = [model_entry(*line.split()) for line in CATALOGUE.strip().splitlines()]
         if models is not None:
             self.models = [model_entry(model["id"], "tools") | model for model in models]
@@ -1352,8 +1357,8 @@ class Handler(BaseHTTPRequestHandler):
         """Find out who asks, and what. None if the answer has been streamed."""
         call, chat = self.call, self.chat
         html = prefers_html(call.headers.get("accept", "*/*"))
-        if call.path == LOGIN_PAGE:
-            return Reply(PAGE, "text/html")
+        if call.path.removeprefix("outside:") == LOGIN_PAGE:
+            return self.authorize()
         if call.path.startswith("outside:"):
             return Reply(b"Not found", "text/plain", 404)
         self.session = self.who_asks()
@@ -1363,9 +1368,7 @@ class Handler(BaseHTTPRequestHandler):
         if refused and not re.match(
             r"$|/$|/(login|healthcheck|r/|conversation/|models/|api)", call.path
         ):
-            self.cookies_to_set = (cookie, f"hfChat-codeVerifier={secrets.token_hex(16)}; Path=/")
-            location = f"{chat.url}{LOGIN_PAGE}?client_id=cid&state=x"
-            return Reply(b"", None, 302, (("location", location),))
+            return self.begin_login()
         content_type = call.headers.get("content-type", "").partition(";")[0]
         forms = ("multipart/form-data", "application/x-www-form-urlencoded", "text/plain")
         if call.method == "POST" and content_type in forms:
@@ -1393,6 +1396,40 @@ class Handler(BaseHTTPRequestHandler):
         if self.call.cookies.get("token") == token:
             return Session(value, user)
         return Session(str(uuid.uuid4()), None)
+
+    def begin_login(self) -> Reply:
+        """Send somebody to the login provider, with a provisional session."""
+        verifier = secrets.token_hex(16)
+        self.chat.logins[self.session.cookie] = verifier
+        self.cookies_to_set = (
+            f"hf-chat={self.session.cookie}; Path=/; HttpOnly; SameSite=Lax",
+            f"hfChat-codeVerifier={verifier}; Path=/",
+        )
+        back = quote(f"{self.chat.url}/login/callback", safe="")
+        query = f"client_id=cid&redirect_uri={back}&state={self.session.cookie}"
+        location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
+        return Reply(b"", None, 302, (("location", location),))
+
+    def authorize(self) -> Reply:
+        """What the login provider does: a page, or straight back for those whom it knows."""
+        chat, call = self.chat, self.call
+        if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
+            return Reply(PAGE, "text/html")
+        location = chat.login_wants or call.query["redirect_uri"]
+        location += f"?code=c-{call.query['state']}&state={call.query['state']}"
+        return Reply(b"", "text/plain", 302, (("location", location),))
+
+    def end_login(self) -> Reply:
+        """Back from the login provider: the session becomes somebody's."""
+        chat, call = self.chat, self.call
+        verifier = chat.logins.pop(call.cookies.get("hf-chat", ""), None)
+        token = call.cookies.get("token", "")
+        if not verifier or call.cookies.get("hfChat-codeVerifier") != verifier:
+            raise Refusal(403)
+        session = str(uuid.uuid4())
+        chat.sessions[session] = (chat.tokens[token], token)
+        self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
+        return Reply(b"", None, 302, (("location", f"{chat.base_path}/"),))
 
     def early_no(self, status: int, message: str) -> Reply:
         """A refusal before the request is looked at: JSON only for those who speak it."""
@@ -1888,11 +1925,13 @@ class Handler(BaseHTTPRequestHandler):
         body.end()
 
 
-LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which is elsewhere in real life
+LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 CONVERSATION = r"/conversation/([^/]+)"
 API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
 ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("GET", r"/?", Handler.page),
+    ("GET", r"/login", Handler.begin_login),
+    ("GET", r"/login/callback", Handler.end_login),
     ("GET", r"/api/v2/models", Handler.models),
     ("GET", r"/api/v2/user", Handler.user),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),

@@ -14,7 +14,7 @@ import curl_cffi.requests
 import pytest
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
-from curl_cffi.requests import AsyncSession
+from curl_cffi.requests import AsyncSession, Headers
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 from vcr import VCR  # type: ignore[import-untyped]
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
@@ -99,7 +99,7 @@ class CassetteSession(AsyncSession[Any]):
         body = recorded["body"]["string"]
         for at in range(0, len(body), 61):  # in pieces, cut anywhere
             content_callback(body[at : at + 61])
-        headers = {name.lower(): values[0] for name, values in recorded["headers"].items()}
+        headers = Headers({name: values[0] for name, values in recorded["headers"].items()})
         return SimpleNamespace(status_code=recorded["status"]["code"], headers=headers)
 
     async def _record(self, method: Any, url: str, sent: bytes | None, options: Any) -> Any:

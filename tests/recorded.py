@@ -25,6 +25,7 @@ class Recorded:
     status: int
     kind: str
     body: bytes
+    cookies: frozenset[str]  # the names of those that were sent
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -44,6 +45,7 @@ def _recorded(request: dict[str, Any], response: dict[str, Any]) -> Recorded:
         response["status"],
         dict(response["headers"]).get("content-type", ""),
         "".join(text for _, text in response["chunks"]).encode(),
+        frozenset(request.get("cookie_names", ())),
     )
 
 

@@ -79,7 +79,8 @@ def test_both_cookies_let_in(guarded: ChatUI, way: tuple[str, ...]) -> None:
     ("key", "says"),
     [
         (f"hf-chat={SESSION}", "'token' is missing"),
-        (f"token={LOGIN}", "'hf-chat' is missing"),
+        ("token=stale", "expired"),
+        ("aws-waf-token=stale", "'token' is missing"),
         ("hf-chat=stale; token=stale", "expired"),
         ("some words that are no cookie", "'hf-chat'"),
         ('{"cookies": []}', "'hf-chat'"),

@@ -185,7 +185,7 @@ def test_login_keeps_what_works_and_nothing_else(
     result = run("login", input='{"hf-chat": "s-bob", "token": "wrong"}', fails=True)
     assert "not kept" in result.stderr
     assert "bob" not in result.output
-    for broken in ("", "token=t-ada", "hf-chat=ü", "\x00\xff", "<html>"):
+    for broken in ("", "token=t-bob", "hf-chat=ü", "\x00\xff", "<html>"):
         run("login", input=broken, fails=True)
     assert keys.read_text() == kept
 
@@ -203,14 +203,13 @@ def test_login_on_a_terminal_does_not_show_what_is_pasted(chat: ChatUI) -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
-    for prompt, answer in ((b"hf-chat: ", b"s-ada\n"), (b"none)", b"t-ada\n"), (b"as ada", b"")):
+    for prompt, answer in ((b"token: ", b"t-ada\n"), (b"as ada", b"")):
         while prompt not in shown:
             shown += os.read(ours, 10_000)
         os.write(ours, answer)
     assert process.wait(10) == 0
     os.close(ours)
     assert b"developer tools" in shown
-    assert b"s-ada" not in shown
     assert b"t-ada" not in shown
 
 
@@ -271,9 +270,18 @@ def test_login_from_firefox(
 def test_login_from_firefox_without_the_cookie(
     chat: ChatUI, run: Run, tmp_path: pathlib.Path
 ) -> None:
-    firefox(tmp_path, ("127.0.0.1", "token", "t-ada"), ("huggingface.co", "hf-chat", "s-ada"))
+    firefox(tmp_path, ("127.0.0.1", "_ga", "t-ada"), ("huggingface.co", "token", "t-ada"))
     result = run("login", "--browser", "firefox", fails=True)
-    assert "no cookie 'hf-chat' of 127.0.0.1" in result.stderr
+    assert "no cookie 'token' of 127.0.0.1" in result.stderr
+
+
+def test_login_from_firefox_with_token_alone(
+    chat: ChatUI, run: Run, tmp_path: pathlib.Path, user_path: pathlib.Path
+) -> None:
+    firefox(tmp_path, ("127.0.0.1", "token", "t-ada"), ("127.0.0.1", "aws-waf-token", "waf"))
+    assert "as ada" in run("login", "--browser", "firefox").stdout
+    assert "waf" in (user_path / "keys.json").read_text()
+    assert len(chat.sessions) == 3
 
 
 def test_login_from_a_broken_profile(chat: ChatUI, run: Run, tmp_path: pathlib.Path) -> None:
@@ -306,7 +314,7 @@ def test_status(logged_in: ChatUI, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert f"Models: {len(logged_in.models)} (refreshed just now)" in result.stdout
     state = json.loads(run("status", "--json").stdout)
     assert (state["ok"], state["user"], state["reason"]) == (True, "ada", None)
-    del logged_in.sessions["s-ada"]
+    del logged_in.sessions["s-ada"], logged_in.tokens["t-ada"]
     assert "expired" in run("status", fails=True).stderr
     state = json.loads(run("status", "--json", fails=True).stdout)
     assert (state["ok"], state["user"]) == (False, None)

@@ -240,6 +240,44 @@ def test_session_alone(text):
     assert parse_cookies(text) == Cookies(SESSION, None)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token={TOKEN}",
+        f"Cookie: _ga=GA1; token={TOKEN};",
+        json.dumps({"token": TOKEN, "hf-chat": None}),
+        exported(OWN[1], *OTHERS[:3]),
+        cookies_txt(OWN[1], *OTHERS[:3]),
+    ],
+)
+def test_token_alone(text):
+    assert parse_cookies(text) == Cookies(None, TOKEN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token={TOKEN}; aws-waf-token=w:1/a==",
+        json.dumps({"token": TOKEN, "aws-waf-token": "w:1/a=="}),
+        exported(OWN[1], (".huggingface.co", "aws-waf-token", "w:1/a==")),
+        cookies_txt(
+            (".example.org", "aws-waf-token", "their-waf"),
+            OWN[1],
+            (".huggingface.co", "aws-waf-token", "w:1/a=="),
+        ),
+    ],
+)
+def test_what_the_firewall_gave_comes_along(text):
+    cookies = parse_cookies(text)
+    assert cookies == Cookies(None, TOKEN, waf="w:1/a==")
+    assert cookies.header() == f"token={TOKEN}; aws-waf-token=w:1/a=="
+
+
+@pytest.mark.parametrize("since", [None, "x", True, -1, 1e12, float("nan"), float("inf"), [1]])
+def test_session_of_no_sensible_age_is_of_unknown_age(since):
+    assert parse_cookies(json.dumps({"hf-chat": SESSION, "since": since})).since is None
+
+
 def test_value_with_equals_signs_is_whole():
     assert parse_cookies("hf-chat=a==; token=b=c") == Cookies("a==", "b=c")
 
@@ -273,7 +311,15 @@ def test_the_services_cookies_are_for_no_host_with_a_name_like_it(host):
 
 
 @pytest.mark.parametrize(
-    "cookies", [BOTH, Cookies(SESSION), Cookies(SESSION, None, made_up=True), Cookies("a=!~")]
+    "cookies",
+    [
+        BOTH,
+        Cookies(SESSION),
+        Cookies(SESSION, None, made_up=True),
+        Cookies("a=!~"),
+        Cookies(None, TOKEN),
+        Cookies(SESSION, TOKEN, waf="w", since=1_790_000_000.5),
+    ],
 )
 def test_kept_key_is_read_back(cookies):
     assert parse_cookies(cookies.to_key()) == cookies
@@ -291,15 +337,16 @@ def test_header():
 
 
 def test_values_are_never_shown():
-    assert repr(BOTH) == str(BOTH) == "Cookies(made_up=False)"
+    every = Cookies(SESSION, TOKEN, waf="w", since=1.5, passing=(("a", "b"),))
+    assert repr(BOTH) == str(BOTH) == repr(every) == "Cookies(made_up=False)"
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", "holds neither 'hf-chat' nor 'token'"),
-        (f"token={TOKEN}", "holds only 'token'"),
-        (json.dumps({"token": TOKEN}), "holds only 'token'"),
+        (f"aws-waf-token={TOKEN}", "holds neither 'hf-chat' nor 'token'"),
+        (json.dumps({"aws-waf-token": TOKEN}), "holds neither"),
         (json.dumps({"hf-chat": 5}), "holds neither"),
         (json.dumps({"cookies": "x-secret"}), "holds neither"),
         (json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]), "holds neither"),

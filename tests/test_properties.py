@@ -371,16 +371,16 @@ COOKIE_TEXT = st.one_of(
     JSON.map(json.dumps),
     st.lists(st.dictionaries(FIELDS, ANY_TEXT)).map(json.dumps),
     st.lists(
-        words('hf-chat token = = = ; ; " Cookie: { [ x1 x2 .example.org')
+        words('hf-chat token aws-waf-token = = = ; ; " Cookie: { [ x1 x2 .example.org')
         | st.sampled_from(" \t\n"),
         max_size=20,
     ).map("".join),
 )
 # All that may be said of cookies that are none: nothing of what was pasted.
 COOKIE_ERROR = (
-    r"The key for huggingface\.co holds (neither 'hf-chat' nor 'token'|only 'token'): "
-    r"the cookie 'hf-chat' is missing\. Run: llm huggingchat login"
-    r"|The value of the cookie '(hf-chat|token)' has characters that no cookie has\. "
+    r"The key for huggingface\.co holds neither 'hf-chat' nor 'token': "
+    r"the cookie 'token' is missing\. Run: llm huggingchat login"
+    r"|The value of the cookie '(hf-chat|token|aws-waf-token)' has characters that no cookie has\. "
     r"Copy it again from the browser\."
 )
 
@@ -392,7 +392,8 @@ def test_any_text_as_cookies(text):
     if cookies is None:
         assert re.fullmatch(COOKIE_ERROR, error)
     else:
-        assert re.fullmatch(r"hf-chat=[!-~]+?(; token=[!-~]+)?", cookies.header())
+        values = r"(hf-chat=[!-~]+?|(?=token))(; |$|(?=token))(token=[!-~]+?(; |$))?"
+        assert re.fullmatch(rf"{values}(aws-waf-token=[!-~]+)?", cookies.header())
         assert parse_cookies(cookies.to_key()) == cookies
 
 
