@@ -70,7 +70,7 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
@@ -186,6 +186,7 @@ def noting() -> Callable[[str], None]:
 SERVICE = "https://huggingface.co/chat"
 SERVER_VARIABLE = "LLM_HUGGINGCHAT_URL"
 KEY_VARIABLE = "LLM_HUGGINGCHAT_KEY"
+BROWSER_VARIABLE = "LLM_HUGGINGCHAT_IMPERSONATE"
 
 
 def chat_path(conversation_id: str) -> str:
@@ -299,6 +300,56 @@ def parse_server(text: str) -> Server:
 def current_server() -> Server:
     """The server that `LLM_HUGGINGCHAT_URL` names, or HuggingChat. Raises llm.ModelError."""
     return parse_server(os.environ.get(SERVER_VARIABLE) or SERVICE)
+
+
+def impersonated() -> str | None:
+    """The browser that every request is to look like, or None: then it says who it is.
+
+    Raises llm.ModelError for one that curl_cffi cannot be.
+    """
+    name = (os.environ.get(BROWSER_VARIABLE) or "").strip()
+    if not name:
+        return None
+    from curl_cffi.requests.impersonate import REAL_TARGET_MAP, BrowserTypeLiteral
+
+    known = sorted({*get_args(BrowserTypeLiteral), *REAL_TARGET_MAP})
+    if name not in known:
+        raise llm.ModelError(
+            f"{BROWSER_VARIABLE} is {plain(name, 60)!r}, which is no browser that curl_cffi can "
+            f"look like. These are: {', '.join(known)}"
+        )
+    return name
+
+
+def browser_headers(browser: str, server: Server, method: str) -> dict[str, str | None]:
+    """What a page's `fetch()` sends beside what `browser` always sends.
+
+    curl_cffi's own headers are those of a page that is opened; None takes one away.
+    """
+    headers: dict[str, str | None] = {
+        "Accept": "*/*",
+        "Sec-Fetch-Site": "same-origin",
+        "Sec-Fetch-Mode": "cors",
+        "Sec-Fetch-Dest": "empty",
+        "Sec-Fetch-User": None,
+        "Upgrade-Insecure-Requests": None,
+        "Referer": f"{server.url}/",
+    }
+    if method != "GET":
+        headers["Origin"] = server.origin
+    if browser.startswith(("firefox", "tor")):
+        headers["Priority"] = "u=4"
+    return headers
+
+
+def form_boundary() -> str:
+    """What separates the parts of a form, as the browser would write it."""
+    browser = impersonated() or ""
+    if not browser:
+        return f"llm-huggingchat-{uuid.uuid4().hex}"
+    if browser.startswith(("firefox", "tor")):
+        return f"----geckoformboundary{uuid.uuid4().hex}"
+    return f"----WebKitFormBoundary{uuid.uuid4().hex[:16]}"
 
 
 # --- cookies: text -> the cookies that count ------------------------------------------
@@ -2875,6 +2926,16 @@ class Reply:
             ) from None
 
     @property
+    def is_firewall(self) -> bool:
+        """Did a firewall in front of the server refuse this client? chat-ui has no such answers.
+
+        Seen with a challenge (202, empty) or a captcha (405, a page), both with a header that
+        says so, or with a page of the network's own (403).
+        """
+        page = self.status in (403, 405) and "html" in self.content_type
+        return page or (self.status != 200 and bool(self.header("x-amzn-waf-action")))
+
+    @property
     def message(self) -> str:
         """The server's own words for a refusal; nothing of an HTML page."""
         text = self.body[:10_000].decode("utf-8", "replace")
@@ -3108,7 +3169,8 @@ class Run:
             self._refusal = refused
         elif isinstance(self._step, Send):
             self.state = State.NEW
-            self._trouble = Gone() if status in (403, 404) and not first else refused
+            hidden = status in (403, 404) and not refused.reply.is_firewall
+            self._trouble = Gone() if hidden and not first else refused
         elif status >= 500:
             self._again(now)
         else:
@@ -3721,6 +3783,12 @@ class Access:
     server: Server
     cookies: Cookies | None
 
+    @property
+    def public(self) -> Access:
+        """For calls that need no login: with nothing but what the firewall gave."""
+        waf = self.cookies and self.cookies.waf
+        return Access(self.server, Cookies(None, waf=waf) if waf else None)
+
 
 @dataclass
 class _Known:
@@ -3878,11 +3946,14 @@ class Client:
         """
         server = access.server
         self._used = time.monotonic()
-        headers = {
+        headers: dict[str, str | None] = {
             "Accept": "*/*",  # one that prefers HTML gets 405 and a page
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
+        browser = impersonated()
+        if browser:
+            headers = browser_headers(browser, server, method)
         if cookies := latest(access).cookies:
             headers["Cookie"] = cookies.header()
         if body is not None:
@@ -3890,6 +3961,10 @@ class Client:
         options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
         if beats:
             options["accept_encoding"] = "identity"  # a compressor could hold events back
+        if browser:
+            options |= {"impersonate": browser, "accept_encoding": None}
+            if server.url.startswith("http:"):
+                options["http_version"] = "v1"  # no browser asks for HTTP/2 there
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
         exchange = Exchange(
@@ -3940,7 +4015,7 @@ class Client:
         try:
             return await self.call(access, method, path, value)
         except Refused as refused:
-            if refused.reply.status in (403, 404):
+            if refused.reply.status in (403, 404) and not refused.reply.is_firewall:
                 raise Gone from None
             raise
 
@@ -4003,7 +4078,7 @@ class Client:
                 reply = await self.call(step, "GET", url.removeprefix(server.origin))
             except Refused as refused:
                 reply = refused.reply
-                if reply.status == 429 or reply.status >= 500:
+                if reply.is_firewall or reply.status == 429 or reply.status >= 500:
                     raise
             jar |= reply.set_cookies()
             if reply.status not in REDIRECTS:
@@ -4018,9 +4093,9 @@ class Client:
         raise logged_out(server, cookies)
 
     async def catalogue(self, access: Access) -> tuple[ModelInfo, ...]:
-        """The server's models; no login is needed, so no cookie is sent."""
+        """The server's models; no login is needed, so none is sent."""
         try:
-            return read_catalogue(await self.get(replace(access, cookies=None), "/api/v2/models"))
+            return read_catalogue(await self.get(access.public, "/api/v2/models"))
         except ValueError:
             raise llm.ModelError(
                 f"{access.server.url} gave a catalogue without models. "
@@ -4033,7 +4108,7 @@ class Client:
             conversation = _mapping(unwrap(await self.get(access, api_path(id), tries)))
         except Refused as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
-            if refused.reply.status in (400, 403, 404):
+            if refused.reply.status in (400, 403, 404) and not refused.reply.is_firewall:
                 raise Gone from None
             raise
         if not isinstance(conversation.get("messages"), list):
@@ -4103,6 +4178,8 @@ def in_words(
         return llm.ModelError(f"There is no such conversation on {server.host} for this account.")
     status, said = error.reply.status, error.reply.message
     quoted = f": {said}" if said else ""
+    if error.reply.is_firewall:
+        return behind_firewall(server, status)
     if status in (301, 302, 303, 307, 308, 401):
         return logged_out(server, cookies)
     if status == 400 and "too long" in said.lower():
@@ -4143,6 +4220,18 @@ def in_words(
             f"Try again later.{where}"
         )
     return llm.ModelError(f"{server.host} answered HTTP {status}{quoted}.{where}")
+
+
+def behind_firewall(server: Server, status: int) -> llm.ModelError:
+    """A firewall lets browsers pass, and not this client: what helps."""
+    browser = impersonated() or ""
+    other = f"another browser than {browser}" if browser else "a browser"
+    example = "firefox" if browser.startswith("chrome") else "chrome"
+    return llm.ModelError(
+        f"A firewall before {server.host} refused this client (HTTP {status}): it asks for a "
+        f"browser. Name {other} in {BROWSER_VARIABLE}, such as {example};\nor open {server.url} in "
+        "your browser, and give its cookie 'aws-waf-token' with the others: llm huggingchat login"
+    )
 
 
 def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
@@ -4242,7 +4331,7 @@ class Outcome:
 
 def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
     """A message's body and content type: a part `data` (JSON), a part `files` each file."""
-    boundary = f"llm-huggingchat-{uuid.uuid4().hex}"
+    boundary = form_boundary()
     said = json.dumps(data, allow_nan=False).encode("utf-8")
     parts = [b'Content-Disposition: form-data; name="data"\r\n\r\n' + said]
     for upload in uploads:
@@ -5213,7 +5302,9 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
         async with AsyncSession[Any](
             timeout=60, max_redirects=3, curl_options=cast(Any, only)
         ) as session:
-            response = await session.get(url, content_callback=take, verify=True)
+            response = await session.get(
+                url, content_callback=take, verify=True, impersonate=cast(Any, impersonated())
+            )
     except RequestException as error:
         if len(content) > FILE_LIMIT:
             raise too_large from None
@@ -5565,7 +5656,7 @@ async def _who(client: Client, access: Access) -> tuple[bool, str]:
 
     A session that has ended is renewed.
     """
-    flags = await client.get(replace(access, cookies=None), "/api/v2/feature-flags")
+    flags = await client.get(access.public, "/api/v2/feature-flags")
     wanted = _mapping(unwrap(flags)).get("loginEnabled") is not False
     access = latest(access)
     user = await client.user(access)
@@ -5892,6 +5983,8 @@ def refresh() -> None:
         llm huggingchat refresh
     """
     access = Access(current_server(), None)
+    with contextlib.suppress(llm.ModelError):
+        access = _access()  # for the firewall; without a key it may do as well
     before = {model.id for model in load_catalogue(access.server.url).models}
     models = _run(access, lambda client: client.catalogue(access))
     keep_catalogue(access.server.url, models)

@@ -40,8 +40,8 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in (llm_huggingchat.SERVER_VARIABLE, llm_huggingchat.KEY_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE"):
+        monkeypatch.delenv(getattr(llm_huggingchat, name), raising=False)
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
