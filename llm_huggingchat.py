@@ -3603,6 +3603,30 @@ def forget_run(generation_id: str) -> None:
         db.execute("delete from runs where generation_id = ?", [generation_id])
 
 
+def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/")) -> str | None:
+    """This machine's time zone by its IANA name, as a browser tells it; None if it has none.
+
+    `variable` is the value of TZ: if it is set, it rules the clock, even where it holds no
+    name. Else the link /etc/localtime, or /etc/timezone, says which. `root` is the directory
+    that both are looked for in.
+    """
+    from zoneinfo import ZoneInfo
+
+    if not variable:
+        with contextlib.suppress(OSError, ValueError):
+            variable = (root / "etc/timezone").read_text("ascii").strip()
+        with contextlib.suppress(OSError):
+            variable = os.readlink(root / "etc/localtime")
+    name = (variable or "").lstrip(":").rpartition("zoneinfo/")[2]
+    name = re.sub(r"^(posix|right)/", "", name)
+    if not re.fullmatch(r"[A-Za-z0-9_+/-]+", name) or name in ("localtime", "Factory"):
+        return None
+    try:
+        return str(ZoneInfo(name))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 # --- client: one coroutine a server call; errors in words -----------------------------
 
 
@@ -4454,6 +4478,8 @@ class Turn:
             "selectedMcpServerNames": names,  # left out, it would mean all of them
             "selectedMcpServers": servers,
         }
+        if zone := local_timezone(os.environ.get("TZ")):
+            data["timezone"] = zone
         if self._plan.text:
             data["inputs"] = self._plan.text
         self._body, self._content_type = multipart(data, self._ask.uploads)
