@@ -242,6 +242,21 @@ class Server:
         return f"{self.page(conversation_id)}/output/{quote(sha, safe='')}"
 
 
+def leads_to_login(location: str) -> bool:
+    """Does a redirect to `location` ask for a login?
+
+    An OpenID provider is told who asks (`client_id`); others have a path that says it. One that
+    does not say where it leads is taken for one: chat-ui has no other redirects.
+    """
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return False
+    asks = re.search(r"(^|&)(client_id|SAMLRequest)=", parts.query)
+    words = r"(^|/)(log[-_]?in|sign[-_]?in|o?auth2?|authorize|sso|saml2?)(?![A-Za-z0-9])"
+    return not location or bool(asks or re.search(words, parts.path, re.IGNORECASE))
+
+
 def own_target(url: str, location: str) -> str:
     """Where a redirect from `url` to `location` leads, if it stays on the origin; else ""."""
     try:
@@ -2878,6 +2893,9 @@ def _result_event(returned: Returned) -> StreamEvent:
 # --- run: one run's states, no sockets: what happened in, what to do next out ---------
 
 
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
 class Lost(Exception):
     """A connection could not be made, broke, or fell silent.
 
@@ -2924,6 +2942,12 @@ class Reply:
                 f"The server answered with something that is not JSON. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
+
+    @property
+    def wants_login(self) -> bool:
+        """Is this how chat-ui refuses those who are not logged in?"""
+        location = self.header("location")
+        return self.status == 401 or (self.status in REDIRECTS and leads_to_login(location))
 
     @property
     def is_firewall(self) -> bool:
@@ -3781,6 +3805,9 @@ def _heard(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
+CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+
 def _lost(error: RequestException, sent: bool) -> Lost:
     """A libcurl error in words, as far as a person can act on it."""
     code = 97 if "tunnel failed" in str(error) else int(error.code or 0)
@@ -3792,12 +3819,25 @@ def _lost(error: RequestException, sent: bool) -> Lost:
         28: "it took too long",
         35: "the encrypted connection could not be set up",
         60: "its certificate is not trusted",
+        77: "the certificates to trust cannot be read",
         97: "the proxy refused",
     }
-    if code in (3, 5, 6, 7, 35, 60, 97):
+    if code in (3, 5, 6, 7, 35, 60, 77, 97):
         sent = False
     why = words.get(code, f"the connection broke (curl error {code})")
-    return Lost(why, sent=sent, final=code in (3, 60))
+    if code in (60, 77):
+        why += certificate_hint()
+    return Lost(why, sent=sent, final=code in (3, 60, 77))
+
+
+def certificate_hint() -> str:
+    """Where the certificates to trust are taken from: curl_cffi's order of variables."""
+    for name in CERTIFICATE_VARIABLES:
+        if path := os.environ.get(name):
+            there = "" if os.path.isfile(path) else ", which is not a file that is there"
+            return f". {name} names those to trust: {plain(path, 200)}{there}"
+    names = f"{', '.join(CERTIFICATE_VARIABLES[:-1])} or {CERTIFICATE_VARIABLES[-1]}"
+    return f". To trust a company's own, name a file that has it in {names}"
 
 
 @dataclass(frozen=True)
@@ -3855,7 +3895,6 @@ def _succeeds(access: Access, newer: Cookies) -> None:
         _successors[key_name, old.hf_chat, old.token] = newer
 
 
-REDIRECTS = (301, 302, 303, 307, 308)
 LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
@@ -4204,8 +4243,18 @@ def in_words(
     quoted = f": {said}" if said else ""
     if error.reply.is_firewall:
         return behind_firewall(server, status)
-    if status in (301, 302, 303, 307, 308, 401):
+    if error.reply.wants_login:
         return logged_out(server, cookies)
+    if status in REDIRECTS:
+        address = "somewhere"
+        with contextlib.suppress(ValueError):
+            target = urlsplit(urljoin(server.url, error.reply.header("location")))
+            address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
+        return llm.ModelError(
+            f"{server.host} redirects to {plain(address, 200)} (HTTP {status}), which is not "
+            f"followed: cookies go to the configured host alone. Is {SERVER_VARIABLE} right? "
+            "If that page wants a login, run: llm huggingchat login"
+        )
     if status == 400 and "too long" in said.lower():
         return llm.ModelError("The server refused the message: it is too long. Shorten it.")
     if status == 400:

@@ -127,7 +127,7 @@ def test_login_that_leads_nowhere(chat: ChatUI, location: str) -> None:
 
 
 def test_callback_that_refuses(chat: ChatUI) -> None:
-    chat.faults["GET", "/login/callback"] = [Fault(status=403)]
+    chat.faults["GET", "/login/callback"] = [Fault(status=403, content_type="text/plain")]
     refused(Cookies(None, TOKEN), chat)
 
 
