@@ -3200,6 +3200,11 @@ class Run:
         else:
             self._trouble = refused
 
+    def not_taken(self) -> None:
+        """The message was refused for a reason that will not be there again."""
+        if isinstance(self._step, Send):
+            self.state = State.NEW
+
     def gone(self) -> None:
         """The conversation is not there any more, and the run with it."""
         self.state = State.NEW if self.state is State.SENT else State.STORED
@@ -4057,16 +4062,21 @@ class Client:
 
         `twice`: the call may safely be made twice; else it is tried again only when it was
         not sent. It takes CALL_LIMIT seconds in all. Raises Lost, or Refused for any status
-        but 200.
+        but 200. A session that has ended is renewed, once; llm.ModelError where it cannot be.
         """
         body = None if value is None else json.dumps(value, allow_nan=False).encode()
+        access = await self.begun(access)
         begun = time.monotonic()
         backoff = Backoff(begun, tries)
+        renewed = False
         while True:
             limit = begun + CALL_LIMIT - time.monotonic()
             try:
                 return await self.open(access, method, path, body=body, limit=limit).whole()
             except (Lost, Refused) as trouble:
+                if not renewed and await self.ended(access, trouble, path):
+                    access, renewed = await self.renewed(access), True
+                    continue
                 again = _may_help(trouble, twice)
                 pause = backoff.pause(time.monotonic()) if again else None
                 if pause is None:
@@ -4089,6 +4099,31 @@ class Client:
     async def user(self, access: Access) -> dict[str, Any]:
         """The account that is logged in; empty for nobody."""
         return _mapping(unwrap(await self.get(access, "/api/v2/user")))
+
+    async def wants_login(self, access: Access) -> bool:
+        """Has the server accounts at all?"""
+        flags = await self.get(access.public, "/api/v2/feature-flags")
+        return _mapping(unwrap(flags)).get("loginEnabled") is not False
+
+    async def begun(self, access: Access) -> Access:
+        """`access` with its latest session, which is made if `token` is all there is."""
+        access = latest(access)
+        if access.cookies and access.cookies.token and access.cookies.hf_chat is None:
+            return await self.renewed(access)
+        return access
+
+    async def ended(self, access: Access, trouble: Lost | Refused, path: str = "") -> bool:
+        """Was a call refused because the session of `access` has ended, and can it be renewed?
+
+        To read a stranger's conversation is refused as if there were none.
+        """
+        can = access.cookies and access.cookies.token
+        if not can or isinstance(trouble, Lost) or trouble.reply.is_firewall:
+            return False
+        hidden = trouble.reply.status in (403, 404)
+        if hidden and path.startswith(("/conversation/", "/api/v2/conversations/")):
+            return await self.wants_login(access) and not await self.user(access)
+        return trouble.reply.wants_login
 
     async def renewed(self, access: Access) -> Access:
         """`access` with a new session, as its own has ended, or as it has none.
@@ -4115,10 +4150,18 @@ class Client:
             kept = keys_of(server, cookies).get(server.key_name)
             if kept and kept.hf_chat not in (None, cookies.hf_chat):
                 # Somebody made one meanwhile, unless that has ended as well.
-                theirs = replace(access, cookies=replace(cookies, hf_chat=kept.hf_chat))
-                if await self.user(theirs):
-                    return _succeeds(access, kept)
-            made = await self._log_in(access)
+                theirs = replace(cookies, hf_chat=kept.hf_chat).pairs()
+                with contextlib.suppress(Refused):
+                    if await self.user(
+                        Access(server, Cookies(None, passing=tuple(theirs.items())))
+                    ):
+                        return _succeeds(access, kept)
+            try:
+                made = await self._log_in(access)
+            except (Refused, llm.ModelError):
+                if cookies.hf_chat or await self.wants_login(access):
+                    raise
+                made = replace(cookies, hf_chat=str(uuid.uuid4()))  # any will do
             for name, kept in keys_of(server, cookies).items():
                 value = replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
                 try:
@@ -4441,6 +4484,7 @@ class Turn:
         self.answer = Answer(self._file_link, calls, documents)
         self._run = Run(str(uuid.uuid4()), time.monotonic())
         self._body, self._content_type = b"", ""
+        self._renewed = False  # the session, for this turn
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
         self._lock: asyncio.Lock | None = None  # the conversation, until it is
@@ -4658,6 +4702,7 @@ class Turn:
         Raises what it fails with: Lost, Refused, Gone or Broken; llm.ModelError.
         """
         while not isinstance(step := run.next(time.monotonic()), Done):
+            access = latest(self._access)
             if isinstance(step, Fail):
                 raise step.why
             if isinstance(step, Wait):
@@ -4674,7 +4719,12 @@ class Turn:
             except Lost as lost:
                 run.lost(lost, time.monotonic())
             except Refused as refused:
-                run.refused(refused, time.monotonic(), first=self._plan.parent is None)
+                if not self._renewed and await self._client.ended(access, refused):
+                    self._renewed = True
+                    run.not_taken()
+                    await self._client.renewed(access)
+                else:
+                    run.refused(refused, time.monotonic(), first=self._plan.parent is None)
             except Gone:
                 run.gone()
 
@@ -5731,22 +5781,31 @@ async def _who(client: Client, access: Access) -> tuple[bool, str]:
 
     A session that has ended is renewed.
     """
-    flags = await client.get(access.public, "/api/v2/feature-flags")
-    wanted = _mapping(unwrap(flags)).get("loginEnabled") is not False
+    wanted, user = await client.wants_login(access), dict[str, Any]()
     access = latest(access)
-    user = await client.user(access)
-    if wanted and not user and access.cookies and access.cookies.token:
-        with contextlib.suppress(llm.ModelError):  # then it is nobody
-            user = await client.user(await client.renewed(access))
+    has_token = bool(access.cookies and access.cookies.token)
+    if not has_token or (access.cookies and access.cookies.hf_chat):
+        user = await client.user(access)
+    if wanted and has_token and not user:
+        try:
+            access = await client.renewed(access)
+        except llm.ModelError:
+            return wanted, ""
+        user = await client.user(access)
     names = (_string(user.get(name)) for name in ("username", "email", "id"))
     return wanted, plain(next(filter(None, names), ""), 80)
 
 
-async def _demand_login(client: Client, access: Access) -> None:
-    """Raises llm.ModelError when nobody is logged in: a stranger is told of no conversations."""
+async def _demand_login(client: Client, access: Access) -> bool:
+    """Raises llm.ModelError when nobody is logged in: a stranger is told of no conversations.
+
+    Returns whether the session has ended, and was renewed.
+    """
+    before = latest(access)
     wanted, user = await _who(client, access)
     if wanted and not user:
         raise logged_out(access.server, access.cookies)
+    return latest(access) != before
 
 
 class _Progress:
@@ -6252,8 +6311,11 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
             if re.fullmatch(r"[0-9a-fA-F]{24}", _string(entry.get("id")))
             and entry["id"] not in seen
         }
-        if page == 0 and not fresh:
-            await _demand_login(client, access)
+        if page == 0 and not fresh and await _demand_login(client, access):
+            async with contextlib.aclosing(list_conversations(client, access)) as again:
+                async for listed in again:
+                    yield listed
+            return
         seen.update(fresh)
         for id, entry in fresh.items():
             yield Listed(

@@ -873,7 +873,7 @@ class ChatUI:
         self.base_path = base_path.rstrip("/")
         self.login_required = login_required
         self.sessions = dict(sessions or {})
-        self.tokens = {token: user for user, token in self.sessions.values() if token}
+        self.tokens: dict[str, str] = {}
         self.login_wants = ""
         self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
         self.models = [model_entry(*line.split()) for line in CATALOGUE.strip().splitlines()]

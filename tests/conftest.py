@@ -48,6 +48,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield path
     llm_huggingchat._background.close()  # the next test makes connections of its own,
     llm_huggingchat._made_up.clear()  # and sessions
+    llm_huggingchat._successors.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import pathlib
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from typing import Any
 import llm
 import pytest
 from chat_ui import ChatUI, Fault
-from helpers import failure, run
+from helpers import Ask, both, described, failure, run, sends, tree
 from recorded import capture
 
 import llm_huggingchat
@@ -100,7 +103,7 @@ def test_token_that_the_provider_does_not_know(chat: ChatUI) -> None:
 
 def test_consent_wants_a_person(chat: ChatUI) -> None:
     chat.login_wants = "consent"
-    refused(Cookies(None, TOKEN), chat)
+    refused(Cookies(ENDED, TOKEN), chat)
     assert asked(chat) == LOGIN[:2]
 
 
@@ -108,9 +111,9 @@ def test_another_origin_is_not_followed(chat: ChatUI) -> None:
     with ChatUI() as other:
         for address in (other.url, f"http://localhost:{chat.port}/", f"//127.0.0.1:{other.port}/"):
             chat.login_wants = f"{address}/login/callback"
-            refused(Cookies(None, TOKEN), chat)
+            refused(Cookies(ENDED, TOKEN), chat)
             chat.faults["GET", "/login"] = [Fault(status=302, headers=(("location", address),))]
-            refused(Cookies(None, TOKEN), chat)
+            refused(Cookies(ENDED, TOKEN), chat)
         assert other.log == []
     assert ("GET", "/login/callback") not in asked(chat)
 
@@ -122,13 +125,13 @@ def test_another_origin_is_not_followed(chat: ChatUI) -> None:
 def test_login_that_leads_nowhere(chat: ChatUI, location: str) -> None:
     fault = Fault(status=302, headers=(("location", location),))
     chat.faults["GET", "/login"] = [fault] * 20
-    refused(Cookies(None, TOKEN), chat)
+    refused(Cookies(ENDED, TOKEN), chat)
     assert len(chat.log) <= llm_huggingchat.LOGIN_STEPS
 
 
 def test_callback_that_refuses(chat: ChatUI) -> None:
     chat.faults["GET", "/login/callback"] = [Fault(status=403, content_type="text/plain")]
-    refused(Cookies(None, TOKEN), chat)
+    refused(Cookies(ENDED, TOKEN), chat)
 
 
 def test_callback_that_begins_again(chat: ChatUI) -> None:
@@ -303,3 +306,156 @@ def test_status_renews_and_says_how_old_the_session_is(
     run("keys", "set", key_of(chat), "--value", json.dumps(value))
     assert "session" not in run("huggingchat", "status").stdout
     assert json.loads(run("huggingchat", "status", "--json").stdout)["session_time"] is None
+
+
+# --- prompts and commands ---
+
+
+def ended(server: ChatUI) -> None:
+    """Every session is over; who has the token can have another."""
+    server.sessions.clear()
+
+
+@both
+def test_prompt_makes_its_session_from_token(
+    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+) -> None:
+    keep(chat, token=TOKEN)
+    assert ask("hello").text() == "You said: hello"
+    assert asked(chat)[:4] == [*LOGIN, ("POST", "/conversation")]
+    assert kept(chat, user_path)["hf-chat"] in chat.sessions
+    del chat.log[:]
+    assert ask("again").text() == "You said: again"
+    assert not set(asked(chat)) & set(LOGIN)
+
+
+@both
+def test_prompts_go_on_when_the_session_has_ended(
+    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+) -> None:
+    keep(chat, hf_chat=ENDED, token=TOKEN)
+    first = ask("one")
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+    assert asked(chat).count(("POST", "/conversation")) == 2  # the first was sent to a login
+    ended(chat)
+    second = ask("two", after=first)
+    assert second.text() == "You said: two"
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN * 2
+    (conversation,) = chat.conversations.values()
+    assert tree(chat, conversation.id) == {"one": {"two": {}}}
+    assert kept(chat, user_path)["hf-chat"] in chat.sessions
+
+
+@both
+def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
+    chat: ChatUI, ask: Ask
+) -> None:
+    keep(chat, token=TOKEN)
+    unread = chat.faults["GET", "/api/v2/conversations/?*"] = [Fault(status=500)] * 50
+    first = ask("one")
+    assert "message_id" not in described(first)
+    unread.clear()
+    ended(chat)
+    ask("two", after=first, model="hf-qwen")  # reads it, changes it, and goes on in it
+    (conversation,) = chat.conversations.values()
+    assert tree(chat, conversation.id) == {"one": {"two": {}}}
+    assert conversation.model == "Qwen/Qwen3.8-2.4T-A95B"
+
+
+@both
+def test_deleted_conversation_is_told_from_an_ended_session(chat: ChatUI, ask: Ask) -> None:
+    keep(chat, token=TOKEN)
+    first = ask("one")
+    chat.conversations.clear()
+    ask("two", after=first)
+    assert len(chat.conversations) == 1
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+
+
+@both
+def test_session_is_renewed_once(chat: ChatUI, ask: Ask) -> None:
+    keep(chat, token=TOKEN)
+    ask("one")
+    del chat.log[:]
+    no = Fault(status=401, body=b"You have to be logged in.", content_type="text/plain")
+    chat.faults["POST", "/conversation/?*"] = [no] * 9
+    with pytest.raises(llm.ModelError, match="Not logged in"):
+        ask("two")
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+    assert len(sends(chat)) == 2
+    chat.faults["POST", "/conversation"] = [no] * 9
+    with pytest.raises(llm.ModelError, match="Not logged in"):
+        ask("three")
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN * 2
+
+
+@both
+def test_prompt_with_a_wrong_token_says_where_to_log_in(
+    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+) -> None:
+    keep(chat, hf_chat=ENDED, token="t-wrong")
+    with pytest.raises(llm.ModelError, match=re.escape(f"Open {chat.url}/login")):
+        ask("hello")
+    assert chat.conversations == {}
+    assert kept(chat, user_path) == {"hf-chat": ENDED, "token": "t-wrong"}
+
+
+def test_many_prompts_at_once_share_one_session(chat: ChatUI) -> None:
+    keep(chat, hf_chat=ENDED, token=TOKEN)
+
+    async def work() -> list[str]:
+        model = llm.get_async_model("hf-llama")
+        return await asyncio.gather(*(model.prompt(f"{n}").text() for n in range(20)))
+
+    assert asyncio.run(work()) == [f"You said: {n}" for n in range(20)]
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+    assert len(sends(chat)) == 20
+
+
+def test_processes_share_one_session(chat: ChatUI) -> None:
+    keep(chat, hf_chat=ENDED, token=TOKEN)
+    command = [sys.executable, "-m", "llm", "-m", "hf-llama"]
+    prompts = [
+        subprocess.Popen([*command, f"{n}"], stdout=subprocess.PIPE, text=True) for n in range(4)
+    ]
+    answers = [prompt.communicate(timeout=60)[0] for prompt in prompts]
+    assert answers == [f"You said: {n}\n" for n in range(4)]
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+
+
+def test_commands_renew_the_session(chat: ChatUI) -> None:
+    keep(chat, token=TOKEN)
+    run("-m", "hf-llama", "hello")
+    (id,) = chat.conversations
+    for command in (
+        ["conversations"],
+        ["rename", id, "Changed"],
+        ["export", id],
+        ["share", id],
+        ["import", "--all"],
+        ["import", id],
+        ["delete", id, "--yes"],
+    ):
+        ended(chat)
+        shown = run("huggingchat", *command).output
+        assert command != ["conversations"] or id in shown
+    assert chat.conversations == {}
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN * 8
+
+
+def test_token_alone_where_nobody_wants_a_login(server: ChatUI) -> None:
+    keep(server, token=TOKEN)
+    run("-m", "hf-llama", "one")
+    run("-c", "two")
+    (conversation,) = server.conversations.values()
+    assert tree(server, conversation.id) == {"one": {"two": {}}}
+
+
+def test_key_of_the_environment_needs_a_session_for_each_process(
+    chat: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", f"token={TOKEN}")
+    run("-m", "hf-llama", "one")
+    run("-c", "two")
+    assert [path for path in asked(chat) if path in LOGIN] == LOGIN
+    assert not (user_path / "keys.json").exists()
