@@ -655,6 +655,8 @@ class Run:
         if "title_first" in words:
             self._title()
         self._pause(words.number("wait", 0))
+        while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
+            self._pause(0.05)
         if self._prompt.model["isRouter"] or "router" in words:
             self._tell(self._route())
         if self._prompt.tools:
@@ -849,7 +851,8 @@ class ChatUI:
     wrong with the next requests of that kind, one after another.
     `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
     it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
-    ended: for tests of what happens in between. `latency`: the seconds after which a request is
+    ended; while `may_speak` is, no model says anything: for tests of what happens in between.
+    `latency`: the seconds after which a request is
     looked at. `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
     whatever page of the conversations is asked for, it is the first, and more follow.
     """
@@ -888,8 +891,11 @@ class ChatUI:
         self.latency = latency
         self.uplink = uplink
         self.endless_list = False
+        self._place = socket.socket()
         self.may_store = threading.Event()
         self.may_store.set()
+        self.may_speak = threading.Event()
+        self.may_speak.set()
         self.faults: dict[tuple[str, str], list[Fault]] = {}
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
@@ -962,6 +968,9 @@ class ChatUI:
         if server:
             server.shutdown()
             server.server_close()
+            self._place = socket.socket()  # no other test's server must take the port meanwhile
+            self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._place.bind(("127.0.0.1", self.port))
         with self.lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
@@ -971,6 +980,7 @@ class ChatUI:
         """Listen, on the same port as before."""
         if self._server:
             return
+        self._place.close()
         self._server = Server(self, self.port)
         self.port = self._server.server_address[1]
         serve = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

@@ -313,27 +313,30 @@ def test_chat_waits_until_the_answer_is_stored(server: ChatUI) -> None:
     assert tree(server, only_conversation(server).id) == {"one [[title_delay=0.4]]": {"two": {}}}
 
 
-def test_two_processes_at_once_lose_nothing(server: ChatUI) -> None:
+def test_two_processes_at_once_lose_nothing(server: ChatUI, user_path: pathlib.Path) -> None:
     run("-m", "hf-llama", "one")
     (thread,) = {entry["conversation_id"] for entry in logged()}
+    wait_for(lambda: noted_runs(user_path) == [])
+    server.may_speak.clear()  # until both have read what to continue
     at_once = [
         subprocess.Popen(
-            [sys.executable, "-m", "llm", "--cid", thread, f"{name} [[tokens=20]] [[delay=0.02]]"],
+            [sys.executable, "-m", "llm", "--cid", thread, f"{name} [[tokens=20]]"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
         for name in ("left", "right")
     ]
+    wait_for(lambda: len(noted_runs(user_path)) == 2, 60)
+    assert len(sends(server)) <= 2  # one waits for the other
+    server.may_speak.set()
     for process in at_once:
-        shown, _ = process.communicate(timeout=30)
+        shown, _ = process.communicate(timeout=60)
         assert shown.startswith(b"w0 w1 "), process.args
         assert process.returncode == 0
     wait_for(lambda: "running" not in server.runs.values())
     conversation = only_conversation(server)
-    assert list(tree(server, conversation.id)["one"]) in (
-        ["left [[tokens=20]] [[delay=0.02]]", "right [[tokens=20]] [[delay=0.02]]"],
-        ["right [[tokens=20]] [[delay=0.02]]", "left [[tokens=20]] [[delay=0.02]]"],
-    )
+    branches = sorted(tree(server, conversation.id)["one"])
+    assert branches == ["left [[tokens=20]]", "right [[tokens=20]]"]
     answers = [message["content"] for message in server.messages(conversation.id, "assistant")]
     assert [answer.split()[-1] for answer in answers] == ["one", "w19", "w19"]
 
