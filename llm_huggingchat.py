@@ -5689,14 +5689,28 @@ async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
     """A model of HuggingChat, or of another chat-ui server."""
 
-    def execute(self, prompt, stream, response, conversation, key=None):
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+        key: str | None = None,
+    ) -> Iterator[StreamEvent]:
         yield from in_background(self._events(prompt, weakref.ref(response), key, noting()))
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
     """The same, for asyncio."""
 
-    def execute(self, prompt, stream, response, conversation, key=None):
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.AsyncResponse,
+        conversation: llm.AsyncConversation | None,
+        key: str | None = None,
+    ) -> AsyncGenerator[StreamEvent, None]:
         return in_task(self._events(prompt, weakref.ref(response), key, noting()))
 
 
