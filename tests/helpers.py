@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import pathlib
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -162,6 +163,16 @@ def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
 
     (root,) = (message for message in messages.values() if not message["ancestors"])
     return below(root)
+
+
+def default_signals() -> None:
+    """For a new process: signals do what they do in a terminal, however the tests were started.
+
+    Whoever runs them in the background may have them ignore Ctrl-C or SIGHUP, and processes
+    inherit that.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:

@@ -24,6 +24,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
+    default_signals,
     described,
     kept,
     make_logs,
@@ -526,6 +527,7 @@ def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_signals,
     )
 
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from chat_ui import ChatUI
-from helpers import make_logs, wait_for
+from helpers import default_signals, make_logs, wait_for
 
 LONG = "[[tokens=2000]] [[delay=0.01]]"
 HEAD = f"""
@@ -95,6 +95,7 @@ def python(server: ChatUI, body: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=default_signals,
     )
 
 

@@ -425,7 +425,7 @@ def test_running_answer_is_saved_now_and_then_without_the_rest(chat: Chat) -> No
     *_, question, answer = found["messages"]
     assert answer["content"].startswith("w0 w1 ")
     assert answer["updates"][0] == {"type": "status", "status": "started"}
-    assert answer["updatedAt"] > answer["createdAt"] == question["updatedAt"]
+    assert question["updatedAt"] <= answer["createdAt"] < answer["updatedAt"]
     assert {"interrupted", "updates"} & {*question} == set()
     assert "interrupted" not in answer
     assert found["title"] == "Given meanwhile"
