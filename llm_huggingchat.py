@@ -4628,7 +4628,8 @@ class Turn:
                 continue
             conversation = await self._client.conversation(self._access, id)
             alike = (conversation.get("preprompt") or None) == (self._plan.system or None)
-            if alike and len(messages_of(conversation)) <= 1:
+            taken = self._client.busy(id).locked()  # by another turn that looked for its own
+            if alike and not taken and len(messages_of(conversation)) <= 1:
                 root = known_id(conversation.get("rootMessageId"))
                 return {"id": id, "rootMessageId": root} if root else None
         return None

@@ -18,6 +18,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
+    described,
     failure,
     logged,
     only_conversation,
@@ -105,8 +106,10 @@ async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(
         responses = [model.prompt(f"[[say]]{number}[[/say]]") for number in range(5)]
         await asyncio.gather(*(response.text() for response in responses))
         answers = [server.messages(id, "assistant") for id in server.conversations]
-    ids = [(await response.json())["huggingchat"].get("message_id") for response in responses]
-    assert sorted(ids) == sorted(answer["id"] for (answer,) in answers)
+    found = [described(await response.to_sync_response()) for response in responses]
+    assert sorted(answer.get("message_id", "") for answer in found) == sorted(
+        answer["id"] for (answer,) in answers
+    )
 
 
 def test_id_that_comes_late_is_logged(server: ChatUI) -> None:
@@ -164,7 +167,7 @@ async def test_long_conversation_is_not_read_on_the_loop(
     prompt = "[[say]]Long.[[/say]] " + "x " * 15_000
     response = llm.get_async_model("hf-llama").prompt(prompt)
     assert await response.text() == "Long."
-    assert "message_id" in (await response.json())["huggingchat"]
+    assert "message_id" in described(await response.to_sync_response())
     server_threads = {going.thread for going in server.all_runs}
     readers = {thread for size, thread in sizes if size > 20_000} - server_threads
     assert readers
@@ -226,7 +229,7 @@ async def test_conversation_whose_reading_was_only_late_is_not_read_again(
     monkeypatch.setattr("llm_huggingchat.ID_GRACE", 0.05)
     first = llm.get_async_model("hf-llama").prompt("one [[slowfetch=0.5]]")
     await first.text()
-    assert "message_id" not in (await first.json())["huggingchat"]
+    assert "message_id" not in described(await first.to_sync_response())
     id = only_conversation(server).id
     client = Client.here()
     await asyncio.to_thread(wait_for, lambda: client.known(id).message_id)

@@ -36,6 +36,7 @@ from helpers import (
     wait_for,
 )
 
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 PLAIN = "[[tokens=12]] [[delay=0.005]]"
 MIXED = "[[tools]] [[delay=0.005]]"
 # None of these answers repeats its question, so that of an uncut run is the same.
@@ -51,6 +52,8 @@ SENDING = [
     "[[drop=after]]",
     "[[drop=before]]",
     "[[status=502*1]]",
+    "[[status_after=500]]",
+    "[[status_after=502]]",
 ]
 STREAMING = [
     "[[cut=0]]",
@@ -60,7 +63,11 @@ STREAMING = [
     "[[cut=0,0,0]]",
     "[[cut_bytes=200]]",
     "[[cut_bytes=777]]",
+    "[[end=0]]",
+    "[[end=2]]",
     "[[cut=2]] [[gone]]",
+    "[[cut=2]] [[log_status=404]]",
+    "[[cut=2]] [[log_status=502*2]]",
     "[[noise]] [[split]] [[cut=3,1]]",
 ]
 SILENT = ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]", "[[cut=1]] [[churn=1]]"]
@@ -155,6 +162,75 @@ def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: Ask) ->
     assert server.stops == []
 
 
+@both
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "login"), (403, "403"), (500, "did not come back"), (503, "second")]
+)
+def test_log_that_is_refused_for_good_is_an_error(
+    server: ChatUI, ask: Ask, status: int, says: str
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(llm.ModelError, match=says) as caught:
+        ask(f"[[tokens=5]] [[cut=1]] [[log_status={status}]]")
+    assert time.monotonic() - begun < 8
+    assert status == 401 or only_conversation(server).id in str(caught.value)
+    assert len(sends(server)) == 1
+    assert server.stops == []
+
+
+@both
+@pytest.mark.parametrize("words", ["", "[[log_status=502*2]]", "[[stall_resume=1]]"])
+def test_turn_asks_the_log_whether_the_one_before_it_is_stored(
+    server: ChatUI, ask: Ask, words: str
+) -> None:
+    """The first turn's own connection says nothing after the answer, and then breaks."""
+    question = f"{words} [[hold]] [[store=0.8]] one"
+    second = ask("two", after=ask(question))
+    assert second.text() == "You said: two"
+    assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
+    first, _ = server.messages(only_conversation(server).id, "assistant")
+    assert first["content"] == f"You said: {question}"
+
+
+# --- the conversation is deleted ------------------------------------------------------
+
+
+def in_stream(server: ChatUI, act: Callable[[], None]) -> threading.Thread:
+    """Do something once the model has begun to speak."""
+
+    def later() -> None:
+        wait_for(lambda: any(run._text for run in server.all_runs))
+        act()
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    return thread
+
+
+@both
+def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(
+    server: ChatUI, ask: Ask
+) -> None:
+    thread = in_stream(server, server.conversations.clear)
+    first = ask("[[tokens=20]] [[delay=0.02]]")
+    thread.join()
+    assert first.text().endswith("w18 w19 ")
+    assert server.conversations == {}
+    ask("two", after=first)
+    (question,) = server.messages(only_conversation(server).id, "user")
+    assert first.text().strip() in question["content"]  # nothing is lost for the model
+
+
+@both
+def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(
+    server: ChatUI, ask: Ask
+) -> None:
+    with pytest.raises(llm.ModelError, match="was deleted") as caught:
+        ask("[[tokens=9]] [[delete=2]] [[cut=3]]")
+    assert f"{server.url}/conversation/" in str(caught.value)
+    assert len(sends(server)) == 1
+
+
 # --- sending --------------------------------------------------------------------------
 
 
@@ -224,6 +300,46 @@ def test_creation_that_stalls_is_an_error_and_not_made_twice(
     assert calls(server) == [("POST", "/conversation")]
 
 
+def test_creation_that_takes_long_is_waited_for(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(delay=1.2)]  # it may be silent, and slow
+    assert ask_sync("hello").text() == "You said: hello"
+    assert [path for _, path in calls(server)].count("/conversation") == 1
+    assert one_message_each(server)
+
+
+@both
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("fault", [Fault(drop=True, done=True), Fault(status=502, done=True)])
+def test_conversation_that_was_made_unseen_is_found(
+    server: ChatUI, ask: Ask, system: str | None, fault: Fault
+) -> None:
+    server.faults["POST", "/conversation"] = [fault]
+    assert ask("hello", system=system).text() == "You said: hello"
+    assert [path for _, path in calls(server)].count("/conversation") == 1
+    assert one_message_each(server)
+    assert only_conversation(server).preprompt == (system or "")
+
+
+def test_conversation_that_is_not_alike_is_not_taken_for_one_made_unseen(server: ChatUI) -> None:
+    owner = "session"
+    qwen = server.add_conversation(owner, "Qwen/Qwen3.6-27B", "")
+    brief = server.add_conversation(owner, LLAMA, "Be brief.")
+    ask_sync("one", key=owner)
+    server.faults["POST", "/conversation"] = [Fault(drop=True)]
+    ask_sync("two", key=owner)
+    first, second = list(server.conversations)[2:]
+    assert [len(server.messages(id)) for id in (qwen.id, brief.id, first, second)] == [1, 1, 3, 3]
+
+
+async def test_conversations_that_were_made_unseen_at_once_stay_apart(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = 3 * [Fault(drop=True, done=True)]
+    model = llm.get_async_model("hf-llama")
+    words = ("left", "right", "ahead")
+    await asyncio.gather(*(model.prompt(word).text() for word in words))
+    assert len(server.conversations) == 3
+    assert one_message_each(server)
+
+
 def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:
     server.faults["POST", "/conversation/*"] = [Fault(stall=True)]
     assert ask_async("hello").text() == "You said: hello"
@@ -241,18 +357,6 @@ def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
 
 
 # --- the server goes away -------------------------------------------------------------
-
-
-def in_stream(server: ChatUI, act: Callable[[], None]) -> threading.Thread:
-    """Do something once the model has begun to speak."""
-
-    def later() -> None:
-        wait_for(lambda: any(run._text for run in server.all_runs))
-        act()
-
-    thread = threading.Thread(target=later)
-    thread.start()
-    return thread
 
 
 @both
