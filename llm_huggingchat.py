@@ -4072,7 +4072,8 @@ class Client:
         while True:
             limit = begun + CALL_LIMIT - time.monotonic()
             try:
-                return await self.open(access, method, path, body=body, limit=limit).whole()
+                exchange = self.open(access, method, path, body=body, once=not twice, limit=limit)
+                return await exchange.whole()
             except (Lost, Refused) as trouble:
                 if not renewed and await self.ended(access, trouble, path):
                     access, renewed = await self.renewed(access), True

@@ -320,15 +320,25 @@ def test_conversation_that_was_made_unseen_is_found(
     assert only_conversation(server).preprompt == (system or "")
 
 
+def test_conversation_that_was_made_unseen_on_a_kept_connection_is_found(server: ChatUI) -> None:
+    """curl alone would send it again there."""
+    ask_sync("one")
+    server.faults["POST", "/conversation"] = [Fault(drop=True, done=True)]
+    ask_sync("two")
+    assert len(server.conversations) == 2
+    assert one_message_each(server)
+
+
 def test_conversation_that_is_not_alike_is_not_taken_for_one_made_unseen(server: ChatUI) -> None:
-    owner = "session"
-    qwen = server.add_conversation(owner, "Qwen/Qwen3.6-27B", "")
-    brief = server.add_conversation(owner, LLAMA, "Be brief.")
-    ask_sync("one", key=owner)
+    server.store_delay = 0
+    qwen = server.add_conversation("session", "Qwen/Qwen3.6-27B", "")
+    brief = server.add_conversation("session", LLAMA, "Be brief.")
+    ask_sync("one", key="session")
     server.faults["POST", "/conversation"] = [Fault(drop=True)]
-    ask_sync("two", key=owner)
+    ask_sync("two", key="session")
     first, second = list(server.conversations)[2:]
     assert [len(server.messages(id)) for id in (qwen.id, brief.id, first, second)] == [1, 1, 3, 3]
+    assert ("GET", f"/api/v2/conversations/{brief.id}") in calls(server)  # it was looked at
 
 
 async def test_conversations_that_were_made_unseen_at_once_stay_apart(server: ChatUI) -> None:
