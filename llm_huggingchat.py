@@ -4681,7 +4681,7 @@ class Turn:
                 # Of a run that a turn is about to send, the server knows nothing yet. One
                 # that goes on has its turn; without, it is one that could not be stored.
                 waiting = run.end in ("gone", "")
-                if not waiting or not noted.has_a_turn(CALL_LIMIT if run.end else math.inf):
+                if not waiting or not noted.has_a_turn(CALL_LIMIT if run.is_settled else math.inf):
                     break
                 if not await _beside_loop(is_noted, noted.generation_id):
                     break
@@ -4879,11 +4879,15 @@ async def _exhaust(
 
 
 async def _beside_loop(work: Callable[..., T], *arguments: Any) -> T:
-    """Do what waits for a file in a thread, as long as the process has any to give."""
+    """Do what waits for a file in a thread, as long as the process has any to give.
+
+    It is done even if the loop ends before there is a thread for it.
+    """
     try:
-        return await asyncio.to_thread(work, *arguments)
-    except RuntimeError:  # it is about to end
+        done = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+    except RuntimeError:  # the process is about to end
         return work(*arguments)
+    return await asyncio.shield(done)
 
 
 def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:

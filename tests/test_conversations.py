@@ -36,7 +36,7 @@ from helpers import (
 from llm.parts import Message
 
 import llm_huggingchat
-from llm_huggingchat import RUNS, claim_run, is_noted
+from llm_huggingchat import RUNS, Client, claim_run, is_noted
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.8-2.4T-A95B"
@@ -401,6 +401,39 @@ def test_run_of_a_process_that_was_killed_before_it_sent(
         claim_run(described(first)["url"], "lost")
     assert first.reply("two").text() == "You said: two"
     wait_for(lambda: noted_runs(user_path) == [])
+
+
+def test_loop_that_ends_leaves_its_run_to_the_next_turn(
+    server: ChatUI, user_path: pathlib.Path
+) -> None:
+    """Its tasks are cancelled more than once, and files may take their time."""
+    server.may_store.clear()
+
+    async def answer() -> None:
+        one_thread = concurrent.futures.ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(one_thread)
+        assert await llm.get_async_model("hf-llama").prompt("one").text() == "You said: one"
+        one_thread.submit(time.sleep, 0.3)
+        for _ in range(30):
+            for task in list(Client.here()._tasks):
+                task.cancel()
+            await asyncio.sleep(0)
+
+    asyncio.run(answer())
+    with contextlib.closing(sqlite3.connect(user_path / RUNS)) as db:
+        assert list(db.execute("select process from runs")) == [(None,)]
+
+
+async def test_run_that_no_turn_sends_is_not_waited_for_without_a_log(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 1.0)
+    first = llm.get_async_model("hf-llama").prompt("one")
+    url = (await first.json() or {})["huggingchat"]["url"]
+    claim_run(url, "lost")  # in this process, which goes on
+    server.faults["GET", "/conversation/*/stream"] = 100 * [Fault(status=404)]
+    assert await asyncio.wait_for((await first.reply("two")).text(), 20) == "You said: two"
+    assert "lost" not in noted_runs(user_path)
 
 
 async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
