@@ -6195,6 +6195,224 @@ def models_(json_: bool) -> None:
         note("this is the built-in list; for the server's own run: llm huggingchat refresh")
 
 
+# Settings
+
+EFFORTS = ("low", "medium", "high")
+POLICIES = ("auto", "fastest", "cheapest")  # instead of a provider's name
+# A setting -> where the account keeps it: an object by model id.
+OVERRIDES = {
+    "reasoning_effort": "reasoningEffortOverrides",
+    "provider": "providerOverrides",
+    "artifacts": "artifactsOverrides",
+}
+SETTINGS_PATH = "/api/v2/user/settings"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A model's settings. None is what the model, or the server, does by itself."""
+
+    reasoning_effort: str | None = None
+    provider: str | None = None
+    artifacts: bool | None = None
+
+    @classmethod
+    def of(cls, id: str, account: dict[str, Any]) -> ModelSettings:
+        """Those of model `id` in the account's, as `GET api/v2/user/settings` says them."""
+        kept = {name: _mapping(account.get(key)).get(id) for name, key in OVERRIDES.items()}
+        effort, provider, artifacts = kept.values()
+        return cls(
+            plain(_string(effort), 40) or None,
+            None if provider == "auto" else plain(_string(provider), 80) or None,
+            artifacts if isinstance(artifacts, bool) else None,
+        )
+
+    def lines(self, id: str, info: ModelInfo | None) -> Iterator[str]:
+        """For people. `info` is None for a model that the server has no more."""
+        reasons = info is None or info.reasoning or self.reasoning_effort
+        yield f"huggingchat/{plain(id, 200)}" + ("" if info else " (not there any more)")
+        effort = self.reasoning_effort or ("default" if reasons else "none, it does not reason")
+        yield f"  reasoning effort: {effort}"
+        yield f"  provider: {self.provider or 'auto'}"
+        yield f"  artifacts: {'default' if self.artifacts is None else _on(self.artifacts)}"
+
+    def to_json(self, id: str) -> dict[str, Any]:
+        return {"model": f"huggingchat/{id}", **vars(self)}
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
+
+
+def changed_account(
+    account: dict[str, Any], id: str, changes: dict[str, str | bool | None]
+) -> dict[str, Any]:
+    """The account's settings to send back, with a model's changed; None takes one away.
+
+    The rest goes back as it came: what is left out would go back to its default. But a null
+    is superjson's undefined, and refused (captures/settings.json).
+    """
+    kept = {name: value for name, value in account.items() if value is not None}
+    for name, value in changes.items():
+        others = dict(_mapping(kept.get(OVERRIDES[name])))
+        others.pop(id, None)
+        kept[OVERRIDES[name]] = others if value is None else others | {id: value}
+    return kept
+
+
+def _model_named(text: str) -> str:
+    """The server's id of a model that is named by an alias or an id of llm's, or its own."""
+    with contextlib.suppress(llm.UnknownModelError):
+        model = llm.get_model(text)
+        if isinstance(model, HuggingChat):
+            return model.info.id
+    return text.removeprefix("huggingchat/")
+
+
+async def _account_settings(client: Client, access: Access) -> dict[str, Any]:
+    """The account's settings. Raises llm.ModelError, also when nobody is logged in."""
+    # A stranger gets the defaults. Sent back later, they would replace the account's own.
+    await _demand_login(client, access)
+    account = _mapping(unwrap(await client.get(access, SETTINGS_PATH)))
+    if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
+        raise llm.ModelError(f"{access.server.host} keeps no settings for models.")
+    return account
+
+
+async def _offered_provider(
+    client: Client, access: Access, info: ModelInfo, provider: str
+) -> str | None:
+    """A provider as the server spells it; None for auto. Raises llm.ModelError if the server
+    says that it would not use it."""
+    wanted = provider.lower()
+    if wanted == "auto":
+        return None
+    if info.router:
+        raise llm.ModelError(
+            f"{info.id} chooses a model for each message, so no provider can be set for it."
+        )
+    stranger = replace(access, cookies=None)
+    config = _mapping(unwrap(await client.get(stranger, "/api/v2/public-config")))
+    if config.get("PUBLIC_APP_ASSETS") not in (None, "huggingchat"):
+        raise llm.ModelError(
+            f"{access.server.host} has no choice of providers: only HuggingChat has one."
+        )
+    if wanted in POLICIES:
+        return wanted
+    detail = _mapping(unwrap(await client.get(stranger, f"/api/v2/models/{quote(info.id)}")))
+    listed = detail.get("providers")
+    names = [
+        _string(_mapping(entry).get("provider"))
+        for entry in (listed if isinstance(listed, list) else ())
+    ]
+    if any(names) and wanted not in map(str.lower, names):
+        there = ", ".join(plain(name, 80) for name in filter(None, names))
+        raise llm.ModelError(
+            f"{info.id} has no provider {plain(provider, 80)!r}. It has: {there}; "
+            f"or choose {', '.join(POLICIES)}."
+        )
+    return next((name for name in names if name.lower() == wanted), provider)
+
+
+@huggingchat.command(name="settings")
+@click.argument("name", required=False, metavar="[MODEL]")
+@click.option(
+    "--reasoning-effort",
+    "effort",
+    type=click.Choice([*EFFORTS, "default"]),
+    help="How much a model thinks that reasons",
+)
+@click.option(
+    "--provider",
+    metavar="NAME|auto|fastest|cheapest",
+    help="Who runs it: an inference provider's name, or how one is chosen",
+)
+@click.option(
+    "artifacts_",
+    "--artifacts/--no-artifacts",
+    default=None,
+    help="May it write artifacts, or are they part of the text?",
+)
+@click.option("json_", "--json", is_flag=True, help="Output as JSON")
+def settings_(
+    name: str | None, effort: str | None, provider: str | None, artifacts_: bool | None, json_: bool
+) -> None:
+    """Show or change how models answer: reasoning effort, provider, artifacts.
+
+    MODEL is any alias or id. Without options its settings are shown; without MODEL, those of
+    all models that have any. They are your account's: they hold from the next message on,
+    here and on the web page, whose page of the model shows them too.
+
+    \b
+    Example:
+        llm huggingchat settings
+        llm huggingchat settings hf-deepseek --reasoning-effort low
+        llm huggingchat settings hf-deepseek --provider fastest --no-artifacts
+        llm huggingchat settings hf-deepseek --reasoning-effort default --provider auto
+    """
+    wanted = bool(effort or provider) or artifacts_ is not None
+    if wanted and not name:
+        raise click.UsageError("Which model? Give an alias or an id.")
+    if provider is not None and not re.fullmatch(r"[\w.-]+", provider, re.ASCII):
+        raise click.UsageError("A provider's name has letters, digits, dots and dashes.")
+    access = _access()
+    id = _model_named(name) if name else None
+
+    async def work(client: Client) -> tuple[dict[str, Any], dict[str, ModelInfo]]:
+        account = await _account_settings(client, access)
+        models = {info.id: info for info in await client.catalogue(access)}
+        if id and id not in models:
+            raise llm.ModelError(
+                f"{plain(name, 100)!r} names no model of {access.server.host}. "
+                "See: llm huggingchat models"
+            )
+        if not id or not wanted:
+            return account, models
+        changes: dict[str, str | bool | None] = {}
+        if effort:
+            reasons = _mapping(account.get("reasoningOverrides")).get(id, models[id].reasoning)
+            if effort != "default" and reasons is not True:
+                raise llm.ModelError(
+                    f"{id} does not reason, so it has no reasoning effort. "
+                    "See: llm huggingchat models"
+                )
+            changes["reasoning_effort"] = None if effort == "default" else effort
+        if provider:
+            changes["provider"] = await _offered_provider(client, access, models[id], provider)
+        if artifacts_ is not None:
+            changes["artifacts"] = artifacts_
+        for setting in changes:
+            if not isinstance(account.get(OVERRIDES[setting]), dict):
+                raise llm.ModelError(f"{access.server.host} has no such setting: {setting}")
+        own = access
+        if own.cookies is None:  # without a session of its own, nobody would have them
+            cookies = await _beside_loop(made_up_session, access.server, note)
+            own = replace(access, cookies=cookies)
+        await client.call(own, "POST", SETTINGS_PATH, changed_account(account, id, changes))
+        return await _account_settings(client, own), models
+
+    account, models = _run(access, work)
+    ids = (
+        [id]
+        if id
+        else sorted({key for x in OVERRIDES.values() for key in _mapping(account.get(x))})
+    )
+    found = {each: ModelSettings.of(each, account) for each in ids}
+    if not id:
+        found = {each: kept for each, kept in found.items() if kept != ModelSettings()}
+    if json_:
+        shown = [kept.to_json(each) for each, kept in found.items()]
+        _echo_json(shown[0] if id else shown)
+        return
+    for each, kept in found.items():
+        for line in kept.lines(each, models.get(each)):
+            click.echo(line)
+    if found:
+        click.echo("These are settings of your account: they hold on the web page too.")
+    else:
+        note("no model has settings of its own")
+
+
 # Conversations: which one is meant
 
 

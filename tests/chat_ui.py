@@ -130,6 +130,7 @@ PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
 PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
+PROVIDERS = ("novita", "together", "fireworks-ai")
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
 SETTINGS: dict[str, Any] = {
     "activeModel": "omni",
@@ -1493,6 +1494,14 @@ class Handler(BaseHTTPRequestHandler):
         """The catalogue."""
         return in_superjson(self.chat.models, FOR_A_MINUTE)
 
+    def model_detail(self, model_id: str) -> Reply:
+        """A listed model, and who can run it."""
+        model = self.chat.model(model_id)
+        if not model or model["unlisted"]:
+            raise Refusal(404, "Model not found")
+        providers = None if model["isRouter"] else [{"provider": name} for name in PROVIDERS]
+        return in_superjson(model | {"providers": providers, "parameters": {}})
+
     def user(self) -> Reply:
         """Who is logged in."""
         name = self.session.user
@@ -1529,6 +1538,8 @@ class Handler(BaseHTTPRequestHandler):
     def set_settings(self) -> Reply:
         """New settings: what is left out goes back to its default."""
         body = self.json_body()
+        if any(body.get(name, "") is None for name in SETTINGS):
+            raise Refusal(500)
         efforts = body.get("reasoningEffortOverrides", {})
         if not isinstance(efforts, dict) or not {"low", "medium", "high"}.issuperset(
             efforts.values()
@@ -1943,6 +1954,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("GET", r"/login", Handler.begin_login),
     ("GET", r"/login/callback", Handler.end_login),
     ("GET", r"/api/v2/models", Handler.models),
+    ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
     ("GET", r"/api/v2/user", Handler.user),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
     ("GET", r"/api/v2/public-config", Handler.public_config),
