@@ -6229,12 +6229,12 @@ class ModelSettings:
 
     def lines(self, id: str, info: ModelInfo | None) -> Iterator[str]:
         """For people. `info` is None for a model that the server has no more."""
-        reasons = info is None or info.reasoning or self.reasoning_effort
         yield f"huggingchat/{plain(id, 200)}" + ("" if info else " (not there any more)")
-        effort = self.reasoning_effort or ("default" if reasons else "none, it does not reason")
-        yield f"  reasoning effort: {effort}"
+        default = "default" if info is None or info.reasoning else "none, it does not reason"
+        yield f"  reasoning effort: {self.reasoning_effort or default}"
         yield f"  provider: {self.provider or 'auto'}"
-        yield f"  artifacts: {'default' if self.artifacts is None else _on(self.artifacts)}"
+        default = "default" if info is None else f"default ({_on(info.artifacts)})"
+        yield f"  artifacts: {default if self.artifacts is None else _on(self.artifacts)}"
 
     def to_json(self, id: str) -> dict[str, Any]:
         return {"model": f"huggingchat/{id}", **vars(self)}
@@ -6291,16 +6291,15 @@ async def _offered_provider(
         raise llm.ModelError(
             f"{info.id} chooses a model for each message, so no provider can be set for it."
         )
-    stranger = replace(access, cookies=None)
-    config = _mapping(unwrap(await client.get(stranger, "/api/v2/public-config")))
+    config = _mapping(unwrap(await client.get(access.public, "/api/v2/public-config")))
     if config.get("PUBLIC_APP_ASSETS") not in (None, "huggingchat"):
         raise llm.ModelError(
             f"{access.server.host} has no choice of providers: only HuggingChat has one."
         )
     if wanted in POLICIES:
         return wanted
-    detail = _mapping(unwrap(await client.get(stranger, f"/api/v2/models/{quote(info.id)}")))
-    listed = detail.get("providers")
+    path = f"/api/v2/models/{quote(info.id)}"
+    listed = _mapping(unwrap(await client.get(access.public, path))).get("providers")
     names = [
         _string(_mapping(entry).get("provider"))
         for entry in (listed if isinstance(listed, list) else ())

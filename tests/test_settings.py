@@ -87,9 +87,7 @@ def test_of_a_model_that_nobody_changed(login: ChatUI) -> None:
     assert login.settings == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["hf-llama", f"huggingchat/{LLAMA}", LLAMA, "hf-llama-3.3-70b-instruct"]
-)
+@pytest.mark.parametrize("name", [f"huggingchat/{LLAMA}", LLAMA, "hf-llama-3.3-70b-instruct"])
 def test_any_name_of_a_model_will_do(login: ChatUI, name: str) -> None:
     settings(name, "--no-artifacts")
     assert login.settings["ada"]["artifactsOverrides"] == {LLAMA: False}
