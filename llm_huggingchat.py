@@ -5117,14 +5117,34 @@ async def select_tools(
     A server given by address must be among the names as well, or chat-ui drops it.
     Raises llm.ModelError when the server does not offer one of them.
     """
-    added = [tool.request(access.server) for tool in ask.tools if isinstance(tool, MCP)]
-    names = [server["name"] for server in added]
+    wanted = [tool.request(access.server) for tool in ask.tools if isinstance(tool, MCP)]
     ready = [tool for tool in ask.tools if isinstance(tool, HuggingChatTool) and tool.signs]
+    names: list[str] = []
     if ready:
         offered = await client.get(access, "/api/mcp/servers")
-        for tool in ready:
-            names.append(find_tool_server(offered, tool))
-    return list(dict.fromkeys(names)), added
+        names = [find_tool_server(offered, tool) for tool in ready]
+    added = named_apart(wanted, names)
+    return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
+
+
+def named_apart(servers: Iterable[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
+    """MCP servers, each once, with names that differ from each other and from those `taken`.
+
+    Of two servers with one name, chat-ui keeps the last.
+    """
+    used, seen, apart = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
+    for server in servers:
+        if server in seen:
+            continue
+        seen.append(server)
+        name = server["name"]
+        for number in itertools.count(2):
+            if name not in used:
+                break
+            name = f"{server['name']} {number}"
+        used.add(name)
+        apart.append(server | {"name": name})
+    return apart
 
 
 def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:

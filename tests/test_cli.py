@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import llm
 import pytest
 from chat_ui import ChatUI, Fault
+from click.testing import CliRunner
 from helpers import (
     Ask,
     ask_async,
@@ -222,6 +224,45 @@ def test_model_that_is_gone_is_told(server: ChatUI) -> None:
     server.models = [model for model in server.models if "Llama-4" not in model["id"]]
     assert "llm huggingchat refresh" in failure("-c", "two")
     assert "llm huggingchat refresh" in failure("-m", "hf-llama", "three")
+
+
+# --- notes ----------------------------------------------------------------------------
+
+BREAKS_OFF = "[[tokens=9]] [[die=3]]"
+
+
+@both
+def test_library_notes_in_the_log(
+    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(BREAKS_OFF).text() == "w0 w1 w2 "
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("llm_huggingchat", "WARNING")
+    assert "broke off its answer" in record.getMessage()
+    assert capfd.readouterr().err == ""
+
+
+@both
+def test_other_programs_of_click_are_no_command_line_of_llms(
+    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    @click.command()
+    def program() -> None:
+        ask(BREAKS_OFF)
+
+    result = CliRunner().invoke(program, catch_exceptions=False)
+    assert (result.exit_code, result.output) == (0, "")
+    assert "broke off its answer" in caplog.text
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_command_line_notes_on_standard_error(
+    server: ChatUI, caplog: pytest.LogCaptureFixture, way: tuple[str, ...]
+) -> None:
+    shown = run("-m", "hf-llama", BREAKS_OFF, *way)
+    assert re.fullmatch(r"huggingchat: the model \S+ broke off its answer\n", shown.stderr)
+    assert shown.stdout == "w0 w1 w2 \n"
+    assert caplog.records == []
 
 
 # --- addresses ------------------------------------------------------------------------

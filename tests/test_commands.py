@@ -33,6 +33,7 @@ from llm_huggingchat import (
     Server,
     Tree,
     _age,
+    _said,
     all_branches,
     file_name,
     parse_server,
@@ -398,6 +399,17 @@ def test_conversations_over_all_pages(logged_in: ChatUI, run: Run) -> None:
     assert "no conversation" in run("conversations", "-q", "nowhere").stderr
 
 
+@pytest.mark.parametrize("command", [["conversations", "-n", "0"], ["import", "--all"]])
+def test_list_that_repeats_a_page_for_ever(logged_in: ChatUI, run: Run, command: list[str]) -> None:
+    ids = [Web(logged_in).begin(f"[[title=Number {number}]] hello") for number in range(3)]
+    logged_in.endless_list = True
+    # A fourth page is one too many: an answer that ends it all.
+    logged_in.faults["GET", "/api/v2/conversations"] = [*[Fault()] * 3, *[Fault(status=418)] * 9]
+    lines = run(*command).stdout.splitlines()
+    assert sorted(line.split("Number ")[1][0] for line in lines) == ["0", "1", "2"]
+    assert len(ids) == len(lines)
+
+
 def test_conversations_mark_what_the_logs_know(logged_in: ChatUI, run: Run) -> None:
     ask("-m", "hf-llama", "From llm")
     Web(logged_in).begin("From the web [[title=Evil \x1b[31mtitle\u202e]]")
@@ -451,6 +463,40 @@ def test_wrong_ids(logged_in: ChatUI, run: Run, command: list[str]) -> None:
     logged_in.down()
     words = [word.format(NO_ID) for word in command]
     assert "nobody is listening" in run(*words, fails=True).stderr
+
+
+def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(
+    logged_in: ChatUI, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("-m", "hf-llama", "one")
+    thread, id = logs()[0]["conversation_id"], next(iter(logged_in.conversations))
+    commands = (["rename", thread, "new"], ["share", thread], ["delete", thread, "--yes"])
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        for command in commands:
+            assert "names no conversation" in run(*command, fails=True).stderr
+        assert other.log == []  # it does not even get to know the id
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", logged_in.url)
+    assert logged_in.conversations[id].title == "one"
+    for command in commands:
+        run(*command)
+    assert [share.title for share in logged_in.shares.values()] == ["new"]
+    assert logged_in.conversations == {}
+
+
+def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
+    Web(logged_in).begin("one")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm", "huggingchat", "conversations"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(10) == 1
 
 
 # --- import ---
@@ -537,6 +583,49 @@ def test_import_adds_to_what_began_in_llm(logged_in: ChatUI, run: Run) -> None:
         "one", "two, on the web", "three", "other two, on the web", "[[history]]"
     ]  # fmt: skip
     assert "0 turns added" in run("import", "--all", "--branches").stdout
+
+
+def test_import_again_adds_to_a_thread_with_a_system_prompt(logged_in: ChatUI, run: Run) -> None:
+    web = Web(logged_in)
+    id = web.begin("one", preprompt="Be brief.")
+    thread = thread_of(run("import", id))
+    web.say(id, "two")
+    result = run("import", id)
+    assert "1 turn added" in result.stdout
+    assert thread_of(result) == thread
+    assert "0 turns added" in run("import", id).stdout
+    messages = [(m.role, _said(m)) for m in LogStore(sqlite_logs()).thread_messages(thread)]
+    assert messages == [
+        ("system", "Be brief."),
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "two"),
+        ("assistant", "You said: two"),
+    ]
+    ask("-c", "three")
+    assert len(logged_in.messages(id)) == 7
+    assert len(logged_in.conversations) == 1
+
+
+def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI, run: Run) -> None:
+    ask("-m", "hf-llama", "one")
+    thread = logs()[0]["conversation_id"]
+    id = next(iter(logged_in.conversations))
+    first = logged_in.messages(id)[-1]["id"]
+    web = Web(logged_in)
+    for text in ("older", "newer"):
+        web.say(id, text, first)
+    result = run("import", "--branches", id)
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["1", "1"]
+    assert thread_of(result) == thread  # the newest goes on where the logs end
+    store = LogStore(sqlite_logs())
+    said = [
+        [_said(m) for m in store.thread_messages(thread_of(result, line)) if m.role == "user"]
+        for line in (0, 1)
+    ]
+    assert said == [["one", "newer"], ["one", "older"]]
+    assert not store.verify()
+    assert "0 turns added" in run("import", "--branches", id).stdout
 
 
 def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI, run: Run) -> None:

@@ -129,6 +129,32 @@ def test_own_server_is_selected_by_its_address(
 
 
 @both
+def test_own_servers_have_names_of_their_own(server: ChatUI, ask: Ask) -> None:
+    """Of two with one name, chat-ui keeps the last."""
+    tools = [
+        MCP("https://mcp.example/x"),
+        MCP("https://mcp.example/y"),
+        MCP("https://other.example/", SEARCH),
+        MCP("https://third.example/", SEARCH),
+        MCP("https://mcp.example/x"),
+        WebSearch(),
+    ]
+    ask("[[tool]]", tools=tools)
+    (request,) = sends(server)
+    assert request.data
+    added = {tool["name"]: tool["url"] for tool in request.data["selectedMcpServers"]}
+    assert sorted(added.values()) == [
+        "https://mcp.example/x",
+        "https://mcp.example/y",
+        "https://other.example/",
+        "https://third.example/",
+    ]
+    assert SEARCH not in added  # that is the server's own
+    assert sorted(request.data["selectedMcpServerNames"]) == sorted([*added, SEARCH])
+    assert added["mcp.example"] == "https://mcp.example/x"
+
+
+@both
 @pytest.mark.parametrize("url", ["http://mcp.example/x", "https://10.0.0.1/x", "ftp://a.b", "x"])
 def test_own_server_has_to_be_public(server: ChatUI, ask: Ask, url: str) -> None:
     with pytest.raises(llm.ModelError, match="https"):
