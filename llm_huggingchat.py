@@ -68,8 +68,10 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Mapping,
 )
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 E = TypeVar("E")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 SILENCE = 9.0  # seconds without a byte after which a stream or a log is dead: both beat
 CALL_LIMIT = 60.0  # seconds that any other call may take in all
@@ -113,6 +116,9 @@ LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
+AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
+HEARING_LIMIT = 90.0  # seconds that transcribing may take: chat-ui gives up after 60
+AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
 
 
 # --- words: text that may be shown in a terminal --------------------------------------
@@ -512,6 +518,40 @@ TEXT_TYPES = (
     "application/xml",
     "application/csv",
 )
+# Recordings, by the types that llm and others know them by, as chat-ui transcribes them.
+# In a container that may also hold a picture, it is the sound that counts.
+AUDIO_TYPES = {
+    "audio/flac": "audio/flac",
+    "audio/m4a": "audio/mp4",
+    "audio/mp3": "audio/mpeg",
+    "audio/mp4": "audio/mp4",
+    "audio/mp4a-latm": "audio/mp4",
+    "audio/mpeg": "audio/mpeg",
+    "audio/mpeg3": "audio/mpeg",
+    "audio/ogg": "audio/ogg",
+    "audio/opus": "audio/ogg",
+    "audio/vnd.wave": "audio/wav",
+    "audio/wav": "audio/wav",
+    "audio/wave": "audio/wav",
+    "audio/webm": "audio/webm",
+    "audio/x-flac": "audio/flac",
+    "audio/x-m4a": "audio/mp4",
+    "audio/x-mp3": "audio/mpeg",
+    "audio/x-mpeg": "audio/mpeg",
+    "audio/x-wav": "audio/wav",
+    "application/ogg": "audio/ogg",
+    "audio/3gpp": "audio/mp4",  # as the voice recorders of many telephones write it
+    "video/3gpp": "audio/mp4",
+    "video/mp4": "audio/mp4",
+    "video/ogg": "audio/ogg",
+    "video/webm": "audio/webm",
+}
+AUDIO_ENDINGS = {
+    ".m4a": "audio/mp4",
+    ".oga": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".weba": "audio/webm",
+}
 
 
 @dataclass(frozen=True)
@@ -1086,26 +1126,67 @@ def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] |
     return parent.told.schema if parent and results and not words else None
 
 
-def _said(message: Message) -> str:
-    """A message's words; attachments and tools are named, reasoning is left out."""
+# The name under which a transcription is logged: a call, and what it gave.
+HEARING = "transcribe"
+
+
+def attachment_id(attachment: llm.Attachment | None) -> str:
+    """What llm's logs know an attachment by; none if its file is not there any more."""
+    with contextlib.suppress(OSError):
+        return str(attachment.id()) if attachment else ""
+    return ""
+
+
+def heard_in(part: Part) -> str:
+    """The id of the attachment that a part is about, if it is of a transcription."""
+    kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
+    return _string(kept.get("heard"))
+
+
+def transcripts(messages: Iterable[Message]) -> dict[str, str]:
+    """What earlier turns heard in the attachments of the chain, by attachment id."""
+    return {
+        heard_in(part): part.output
+        for message in messages
+        for part in message.parts
+        if isinstance(part, ToolResultPart) and heard_in(part)
+    }
+
+
+def spoken(attachment: llm.Attachment | None, heard: Mapping[str, str]) -> str:
+    """An attachment as the words that were `heard` in it, labelled; "" if none were."""
+    text = heard.get(attachment_id(attachment)) if heard else None
+    name = plain(attachment_name(attachment), 100)
+    return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
+
+
+def _said(message: Message, heard: Mapping[str, str] = NOTHING) -> str:
+    """A message's words; attachments and tools are named, reasoning is left out.
+
+    An attachment is given as what was `heard` in it, by attachment id.
+    """
     said: list[str] = []
     for part in message.parts:
+        if heard_in(part):
+            continue  # it stands where the attachment is
         if isinstance(part, TextPart):
             said.append(part.text)
         elif isinstance(part, AttachmentPart):
-            said.append(f"[attachment: {attachment_name(part.attachment)}]")
+            named = f"[attachment: {attachment_name(part.attachment)}]"
+            said.append(spoken(part.attachment, heard) or named)
         elif isinstance(part, ToolCallPart):
             arguments = json.dumps(part.arguments, ensure_ascii=False)
             said.append(f"[used the tool {part.name} with {arguments}]")
         elif isinstance(part, ToolResultPart):
             named = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
             said.append(f"[the tool {part.name} returned: {part.exception or part.output}{named}]")
+            said += [spoken(attachment, heard) for attachment in part.attachments]
     return "\n".join(text for text in said if text)
 
 
-def transcript(messages: Iterable[Message]) -> str:
+def transcript(messages: Iterable[Message], heard: Mapping[str, str] = NOTHING) -> str:
     """Messages as labelled text, for a model that has not seen them."""
-    turns = [f"{message.role.capitalize()}: {_said(message)}" for message in messages]
+    turns = [f"{message.role.capitalize()}: {_said(message, heard)}" for message in messages]
     if not turns:
         return ""
     return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
@@ -1118,12 +1199,15 @@ def make_plan(
     system: str | None = None,
     retry: bool = False,
     wishes: Wishes = NO_WISHES,
+    heard: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Read what to send off llm's chain of messages, which is the truth.
 
     `server_url` None makes a plan without a parent: a new conversation with everything.
     `system` is this turn's own system prompt; llm leaves it out of the chain on later
     turns, so it is carried as text. With `retry`, the last answer is asked for again.
+    `heard` is what recordings say, by attachment id; it is sent instead of them, as is what
+    earlier turns heard.
     Raises llm.ModelError when there is nothing to send, or nothing to retry.
     """
     parent, answer, after = _split(messages, server_url)
@@ -1145,6 +1229,9 @@ def make_plan(
     attachments = [*attached, *attachments]
     if not text and not attachments and not responses:
         raise llm.ModelError("There is nothing to send. Give a prompt or an attachment.")
+    heard = {**transcripts(messages), **heard}
+    voices = [spoken(attachment, heard) for attachment in attachments]
+    attachments = [each for each, said in zip(attachments, voices, strict=True) if not said]
     chain_system = [_said(message) for message in messages if message.role == "system"]
     if system and not any(system in said for said in chain_system):
         if parent is None and not chain_system:
@@ -1162,7 +1249,7 @@ def make_plan(
         after = after[leading:]
     elif told := instructions(wishes, parent.told):
         text = "\n\n".join(filter(None, (f"[Instructions]\n{told}\n[End of instructions]", text)))
-    text = "\n\n".join(filter(None, (*responses, transcript(after), text)))
+    text = "\n\n".join(filter(None, (*responses, transcript(after, heard), *voices, text)))
     return Plan(parent, preprompt, text, tuple(attachments), wishes.told)
 
 
@@ -2863,6 +2950,17 @@ def _call_events(called: Called) -> list[StreamEvent]:
     ]
 
 
+def hearing_events(name: str, id: str, text: str) -> list[StreamEvent]:
+    """A transcription, as llm logs it: the server's work, so a tool's call and result.
+
+    It stands right below the attachments in `llm logs`, and the next turns find it there.
+    `name` and `id` are the attachment's.
+    """
+    called = Called(_new_id(), HEARING, {"file": name})
+    events = [*_call_events(called), _result_event(Returned(called.id, HEARING, text))]
+    return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
+
+
 def _local_call_events(call: LocalCall) -> list[StreamEvent]:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
@@ -4041,7 +4139,7 @@ class Client:
             server.url + path,
             body=body,
             once=once,
-            silence=SILENCE if beats else CALL_LIMIT,
+            silence=SILENCE if beats else max(CALL_LIMIT, min(limit, HEARING_LIMIT)),
             limit=limit,
             **options,
         )
@@ -4057,22 +4155,34 @@ class Client:
         *,
         tries: int = TRIES,
         twice: bool = True,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        limit: float = CALL_LIMIT,
     ) -> Reply:
         """One whole exchange, tried again when the connection fails or the server is away.
 
-        `twice`: the call may safely be made twice; else it is tried again only when it was
-        not sent. It takes CALL_LIMIT seconds in all. Raises Lost, or Refused for any status
+        `value` is sent as JSON, or `body` as it is. `twice`: the call may safely be made
+        twice; else it is tried again only when it was not sent. It takes `limit` seconds in
+        all. Raises Lost, or Refused for any status
         but 200. A session that has ended is renewed, once; llm.ModelError where it cannot be.
         """
-        body = None if value is None else json.dumps(value, allow_nan=False).encode()
+        if value is not None:
+            body = json.dumps(value, allow_nan=False).encode()
         access = await self.begun(access)
         begun = time.monotonic()
         backoff = Backoff(begun, tries)
         renewed = False
         while True:
-            limit = begun + CALL_LIMIT - time.monotonic()
             try:
-                exchange = self.open(access, method, path, body=body, once=not twice, limit=limit)
+                exchange = self.open(
+                    access,
+                    method,
+                    path,
+                    body=body,
+                    content_type=content_type,
+                    once=not twice,
+                    limit=begun + limit - time.monotonic(),
+                )
                 return await exchange.whole()
             except (Lost, Refused) as trouble:
                 if not renewed and await self.ended(access, trouble, path):
@@ -4101,10 +4211,40 @@ class Client:
         """The account that is logged in; empty for nobody."""
         return _mapping(unwrap(await self.get(access, "/api/v2/user")))
 
+    async def flags(self, access: Access) -> dict[str, Any]:
+        """What the server offers, by chat-ui's names; no login is needed."""
+        return _mapping(unwrap(await self.get(access.public, "/api/v2/feature-flags")))
+
     async def wants_login(self, access: Access) -> bool:
         """Has the server accounts at all?"""
-        flags = await self.get(access.public, "/api/v2/feature-flags")
-        return _mapping(unwrap(flags)).get("loginEnabled") is not False
+        return (await self.flags(access)).get("loginEnabled") is not False
+
+    async def transcribe(self, access: Access, audio: bytes, type: str) -> str:
+        """What is said in a recording; "" for silence. `type` is one of AUDIO_TYPES' values.
+
+        Raises Lost, Refused, llm.ModelError. It changes nothing on the server, so it is asked
+        for once more when the connection breaks; but not when that takes too long.
+        """
+        ask = functools.partial(
+            self.call,
+            access,
+            "POST",
+            "/api/transcribe",
+            body=audio,
+            content_type=type,
+            limit=HEARING_LIMIT,
+            twice=False,
+        )
+        try:
+            reply = await ask()
+        except Lost as lost:
+            if not lost.sent or lost.silent:
+                raise
+            reply = await ask()
+        text = _mapping(reply.json()).get("text")
+        if not isinstance(text, str):
+            raise no_sense(access.server.host, "a transcript without a text")
+        return _whole(text).strip()
 
     async def begun(self, access: Access) -> Access:
         """`access` with its latest session, which is made if `token` is all there is."""
@@ -4372,11 +4512,17 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file to send. `content` is bytes."""
+    """A file to send. `content` is bytes, `id` what llm's logs know the attachment by."""
 
     name: str
     type: str
     content: bytes
+    id: str = ""
+
+    @property
+    def is_recording(self) -> bool:
+        """Is it to be transcribed, instead of sent?"""
+        return self.type in AUDIO_TYPES.values()
 
 
 @dataclass(frozen=True)
@@ -4890,6 +5036,29 @@ async def _beside_loop(work: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.shield(done)
 
 
+async def _ahead(
+    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
+) -> AsyncGenerator[tuple[E, T], None]:
+    """What `work` gives for each, in order, a few being worked at in advance."""
+    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
+    waiting = iter(items)
+    try:
+        while True:
+            for item in itertools.islice(waiting, AHEAD - len(begun)):
+                begun.append((item, asyncio.create_task(work(item))))
+            if not begun:
+                return
+            item, task = begun.popleft()
+            begun.appendleft((item, task))
+            result = await task
+            begun.popleft()
+            yield item, result
+    finally:
+        for _, task in begun:
+            task.cancel()
+            task.add_done_callback(_heard)
+
+
 def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
     """An event without text that carries what the next turn needs.
 
@@ -5183,6 +5352,12 @@ def _mime(text: str | None) -> str:
     return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
 
 
+def _telling(text: str | None) -> str:
+    """The same, but none for a type that says nothing."""
+    type = _mime(text)
+    return "" if type.endswith("/octet-stream") else type
+
+
 def _cut(text: str, size: int) -> str:
     """The beginning of `text` that has at most `size` bytes."""
     return text.encode("utf-8")[:size].decode("utf-8", "ignore")
@@ -5199,6 +5374,138 @@ def upload_name(attachment: llm.Attachment, type: str) -> str:
     return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
 
 
+TAKEN = (
+    "HuggingChat takes text, JSON, XML, CSV, images, "
+    "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
+)
+
+
+def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
+    """The type that an attachment's name says, or its content."""
+    name = upload_name(attachment, "")
+    ending = pathlib.PurePath(name).suffix.lower()
+    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
+    type = type or llm.Attachment(content=content).resolve_type()
+    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
+        type = "audio/mpeg"  # a frame of MPEG's layer III: what has no ID3 tag begins so
+    return type or "application/octet-stream"
+
+
+async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+    """An attachment's bytes and its type, which is found out if nothing says it.
+
+    Raises llm.ModelError for one that cannot be read, is empty or too large.
+    """
+    name = plain(attachment_name(attachment), 100)
+
+    def most(type: str) -> int:
+        return AUDIO_LIMIT if type in AUDIO_TYPES or not type else FILE_LIMIT
+
+    def too_large(type: str) -> llm.ModelError:
+        return llm.ModelError(
+            f"{name} has more than {most(type) >> 20} MB, the most that HuggingChat "
+            + ("transcribes." if type in AUDIO_TYPES else "takes.")
+        )
+
+    type = _telling(attachment.type)
+    content = attachment.content or b""
+    if not content and attachment.path:
+        try:
+            content = _read_some(attachment.path, most(type))
+        except OSError as error:
+            raise llm.ModelError(f"{name} cannot be read: {_why(error)}") from None
+    elif not content and attachment.url:
+        content, sent_type = await _download(attachment.url, most(type), too_large(type))
+        type = type or _telling(sent_type)
+    if not content:
+        raise llm.ModelError(f"{name} is empty.")
+    type = type or guessed_type(attachment, content)
+    if len(content) > most(type):
+        raise too_large(type)
+    return content, type
+
+
+def recording_of(attachment: llm.Attachment, type: str, content: bytes) -> Upload:
+    """A recording to transcribe. Raises llm.ModelError when it is none."""
+    if type not in AUDIO_TYPES:
+        name = plain(attachment_name(attachment), 100)
+        raise llm.ModelError(
+            f"{name} is {plain(type, 60)}; "
+            "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
+        )
+    sent = AUDIO_TYPES[type]
+    return Upload(upload_name(attachment, sent), sent, content, attachment_id(attachment))
+
+
+async def transcribed(
+    client: Client, access: Access, recordings: Iterable[Upload], tell: Callable[[str], None]
+) -> AsyncGenerator[tuple[Upload, str], None]:
+    """What is said in each recording, in their order; a few are transcribed at once.
+
+    `tell` is called with words when that takes long. Raises llm.ModelError when the server
+    does not transcribe, cannot, or hears nothing.
+    """
+
+    async def say_so(name: str) -> None:
+        await asyncio.sleep(sum(PAUSES[:4]))
+        tell(f"{name} is being transcribed")
+
+    async def hear(recording: Upload) -> str:
+        told = client.beside(say_so(recording.name))
+        try:
+            text = await client.transcribe(access, recording.content, recording.type)
+        except (Lost, Refused) as error:
+            raise unheard(error, access, recording, flags) from None
+        finally:
+            told.cancel()
+        if not text:
+            raise llm.ModelError(f"{access.server.host} heard no words in {recording.name}.")
+        return text
+
+    try:
+        flags = await client.flags(access)
+    except (Lost, Refused) as error:
+        raise in_words(error, access) from None
+    if flags.get("transcriptionEnabled") is not True:
+        raise llm.ModelError(
+            f"{access.server.host} does not transcribe recordings: it has no model for that."
+        )
+    async with contextlib.aclosing(_ahead(hear, recordings)) as texts:
+        async for recording, text in texts:
+            yield recording, text
+
+
+def unheard(
+    error: Lost | Refused, access: Access, recording: Upload, flags: dict[str, Any]
+) -> llm.ModelError:
+    """Why a recording was not transcribed. `flags` is what the server offers.
+
+    chat-ui hands on the status of the service that it asks, with words before its answer.
+    """
+    host, name = access.server.host, recording.name
+    if isinstance(error, Refused) and not error.reply.is_firewall:
+        status, said = error.reply.status, error.reply.message
+        size = f"{len(recording.content) / 1_000_000:.1f} MB"
+        if said.startswith("Transcription failed:"):
+            why = said.partition(":")[2].strip() or "its transcription service did not say why"
+            return llm.ModelError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
+        if status == 413:
+            return llm.ModelError(
+                f"{name} is too large for {host} to transcribe: it has {size}. "
+                "Many servers take no more than 15 MB."
+            )
+        if status == 504:
+            return llm.ModelError(
+                f"{host} took too long to transcribe {name}, which has {size}. "
+                "Cut it into shorter pieces."
+            )
+        if status == 401 and flags.get("loginEnabled") is False:
+            return llm.ModelError(f"{host} has no key for the service that transcribes.")
+    if isinstance(error, Lost) and error.silent:
+        return llm.ModelError(f"{name} was not transcribed: {host} {error}.")
+    return in_words(error, access)
+
+
 class _HuggingChat:
     """What the sync and the async model share."""
 
@@ -5211,7 +5518,7 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        types = TEXT_TYPES + (IMAGE_TYPES if info.multimodal else ())
+        types = (*TEXT_TYPES, *AUDIO_TYPES, *(IMAGE_TYPES if info.multimodal else ()))
         self.attachment_types = frozenset(types)
         self.supports_schema = self.supports_tools = is_general(info)
 
@@ -5251,44 +5558,25 @@ class _HuggingChat:
                 )
             if type not in IMAGE_TYPES:
                 raise llm.ModelError(f"{name} is {plain(type, 60)}; send png, jpeg, webp or gif.")
+        elif type in AUDIO_TYPES:
+            pass  # whether the server transcribes is asked for later
         elif type.startswith(("audio/", "video/", "font/")) or type == "application/pdf":
-            raise llm.ModelError(
-                f"{name} is {plain(type, 60)}; HuggingChat takes text, JSON, XML, CSV and images."
-            )
+            raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKEN}")
 
     async def _upload(self, attachment: llm.Attachment) -> Upload:
         """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
-        name = plain(attachment_name(attachment), 100)
-        too_large = llm.ModelError(f"{name} has more than 10 MB, the most that HuggingChat takes.")
-        type = _mime(attachment.type)
-        content = attachment.content or b""
-        if not content and attachment.path:
-            try:
-                content = _read_some(attachment.path)
-            except OSError as error:
-                raise llm.ModelError(f"{name} cannot be read: {_why(error)}") from None
-        elif not content and attachment.url:
-            content, sent_type = await _download(attachment.url, too_large)
-            type = type or sent_type
-        if len(content) > FILE_LIMIT:
-            raise too_large
-        if not content:
-            raise llm.ModelError(f"{name} is empty.")
-        if not type:
-            read = llm.Attachment(content=content)
-            guess = mimetypes.guess_type(upload_name(attachment, ""))[0]
-            type = guess or read.resolve_type() or "application/octet-stream"
+        content, type = await read_attachment(attachment)
         self._check_type(attachment, type)
+        if type in AUDIO_TYPES:
+            return recording_of(attachment, type, content)
         if not type.startswith(("image/", "text/")) and type not in TEXT_TYPES:
             # Source code and the like: whatever its name, text is text.
             try:
                 if "\0" in content.decode("utf-8"):
                     raise ValueError
             except ValueError:
-                raise llm.ModelError(
-                    f"{name} is {plain(type, 60)}; "
-                    "HuggingChat takes text, JSON, XML, CSV and images."
-                ) from None
+                name = plain(attachment_name(attachment), 100)
+                raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKEN}") from None
             type = "text/plain"
         return Upload(upload_name(attachment, type), type, content)
 
@@ -5317,26 +5605,41 @@ class _HuggingChat:
             tuple(definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
             cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
         )
-        plan = make_plan(messages, server.url, system=system, retry=retry, wishes=wishes)
-        anew = None if retry else make_plan(messages, None, system=system, wishes=wishes)
+
+        def plans(heard: Mapping[str, str] = NOTHING) -> tuple[Plan, Plan | None]:
+            plan = functools.partial(make_plan, messages, system=system, wishes=wishes, heard=heard)
+            return plan(server.url, retry=retry), None if retry else plan(None)
+
+        plan, anew = plans()
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
         if key:
             cookies = parse_cookies(key, server.host)
         else:
             cookies = await _beside_loop(made_up_session, server, tell)
+        access = Access(server, cookies)
         outcome = Outcome(server.url, self.info.id)
-        ask = Ask(
-            Access(server, cookies),
-            self.info.id,
-            plan,
-            anew,
-            retry,
-            tuple(tools),
-            tuple(uploads),
-            tell,
-            wishes,
-        )
+        recordings = {upload.id: upload for upload in uploads if upload.is_recording}
+        said: dict[str, str] = {}
         try:
+            if recordings:
+                hearing = transcribed(Client.here(), access, recordings.values(), tell)
+                async with contextlib.aclosing(hearing) as texts:
+                    async for recording, text in texts:
+                        said[recording.id] = text
+                        for event in hearing_events(recording.name, recording.id, text):
+                            yield event
+                plan, anew = plans(said)
+            ask = Ask(
+                access,
+                self.info.id,
+                plan,
+                anew,
+                retry,
+                tuple(tools),
+                tuple(upload for upload in uploads if not upload.is_recording),
+                tell,
+                wishes,
+            )
             async with contextlib.aclosing(converse(ask, outcome)) as events:
                 async for event in events:
                     yield event
@@ -5426,13 +5729,13 @@ def _image_models() -> str:
     return ", ".join(f"huggingchat/{name}" for name in names[:5]) + more
 
 
-def _read_some(path: str) -> bytes:
+def _read_some(path: str, most: int) -> bytes:
     with open(path, "rb") as file:
-        return file.read(FILE_LIMIT + 1)
+        return file.read(most + 1)
 
 
-async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
-    """An attachment from the web, without cookies: bytes and content type."""
+async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[bytes, str]:
+    """An attachment from the web, without cookies: at most so many bytes, and content type."""
     from curl_cffi import CurlOpt
     from curl_cffi.curl import CURL_WRITEFUNC_ERROR
     from curl_cffi.requests import AsyncSession
@@ -5447,7 +5750,7 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
 
     def take(piece: bytes) -> int:
         content.extend(piece)
-        return len(piece) if len(content) <= FILE_LIMIT else CURL_WRITEFUNC_ERROR
+        return len(piece) if len(content) <= most else CURL_WRITEFUNC_ERROR
 
     try:
         async with AsyncSession[Any](
@@ -5457,7 +5760,7 @@ async def _download(url: str, too_large: llm.ModelError) -> tuple[bytes, str]:
                 url, content_callback=take, verify=True, impersonate=cast(Any, impersonated())
             )
     except RequestException as error:
-        if len(content) > FILE_LIMIT:
+        if len(content) > most:
             raise too_large from None
         why = _lost(error, True)
         raise llm.ModelError(f"{shown} cannot be fetched: {why}") from None
@@ -5742,7 +6045,6 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
 
 # --- commands: llm huggingchat ... ----------------------------------------------------
 
-AHEAD = 4  # conversations that are fetched while others are imported
 BROWSERS = (
     "arc",
     "brave",
@@ -6925,29 +7227,6 @@ async def _tree_to_import(
         return None
 
 
-async def _ahead(
-    work: Callable[[Named], Coroutine[Any, Any, T]], all_named: Iterable[Named]
-) -> AsyncGenerator[tuple[Named, T], None]:
-    """What `work` gives for each, in order, a few being worked at in advance."""
-    begun: deque[tuple[Named, asyncio.Task[T]]] = deque()
-    waiting = iter(all_named)
-    try:
-        while True:
-            for named in itertools.islice(waiting, AHEAD - len(begun)):
-                begun.append((named, asyncio.create_task(work(named))))
-            if not begun:
-                return
-            named, task = begun.popleft()
-            begun.appendleft((named, task))
-            result = await task
-            begun.popleft()
-            yield named, result
-    finally:
-        for _, task in begun:
-            task.cancel()
-            task.add_done_callback(_heard)
-
-
 async def _missing(client: Client, access: Access, missing: list[Named]) -> None:
     """Raises llm.ModelError when some of the conversations were not there."""
     if missing:
@@ -7198,11 +7477,11 @@ def to_markdown(tree: Tree, now: datetime.datetime) -> str:
     return "\n\n".join(pieces) + "\n"
 
 
-def _markdown(message: Message) -> Iterator[str]:
+def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
     for part in message.parts:
         if isinstance(part, TextPart):
             yield part.text.strip("\n")
-        elif isinstance(part, ReasoningPart) and part.text:
+        elif isinstance(part, ReasoningPart) and part.text and reasoning:
             text = part.text.strip()
             yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
         elif isinstance(part, ToolCallPart):
@@ -7348,6 +7627,40 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
             for version in artifact.versions
         ],
     }
+
+
+# Recordings
+
+
+@huggingchat.command()
+@click.argument("file")
+def transcribe(file: str) -> None:
+    """Print what is said in a recording.
+
+    FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB; - is standard input, and
+    an address on the web is fetched first.
+
+    \b
+    Example:
+        llm huggingchat transcribe memo.mp3
+    """
+    access = _access()
+    if file == "-":
+        content = sys.stdin.buffer.read(AUDIO_LIMIT + 1)
+        attachment = llm.Attachment(content=content)
+    elif "://" in file:
+        attachment = llm.Attachment(url=file)
+    else:
+        attachment = llm.Attachment(path=file)
+
+    async def work(client: Client) -> str:
+        content, type = await read_attachment(attachment)
+        recording = recording_of(attachment, type, content)
+        async with contextlib.aclosing(transcribed(client, access, [recording], note)) as texts:
+            return "\n".join([text async for _, text in texts])
+
+    text = _run(access, work)
+    click.echo(printable(text) if sys.stdout.isatty() else text)
 
 
 # Files in answers

@@ -46,6 +46,10 @@ What goes wrong with the store: [[store=S]] seconds from the end of the answer u
 [[nofetch]] the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it
 is deleted after N tokens.
 
+A recording is heard as "I heard N bytes of TYPE.", or as what its bytes say: [[say]]TEXT[[/say]];
+[[silence]], [[dots]] nothing; [[wait=S]] seconds before it is heard; [[slow]] it takes too long;
+[[err=429]] the service that transcribes fails.
+
 What goes wrong with the other calls is up to tests: `ChatUI.faults`, and what is set on a ChatUI.
 """
 
@@ -167,6 +171,16 @@ SAVE_EVERY = 3.0  # seconds between two times that a running answer is saved
 SAVED = ("content", "reasoning", "files", "routerMetadata", "updates", "materializedSeq")
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 MAX_FILE = 10 * 1024 * 1024
+MAX_AUDIO = 25 * 1024 * 1024
+AUDIO_TYPES = (
+    "audio/webm",
+    "audio/ogg",
+    "audio/wav",
+    "audio/flac",
+    "audio/mpeg",
+    "audio/mp4",
+    "audio/x-wav",
+)
 
 
 # --- small helpers -------------------------------------------------------------------------------
@@ -855,7 +869,8 @@ class ChatUI:
     ended; while `may_speak` is, no model says anything: for tests of what happens in between.
     `latency`: the seconds after which a request is
     looked at. `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
-    whatever page of the conversations is asked for, it is the first, and more follow.
+    whatever page of the conversations is asked for, it is the first, and more follow. While
+    `transcribes` is false, there is no TRANSCRIPTION_MODEL.
     """
 
     def __init__(
@@ -892,6 +907,7 @@ class ChatUI:
         self.latency = latency
         self.uplink = uplink
         self.endless_list = False
+        self.transcribes = True
         self._place = socket.socket()
         self.may_store = threading.Event()
         self.may_store.set()
@@ -1514,8 +1530,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def feature_flags(self) -> Reply:
         """What the server offers."""
-        off = dict.fromkeys(("enableAssistants", "isAdmin", "transcriptionEnabled"), False)
-        return in_superjson(off | {"loginEnabled": self.chat.login_required})
+        flags = dict.fromkeys(("enableAssistants", "isAdmin"), False)
+        flags |= {"loginEnabled": self.chat.login_required}
+        return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
+
+    def transcribe(self) -> Reply:
+        """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
+        mime = self.call.headers.get("content-type", "")
+        if not self.chat.transcribes:
+            raise Refusal(503, "Transcription is not configured")
+        if not any(known in mime for known in AUDIO_TYPES):
+            raise Refusal(400, f"Unsupported audio format: {mime}")
+        if len(self.call.body) > MAX_AUDIO:
+            raise Refusal(413, "Audio file too large (max 25MB)")
+        content = self.call.body.decode(errors="replace")
+        words, said = Words(content), SAY.search(content)
+        if "wait" in words:
+            self.linger(words.number("wait", 0))
+        if "slow" in words:
+            raise Refusal(504, "Transcription took too long. Please try a shorter recording.")
+        if "err" in words:
+            status = int(words["err"])
+            why = dumps({"error": f"whisper says {status}"}).decode()
+            raise Refusal(status, f"Transcription failed: {why}")
+        text = said[1] if said else f"I heard {len(self.call.body)} bytes of {mime}."
+        return in_json({"text": "" if {"silence", "dots"} & words.keys() else text.strip()})
 
     def public_config(self) -> Reply:
         """How the server calls itself."""
@@ -1958,6 +1997,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("GET", r"/api/v2/user", Handler.user),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
     ("GET", r"/api/v2/public-config", Handler.public_config),
+    ("POST", r"/api/transcribe", Handler.transcribe),
     ("GET", r"/api/mcp/servers", Handler.tool_servers),
     ("GET", r"/api/v2/user/settings", Handler.get_settings),
     ("POST", r"/api/v2/user/settings", Handler.set_settings),

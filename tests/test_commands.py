@@ -873,7 +873,7 @@ def test_download_does_not_follow(logged_in: ChatUI, run: Run, tmp_path: pathlib
 
 def test_every_command_has_help_and_an_example(run: Run) -> None:
     commands = [llm_huggingchat.huggingchat, *llm_huggingchat.huggingchat.commands.values()]
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command in commands:
         assert "Example:\n" in (command.help or "")
         assert "llm huggingchat" in (command.help or "")

@@ -506,7 +506,7 @@ def test_image_for_a_text_model_on_the_command_line(server: ChatUI, folder: path
     ("attachment", "says"),
     [
         (llm.Attachment(type="application/pdf", content=b"%PDF-1.4"), "application/pdf"),
-        (llm.Attachment(type="audio/wav", content=b"RIFF"), "audio/wav"),
+        (llm.Attachment(type="audio/aac", content=b"\xff\xf1"), "audio/aac"),
         (llm.Attachment(type="image/tiff", content=b"II*\0"), "png, jpeg, webp or gif"),
         (llm.Attachment(type="text/plain", path="/nowhere/notes.txt"), "notes.txt"),
         (llm.Attachment(content=b"\0\1\2\3 no text"), "text, JSON, XML, CSV"),
