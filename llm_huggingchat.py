@@ -19,7 +19,7 @@ The file reads from top to bottom; each part uses only what stands above it:
     turn        does what the run says: create or find, send, follow, look, wait, stop
     models      llm's classes, thin
     commands    llm huggingchat ...
-    hooks       register_models, register_commands
+    hooks       register_models, register_commands, register_fragment_loaders
 
 Facts about the protocol come from watching chat-ui 0.20.0, the server behind
 HuggingChat. Nothing here touches the network, or imports `curl_cffi`, before a
@@ -6101,21 +6101,22 @@ def _access() -> Access:
     return Access(server, parse_cookies(key, server.host) if key else None)
 
 
+async def _told(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Make calls to the server. Raises llm.ModelError for all that goes wrong."""
+    client = Client.here()
+    try:
+        try:
+            return await work(client)
+        except Gone:
+            await _demand_login(client, access)
+            raise
+    except (Lost, Refused, Gone) as error:
+        raise in_words(error, access) from None
+
+
 def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
-
-    async def told() -> T:
-        client = Client.here()
-        try:
-            try:
-                return await work(client)
-            except Gone:
-                await _demand_login(client, access)
-                raise
-        except (Lost, Refused, Gone) as error:
-            raise in_words(error, access) from None
-
-    return asyncio.run(told())
+    return asyncio.run(_told(access, work))
 
 
 async def _who(client: Client, access: Access) -> tuple[bool, str]:
@@ -7460,8 +7461,12 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         click.echo(text, nl=False)
 
 
-def to_markdown(tree: Tree, now: datetime.datetime) -> str:
-    """A conversation's newest branch, for people to read."""
+def to_markdown(tree: Tree, now: datetime.datetime, *, for_model: bool = False) -> str:
+    """A conversation's newest branch, for people to read, or for a model.
+
+    A model is not told what others thought, as in llm's own histories: it was not said, and it
+    is long. Nor is it told that it said itself ("You") what the user did.
+    """
     page = Named(tree.id, tree.shared).page(tree.server)
     pieces = [f"# {tree.title}", f"<{page}>"]
     preprompt = _whole(_string(tree.value.get("preprompt")))
@@ -7469,11 +7474,12 @@ def to_markdown(tree: Tree, now: datetime.datetime) -> str:
         pieces += ["## System", preprompt]
     for exchanged in next(iter(all_branches(tree, now)), []):
         for message in exchanged.questions:
-            pieces += ["## You", *_markdown(question_of(tree, message))]
+            asker = "User" if for_model else "You"
+            pieces += [f"## {asker}", *_markdown(question_of(tree, message))]
         response = response_of(tree, exchanged.answer, [])
         pieces.append(f"## {response.resolved_model}")
         for message in response._messages_now():
-            pieces += _markdown(message)
+            pieces += _markdown(message, reasoning=not for_model)
     return "\n\n".join(pieces) + "\n"
 
 
@@ -7491,6 +7497,30 @@ def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
             yield "\n".join(f"> {line}" for line in part.output.split("\n"))
         elif isinstance(part, AttachmentPart) and part.attachment:
             yield f"[{part.attachment.type}]({part.attachment.url})"
+
+
+def load_conversation(name: str) -> llm.Fragment:
+    """
+    The newest branch of a HuggingChat conversation, as Markdown, without reasoning
+
+    It is named by its id, its page's address, a shared link, or its id in llm logs.
+
+    Example usage:
+      llm -f huggingchat:6b039392759aa03066f1190f 'What was decided?'
+      llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
+    """
+    access = _access()
+    named = _named(name, access.server, shared=True)
+
+    async def work() -> AsyncGenerator[Tree, None]:
+        yield await _told(access, lambda client: read_tree(client, access, named))
+
+    # On the models' loop: it works where another runs, and a prompt then finds the connection.
+    (tree,) = in_background(work())
+    if not all_branches(tree, _now()):
+        raise llm.ModelError(f"{named.page(access.server)} holds no answer yet.")
+    text = to_markdown(tree, _now(), for_model=True)
+    return llm.Fragment(text, source=named.page(access.server))
 
 
 # Artifacts
@@ -7745,3 +7775,8 @@ def register_models(register: Callable[..., None]) -> None:
 @llm.hookimpl
 def register_commands(cli: click.Group) -> None:
     cli.add_command(huggingchat)
+
+
+@llm.hookimpl
+def register_fragment_loaders(register: Callable[..., None]) -> None:
+    register("huggingchat", load_conversation)
