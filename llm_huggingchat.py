@@ -4222,8 +4222,9 @@ class Client:
     async def transcribe(self, access: Access, audio: bytes, type: str) -> str:
         """What is said in a recording; "" for silence. `type` is one of AUDIO_TYPES' values.
 
-        Raises Lost, Refused, llm.ModelError. It changes nothing on the server, so it is asked
-        for once more when the connection breaks; but not when that takes too long.
+        chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. It
+        changes nothing, so it is asked for once more when the connection breaks; but not when
+        it takes too long. Raises Lost, Refused, llm.ModelError.
         """
         ask = functools.partial(
             self.call,
@@ -5485,24 +5486,22 @@ def unheard(
     host, name = access.server.host, recording.name
     if isinstance(error, Refused) and not error.reply.is_firewall:
         status, said = error.reply.status, error.reply.message
-        size = f"{len(recording.content) / 1_000_000:.1f} MB"
         if said.startswith("Transcription failed:"):
             why = said.partition(":")[2].strip() or "its transcription service did not say why"
             return llm.ModelError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
         if status == 413:
+            size = f"{len(recording.content) / 1_000_000:.1f} MB"
             return llm.ModelError(
-                f"{name} is too large for {host} to transcribe: it has {size}. "
-                "Many servers take no more than 15 MB."
+                f"{name} is too large for {host}, with {size}. Many servers take no more than 15."
             )
         if status == 504:
             return llm.ModelError(
-                f"{host} took too long to transcribe {name}, which has {size}. "
-                "Cut it into shorter pieces."
+                f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
             )
         if status == 401 and flags.get("loginEnabled") is False:
             return llm.ModelError(f"{host} has no key for the service that transcribes.")
     if isinstance(error, Lost) and error.silent:
-        return llm.ModelError(f"{name} was not transcribed: {host} {error}.")
+        return llm.ModelError(f"{name} was not transcribed by {host}: {error}.")
     return in_words(error, access)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -175,7 +176,11 @@ def test_new_recording_where_the_conversation_is_gone(server: ChatUI, folder: pa
 
 
 @both
-def test_message_is_sent_again_with_the_same_words(server: ChatUI, ask: Ask) -> None:
+def test_message_is_sent_again_with_the_same_words(
+    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(llm_huggingchat, "LOOK_AGAIN", 0.01)
     ask("hi [[drop=before*2]]", attachments=[memo()])
     assert len(sends(server)) == 3
     assert len(heard(server)) == 1
@@ -220,30 +225,37 @@ def test_recording_of_a_local_tool(server: ChatUI) -> None:
 # --- kinds of recordings, and where they come from ------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("way", ["cli", "path", "content"])
-def test_kinds_of_recordings(server: ChatUI, folder: pathlib.Path, name: str, way: str) -> None:
-    path, type = folder / name, KINDS[name][1]
+def test_kinds_of_recordings(server: ChatUI, folder: pathlib.Path, way: str) -> None:
+    paths = [folder / name for name in KINDS]
     if way == "cli":
-        run("-m", "hf-llama", "hi", "-a", str(path))
+        run("-m", "hf-llama", "hi", *(word for path in paths for word in ("-a", str(path))))
     elif way == "path":
-        ask_sync("hi", attachments=[llm.Attachment(path=str(path))])
+        ask_sync("hi", attachments=[llm.Attachment(path=str(path)) for path in paths])
     else:
-        ask_sync("hi", attachments=[llm.Attachment(content=path.read_bytes())])
-    (request,) = heard(server)
-    assert request.headers["content-type"] == type
-    assert request.body == path.read_bytes()
-    if way != "content":
-        assert f"[Transcript of {name}]" in sent(server)
+        ask_sync("hi", attachments=[llm.Attachment(content=path.read_bytes()) for path in paths])
+    types = {request.body: request.headers["content-type"] for request in heard(server)}
+    assert types == {path.read_bytes(): KINDS[path.name][1] for path in paths}
+    named = re.findall(r"\[Transcript of (.*)\]", sent(server))
+    assert len(named) == len(KINDS)
+    assert way == "content" or named == [*KINDS]
 
 
-@pytest.mark.parametrize(("type", "told"), AUDIO_TYPES.items())
-def test_types_that_are_given(server: ChatUI, folder: pathlib.Path, type: str, told: str) -> None:
-    run("-m", "hf-llama", "hi", "--at", str(folder / "memo.mp3"), type)
-    assert heard(server)[0].headers["content-type"] == told
-    for model in llm.get_models():
-        if model.model_id.startswith("huggingchat/"):
-            assert type in model.attachment_types
+def test_types_that_are_given(server: ChatUI) -> None:
+    attachments = [
+        llm.Attachment(type=type, content=recording(type)) for type in [*AUDIO_TYPES, "Audio/MP3"]
+    ]
+    ask_sync("hi", attachments=attachments)
+    told = {request.body: request.headers["content-type"] for request in heard(server)}
+    expected = {recording(type): told for type, told in AUDIO_TYPES.items()}
+    assert told == expected | {recording("Audio/MP3"): "audio/mpeg"}
+
+
+def test_every_model_says_that_it_takes_them() -> None:
+    models = [m for m in llm.get_models() if m.model_id.startswith("huggingchat/")]
+    assert models
+    for model in models:
+        assert set(AUDIO_TYPES) <= set(model.attachment_types)
 
 
 def test_recording_without_a_tag_or_a_name(server: ChatUI) -> None:

@@ -27,6 +27,7 @@ from helpers import (
     wait_for,
 )
 
+import llm_huggingchat
 from llm_huggingchat import SERVER_VARIABLE
 
 
@@ -156,8 +157,9 @@ def test_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "llm huggingchat login" in said
 
 
-def test_no_network(server: ChatUI) -> None:
+def test_no_network(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     id = answered(server)
+    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
     server.down()
     said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
     assert "No connection to 127.0.0.1" in said

@@ -20,6 +20,7 @@ from llm.parts import (
 )
 
 from llm_huggingchat import (
+    HEARING,
     MALFORMED,
     Parent,
     Plan,
@@ -32,6 +33,7 @@ from llm_huggingchat import (
     pending_schema,
     tool_response,
     transcript,
+    transcripts,
 )
 
 URL = "https://huggingface.co/chat"
@@ -512,3 +514,59 @@ def test_retry_takes_no_question(question):
 def test_nothing_to_retry(messages):
     with pytest.raises(llm.ModelError, match="There is nothing to retry"):
         make_plan(messages, URL, retry=True)
+
+
+# --- recordings -----------------------------------------------------------------------
+
+MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
+SPOKEN = "[Transcript of attachment.mp3]\nBuy milk\n[End of the transcript]"
+
+
+def hearing(attachment: llm.Attachment, text: str) -> list[Part]:
+    """How an answer tells what its question's recording says."""
+    common: dict[str, Any] = {
+        "name": HEARING,
+        "server_executed": True,
+        "provider_metadata": {"huggingchat": {"heard": attachment.id()}},
+    }
+    return [ToolCallPart(arguments={"file": "x"}, **common), ToolResultPart(output=text, **common)]
+
+
+def test_recordings_are_sent_as_what_they_say():
+    messages = [user("1"), ours("one"), user("What?", MEMO, PICTURE)]
+    plan = make_plan(messages, URL, heard={MEMO.id(): "Buy milk"})
+    assert plan == Plan(parent(), None, f"{SPOKEN}\n\nWhat?", (PICTURE,))
+    anew = make_plan(messages, None, heard={MEMO.id(): "Buy milk"})
+    before = earlier("User: 1", "Assistant: one")
+    assert anew == Plan(None, None, f"{before}\n\n{SPOKEN}\n\nWhat?", (PICTURE,))
+    assert make_plan(messages, URL).attachments == (MEMO, PICTURE)  # before it is heard
+
+
+def test_what_earlier_turns_heard_stands_where_the_recording_was():
+    answer = Message("assistant", [*hearing(MEMO, "Buy milk"), TextPart(text="I will")])
+    messages = [user("What?", MEMO), answer, user("When?")]
+    assert transcripts(messages) == {MEMO.id(): "Buy milk"}
+    before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
+    assert make_plan(messages, URL) == Plan(None, None, f"{before}\n\nWhen?")
+
+
+def test_recording_of_a_tool_that_others_called():
+    result = ToolResultPart(name="record", output="done", attachments=[MEMO])
+    text = transcript([Message("tool", [result])], {MEMO.id(): "Buy milk"})
+    tool = "Tool: [the tool record returned: done [attachment: attachment.mp3]]"
+    assert text == earlier(f"{tool}\n{SPOKEN}")
+
+
+def test_recording_that_is_not_there_any_more_is_named():
+    gone = llm.Attachment(type="audio/mpeg", path="/nowhere/memo.mp3")
+    answer = Message("assistant", [*hearing(MEMO, "Buy milk"), TextPart(text="I will")])
+    text = make_plan([user("1", gone), answer, user("2")], URL).text
+    assert "User: 1\n[attachment: memo.mp3]" in text
+
+
+@pytest.mark.parametrize("kept", [None, {}, {"huggingchat": 1}, {"huggingchat": {"heard": 1}}])
+def test_tools_that_hear_nothing_stay_tools(kept: Any):
+    part = ToolResultPart(name=HEARING, output="x", server_executed=True, provider_metadata=kept)
+    messages = [Message("assistant", [part])]
+    assert transcripts(messages) == {}
+    assert "the tool transcribe returned: x" in transcript(messages)
