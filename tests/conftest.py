@@ -40,7 +40,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE"):
+    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE", "WAIT_VARIABLE"):
         monkeypatch.delenv(getattr(llm_huggingchat, name), raising=False)
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -49,6 +49,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     llm_huggingchat._background.close()  # the next test makes connections of its own,
     llm_huggingchat._made_up.clear()  # and sessions
     llm_huggingchat._successors.clear()
+    llm_huggingchat._gates.clear()
 
 
 @pytest.fixture(autouse=True)

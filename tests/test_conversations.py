@@ -36,7 +36,7 @@ from helpers import (
 from llm.parts import Message
 
 import llm_huggingchat
-from llm_huggingchat import RUNS, Client, claim_run, is_noted
+from llm_huggingchat import RUNS, Client, claim_run, still_noted
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.8-2.4T-A95B"
@@ -354,10 +354,10 @@ def test_turn_waits_for_the_run_of_a_process_that_was_killed(server: ChatUI) -> 
     left.kill()
     left.communicate()
     (generation_id,) = (id for id, state in server.runs.items() if state == "running")
-    assert is_noted(generation_id)
+    assert still_noted(generation_id)
     assert run("-c", "right").stdout == "You said: right\n"
     assert server.runs[generation_id] == "completed"
-    assert not is_noted(generation_id)
+    assert not still_noted(generation_id)
     wait_for(lambda: "running" not in server.runs.values())
     id = entry["response_json"]["huggingchat"]["conversation_id"]
     answers = [message["content"] for message in server.messages(id, "assistant")]
