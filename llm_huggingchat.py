@@ -7061,7 +7061,7 @@ class Importer:
             history += [question_of(tree, message) for message in exchanged.questions]
             response = response_of(tree, exchanged.answer, history)
             self._store.log(response, thread_id)
-            history += response._messages_now()
+            history += response.messages()
             tip = self._store.thread_tip(cast(str, thread_id))
             answer = exchanged.answer
             self._remember(cast(str, tip), (answer.get("id"), answer.get("generationId")))
@@ -7375,7 +7375,7 @@ def to_markdown(tree: Tree, now: datetime.datetime) -> str:
             pieces += ["## You", *_markdown(question_of(tree, message))]
         response = response_of(tree, exchanged.answer, [])
         pieces.append(f"## {response.resolved_model}")
-        for message in response._messages_now():
+        for message in response.messages():
             pieces += _markdown(message)
     return "\n\n".join(pieces) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pathlib
@@ -57,6 +58,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond loopback it is as if there were no network: pytest-recording cannot see curl."""
     real = AsyncSession.request
 
+    @functools.wraps(real)
     async def request(self: Any, method: Any, url: str, *args: Any, **options: Any) -> Any:
         ways = [url, *(os.environ.get(name.upper(), "") for name in PROXY_VARIABLES[:3])]
         if not any(llm_huggingchat._is_loopback(urlsplit(way).hostname or "") for way in ways):
