@@ -1956,7 +1956,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.linger()
                 raise Broken
             if kind == "padding" and "hold" in words:
-                self.linger(30)
+                self.linger()
                 raise Broken
         body.end()
 
