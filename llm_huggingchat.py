@@ -2987,7 +2987,8 @@ class Reply:
         chat-ui refuses with 429 for three reasons: too many messages in a minute, too many
         messages in this conversation, and too many conversations. The last two stay.
         """
-        return self.status == 429 and "conversation" not in self.message.lower()
+        stays = self.is_firewall or "conversation" in self.message.lower()
+        return self.status == 429 and not stays
 
     @property
     def message(self) -> str:

@@ -113,6 +113,14 @@ def test_what_a_pause_does_not_change_is_an_error_at_once(message: str) -> None:
     assert run.is_settled
 
 
+def test_firewall_is_not_waited_for() -> None:
+    run = waiting_run(Gate())
+    run.next(0.0)
+    headers = (("x-amzn-waf-action", "challenge"),)
+    run.refused(Refused(Reply(429, "text/html", b"", headers=headers)), 0.0)
+    assert isinstance(why(run, 0.0), Refused)
+
+
 @pytest.mark.parametrize(("wait", "tries"), [(59, 1), (60, 2), (119, 2), (120, 3), (121, 3)])
 def test_wait_has_an_end(wait: float, tries: int) -> None:
     """The error comes when it is known that no further try is in time."""
