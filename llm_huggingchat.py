@@ -48,6 +48,7 @@ import mimetypes
 import os
 import pathlib
 import queue
+import random
 import re
 import secrets
 import signal
@@ -111,6 +112,8 @@ TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the serve
 STORE_LIMIT = 180.0  # seconds that a run without a turn is waited for: chat-ui ends dead ones
 STOP_MARKER = 5.5  # seconds for which chat-ui lets a stop also stop the conversation's next run
 READ_LIMIT = 10.0  # seconds that reading a conversation waits for an answer to be stored
+MINUTE = 60.0  # seconds for which chat-ui counts a message, also one that it refused with 429
+LONGEST_PAUSE = 8  # times MINUTE, while tries are in vain
 RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
 LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
 LINGER = 60.0  # seconds that unused connections are kept
@@ -193,6 +196,7 @@ SERVICE = "https://huggingface.co/chat"
 SERVER_VARIABLE = "LLM_HUGGINGCHAT_URL"
 KEY_VARIABLE = "LLM_HUGGINGCHAT_KEY"
 BROWSER_VARIABLE = "LLM_HUGGINGCHAT_IMPERSONATE"
+WAIT_VARIABLE = "LLM_HUGGINGCHAT_WAIT"
 
 
 def chat_path(conversation_id: str) -> str:
@@ -321,6 +325,23 @@ def parse_server(text: str) -> Server:
 def current_server() -> Server:
     """The server that `LLM_HUGGINGCHAT_URL` names, or HuggingChat. Raises llm.ModelError."""
     return parse_server(os.environ.get(SERVER_VARIABLE) or SERVICE)
+
+
+def allowed_wait() -> float:
+    """How many seconds a prompt may wait, in all, when the server wants a pause; 0 unless set.
+
+    Raises llm.ModelError for a value that is no such number.
+    """
+    text = os.environ.get(WAIT_VARIABLE, "").strip() or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise llm.ModelError(
+            f"{WAIT_VARIABLE} is {plain(text, 60)!r}; it takes a number of seconds, such as 600."
+        )
+    return seconds
 
 
 def impersonated() -> str | None:
@@ -3058,6 +3079,16 @@ class Reply:
         return page or (self.status != 200 and bool(self.header("x-amzn-waf-action")))
 
     @property
+    def wants_pause(self) -> bool:
+        """Will the same message be taken after a pause?
+
+        chat-ui refuses with 429 for three reasons: too many messages in a minute, too many
+        messages in this conversation, and too many conversations. The last two stay.
+        """
+        stays = self.is_firewall or "conversation" in self.message.lower()
+        return self.status == 429 and not stays
+
+    @property
     def message(self) -> str:
         """The server's own words for a refusal; nothing of an HTML page."""
         text = self.body[:10_000].decode("utf-8", "replace")
@@ -3070,11 +3101,15 @@ class Reply:
 
 
 class Refused(Exception):
-    """The server answered, with a status other than 200."""
+    """The server answered, with a status other than 200.
 
-    def __init__(self, reply: Reply) -> None:
+    `waited` is how many seconds were spent on the pause that it wanted, if any were allowed.
+    """
+
+    def __init__(self, reply: Reply, waited: float | None = None) -> None:
         super().__init__(f"HTTP {reply.status}")
         self.reply = reply
+        self.waited = waited
 
 
 class Gone(Exception):
@@ -3108,6 +3143,73 @@ class Backoff:
             return pause if self.failed < self.tries else None
         left = self.life + PATIENCE - now
         return min(pause, left) if left > 0 else None
+
+
+class Gate:
+    """When messages may go to a server that wants a pause, for all runs of this process.
+
+    chat-ui counts what was sent within a minute, also what it refused. So after a refusal
+    nobody sends for a minute; then one does, and once that is taken the next, until one is
+    refused again: one refused try a minute at most, and as many messages as the server takes.
+    When nobody had to wait for a minute, all may send at once again.
+
+    Other processes are not known of here. If several wait, each refused try of one may be
+    what the others are refused for: so pauses grow, by chance, while tries are in vain.
+
+    Runs of several loops use it, each in its thread. `now` is seconds of a clock that only
+    goes forward, and is the same in all threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opens = -math.inf
+        self._held = -math.inf  # when a run was last told to wait
+        self._trying = ""  # the run that may send, until it tells what came of it, or for
+        self._until = -math.inf  # so long: it may have ended without a word
+        self._vain = 0  # tries that were refused, one after another
+        self._told = False
+        self.refusal = Refused(Reply(429, "", b""))  # the latest
+
+    def pause(self, run: str, now: float) -> float:
+        """Seconds after which `run` is to ask again; 0 when it may send, now."""
+        with self._lock:
+            wait = max(self._opens - now, 0.0)
+            if not wait and now - max(self._held, self._opens) < MINUTE:
+                if self._trying not in ("", run) and now < self._until:
+                    wait = PAUSES[0]
+                else:
+                    self._trying, self._until = run, now + MINUTE
+            self._held = now if wait else self._held
+            return wait
+
+    def refused(self, run: str, refusal: Refused, now: float) -> None:
+        """The server wants a pause: it refused the message of `run`."""
+        with self._lock:
+            self.refusal = refusal
+            self._told = self._told and now < self._opens
+            pause = MINUTE
+            if self._trying == run:
+                self._vain += 1
+                pause *= random.uniform(1, min(2 ** (self._vain - 1), LONGEST_PAUSE))
+                self._trying = ""
+            self._opens = max(self._opens, now + pause)
+
+    def passed(self, run: str) -> None:
+        """The server took the message of `run`."""
+        with self._lock:
+            self._vain = 0
+            self._trying = "" if self._trying == run else self._trying
+
+    def leave(self, run: str) -> None:
+        """`run` is not about to send any more."""
+        with self._lock:
+            self._trying = "" if self._trying == run else self._trying
+
+    def to_be_told(self) -> bool:
+        """Has nobody been told of this pause yet? One is enough."""
+        with self._lock:
+            told, self._told = self._told, True
+            return not told
 
 
 class State(enum.IntEnum):
@@ -3181,11 +3283,25 @@ class Run:
     It is told what happens (`took`, `ended`, `looked`, `lost`, `refused`), and says what
     to do `next`. `now` is seconds of a clock that only goes forward. A run that another
     turn began starts as ANSWERED: all that is wanted of it is that it be stored.
+
+    When the server wants a pause, the message may wait for it: for `wait` seconds in all, at
+    the `gate` that it shares with other runs.
     """
 
-    def __init__(self, generation_id: str, now: float, state: State = State.NEW) -> None:
+    def __init__(
+        self,
+        generation_id: str,
+        now: float,
+        state: State = State.NEW,
+        *,
+        gate: Gate | None = None,
+        wait: float = 0.0,
+    ) -> None:
         self.generation_id = generation_id
         self.state = state
+        self._gate = gate or Gate()
+        self._wait = wait
+        self._held: float | None = None  # since when the message waits
         self.outcome: Final | Failed | Asked | None = None
         self.died = False  # the model broke off: no final answer came before the end
         self.end = ""  # how the log says that it ended
@@ -3208,14 +3324,23 @@ class Run:
         """Does nothing go on at the server that a further message could spoil?"""
         return self.state in (State.NEW, State.STORED)
 
+    @property
+    def is_held(self) -> bool:
+        """Does the message wait, as the server wants a pause?"""
+        return self.state is State.NEW and self._held is not None
+
     def next(self, now: float) -> Step:
         """What to do now. Whatever comes of it is to be told before this is asked again."""
+        if isinstance(self._step, Send):
+            self.leave()
         if self._trouble:
             return Fail(self._trouble)
         if self._pause:
             pause, self._pause = self._pause, 0.0
             return Wait(pause)
         if self.state is State.NEW:
+            if pause := self._gate.pause(self.generation_id, now):
+                return self._hold(pause, now)
             self.state, self._step = State.SENT, Send()
         elif self.state is State.STORED:
             self._step = Done()
@@ -3233,6 +3358,8 @@ class Run:
         if isinstance(event, End):
             self._log_ended(event)
             return []
+        if self.state is State.SENT:
+            self._gate.passed(self.generation_id)
         self.state = max(self.state, State.TAKEN)
         if self.state is State.ANSWERED:
             self._finished = self._finished or isinstance(event, (Finished, Failed))
@@ -3289,6 +3416,9 @@ class Run:
         elif isinstance(self._step, Send) and status >= 500:
             # A proxy, or the server after it had stored the message: only a look can tell.
             self._refusal = refused
+        elif isinstance(self._step, Send) and refused.reply.wants_pause and self._wait:
+            self.state = State.NEW
+            self._gate.refused(self.generation_id, refused, now)
         elif isinstance(self._step, Send):
             self.state = State.NEW
             hidden = status in (403, 404) and not refused.reply.is_firewall
@@ -3302,6 +3432,10 @@ class Run:
         """The message was refused for a reason that will not be there again."""
         if isinstance(self._step, Send):
             self.state = State.NEW
+
+    def leave(self) -> None:
+        """Nobody drives the run any more: other messages need not wait for this one."""
+        self._gate.leave(self.generation_id)
 
     def gone(self) -> None:
         """The conversation is not there any more, and the run with it."""
@@ -3338,6 +3472,15 @@ class Run:
         return given
 
     # What to make of it
+
+    def _hold(self, pause: float, now: float) -> Step:
+        """The message has to wait, unless that would be longer than it may."""
+        self._held = now if self._held is None else self._held
+        waited = now - self._held
+        if waited + pause <= self._wait:
+            return Wait(pause)
+        self._trouble = Refused(self._gate.refusal.reply, waited)
+        return Fail(self._trouble)
 
     def _answered(self, outcome: Final | Failed | Asked) -> None:
         self.state, self.outcome = State.ANSWERED, outcome
@@ -3625,7 +3768,8 @@ RUNS = "huggingchat_runs.db"
 class Noted:
     """A run that is not known to be stored. Times are seconds since 1970.
 
-    `since` is 0 and `process` None when the turn that began it is over.
+    `since` is 0 and `process` None when the turn that began it is over. It may lie ahead: then
+    the message is still to be sent.
     """
 
     generation_id: str
@@ -3645,6 +3789,9 @@ class Noted:
         except OSError:
             pass  # somebody else's
         return True
+
+
+_NOTED = "generation_id, process, since, stopped"  # the columns of a Noted
 
 
 @contextlib.contextmanager
@@ -3688,7 +3835,7 @@ def claim_run(page: str, generation_id: str) -> list[Noted] | None:
             [generation_id, page, os.getpid(), now, now],
         )
         rows = db.execute(
-            "select generation_id, process, since, stopped from runs where page = ? and id < "
+            f"select {_NOTED} from runs where page = ? and id < "
             "(select id from runs where generation_id = ?) order by id",
             [page, generation_id],
         )
@@ -3696,11 +3843,12 @@ def claim_run(page: str, generation_id: str) -> list[Noted] | None:
     return None
 
 
-def keep_run(generation_id: str) -> None:
-    """A run that waited for others is sent only now. Raises nothing."""
+def keep_run(generation_id: str, later: float = 0.0) -> None:
+    """A run that had to wait is sent only now, or `later`, in seconds. Raises nothing."""
     with contextlib.suppress(sqlite3.Error), _runs() as db:
         db.execute(
-            "update runs set since = ? where generation_id = ?", [time.time(), generation_id]
+            "update runs set since = ? where generation_id = ?",
+            [time.time() + later, generation_id],
         )
 
 
@@ -3716,12 +3864,12 @@ def leave_run(generation_id: str, stopped: float | None) -> None:
         )
 
 
-def is_noted(generation_id: str) -> bool:
-    """Is a run still noted? Raises nothing."""
+def still_noted(generation_id: str) -> Noted | None:
+    """What is noted of a run now; None if nothing is. Raises nothing."""
     with contextlib.suppress(sqlite3.Error), _runs() as db:
-        found = db.execute("select 1 from runs where generation_id = ?", [generation_id])
-        return bool(found.fetchone())
-    return False
+        rows = db.execute(f"select {_NOTED} from runs where generation_id = ?", [generation_id])
+        return next((Noted(*row) for row in rows), None)
+    return None
 
 
 def forget_run(generation_id: str) -> None:
@@ -4373,6 +4521,7 @@ class Client:
 
 
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}
+_gates: dict[str, Gate] = {}  # by the server's address, for all loops
 
 
 _closing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -4465,8 +4614,18 @@ def in_words(
             f"The server refused the attachments: too large (HTTP 413{quoted}). "
             "A file may have 10 MB."
         )
+    if status == 429 and not error.reply.wants_pause:
+        return llm.ModelError(f"{server.host} has a limit (HTTP 429{quoted}).{where}")
     if status == 429:
-        return llm.ModelError(f"{server.host} wants a pause (HTTP 429{quoted}). Try again later.")
+        later = "Try again later."
+        if model:
+            later = f"Try again later, or let prompts wait: {WAIT_VARIABLE}=600 (seconds)."
+        if error.waited is not None:
+            later = (
+                f"The message waited for {error.waited:.0f} seconds, and the next try is later "
+                f"than {WAIT_VARIABLE} allows."
+            )
+        return llm.ModelError(f"{server.host} wants a pause (HTTP 429{quoted}). {later}")
     if status == 200:
         return llm.ModelError(
             f"{server.host} answered with a web page, not with a chat. Is there a proxy or a "
@@ -4539,6 +4698,7 @@ class Ask:
     uploads: tuple[Upload, ...] = ()
     note: Callable[[str], None] = note
     wishes: Wishes = NO_WISHES
+    wait: float = 0.0  # seconds that the message may wait when the server wants a pause
 
 
 @dataclass
@@ -4630,9 +4790,11 @@ class Turn:
         self._plan = plan
         self._outcome = outcome
         self.answer = Answer(self._file_link, calls, documents)
-        self._run = Run(str(uuid.uuid4()), time.monotonic())
+        self._gate = _gates.setdefault(ask.access.server.url, Gate()) if ask.wait else Gate()
+        self._run = Run(str(uuid.uuid4()), time.monotonic(), gate=self._gate, wait=ask.wait)
         self._body, self._content_type = b"", ""
         self._renewed = False  # the session, for this turn
+        self._kept_until = 0.0  # when its note has to be renewed, while the message waits
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
         self._lock: asyncio.Lock | None = None  # the conversation, until it is
@@ -4692,6 +4854,7 @@ class Turn:
 
         After an error it can be read on the conversation's page.
         """
+        self._run.leave()
         if self._fetch:
             self._fetch.cancel()
         if wanted or self._run.is_settled:
@@ -4827,12 +4990,16 @@ class Turn:
                     await asyncio.wait_for(_exhaust(self._driven(run)), STORE_LIMIT)
                 # Of a run that a turn is about to send, the server knows nothing yet. One
                 # that goes on has its turn; without, it is one that could not be stored.
-                waiting = run.end in ("gone", "")
-                if not waiting or not noted.has_a_turn(CALL_LIMIT if run.is_settled else math.inf):
+                if run.end not in ("gone", ""):
                     break
-                if not await _beside_loop(is_noted, noted.generation_id):
+                still = await _beside_loop(still_noted, noted.generation_id)
+                noted = still or noted
+                within = CALL_LIMIT if run.is_settled else math.inf
+                if not still or not noted.has_a_turn(within):
                     break
-                await asyncio.sleep(PAUSES[0])
+                # One that is to be sent at a known time is not asked about before.
+                ahead = noted.since - time.time()
+                await asyncio.sleep(min(max(ahead, PAUSES[0]), PAUSES[3]))
             if run.end != "interrupted" and noted.stopped:  # the stop came too late for it
                 await asyncio.sleep(noted.stopped + STOP_MARKER - time.time())
         finally:
@@ -4855,6 +5022,8 @@ class Turn:
             if isinstance(step, Fail):
                 raise step.why
             if isinstance(step, Wait):
+                if run.is_held:
+                    await self._keep_waiting(step.seconds)
                 await asyncio.sleep(step.seconds)
                 continue
             try:
@@ -4876,6 +5045,19 @@ class Turn:
                     run.refused(refused, time.monotonic(), first=self._plan.parent is None)
             except Gone:
                 run.gone()
+
+    async def _keep_waiting(self, seconds: float) -> None:
+        """The server wants a pause: say so, once, and let turns in other processes know."""
+        now = time.monotonic()
+        if not self._kept_until and self._gate.to_be_told():
+            host = self._access.server.host
+            self._ask.note(
+                f"{host} wants a pause; waiting, for {self._ask.wait:.0f} seconds at most"
+            )
+        if now + seconds > self._kept_until:
+            later = max(seconds, CALL_LIMIT / 2)
+            self._kept_until = now + later
+            await _beside_loop(keep_run, self._run.generation_id, later)
 
     async def _read(self, run: Run, step: Send | Follow) -> AsyncGenerator[Event, None]:
         """One connection: the answer to the message, or the run's log."""
@@ -5617,6 +5799,7 @@ class _HuggingChat:
             cookies = await _beside_loop(made_up_session, server, tell)
         access = Access(server, cookies)
         outcome = Outcome(server.url, self.info.id)
+        wait = allowed_wait()
         recordings = {upload.id: upload for upload in uploads if upload.is_recording}
         said: dict[str, str] = {}
         try:
@@ -5638,6 +5821,7 @@ class _HuggingChat:
                 tuple(upload for upload in uploads if not upload.is_recording),
                 tell,
                 wishes,
+                wait,
             )
             async with contextlib.aclosing(converse(ask, outcome)) as events:
                 async for event in events:
@@ -7181,7 +7365,7 @@ class Importer:
             history += [question_of(tree, message) for message in exchanged.questions]
             response = response_of(tree, exchanged.answer, history)
             self._store.log(response, thread_id)
-            history += response._messages_now()
+            history += response.messages()
             tip = self._store.thread_tip(cast(str, thread_id))
             answer = exchanged.answer
             self._remember(cast(str, tip), (answer.get("id"), answer.get("generationId")))
@@ -7200,7 +7384,7 @@ async def read_tree(client: Client, access: Access, named: Named) -> Tree:
         tree = Tree(access.server, named.id, await client.conversation(access, named.id))
         unsettled = [m for m in tree.messages().values() if not is_settled(m)]
         runs = filter(None, (known_id(message.get("generationId")) for message in unsettled))
-        if time.monotonic() > end or not any(map(is_noted, runs)):
+        if time.monotonic() > end or not any(map(still_noted, runs)):
             return replace(tree, shared=named.shared)
         await asyncio.sleep(0.2)
 
@@ -7477,7 +7661,7 @@ def to_markdown(tree: Tree, now: datetime.datetime, *, for_model: bool = False) 
             pieces += [f"## {asker}", *_markdown(question_of(tree, message))]
         response = response_of(tree, exchanged.answer, [])
         pieces.append(f"## {response.resolved_model}")
-        for message in response._messages_now():
+        for message in response.messages():
             pieces += _markdown(message, reasoning=not for_model)
     return "\n\n".join(pieces) + "\n"
 

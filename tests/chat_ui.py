@@ -161,6 +161,8 @@ REFUSALS = {
     429: "You are sending too many messages. Try again later.",
     500: "An error occurred",
 }
+TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
+TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
 DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
 NEW_CHAT = "New Chat"
 KEEP_ALIVE = 0.1  # seconds between two signs of life while the model is awaited
@@ -868,7 +870,9 @@ class ChatUI:
     it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
     ended; while `may_speak` is, no model says anything: for tests of what happens in between.
     `latency`: the seconds after which a request is
-    looked at. `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
+    looked at. `messages_per_minute`, `max_conversations` and `max_messages` are the server's limits
+    (`USAGE_LIMITS`); what was sent within `minute` seconds is counted, also what was refused.
+    `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
     whatever page of the conversations is asked for, it is the first, and more follow. While
     `transcribes` is false, there is no TRANSCRIPTION_MODEL.
     """
@@ -882,6 +886,8 @@ class ChatUI:
         delay: float = 0.002,
         mcp_servers: Sequence[dict[str, str]] | None = None,
         messages_per_minute: int | None = None,
+        max_conversations: int | None = None,
+        max_messages: int | None = None,
         max_length: int | None = None,
         port: int = 0,
         store_delay: float | None = None,
@@ -901,6 +907,9 @@ class ChatUI:
         self.delay = delay
         self.mcp_servers = list(TOOL_SERVERS if mcp_servers is None else mcp_servers)
         self.messages_per_minute = messages_per_minute
+        self.minute = 60.0
+        self.max_conversations = max_conversations
+        self.max_messages = max_messages
         self.max_length = max_length
         self.store_delay = STORE_DELAY if store_delay is None else store_delay
         self.save_every = SAVE_EVERY if save_every is None else save_every
@@ -1595,6 +1604,10 @@ class Handler(BaseHTTPRequestHandler):
         model = self.chat.model(body.get("model"))
         if not model or not isinstance(body.get("preprompt", ""), str):
             raise Refusal(400)
+        with self.chat.lock:
+            mine = [c for c in self.chat.conversations.values() if c.session == self.session.owner]
+        if self.chat.max_conversations and len(mine) > self.chat.max_conversations:
+            raise Refusal(429, TOO_MANY)
         if body.get("fromShare"):
             conversation = self.chat.import_share(self.session.owner, body["fromShare"])
         elif model["unlisted"]:
@@ -1781,10 +1794,12 @@ class Handler(BaseHTTPRequestHandler):
         with chat.lock:
             time_now = time.monotonic()
             chat.sent_at.append(time_now)
-            while chat.sent_at[0] < time_now - 60:
+            while chat.sent_at[0] <= time_now - chat.minute:
                 chat.sent_at.popleft()
             if chat.messages_per_minute and len(chat.sent_at) > chat.messages_per_minute:
                 raise Refusal(429)
+            if chat.max_messages and len(conversation.messages) > chat.max_messages:
+                raise Refusal(429, TOO_LONG.format(chat.max_messages))
         model = chat.model(conversation.model)
         if not model:
             raise Refusal(410)
@@ -1980,7 +1995,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.linger()
                 raise Broken
             if kind == "padding" and "hold" in words:
-                self.linger(30)
+                self.linger()
                 raise Broken
         body.end()
 

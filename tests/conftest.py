@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pathlib
@@ -40,7 +41,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE"):
+    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE", "WAIT_VARIABLE"):
         monkeypatch.delenv(getattr(llm_huggingchat, name), raising=False)
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -49,6 +50,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     llm_huggingchat._background.close()  # the next test makes connections of its own,
     llm_huggingchat._made_up.clear()  # and sessions
     llm_huggingchat._successors.clear()
+    llm_huggingchat._gates.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond loopback it is as if there were no network: pytest-recording cannot see curl."""
     real = AsyncSession.request
 
+    @functools.wraps(real)
     async def request(self: Any, method: Any, url: str, *args: Any, **options: Any) -> Any:
         ways = [url, *(os.environ.get(name.upper(), "") for name in PROXY_VARIABLES[:3])]
         if not any(llm_huggingchat._is_loopback(urlsplit(way).hostname or "") for way in ways):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click.testing
@@ -175,8 +176,27 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until something holds, which it has to before long."""
+# How long what is not to be waited for would take, and how long a test waits for what is there at
+# once: on the busiest machine the one is not taken for the other.
+NEVER, AT_ONCE = 600.0, 60.0
+
+# For a new process: all that the module might wait for takes for ever.
+PATIENT = (
+    "import llm_huggingchat as module\n"
+    f"module.SILENCE = module.PATIENCE = module.CALL_LIMIT = module.STORE_LIMIT = {NEVER}\n"
+)
+
+
+@contextlib.contextmanager
+def soon() -> Iterator[None]:
+    """What is done here waits for nothing that takes for ever."""
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < AT_ONCE
+
+
+def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:
+    """Wait until something holds, which it has to."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"

@@ -217,7 +217,8 @@ def test_too_many_messages_a_minute(monkeypatch):
             answer = ask_sync("again", after=answer)
     assert str(raised.value) == (
         "127.0.0.1:3102 wants a pause (HTTP 429: You are sending too many messages. "
-        "Try again later.). Try again later."
+        "Try again later.). Try again later, or let prompts wait: LLM_HUGGINGCHAT_WAIT=600 "
+        "(seconds)."
     )
 
 

@@ -470,6 +470,7 @@ def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(
 ) -> None:
     ask("-m", "hf-llama", "one")
     thread, id = logs()[0]["conversation_id"], next(iter(logged_in.conversations))
+    logged_in.messages(id)  # a rename before the answer is stored would be overwritten
     commands = (["rename", thread, "new"], ["share", thread], ["delete", thread, "--yes"])
     with ChatUI() as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)

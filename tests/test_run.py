@@ -120,6 +120,16 @@ def test_answer_is_over_with_the_final_answer_and_stored_with_the_end_of_its_str
     assert run.next(0.0) == Done()
 
 
+@pytest.mark.parametrize("last", [Finished(), Failed("late")])
+def test_title_may_come_after_the_last_status(last):
+    run = answered()
+    run.took(last, 0.0)
+    assert run.took(Title("T"), 0.0) == [Title("T")]
+    assert run.took(Alive(), 0.0) == []
+    run.ended(0.0)
+    assert state(run) is State.STORED
+
+
 def test_stream_that_ends_before_finished_was_cut():
     run = answered()
     run.ended(0.0)
