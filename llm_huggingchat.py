@@ -4305,19 +4305,20 @@ class Client:
         twice: bool = True,
         body: bytes | None = None,
         content_type: str = "application/json",
-        limit: float = CALL_LIMIT,
+        limit: float | None = None,
     ) -> Reply:
         """One whole exchange, tried again when the connection fails or the server is away.
 
         `value` is sent as JSON, or `body` as it is. `twice`: the call may safely be made
         twice; else it is tried again only when it was not sent. It takes `limit` seconds in
-        all. Raises Lost, or Refused for any status
-        but 200. A session that has ended is renewed, once; llm.ModelError where it cannot be.
+        all, or CALL_LIMIT. Raises Lost, or Refused for any status but 200. A session that has
+        ended is renewed, once; llm.ModelError where it cannot be.
         """
         if value is not None:
             body = json.dumps(value, allow_nan=False).encode()
         access = await self.begun(access)
         begun = time.monotonic()
+        end = begun + (CALL_LIMIT if limit is None else limit)
         backoff = Backoff(begun, tries)
         renewed = False
         while True:
@@ -4329,7 +4330,7 @@ class Client:
                     body=body,
                     content_type=content_type,
                     once=not twice,
-                    limit=begun + limit - time.monotonic(),
+                    limit=end - time.monotonic(),
                 )
                 return await exchange.whole()
             except (Lost, Refused) as trouble:

@@ -6,6 +6,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import math
+import os
 import pathlib
 import sqlite3
 import subprocess
@@ -38,7 +40,7 @@ from helpers import (
 from llm.parts import Message
 
 import llm_huggingchat
-from llm_huggingchat import RUNS, Client, claim_run, still_noted
+from llm_huggingchat import RUNS, Client, Noted, claim_run, still_noted
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.8-2.4T-A95B"
@@ -404,6 +406,96 @@ def test_run_of_a_process_that_was_killed_before_it_sent(
     wait_for(lambda: noted_runs(user_path) == [])
 
 
+def test_process_that_is_there_has_its_turn_for_a_while() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    now = time.time()
+    assert Noted("g", os.getpid(), now).has_a_turn(60)
+    assert Noted("g", os.getpid(), now + 500).has_a_turn(60)  # it waits, and is sent only then
+    assert not Noted("g", os.getpid(), now - 61).has_a_turn(60)
+    assert Noted("g", os.getpid(), now - 61).has_a_turn(math.inf)
+    assert not Noted("g", ended.pid, now).has_a_turn(math.inf)
+    assert not Noted("g", None, now).has_a_turn(math.inf)
+
+
+def test_notes_are_of_one_page_and_not_for_ever(user_path: pathlib.Path) -> None:
+    assert claim_run("page", "old") == []
+    assert claim_run("another", "other") == []
+    assert [noted.generation_id for noted in claim_run("page", "new") or ()] == ["old"]
+    with contextlib.closing(sqlite3.connect(user_path / RUNS)) as db:
+        begun = time.time() - llm_huggingchat.RUN_LIMIT - 1
+        db.execute("update runs set begun = ? where generation_id = 'old'", [begun])
+        db.commit()
+    assert [noted.generation_id for noted in claim_run("page", "newer") or ()] == ["new"]
+
+
+async def test_run_that_is_known_to_be_stored_is_not_waited_for(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+) -> None:
+    """Though it is noted, by a process that goes on."""
+    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", NEVER)
+    first = llm.get_async_model("hf-llama").prompt("one")
+    about = described(await first.to_sync_response())
+    await asyncio.to_thread(wait_for, lambda: noted_runs(user_path) == [])
+    claim_run(about["url"], about["generation_id"])
+    with soon():
+        assert await (await first.reply("two")).text() == "You said: two"
+
+
+def another_process(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "llm", *arguments], stdin=subprocess.DEVNULL)
+
+
+async def test_run_that_goes_on_elsewhere_is_waited_for_however_long(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.STORE_LIMIT", 0.2)
+    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 0.3)
+    await asyncio.to_thread(run, "-m", "hf-llama", "one")
+    (entry,) = await asyncio.to_thread(logged)
+    server.may_speak.clear()
+    left = another_process("-c", "left")
+    await asyncio.to_thread(wait_for, lambda: len(sends(server)) == 2)
+    right = asyncio.create_task(asyncio.to_thread(run, "-c", "right"))
+    streams = f"/conversation/{only_conversation(server).id}/stream"
+    await asyncio.to_thread(wait_for, lambda: calls(server).count(("GET", streams)) >= 4)
+    assert len(sends(server)) == 2
+    server.may_speak.set()
+    await right
+    assert await asyncio.to_thread(left.wait) == 0
+    wait_for(lambda: "running" not in server.runs.values())
+    id = entry["response_json"]["huggingchat"]["conversation_id"]
+    assert sorted(tree(server, id)["one"]) == ["left", "right"]
+
+
+@both
+def test_stop_that_came_too_late_is_waited_out(
+    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stop the conversation's next run."""
+    monkeypatch.setattr("llm_huggingchat.STOP_MARKER", 1.0)
+    first = ask("one")
+    about = described(first)
+    claim_run(about["url"], "stopped")
+    now = time.monotonic()
+    llm_huggingchat.leave_run("stopped", time.time())
+    assert ask("two", after=first).text() == "You said: two"
+    assert sends(server)[-1].at - now >= 0.95
+
+
+async def test_stop_that_came_in_time_is_not_waited_out(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.STOP_MARKER", NEVER)
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    async for _ in await first.reply("left [[tokens=6000]] [[delay=0.1]]"):
+        break
+    with soon():
+        assert await (await first.reply("right")).text() == "You said: right"
+    assert "interrupted" in server.runs.values()
+
+
 def test_loop_that_ends_leaves_its_run_to_the_next_turn(
     server: ChatUI, user_path: pathlib.Path
 ) -> None:
@@ -449,6 +541,39 @@ async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
     }
 
 
+async def test_two_replies_at_once_lose_nothing_where_nothing_can_be_noted(
+    server: ChatUI, user_path: pathlib.Path
+) -> None:
+    (user_path / RUNS).mkdir()
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    replies = [await first.reply(name) for name in ("left", "right")]
+    await asyncio.gather(*(reply.text() for reply in replies))
+    await asyncio.to_thread(server.messages, only_conversation(server).id)
+    assert tree(server, only_conversation(server).id) == {"one": {"left": {}, "right": {}}}
+    # What was seen stored is not asked about.
+    before = len(calls(server))
+    await asyncio.sleep(0)
+    await (await replies[1].reply("on")).text()
+    assert ("GET", f"/conversation/{only_conversation(server).id}/stream") not in calls(server)[
+        before:
+    ]
+
+
+async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) -> None:
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    left = await first.reply("left [[nofetch]]")
+    await left
+    only_conversation(server).words.clear()
+    await (await first.reply("right")).text()
+    await (await left.reply("on")).text()
+    await asyncio.to_thread(server.messages, only_conversation(server).id)
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left [[nofetch]]": {"on": {}}, "right": {}}
+    }
+
+
 # --- another model --------------------------------------------------------------------
 
 
@@ -466,6 +591,19 @@ def test_another_model_takes_the_conversation_over(server: ChatUI, ask: Ask) -> 
     assert conversation.model == QWEN
     assert second.resolved_model == QWEN
     assert tree(server, conversation.id) == {"one": {"two": {}}}
+
+
+async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
+    """What counts is the conversation's model now, not that of the answer to go on from."""
+    llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
+    first = llama.prompt("one")
+    await first
+    other = llm.AsyncResponse.from_dict((await first.to_sync_response()).to_dict(), model=qwen)
+    second = await other.reply("two")
+    await second
+    assert only_conversation(server).model == QWEN
+    await (await first.reply("three")).text()
+    assert only_conversation(server).model == LLAMA
 
 
 def test_another_model_on_the_command_line(server: ChatUI) -> None:

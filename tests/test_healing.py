@@ -347,11 +347,33 @@ def test_conversation_that_is_not_alike_is_not_taken_for_one_made_unseen(server:
 
 async def test_conversations_that_were_made_unseen_at_once_stay_apart(server: ChatUI) -> None:
     server.faults["POST", "/conversation"] = 3 * [Fault(drop=True, done=True)]
+    server.latency = 0.1  # so that all have looked before any has sent
     model = llm.get_async_model("hf-llama")
     words = ("left", "right", "ahead")
     await asyncio.gather(*(model.prompt(word).text() for word in words))
     assert len(server.conversations) == 3
     assert one_message_each(server)
+
+
+@both
+def test_last_line_needs_no_end(server: ChatUI, ask: Ask) -> None:
+    body = (
+        b'{"type":"status","status":"started"}\n{"type":"status","status":"error","message":"full"}'
+    )
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=body, content_type="application/jsonl")
+    ]
+    with pytest.raises(llm.ModelError, match="failed: full"):
+        ask("hello")
+
+
+def test_call_has_one_limit_for_all_its_tries(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 0.8)
+    server.faults["GET", "/api/v2/conversations"] = 4 * [Fault(delay=0.5, drop=True)]
+    run("huggingchat", "conversations", status=1)
+    assert 1 <= len([path for _, path in calls(server) if path == "/api/v2/conversations"]) <= 2
 
 
 def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:

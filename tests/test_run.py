@@ -281,6 +281,24 @@ def test_proxys_refusal_is_told_when_it_lasts():
     assert isinstance(step.why, Refused)
 
 
+def test_message_that_was_taken_is_not_sent_again_whatever_a_broken_connection_says():
+    run = sent()
+    run.took(Text("h"), 0.0)
+    run.lost(UNSENT, 0.0)  # as an encrypted connection that breaks may be told
+    assert run.next(0.0) == Follow(0)
+
+
+def test_patience_begins_anew_when_a_message_is_found_late():
+    run = sent()
+    run.lost(SILENT, 0.0)
+    now = PATIENCE + 5
+    run.next(now)
+    run.looked(HALF, now)
+    assert run.next(now) == Follow(0)
+    run.lost(UNSENT, now)
+    assert isinstance(run.next(now), Wait)
+
+
 # --- following ------------------------------------------------------------------------
 
 
@@ -368,6 +386,54 @@ def test_stored_answer_that_stays_half_is_an_error_in_bounded_time():
     assert now <= PATIENCE + 1
 
 
+@pytest.mark.parametrize(
+    ("stored", "given_"),
+    [
+        (
+            {"content": "h", "updates": [{"type": "stream", "len": 1}], "interrupted": True},
+            [Again(), Text("h"), Final("", True)],
+        ),
+        (
+            {"content": "h", "updates": [{"type": "status", "status": "error", "message": "full"}]},
+            [Again(), Failed("full"), Text("h")],
+        ),
+        (
+            {"content": "", "updates": [{"type": "finalAnswer", "text": ""}]},
+            [Again(), Failed("No output was generated")],
+        ),
+    ],
+    ids=["stopped", "failed", "empty"],
+)
+def test_stored_answer_may_have_ended_in_other_ways(stored, given_):
+    run = sent()
+    run.took(Alive(), 0.0)
+    run.lost(CUT, 0.0)
+    run.next(0.0)
+    run.took(End("gone"), 0.0)
+    assert run.next(0.0) == Look()
+    given = run.looked(stored, 0.0)
+    assert [event for event in given if not isinstance(event, Text) or event.text] == given_[
+        : len(given)
+    ]
+    assert run.outcome in given_
+    assert run.is_settled
+
+
+def test_answered_run_that_is_never_stored_is_given_up_without_an_error():
+    run = answered()
+    run.lost(CUT, 0.0)
+    run.next(0.0)
+    run.refused(refused(404), 0.0)
+    now = 0.0
+    while isinstance(step := run.next(now), (Wait, Look)):
+        if isinstance(step, Wait):
+            now += step.seconds
+        else:
+            run.looked(HALF, now)
+    assert step == Done()
+    assert now <= PATIENCE + 1
+
+
 def test_answer_that_the_server_lost_is_an_error():
     run = taken()
     run.next(0.0)
@@ -386,6 +452,9 @@ def test_message_of_which_nothing_was_given_is_sent_again_when_the_server_lost_i
     run.looked(None, 0.0)
     assert isinstance(run.next(0.0), Wait)
     assert run.next(0.0) == Send()
+    run.took(Text("h"), 0.0)
+    run.lost(CUT, 0.0)
+    assert run.next(0.0) == Follow(0)  # the new run has a log
 
 
 def test_deleted_conversation():

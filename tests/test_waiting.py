@@ -459,6 +459,16 @@ def test_wait_that_was_too_short_says_so(
     assert ask("three", after=first).text() == "You said: three"
 
 
+@both
+def test_connections_are_not_unused_while_a_message_waits(
+    busy: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat, "LINGER", 0.05)
+    refuse(busy, True)
+    assert ask("number 0").text() == "You said: number 0"
+    each_sent_once(busy, 1)
+
+
 def noted(user_path: pathlib.Path) -> list[str]:
     with closing(sqlite3.connect(user_path / RUNS)) as db:
         return [id for (id,) in db.execute("select generation_id from runs")]
