@@ -530,6 +530,17 @@ def test_model_that_died_before_it_spoke():
     assert not run.died
 
 
+def test_padding_is_nothing_said():
+    run = sent()
+    run.took(Text("\0" * 16), 0.0)
+    run.took(Finished(), 0.0)
+    assert isinstance(run.outcome, Failed)
+    run = sent()
+    for text in ("h", "\0" * 16, ""):
+        run.took(Text(text), 0.0)
+    assert run.took(Finished(), 0.0) == [Final("", True)]
+
+
 def test_question_is_an_outcome_and_its_run_may_go_on():
     run = sent()
     assert run.took(Asked("Which?"), 0.0) == [Asked("Which?")]
