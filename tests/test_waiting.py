@@ -23,10 +23,13 @@ import llm
 import pytest
 from chat_ui import TOO_LONG, TOO_MANY, ChatUI, Fault
 from helpers import (
+    AT_ONCE,
+    NEVER,
     Ask,
     ask_async,
     ask_sync,
     both,
+    calls,
     default_signals,
     described,
     failure,
@@ -550,6 +553,21 @@ async def test_task_that_is_cancelled_while_it_waits_lets_the_next_turn_go(
     assert questions == ["one", "three"]
 
 
+async def test_task_that_is_cancelled_while_it_tries_lets_the_next_prompt_go(
+    busy: ChatUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llm.get_async_model("hf-llama")
+    busy.faults["POST", "/conversation/*"] = [NO, Fault(stall=True)]
+    trying = asyncio.create_task(model.prompt("one").text())
+    await until(lambda: "wants a pause" in caplog.text)
+    monkeypatch.setattr(llm_huggingchat, "MINUTE", NEVER)
+    await until(lambda: len(sends(busy)) == 2)
+    trying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trying
+    assert await asyncio.wait_for(model.prompt("two").text(), AT_ONCE) == "You said: two"
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until something holds, and let the loop go on."""
     await asyncio.to_thread(wait_for, condition, 20.0)
@@ -567,13 +585,14 @@ async def test_turn_waits_for_one_that_is_held_elsewhere(
     url = described(await first.to_sync_response())["url"]
     claim_run(url, "held")
     waiting = asyncio.create_task((await first.reply("two")).text())
-    for _ in range(4):
-        keep_run("held", 20.0)
+    await until(lambda: any(path.endswith("/stream") for _, path in calls(server)))
+    for _ in range(4):  # it has seen the note, and that changes
+        keep_run("held", NEVER)
         await asyncio.sleep(0.4)
     assert not waiting.done()
     assert len(sends(server)) == 1
     llm_huggingchat.forget_run("held")
-    assert await asyncio.wait_for(waiting, 20) == "You said: two"
+    assert await asyncio.wait_for(waiting, AT_ONCE) == "You said: two"
 
 
 async def test_held_turn_tells_other_processes_of_it(
