@@ -468,6 +468,26 @@ async def test_run_that_goes_on_elsewhere_is_waited_for_however_long(
     assert sorted(tree(server, id)["one"]) == ["left", "right"]
 
 
+async def test_turn_that_waited_long_is_noted_as_one_that_sends_now(
+    server: ChatUI, user_path: pathlib.Path
+) -> None:
+    first = llm.get_async_model("hf-llama").prompt("one")
+    claim_run(described(await first.to_sync_response())["url"], "before")
+    waiting = asyncio.create_task((await first.reply("two")).text())
+    streams = f"/conversation/{only_conversation(server).id}/stream"
+    await asyncio.to_thread(wait_for, lambda: ("GET", streams) in calls(server))
+    server.may_speak.clear()
+    with contextlib.closing(sqlite3.connect(user_path / RUNS)) as db:
+        db.execute("update runs set since = 1 where generation_id <> 'before'")
+        db.commit()
+        llm_huggingchat.forget_run("before")
+        await asyncio.to_thread(wait_for, lambda: len(sends(server)) == 2)
+        ((since,),) = db.execute("select since from runs")
+    server.may_speak.set()
+    assert await waiting == "You said: two"
+    assert since > time.time() - 600
+
+
 @both
 def test_stop_that_came_too_late_is_waited_out(
     server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
