@@ -561,16 +561,18 @@ async def test_two_replies_at_once_lose_nothing(server: ChatUI) -> None:
     }
 
 
-async def test_two_replies_at_once_lose_nothing_where_nothing_can_be_noted(
+async def test_replies_at_once_lose_nothing_where_nothing_can_be_noted(
     server: ChatUI, user_path: pathlib.Path
 ) -> None:
     (user_path / RUNS).mkdir()
     first = llm.get_async_model("hf-llama").prompt("one")
     await first
-    replies = [await first.reply(name) for name in ("left", "right")]
+    replies = [await first.reply(name) for name in ("left", "right", "up", "down")]
     await asyncio.gather(*(reply.text() for reply in replies))
     await asyncio.to_thread(server.messages, only_conversation(server).id)
-    assert tree(server, only_conversation(server).id) == {"one": {"left": {}, "right": {}}}
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left": {}, "right": {}, "up": {}, "down": {}}
+    }
     # What was seen stored is not asked about.
     before = len(calls(server))
     await asyncio.sleep(0)
