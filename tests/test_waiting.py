@@ -467,6 +467,7 @@ def test_connections_are_not_unused_while_a_message_waits(
     busy: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llm_huggingchat, "LINGER", 0.05)
+    monkeypatch.setattr(llm_huggingchat, "MINUTE", 2.0)
     refuse(busy, True)
     assert ask("number 0").text() == "You said: number 0"
     each_sent_once(busy, 1)
