@@ -287,8 +287,8 @@ class Request:
 class Fault:
     """What goes wrong with one request: first the delay, then the first of the others that is set.
 
-    Without drop, stall or status, the request is answered as usual. With `done`, all that it asks
-    for is done at once, and what goes wrong is its answer (messages have words for that).
+    Without drop, stall, flood or status, the request is answered as usual. With `done`, all that it
+    asks for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
     delay: float = 0.0
@@ -298,6 +298,7 @@ class Fault:
     body: bytes = PAGE
     content_type: str = "text/html"
     headers: tuple[tuple[str, str], ...] = ()
+    flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
 
 
@@ -873,8 +874,9 @@ class ChatUI:
     looked at. `messages_per_minute`, `max_conversations` and `max_messages` are the server's limits
     (`USAGE_LIMITS`); what was sent within `minute` seconds is counted, also what was refused.
     `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
-    whatever page of the conversations is asked for, it is the first, and more follow. While
-    `transcribes` is false, there is no TRANSCRIPTION_MODEL.
+    whatever page of the conversations is asked for, it is the first, and more follow; with
+    "new", it has 30 that were on none before. While `transcribes` is false, there is no
+    TRANSCRIPTION_MODEL.
     """
 
     def __init__(
@@ -915,7 +917,7 @@ class ChatUI:
         self.save_every = SAVE_EVERY if save_every is None else save_every
         self.latency = latency
         self.uplink = uplink
-        self.endless_list = False
+        self.endless_list: bool | str = False
         self.transcribes = True
         self._place = socket.socket()
         self.may_store = threading.Event()
@@ -1366,6 +1368,13 @@ class Handler(BaseHTTPRequestHandler):
             self.linger()
         if fault.drop or fault.stall:
             raise Broken
+        if fault.flood:
+            self.close_connection = True
+            self.send_head(fault.status or 200, fault.content_type, *fault.headers)
+            self.wfile.write(fault.body)
+            while not self.chat.closing.is_set():
+                self.wfile.write(fault.flood)
+            raise Broken
         if fault.status:
             return Reply(fault.body, fault.content_type, fault.status, fault.headers)
         return None
@@ -1628,7 +1637,10 @@ class Handler(BaseHTTPRequestHandler):
         fields = ("id", "title", "updatedAt", "model", "modelId")
         shown = [conversation.as_json() for conversation in mine[start : start + 30]]
         shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
-        more = len(mine) > start + 30 or self.chat.endless_list
+        if self.chat.endless_list == "new":
+            ids = range(30 * int(page), 30 * int(page) + 30)
+            shown = [{"id": f"{id:024x}", "title": "t", "updatedAt": now()} for id in ids]
+        more = len(mine) > start + 30 or bool(self.chat.endless_list)
         return in_superjson({"conversations": shown, "hasMore": more})
 
     def get_conversation(self, conversation_id: str) -> Reply:
