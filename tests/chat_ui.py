@@ -60,6 +60,7 @@ import base64
 import contextlib
 import copy
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -81,8 +82,9 @@ from datetime import datetime, timezone
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from socketserver import TCPServer
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
 Event = dict[str, Any]
@@ -866,7 +868,8 @@ class ChatUI:
     `tokens` are those that the login provider knows, with the user's name: a session can be made
     from them, unless `login_wants` is "consent" (a page) or an address to go to instead.
     `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
-    wrong with the next requests of that kind, one after another.
+    wrong with the next requests of that kind, one after another. `spoil` is given every request
+    and the bytes of its whole answer, and gives what is sent instead.
     `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
     it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
     ended; while `may_speak` is, no model says anything: for tests of what happens in between.
@@ -925,6 +928,7 @@ class ChatUI:
         self.may_speak = threading.Event()
         self.may_speak.set()
         self.faults: dict[tuple[str, str], list[Fault]] = {}
+        self.spoil: Callable[[Request, bytes], bytes] | None = None
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
         self.conversations: dict[str, Conversation] = {}
@@ -1293,6 +1297,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         """Answer a request, or fail to."""
+        with contextlib.suppress(OSError):
+            if not self.chat.spoil:
+                return self.serve_well()
+            wire, self.wfile = self.wfile, cast("BufferedIOBase", io.BytesIO())
+            try:
+                self.serve_well()
+                wire.write(self.chat.spoil(self.call, cast("io.BytesIO", self.wfile).getvalue()))
+                wire.flush()
+            finally:
+                self.wfile = wire
+                self.close_connection = True
+
+    def serve_well(self) -> None:
+        """The same, as if the network were sound."""
         try:
             self.call = self.read_request()
             self.chat.record(self.call)
@@ -1306,7 +1324,8 @@ class Handler(BaseHTTPRequestHandler):
         except (Broken, OSError):
             self.close_connection = True
             with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
+                if not self.chat.spoil:
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = serve
 
