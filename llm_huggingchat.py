@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import base64
+import codecs
 import contextlib
 import datetime
 import enum
@@ -51,6 +52,7 @@ import queue
 import random
 import re
 import secrets
+import shutil
 import signal
 import sqlite3
 import stat
@@ -116,12 +118,24 @@ MINUTE = 60.0  # seconds for which chat-ui counts a message, also one that it re
 LONGEST_PAUSE = 8  # times MINUTE, while tries are in vain
 RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
 LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
+JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a real one, with all models, has 100,000
+TREE_LIMIT = 64_000_000  # bytes of a conversation: 300 turns are 16 million
+ANSWER_LIMIT = 4_000_000  # characters of an answer, with reasoning and tools: a model has a tenth
+DESCRIBED_LIMIT = 700_000  # the same, up to which llm can log `response_json`: see Outcome
+MANY = 20_000  # pieces of an answer after which they are made larger
+JSON_MEMORY = 110_000_000  # bytes of memory that reading JSON may take, with its text
+LINE_LIMIT = 8_000_000  # bytes of a stream or a log that may come without an event in them
+SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
+LIST_LIMIT = 30_000  # conversations of one account
+LIST_TIME = 600.0  # seconds that listing them may take
 LINGER = 60.0  # seconds that unused connections are kept
 CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
+CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback gives to curl to have the exchange ended
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
 HEARING_LIMIT = 90.0  # seconds that transcribing may take: chat-ui gives up after 60
 AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
+AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
 
 
 # --- words: text that may be shown in a terminal --------------------------------------
@@ -168,9 +182,22 @@ def known_id(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
 
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
 def no_sense(host: str, what: str) -> llm.ModelError:
     """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
     return llm.ModelError(f"{host} gave an answer that makes no sense: {what}.")
+
+
+class TooMuch(llm.ModelError):
+    """A server sent more than any real answer has. It is not asked again."""
+
+
+def megabytes(size: int) -> str:
+    return f"{size // 1_000_000:,} MB"
 
 
 def note(text: str) -> None:
@@ -1483,47 +1510,139 @@ def _no_number(name: str) -> float:
 
 _strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
 _lenient = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, strict=False)
-_MESSAGES = re.compile(r'"messages"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
-_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
+_MESSAGES = re.compile(rb'"messages"[ \t\n\r]*:[ \t\n\r]*\[')
+_BLANK = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,")
 _LIST_END = re.compile(r"[ \t\n\r]*\]")
+# chat-ui keeps a mark for every token of an answer.
+_MARK = '{"type":"stream","token":"","len":'
+_WHOLE_MARK = re.compile(rf"{re.escape(_MARK)}[0-9]{{1,9}}\}},?")
+_IN_QUOTES = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+WINDOW = 500_000  # bytes of a long conversation that are looked at together
 
 
-def read_json(text: str | bytes) -> Any:
+class TooRich(ValueError):
+    """JSON whose values would take more memory than those of any real answer."""
+
+
+def read_json(text: str | bytes | bytearray) -> Any:
     """The value in JSON text. Raises ValueError, also for text that is nested too deeply.
 
     NaN and Infinity are none, and neither is a number too large for a float: logged, they
-    would make rows that SQLite cannot read.
+    would make rows that SQLite cannot read. TooRich, before it is read, for a little text
+    that would become very much: an empty list has two bytes there, and 88 in memory.
 
     While JSON is being read no other thread is at work. A long conversation takes a quarter
     of a second, so in what is large the items of `messages` are read one by one.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")
     try:
-        found = _MESSAGES.search(text) if len(text) > LARGE else None
-        return _read_sliced(text, found.end()) if found else _strict.decode(text)
+        if not isinstance(text, str):
+            found = _MESSAGES.search(text) if len(text) > LARGE else None
+            if found:
+                return _read_sliced(text, found.end())
+            if _width(text) > JSON_MEMORY:
+                raise TooRich("too much of it")
+            text = text.decode("utf-8-sig")
+        return _decoder().decode(_affordable(text)) if len(text) > LARGE else _strict.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _read_sliced(text: str, start: int) -> Any:
-    """The value in `text`, the items of a list that begins at `start` read one by one."""
-    items, at = list[Any](), start
-    if not _LIST_END.match(text, at):
-        while True:
-            item, at = _strict.raw_decode(text, at)
-            items.append(item)
-            comma = _COMMA.match(text, at)
-            if not comma:
+def _read_sliced(data: bytes | bytearray, start: int) -> Any:
+    """The value in `data`, the items of a list that begins at `start` read one by one."""
+    decoder, items, cost, begin = _decoder(), list[Any](), len(data), start
+    text, here, size = "", 0, 0  # a window: the text from byte `start` on, in `size` bytes
+    while True:
+        here = _end_of(_BLANK, text, here)
+        try:
+            item, end = decoder.raw_decode(text, here)
+            comma = _COMMA.match(text, end)
+            last = _LIST_END.match(text, end)
+        except TooRich:
+            raise
+        except ValueError:
+            comma = last = None
+            if not items and _LIST_END.match(text, here):
                 break
-            at = comma.end()
+        if comma or last:
+            cost += 160 + json_cost(text[here:end])
+            if cost + _width(text) > JSON_MEMORY:
+                raise TooRich("too much of it")
+            items.append(item)
+            here = comma.end() if comma else end
+            if last:
+                break
+        elif start + size >= len(data):
+            raise ValueError("it has no end")
+        else:  # the window ends in the middle of the item
+            passed = len(text[:here].encode("utf-8"))
+            start += passed
+            size = WINDOW if passed or not size else 2 * size
+            final = start + size >= len(data)
+            text, _ = codecs.utf_8_decode(data[start : start + size], "strict", final)
+            here = 0
+    start += len(text[:here].encode("utf-8"))
     mark = uuid.uuid4().hex
-    value = _strict.decode(f'{text[:start]}"{mark}"{text[at:]}')
+    around = data[:begin] + f'"{mark}"'.encode() + data[start:]
+    if cost + _width(around) > JSON_MEMORY:
+        raise TooRich("too much of it")
+    value = decoder.decode(_affordable(around.decode("utf-8-sig"), cost))
     holder = _mapping(unwrap(value))
-    if holder.get("messages") != [mark]:
-        return _strict.decode(text)  # they are somewhere else
+    if holder.get("messages") != [mark]:  # they are somewhere else
+        del items, value
+        return read_json(data.decode("utf-8-sig")) if _width(data) < JSON_MEMORY else None
     holder["messages"] = items
     return value
+
+
+def _decoder() -> json.JSONDecoder:
+    """Reads a long text: the marks in it, which nobody changes, are one object each length."""
+    marks: dict[int, dict[str, Any]] = {}
+
+    def shared(value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) == 3 and value.get("token") == "" and value.get("type") == "stream":
+            length = value.get("len")
+            if type(length) is int:
+                if len(marks) > 10_000:
+                    raise TooRich("too many kinds of marks")
+                return marks.setdefault(length, value)
+        return value
+
+    return json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, object_hook=shared)
+
+
+def _width(text: str | bytes | bytearray) -> int:
+    """Bytes that text takes in memory, at most."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
+def json_cost(text: str) -> int:
+    """Bytes that the values in JSON text take in memory, at most. Marks are shared.
+
+    It is what CPython 3.10 to 3.14 need for what a bracket, a comma or a colon can stand
+    for, and for the characters. Those in strings are counted as well, unless they make much
+    of it.
+    """
+    marks, bare = text.count(_MARK), text
+    if len(text) < 2 * WINDOW:  # else this itself would take too much
+        bare = _WHOLE_MARK.sub("", text) if marks else text
+        if _structure(bare) > 2 * len(bare):
+            return 8 * marks + _width(bare) + _structure(_IN_QUOTES.sub('""', bare))
+        return 8 * marks + _width(bare) + _structure(bare)
+    return 8 * marks + _width(text) + max(0, _structure(text) - marks * _structure(_MARK + "},"))
+
+
+def _structure(text: str) -> int:
+    """The part of it that is not for characters."""
+    n = text.count
+    return 160 * n("[") + 190 * n("{") + 96 * n(",") + 160 * n(":")
+
+
+def _affordable(text: str, spent: int = 0) -> str:
+    """`text`, when it fits into memory with its values. Raises TooRich."""
+    if spent + _width(text) + json_cost(text) > JSON_MEMORY:
+        raise TooRich("too much of it")
+    return text
 
 
 def event_of(update: Any) -> Event | None:
@@ -1674,7 +1793,7 @@ class Log:
                 self._id = value.strip().decode("utf-8", "replace")
             elif name == b"data":
                 self._data.append(value.removeprefix(b" "))
-            elif line.startswith(b":"):
+            elif line.startswith(b":") and not self._data:  # else no end of it would count
                 events.append(Alive())
             elif not line:
                 events += self._dispatch()
@@ -2072,18 +2191,21 @@ class _Changes:
     """
 
     def __init__(self, fence: str) -> None:
-        self._held = ""
+        self._pieces: list[str] = []
+        self._length = 0
         self._lines = _Fenced(fence)
 
     def feed(self, text: str) -> str:
-        self._held += text
-        return self._paired() if ">" in text and len(self._held) <= PAIR_LIMIT else ""
+        self._pieces.append(text)
+        self._length += len(text)
+        return self._paired() if ">" in text and self._length <= PAIR_LIMIT else ""
 
     def end(self, cut: bool) -> str:
-        return self._paired() + self._marked(" ", self._held)
+        return self._paired() + self._marked(" ", "".join(self._pieces))
 
     def _paired(self) -> str:
-        pairs, self._held = read_pairs(self._held)
+        pairs, rest = read_pairs("".join(self._pieces))
+        self._pieces, self._length = [rest], len(rest)
         return "".join(map(self._pair, pairs))
 
     def _pair(self, pair: Pair) -> str:
@@ -2590,11 +2712,6 @@ def read_calls(text: str) -> tuple[list[LocalCall], str]:
     return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
 
 
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
-
 def _local_call(value: Any) -> LocalCall:
     """The call that a value means. Models are trained on more than one form of it."""
     said = _mapping(value)
@@ -2753,6 +2870,67 @@ _BEGINS = {"{": '"}', "[": '[]{"-0123456789tfn'}
 _PAIRS = {"}": "{", "]": "["}
 
 
+class Measured:
+    """Passes events on. Raises TooMuch when an answer is longer than any real one."""
+
+    def __init__(self) -> None:
+        self.size = 0  # characters
+
+    def feed(self, event: Event) -> list[Event]:
+        self.size += _size_of(event)
+        if self.size > ANSWER_LIMIT:
+            raise TooMuch(
+                f"The answer does not end: it has {self.size:,} characters, more than any real one."
+            )
+        return [event]
+
+    def end(self) -> list[Event]:
+        return []
+
+
+class Gathered:
+    """Gives the text of a long answer in larger pieces: for each, llm keeps half a kilobyte.
+
+    What else comes is given at once, and so is what was held back before it; a server at
+    work says something every tenth of a second. Raises TooMuch for an answer without end.
+    """
+
+    def __init__(self) -> None:
+        self._given = 0
+        self._held = ""
+        self._kind: type[Text] | type[Reasoning] = Text
+
+    def feed(self, event: Event) -> list[Event]:
+        if self._given > 5 * MANY:
+            raise TooMuch(
+                f"The answer does not end: it has {self._given:,} pieces, more than any real one."
+            )
+        if not isinstance(event, Text | Reasoning):
+            self._given += not isinstance(event, Alive | Again)
+            return [*self.end(), event]
+        before = self.end() if not isinstance(event, self._kind) else []
+        self._kind = type(event)
+        self._held += event.text
+        enough = 1000 if self._given > MANY else 1
+        return [*before, *(self.end() if len(self._held) >= enough else ())]
+
+    def end(self) -> list[Event]:
+        held, self._held = self._held, ""
+        self._given += bool(held)
+        return [self._kind(held)] if held else []
+
+
+def _size_of(event: Event) -> int:
+    """How many characters of an event are kept."""
+    if isinstance(event, Text | Reasoning):
+        return len(event.text)
+    if isinstance(event, Called | LocalCall):
+        return 100 + len(event.name) + len(json.dumps(event.arguments))
+    if isinstance(event, Returned):
+        return 100 + len(event.output) + len(event.error or "")
+    return 0
+
+
 class JsonDocument:
     """Gives one JSON document of all that an answer says, and no other text.
 
@@ -2888,12 +3066,15 @@ class Answer:
     ) -> None:
         self._file_link = file_link
         self._once = Once()
+        self._measured = Measured()
         self._stages: tuple[Stage, ...] = (
             self._once,
+            self._measured,
             Thinking(),
             *calls,
             Artifacts(),
             *documents,
+            Gathered(),
         )
         self.title = ""
         self.router = Router("", "", "")
@@ -2907,12 +3088,17 @@ class Answer:
         return self._once.begun
 
     @property
+    def size(self) -> int:
+        """How many characters it has, with reasoning, and what tools were given and gave."""
+        return self._measured.size
+
+    @property
     def seen_length(self) -> int:
         """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
         return self._once.seen_length
 
     def take(self, event: Event) -> list[StreamEvent]:
-        """What `event` adds, as llm's stream events. Raises nothing."""
+        """What `event` adds, as llm's stream events. Raises TooMuch for an endless answer."""
         events = [event]
         for stage in self._stages:
             events = [out for each in events for out in stage.feed(each)]
@@ -3031,11 +3217,11 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole HTTP answer. `body` is bytes, decompressed."""
+    """A whole HTTP answer. `body` is decompressed; of a refusal, only how it begins is kept."""
 
     status: int
     content_type: str
-    body: bytes
+    body: bytes = field(repr=False)
     disposition: str = ""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
@@ -3056,6 +3242,10 @@ class Reply:
         """The value in the body. Raises llm.ModelError when it is not JSON."""
         try:
             return read_json(self.body)
+        except TooRich:
+            raise TooMuch(
+                "The server answered with JSON that takes more memory than any real answer."
+            ) from None
         except ValueError:
             raise llm.ModelError(
                 f"The server answered with something that is not JSON. "
@@ -3609,6 +3799,17 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
         yield file or stack.enter_context(open(path, "wb"))
 
 
+def _unnamed(folder: pathlib.Path) -> BinaryIO:
+    """A file without a name, which is gone when it is closed, or the process ends.
+
+    It is in `folder`, as elsewhere it could be in memory, unless nothing can be made there.
+    """
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+    except OSError:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+
+
 @contextlib.contextmanager
 def _updating(name: str) -> Iterator[pathlib.Path]:
     """A file of llm's user directory, ours alone while it is read, changed and written."""
@@ -3905,6 +4106,95 @@ def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/"))
 # --- client: one coroutine a server call; errors in words -----------------------------
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A file to send. `content` is its bytes, or the path of a file that has `size` of them.
+
+    `id` is what llm's logs know the attachment by. As a body of its own it is sent as it is.
+    """
+
+    name: str
+    type: str
+    content: bytes | str = field(repr=False)
+    id: str = ""
+    size: int = -1
+
+    @property
+    def content_type(self) -> str:
+        return self.type
+
+    @property
+    def is_recording(self) -> bool:
+        """Is it to be transcribed, instead of sent?"""
+        return self.type in AUDIO_TYPES.values()
+
+    def __len__(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The content, read piece by piece.
+
+        Raises llm.ModelError when the file is not any more what it was.
+        """
+        left, content = len(self), self.content
+        try:
+            with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+                while left and (piece := file.read(min(left, PIECE))):
+                    left -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise llm.ModelError(f"{self.name} cannot be read: {_why(error)}") from None
+        if left:
+            raise llm.ModelError(f"{self.name} has become shorter while it was sent.")
+
+
+PIECE = 48 * 1024  # bytes of a file that are read at once: a multiple of three, for base64
+
+
+@dataclass(frozen=True)
+class Form:
+    """A message's body. Files are encoded while they are sent: base64 is a third longer."""
+
+    boundary: str
+    parts: tuple[tuple[bytes, Upload | None], ...]  # how each begins, and its file
+
+    @property
+    def content_type(self) -> str:
+        return f"multipart/form-data; boundary={self.boundary}"
+
+    def __len__(self) -> int:
+        heads = sum(len(head) + 2 for head, _ in self.parts)
+        files = sum(4 * -(-len(upload) // 3) for _, upload in self.parts if upload is not None)
+        return heads + files + len(self._mark) * (len(self.parts) + 1) + 2 * len(self.parts) + 4
+
+    @property
+    def _mark(self) -> bytes:
+        return f"--{self.boundary}".encode()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for head, upload in self.parts:
+            yield self._mark + b"\r\n" + head
+            if upload is not None:
+                yield from map(base64.b64encode, upload)
+            yield b"\r\n"
+        yield self._mark + b"--\r\n"
+
+
+def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> Form:
+    """A message's body: a part `data` (JSON), a part `files` each file."""
+    said = json.dumps(data, allow_nan=False).encode("utf-8")
+    parts: list[tuple[bytes, Upload | None]] = [
+        (b'Content-Disposition: form-data; name="data"\r\n\r\n' + said, None)
+    ]
+    for upload in uploads:
+        head = (
+            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
+            f"Content-Type: {upload.type}\r\n\r\n"
+        )
+        parts.append((head.encode("utf-8"), upload))
+    return Form(form_boundary(), tuple(parts))
+
+
 class _Body:
     """A request body that curl can read once.
 
@@ -3913,18 +4203,21 @@ class _Body:
     sent again by the turn alone, after a look. It also tells how far sending came.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self._content = memoryview(content)
-        self._at = 0
+    def __init__(self, body: bytes | Form | Upload) -> None:
+        self._pieces = iter([body] if isinstance(body, bytes) else body)
+        self._piece = memoryview(b"")
+        self._left = len(body)
 
     def read(self, size: int) -> bytes:
-        piece = self._content[self._at : self._at + size]
-        self._at += len(piece)
+        while not self._piece and self._left:
+            self._piece = memoryview(next(self._pieces))
+        piece, self._piece = self._piece[:size], self._piece[size:]
+        self._left -= len(piece)
         return bytes(piece)
 
     @property
     def sent(self) -> bool:
-        return self._at == len(self._content)
+        return not self._left
 
 
 class Exchange:
@@ -3933,9 +4226,13 @@ class Exchange:
     curl_cffi's own streams wait for the server when they are closed; a plain request
     with a callback for its body can be cancelled at any moment, and then closes at once.
 
-    A connection is dead after `silence` seconds without a byte, and after `limit` in all.
+    A connection is dead after `silence` seconds without a byte, of a `stream` without what
+    makes sense (see `alive`), and after `limit` in all.
     What is uploaded may take its time on top of that: what curl has read of it may still
-    be on this machine, so it says nothing.
+    be on this machine, so it says nothing. With `file`, so may what comes.
+
+    At most `most` bytes may come; with `stream`, so many may be unread at a time. They are
+    counted when they are decompressed, as a little can become very much then.
     """
 
     def __init__(
@@ -3944,13 +4241,17 @@ class Exchange:
         method: str,
         url: str,
         *,
-        body: bytes | None,
+        body: bytes | Form | Upload | None,
         once: bool,
         silence: float,
         limit: float,
+        most: int,
+        stream: bool = False,
+        file: bool = False,
         **options: Any,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._host = urlsplit(url).netloc
         self._pieces: deque[bytes] = deque()
         self._news = asyncio.Event()
         self._silence = silence
@@ -3958,7 +4259,12 @@ class Exchange:
         self._end = self._loop.time() + limit + upload
         self._beat = self._loop.time() + upload
         self._late = False
-        self._body = _Body(body) if body is not None and once else None
+        self._most = most
+        self._count = 0  # bytes that came, or that are unread
+        self._is_stream = stream
+        self._is_file = file
+        as_it_is = body is None or (isinstance(body, bytes) and not once)
+        self._body = None if as_it_is else _Body(cast("bytes | Form | Upload", body))
         self._request = functools.partial(
             session.request,
             cast(Any, method),
@@ -3983,10 +4289,23 @@ class Exchange:
     def _deadline(self) -> float:
         return min(self._beat + self._silence, self._end)
 
+    def alive(self) -> None:
+        """Something came over a stream that shows the server at work."""
+        self._beat = max(self._beat, self._loop.time())
+
     def _take(self, piece: bytes) -> int:
-        self._beat = self._loop.time()
+        if self._is_stream:  # a byte now and then is no sign of life, but a long line takes time
+            self._beat = min(max(self._beat, self._loop.time()), self._beat + len(piece) / UPLINK)
+        else:
+            self._beat = self._loop.time()
         if len(self.head) < 10_000:
             self.head += piece
+        self._count += len(piece)
+        if self._count > self._most:
+            self._pieces.clear()
+            return CURL_WRITEFUNC_ERROR
+        if self._is_file:
+            self._end += len(piece) / UPLINK
         self._pieces.append(piece)
         self._news.set()
         return len(piece)
@@ -4008,6 +4327,8 @@ class Exchange:
             headers = tuple(response.headers.multi_items())
             self.reply = Reply(response.status_code, kind, b"", disposition, headers)
         except RequestException as error:
+            if self._count > self._most:
+                raise self.too_much() from None
             raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
             if not self._late:
@@ -4021,27 +4342,44 @@ class Exchange:
             self._watch.cancel()
             self._news.set()
 
+    def too_much(self) -> TooMuch:
+        """The error for a body that is longer than any real one."""
+        return TooMuch(
+            f"{self._host} sent more than {megabytes(self._most)}, which is more than any real "
+            "answer has. The connection was closed."
+        )
+
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Lost; `reply` is there when it ends."""
+        """The body as it comes. Raises Lost or TooMuch; `reply` is there when it ends."""
         while True:
             while self._pieces:
-                yield self._pieces.popleft()
+                piece = self._pieces.popleft()
+                if self._is_stream:
+                    self._count -= len(piece)
+                yield piece
             if self.task.done():
                 await self.task
                 return
             self._news.clear()
             await self._news.wait()
 
-    async def whole(self) -> Reply:
-        """The exchange's answer once it is all there. Raises Lost, or Refused for any
-        status but 200."""
+    async def whole(self, into: BinaryIO | None = None) -> Reply:
+        """The exchange's answer once it is all there; its body is in `into` if that is given.
+
+        Raises Lost, TooMuch, or Refused for any status but 200.
+        """
+        body = bytearray()
         try:
-            body = b"".join([piece async for piece in self.pieces()])
+            async for piece in self.pieces():
+                if into:
+                    into.write(piece)
+                else:
+                    body += piece
         finally:
             self.drop()
-        reply = replace(self.reply, body=body)
+        reply = replace(self.reply, body=cast(bytes, body))  # not copied: it may be large
         if reply.status != 200:
-            raise Refused(reply)
+            raise Refused(replace(reply, body=bytes(self.head)))
         return reply
 
     def drop(self) -> None:
@@ -4247,16 +4585,18 @@ class Client:
         method: str,
         path: str,
         *,
-        body: bytes | None = None,
-        content_type: str = "application/json",
+        body: bytes | Form | Upload | None = None,
         once: bool = False,
         beats: bool = False,
         limit: float = math.inf,
+        most: int | None = None,
+        file: bool = False,
     ) -> Exchange:
         """Begin an exchange. `path` follows the server's address.
 
-        `once`: curl must not send the body again by itself. `beats`: the server gives a
-        sign of life all the time. `limit` is seconds in all.
+        `once`: curl must not send the body again by itself, as it never does with a form.
+        `beats`: the server gives a sign of life all the time. `limit` is seconds in all,
+        `most` bytes of the answer. `file`: the more of it comes the longer it may take.
         """
         server = access.server
         self._used = time.monotonic()
@@ -4271,7 +4611,8 @@ class Client:
         if cookies := latest(access).cookies:
             headers["Cookie"] = cookies.header()
         if body is not None:
-            headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
+            kind = "application/json" if isinstance(body, bytes) else body.content_type
+            headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
         options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
         if beats:
             options["accept_encoding"] = "identity"  # a compressor could hold events back
@@ -4289,6 +4630,9 @@ class Client:
             once=once,
             silence=SILENCE if beats else max(CALL_LIMIT, min(limit, HEARING_LIMIT)),
             limit=limit,
+            most=most or LINE_LIMIT,
+            stream=beats,
+            file=file,
             **options,
         )
         self._watch(exchange.task)
@@ -4303,19 +4647,23 @@ class Client:
         *,
         tries: int = TRIES,
         twice: bool = True,
-        body: bytes | None = None,
-        content_type: str = "application/json",
+        body: bytes | Upload | None = None,
         limit: float | None = None,
+        most: int | None = None,
+        into: BinaryIO | None = None,
     ) -> Reply:
         """One whole exchange, tried again when the connection fails or the server is away.
 
         `value` is sent as JSON, or `body` as it is. `twice`: the call may safely be made
         twice; else it is tried again only when it was not sent. It takes `limit` seconds in
-        all, or CALL_LIMIT. Raises Lost, or Refused for any status but 200. A session that has
-        ended is renewed, once; llm.ModelError where it cannot be.
+        all, or CALL_LIMIT. `most` is how many bytes may come, else JSON_LIMIT; with `into`, a
+        file, they become all that is in it. Raises Lost, TooMuch, or Refused for any status
+        but 200. A session that has ended is renewed, once; llm.ModelError where it cannot be.
         """
+        most = most or JSON_LIMIT
         if value is not None:
             body = json.dumps(value, allow_nan=False).encode()
+            most += 8 * len(body)  # what was sent may be in the answer, quoted, and twice
         access = await self.begun(access)
         begun = time.monotonic()
         end = begun + (CALL_LIMIT if limit is None else limit)
@@ -4328,11 +4676,15 @@ class Client:
                     method,
                     path,
                     body=body,
-                    content_type=content_type,
                     once=not twice,
                     limit=end - time.monotonic(),
+                    most=most,
+                    file=into is not None,
                 )
-                return await exchange.whole()
+                if into:
+                    into.seek(0)
+                    into.truncate()
+                return await exchange.whole(into)
             except (Lost, Refused) as trouble:
                 if not renewed and await self.ended(access, trouble, path):
                     access, renewed = await self.renewed(access), True
@@ -4343,17 +4695,21 @@ class Client:
                     raise
             await asyncio.sleep(pause)
 
-    async def change(self, access: Access, method: str, path: str, value: Any = None) -> Reply:
+    async def change(
+        self, access: Access, method: str, path: str, value: Any = None, **options: Any
+    ) -> Reply:
         """`call` for something of a conversation. Raises Gone when that is not there."""
         try:
-            return await self.call(access, method, path, value)
+            return await self.call(access, method, path, value, **options)
         except Refused as refused:
             if refused.reply.status in (403, 404) and not refused.reply.is_firewall:
                 raise Gone from None
             raise
 
-    async def get(self, access: Access, path: str, tries: int = TRIES) -> Any:
-        reply = await self.call(access, "GET", path, tries=tries)
+    async def get(
+        self, access: Access, path: str, tries: int = TRIES, most: int | None = None
+    ) -> Any:
+        reply = await self.call(access, "GET", path, tries=tries, most=most)
         return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
 
     async def user(self, access: Access) -> dict[str, Any]:
@@ -4368,8 +4724,8 @@ class Client:
         """Has the server accounts at all?"""
         return (await self.flags(access)).get("loginEnabled") is not False
 
-    async def transcribe(self, access: Access, audio: bytes, type: str) -> str:
-        """What is said in a recording; "" for silence. `type` is one of AUDIO_TYPES' values.
+    async def transcribe(self, access: Access, recording: Upload) -> str:
+        """What is said in a recording; "" for silence. Its type is one of AUDIO_TYPES' values.
 
         chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. It
         changes nothing, so it is asked for once more when the connection breaks; but not when
@@ -4380,8 +4736,7 @@ class Client:
             access,
             "POST",
             "/api/transcribe",
-            body=audio,
-            content_type=type,
+            body=recording,
             limit=HEARING_LIMIT,
             twice=False,
         )
@@ -4499,10 +4854,13 @@ class Client:
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
 
-    async def conversation(self, access: Access, id: str, tries: int = TRIES) -> dict[str, Any]:
+    async def conversation(
+        self, access: Access, id: str, tries: int = TRIES, most: int | None = None
+    ) -> dict[str, Any]:
         """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
         try:
-            conversation = _mapping(unwrap(await self.get(access, api_path(id), tries)))
+            value = await self.get(access, api_path(id), tries, most or TREE_LIMIT)
+            conversation = _mapping(unwrap(value))
         except Refused as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
             if refused.reply.status in (400, 403, 404) and not refused.reply.is_firewall:
@@ -4672,21 +5030,6 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A file to send. `content` is bytes, `id` what llm's logs know the attachment by."""
-
-    name: str
-    type: str
-    content: bytes
-    id: str = ""
-
-    @property
-    def is_recording(self) -> bool:
-        """Is it to be transcribed, instead of sent?"""
-        return self.type in AUDIO_TYPES.values()
-
-
-@dataclass(frozen=True)
 class Ask:
     """All that one turn needs. `anew` is the plan for when the conversation is gone."""
 
@@ -4716,6 +5059,7 @@ class Outcome:
     interrupted: bool = False
     told: Told = Told()
     calls: list[LocalCall] = field(default_factory=list)
+    size: int = 0  # characters of the answer
 
     @property
     def parent(self) -> Parent:
@@ -4741,7 +5085,14 @@ class Outcome:
         """What the next turn needs, as llm's `provider_metadata`."""
         return {"huggingchat": self._known() | self.told.metadata()}
 
-    def response_json(self) -> dict[str, Any]:
+    def response_json(self) -> dict[str, Any] | None:
+        """What llm logs of the answer beside its text; None when that is very long.
+
+        llm 0.36 looks for each text of the answer in it, with a regular expression that
+        takes a hundred times the memory of the text.
+        """
+        if self.size > DESCRIBED_LIMIT:
+            return None
         known = self._known()
         if self.conversation_id:
             known["url"] = Server(self.server).page(self.conversation_id)
@@ -4752,22 +5103,6 @@ class Outcome:
             "interrupted": self.interrupted,
         }
         return {"huggingchat": known | {name: value for name, value in more.items() if value}}
-
-
-def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
-    """A message's body and content type: a part `data` (JSON), a part `files` each file."""
-    boundary = form_boundary()
-    said = json.dumps(data, allow_nan=False).encode("utf-8")
-    parts = [b'Content-Disposition: form-data; name="data"\r\n\r\n' + said]
-    for upload in uploads:
-        head = (
-            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
-            f"Content-Type: {upload.type}\r\n\r\n"
-        )
-        parts.append(head.encode("utf-8") + base64.b64encode(upload.content))
-    mark = f"--{boundary}".encode()
-    body = b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
-    return body, f"multipart/form-data; boundary={boundary}"
 
 
 class Turn:
@@ -4793,7 +5128,7 @@ class Turn:
         self.answer = Answer(self._file_link, calls, documents)
         self._gate = _gates.setdefault(ask.access.server.url, Gate()) if ask.wait else Gate()
         self._run = Run(str(uuid.uuid4()), time.monotonic(), gate=self._gate, wait=ask.wait)
-        self._body, self._content_type = b"", ""
+        self._form = Form("", ())
         self._renewed = False  # the session, for this turn
         self._kept_until = 0.0  # when its note has to be renewed, while the message waits
         self._fetch: asyncio.Task[None] | None = None
@@ -4842,7 +5177,7 @@ class Turn:
             if run.state is not State.STORED:
                 raise
             raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
-        except (asyncio.CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit, TooMuch):
             wanted = False
             raise
         finally:
@@ -4887,7 +5222,7 @@ class Turn:
             data["timezone"] = zone
         if self._plan.text:
             data["inputs"] = self._plan.text
-        self._body, self._content_type = multipart(data, self._ask.uploads)
+        self._form = multipart(data, self._ask.uploads)
         self._client.know(self._id, _Known(model, self._run.generation_id))
 
     async def _create(self) -> str:
@@ -5070,9 +5405,7 @@ class Turn:
                 self._access,
                 "POST",
                 path,
-                body=self._body,
-                content_type=self._content_type,
-                once=True,
+                body=self._form,
                 beats=True,
             )
         else:
@@ -5081,9 +5414,16 @@ class Turn:
             exchange = self._client.open(self._access, "GET", f"{path}/stream?{query}", beats=True)
             if step.after == 0:
                 yield Again()
+        quiet = 0  # bytes since the last event
         try:
             async for piece in exchange.pieces():
-                for event in decoder.feed(piece):
+                found = decoder.feed(piece)
+                if found:
+                    exchange.alive()
+                quiet = 0 if found else quiet + len(piece) + 50 * piece.count(b"\n")
+                if quiet > LINE_LIMIT:
+                    raise exchange.too_much()
+                for event in found:
                     for taken in run.took(event, time.monotonic(), decoder.seq):
                         yield taken
                     if run.state is State.STORED:
@@ -5169,6 +5509,7 @@ class Turn:
         outcome.generation_id = self._run.generation_id
         outcome.title, outcome.router = answer.title, answer.router
         outcome.interrupted = bool(answer.final and answer.final.interrupted)
+        outcome.size += answer.size
 
     async def _until_stored(self, events: AsyncGenerator[Event, None]) -> None:
         """See the run stored. What comes meanwhile: who answered, a title."""
@@ -5618,7 +5959,13 @@ def recording_of(attachment: llm.Attachment, type: str, content: bytes) -> Uploa
             "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
         )
     sent = AUDIO_TYPES[type]
-    return Upload(upload_name(attachment, sent), sent, content, attachment_id(attachment))
+    return upload_of(attachment, sent, content, attachment_id(attachment))
+
+
+def upload_of(attachment: llm.Attachment, type: str, content: bytes, id: str = "") -> Upload:
+    """An attachment to send; one that is a file is read again then, and not kept."""
+    source = content if attachment.content or not attachment.path else attachment.path
+    return Upload(upload_name(attachment, type), type, source, id, len(content))
 
 
 async def transcribed(
@@ -5637,7 +5984,7 @@ async def transcribed(
     async def hear(recording: Upload) -> str:
         told = client.beside(say_so(recording.name))
         try:
-            text = await client.transcribe(access, recording.content, recording.type)
+            text = await client.transcribe(access, recording)
         except (Lost, Refused) as error:
             raise unheard(error, access, recording, flags) from None
         finally:
@@ -5673,7 +6020,7 @@ def unheard(
             why = said.partition(":")[2].strip() or "its transcription service did not say why"
             return llm.ModelError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
         if status == 413:
-            size = f"{len(recording.content) / 1_000_000:.1f} MB"
+            size = f"{len(recording) / 1_000_000:.1f} MB"
             return llm.ModelError(
                 f"{name} is too large for {host}, with {size}. Many servers take no more than 15."
             )
@@ -5760,7 +6107,7 @@ class _HuggingChat:
                 name = plain(attachment_name(attachment), 100)
                 raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKEN}") from None
             type = "text/plain"
-        return Upload(upload_name(attachment, type), type, content)
+        return upload_of(attachment, type, content)
 
     async def _events(
         self,
@@ -5921,7 +6268,6 @@ def _read_some(path: str, most: int) -> bytes:
 async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[bytes, str]:
     """An attachment from the web, without cookies: at most so many bytes, and content type."""
     from curl_cffi import CurlOpt
-    from curl_cffi.curl import CURL_WRITEFUNC_ERROR
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
@@ -7043,9 +7389,19 @@ class Listed:
 
 
 async def list_conversations(client: Client, access: Access) -> AsyncGenerator[Listed, None]:
-    """All conversations, newest first, each once, however the pages shift meanwhile."""
+    """All conversations, newest first, each once, however the pages shift meanwhile.
+
+    Raises TooMuch for a list that seems to have no end: no account has so many.
+    """
     seen: set[str] = set()
-    for page in range(100_000):
+    end = time.monotonic() + LIST_TIME
+    for page in itertools.count():
+        # A page has 30. Were there fewer on each, the pages would be the measure.
+        if max(len(seen), 30 * page) > LIST_LIMIT or time.monotonic() > end:
+            raise TooMuch(
+                f"{access.server.host} does not come to the end of its list of conversations: "
+                f"it has told {len(seen):,} on {page:,} pages."
+            )
         path = f"/api/v2/conversations?p={page}"
         answer = _mapping(unwrap(await client.get(access, path)))
         entries = answer.get("conversations")
@@ -7136,12 +7492,13 @@ def conversations(number: int, query: str, json_: bool) -> None:
 class Tree:
     """A conversation with its messages, as the server keeps it; each names its ancestors.
 
-    A `shared` one is somebody else's: it can be read, but not continued.
+    A `shared` one is somebody else's: it can be read, but not continued. The value is not in
+    `repr`, as asyncio makes that of what its tasks return, and it is ten times the size.
     """
 
     server: Server
     id: str
-    value: dict[str, Any]
+    value: dict[str, Any] = field(repr=False)
     shared: bool = False
 
     @property
@@ -7257,8 +7614,9 @@ def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> l
     )
     # As at the end of a turn: without a conversation's id, nothing can be continued.
     response._process_chunk(last_event(given, outcome))
+    outcome.size = given.size
     response.response_json = outcome.response_json()
-    if tree.shared:
+    if tree.shared and response.response_json:
         response.response_json["huggingchat"]["url"] = tree.server.shared_page(tree.id)
     response.set_resolved_model(router.model or model)
     begun, ended = _moment(answer.get("createdAt")), _moment(answer.get("updatedAt"))
@@ -7374,7 +7732,7 @@ class Importer:
         return Imported(cast(str, thread_id), len(branch) - start)
 
 
-async def read_tree(client: Client, access: Access, named: Named) -> Tree:
+async def read_tree(client: Client, access: Access, named: Named, most: int | None = None) -> Tree:
     """A conversation with its messages; a shared one as it is. Raises Gone.
 
     A server stores an answer some time after it was given. One that a turn of this user's
@@ -7382,7 +7740,8 @@ async def read_tree(client: Client, access: Access, named: Named) -> Tree:
     """
     end = time.monotonic() + READ_LIMIT
     while True:
-        tree = Tree(access.server, named.id, await client.conversation(access, named.id))
+        value = await client.conversation(access, named.id, most=most)
+        tree = Tree(access.server, named.id, value)
         unsettled = [m for m in tree.messages().values() if not is_settled(m)]
         runs = filter(None, (known_id(message.get("generationId")) for message in unsettled))
         if time.monotonic() > end or not any(map(still_noted, runs)):
@@ -7391,7 +7750,11 @@ async def read_tree(client: Client, access: Access, named: Named) -> Tree:
 
 
 async def _tree_to_import(
-    client: Client, access: Access, named: Named, known: Callable[[Tree], bool]
+    client: Client,
+    access: Access,
+    named: Named,
+    known: Callable[[Tree], bool],
+    most: int | None = None,
 ) -> Tree | None:
     """A conversation to import; None when it is not there for this account.
 
@@ -7399,7 +7762,7 @@ async def _tree_to_import(
     page does: only what is the account's own can be continued there.
     """
     try:
-        tree = await read_tree(client, access, named)
+        tree = await read_tree(client, access, named, most)
         if not named.shared or not access.cookies or known(tree):
             return tree
         path = "/api/v2/conversations/import-share"
@@ -7407,7 +7770,7 @@ async def _tree_to_import(
         copy = known_id(_mapping(unwrap(reply.json())).get("conversationId"))
         if not copy:
             raise no_sense(access.server.host, "a copy of the conversation without an id")
-        return await read_tree(client, access, Named(copy))
+        return await read_tree(client, access, Named(copy), most)
     except Gone:
         return None
 
@@ -7461,9 +7824,20 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
             def known(tree: Tree) -> bool:
                 return importer.knows(branches(tree))
 
-            trees = _ahead(lambda named: _tree_to_import(client, access, named, known), wanted)
+            async def small(named: Named) -> Tree | TooMuch | None:
+                most = AHEAD_LIMIT if len(wanted) > 1 else None
+                try:
+                    return await _tree_to_import(client, access, named, known, most)
+                except TooMuch as error:
+                    if most:
+                        return error
+                    raise
+
+            trees = _ahead(small, wanted)
             async with contextlib.aclosing(trees):
                 async for named, tree in trees:
+                    if isinstance(tree, TooMuch):  # for one of several
+                        tree = await _tree_to_import(client, access, named, known)
                     if tree is None:
                         missing.append(named)
                         continue
@@ -7632,17 +8006,22 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
     if output:
         _may_write(output)
     tree = _run(access, lambda client: read_tree(client, access, named))
-    if format_ == "json":
-        text = json.dumps(tree.value, indent=2, allow_nan=False) + "\n"
-    else:
-        text = to_markdown(tree, _now())
+    text = to_json(tree) if format_ == "json" else iter([to_markdown(tree, _now())])
     if output and output != DASH:
         with writing(output) as file:
-            file.write(text.encode("utf-8"))
-    elif sys.stdout.isatty():
-        click.echo(printable(text), nl=False)
-    else:
-        click.echo(text, nl=False)
+            for piece in text:
+                file.write(piece.encode("utf-8"))
+        return
+    for piece in text:
+        click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
+
+
+def to_json(tree: Tree) -> Iterator[str]:
+    """A conversation as the server gave it, in pieces: all at once it is ten times the size."""
+    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(tree.value)
+    while some := "".join(itertools.islice(pieces, 10_000)):
+        yield some
+    yield "\n"
 
 
 def to_markdown(tree: Tree, now: datetime.datetime, *, for_model: bool = False) -> str:
@@ -7918,28 +8297,34 @@ def download(url: str, output: pathlib.Path | None) -> None:
         )
     if output and not output.is_dir():
         _may_write(output)
-    path = match[1]
+    if output == DASH and sys.stdout.isatty():
+        raise click.UsageError("Standard output is a terminal: name a file.")
+    path, folder = match[1], pathlib.Path()
+    if output:
+        folder = output if output.is_dir() else output.parent
 
     async def work(client: Client) -> Reply:
         try:
-            return await client.change(access, "GET", path)
+            return await client.change(access, "GET", path, most=SAVED_LIMIT, into=file)
         except Gone:
             await _demand_login(client, access)
             raise llm.ModelError(f"{server.host} has no such file for this account.") from None
 
-    if output == DASH and sys.stdout.isatty():
-        raise click.UsageError("Standard output is a terminal: name a file.")
-    reply = _run(access, work)
-    if output == DASH:
-        click.echo(reply.body, nl=False)
-        return
-    if output is None or output.is_dir():
-        name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
-        output = (output or pathlib.Path()) / name
-        _may_write(output)
-    with writing(output) as file:
-        file.write(reply.body)
-    click.echo(f"{output} ({len(reply.body)} bytes)")
+    # What comes may be a refusal, or half a file: only when it is there is it known what it is.
+    with _unnamed(folder) as file:
+        reply = _run(access, work)
+        size = file.tell()
+        file.seek(0)
+        if output == DASH:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            return
+        if output is None or output.is_dir():
+            name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
+            output = folder / name
+            _may_write(output)
+        with writing(output) as place:
+            shutil.copyfileobj(file, place)
+    click.echo(f"{output} ({size} bytes)")
 
 
 # --- hooks ----------------------------------------------------------------------------

@@ -60,6 +60,7 @@ import base64
 import contextlib
 import copy
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -81,8 +82,9 @@ from datetime import datetime, timezone
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from socketserver import TCPServer
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
 Event = dict[str, Any]
@@ -287,8 +289,8 @@ class Request:
 class Fault:
     """What goes wrong with one request: first the delay, then the first of the others that is set.
 
-    Without drop, stall or status, the request is answered as usual. With `done`, all that it asks
-    for is done at once, and what goes wrong is its answer (messages have words for that).
+    Without drop, stall, flood or status, the request is answered as usual. With `done`, all that it
+    asks for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
     delay: float = 0.0
@@ -298,6 +300,7 @@ class Fault:
     body: bytes = PAGE
     content_type: str = "text/html"
     headers: tuple[tuple[str, str], ...] = ()
+    flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
 
 
@@ -865,7 +868,8 @@ class ChatUI:
     `tokens` are those that the login provider knows, with the user's name: a session can be made
     from them, unless `login_wants` is "consent" (a page) or an address to go to instead.
     `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
-    wrong with the next requests of that kind, one after another.
+    wrong with the next requests of that kind, one after another. `spoil` is given every request
+    and the bytes of its whole answer, and gives what is sent instead.
     `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
     it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
     ended; while `may_speak` is, no model says anything: for tests of what happens in between.
@@ -873,8 +877,9 @@ class ChatUI:
     looked at. `messages_per_minute`, `max_conversations` and `max_messages` are the server's limits
     (`USAGE_LIMITS`); what was sent within `minute` seconds is counted, also what was refused.
     `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
-    whatever page of the conversations is asked for, it is the first, and more follow. While
-    `transcribes` is false, there is no TRANSCRIPTION_MODEL.
+    whatever page of the conversations is asked for, it is the first, and more follow; with
+    "new", it has 30 that were on none before. While `transcribes` is false, there is no
+    TRANSCRIPTION_MODEL.
     """
 
     def __init__(
@@ -915,7 +920,7 @@ class ChatUI:
         self.save_every = SAVE_EVERY if save_every is None else save_every
         self.latency = latency
         self.uplink = uplink
-        self.endless_list = False
+        self.endless_list: bool | str = False
         self.transcribes = True
         self._place = socket.socket()
         self.may_store = threading.Event()
@@ -923,6 +928,7 @@ class ChatUI:
         self.may_speak = threading.Event()
         self.may_speak.set()
         self.faults: dict[tuple[str, str], list[Fault]] = {}
+        self.spoil: Callable[[Request, bytes], bytes] | None = None
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
         self.conversations: dict[str, Conversation] = {}
@@ -1291,6 +1297,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         """Answer a request, or fail to."""
+        with contextlib.suppress(OSError):
+            if not self.chat.spoil:
+                return self.serve_well()
+            wire, self.wfile = self.wfile, cast("BufferedIOBase", io.BytesIO())
+            try:
+                self.serve_well()
+                wire.write(self.chat.spoil(self.call, cast("io.BytesIO", self.wfile).getvalue()))
+                wire.flush()
+            finally:
+                self.wfile = wire
+                self.close_connection = True
+
+    def serve_well(self) -> None:
+        """The same, as if the network were sound."""
         try:
             self.call = self.read_request()
             self.chat.record(self.call)
@@ -1304,7 +1324,8 @@ class Handler(BaseHTTPRequestHandler):
         except (Broken, OSError):
             self.close_connection = True
             with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
+                if not self.chat.spoil:
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = serve
 
@@ -1365,6 +1386,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault.stall:
             self.linger()
         if fault.drop or fault.stall:
+            raise Broken
+        if fault.flood:
+            self.close_connection = True
+            self.send_head(fault.status or 200, fault.content_type, *fault.headers)
+            self.wfile.write(fault.body)
+            while not self.chat.closing.is_set():
+                self.wfile.write(fault.flood)
             raise Broken
         if fault.status:
             return Reply(fault.body, fault.content_type, fault.status, fault.headers)
@@ -1628,7 +1656,10 @@ class Handler(BaseHTTPRequestHandler):
         fields = ("id", "title", "updatedAt", "model", "modelId")
         shown = [conversation.as_json() for conversation in mine[start : start + 30]]
         shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
-        more = len(mine) > start + 30 or self.chat.endless_list
+        if self.chat.endless_list == "new":
+            ids = range(30 * int(page), 30 * int(page) + 30)
+            shown = [{"id": f"{id:024x}", "title": "t", "updatedAt": now()} for id in ids]
+        more = len(mine) > start + 30 or bool(self.chat.endless_list)
         return in_superjson({"conversations": shown, "hasMore": more})
 
     def get_conversation(self, conversation_id: str) -> Reply:

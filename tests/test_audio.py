@@ -433,13 +433,13 @@ def test_one_of_several_fails(server: ChatUI, ask: Ask) -> None:
 def test_a_few_are_transcribed_at_once(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
 
-    async def transcribe(self: Client, access: Access, audio: bytes, type: str) -> str:
+    async def transcribe(self: Client, access: Access, recording: Upload) -> str:
         nonlocal now, most
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.01)
         now -= 1
-        return audio.decode()
+        return b"".join(recording).decode()
 
     monkeypatch.setattr(Client, "transcribe", transcribe)
     recordings = [Upload(f"{n}.mp3", "audio/mpeg", str(n).encode()) for n in range(10)]
