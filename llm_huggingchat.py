@@ -89,6 +89,7 @@ from llm.parts import (
     ToolResultPart,
 )
 from pydantic import Field
+from typing_extensions import dataclass_transform
 
 if TYPE_CHECKING:
     from curl_cffi.requests import AsyncSession
@@ -96,8 +97,26 @@ if TYPE_CHECKING:
     from llm.logs import LogStore
 
 T = TypeVar("T")
-E = TypeVar("E")
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def frozen(cls: type[T]) -> type[T]:
+    """A dataclass of values that never change, which can be compared and be keys.
+
+    mypy sees to it that they do not. What `dataclass(frozen=True)` writes and compiles for
+    each class, so that they cannot, would take a third of this module's import.
+    """
+
+    def equal(self: T, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def digest(self: T) -> int:
+        return hash(tuple(vars(self).values()))
+
+    cls.__eq__, cls.__hash__ = equal, digest  # type: ignore[method-assign,assignment]
+    return dataclass(eq=False)(cls)
+
 
 SILENCE = 9.0  # seconds without a byte after which a stream or a log is dead: both beat
 CALL_LIMIT = 60.0  # seconds that any other call may take in all
@@ -132,12 +151,11 @@ def plain(text: object, limit: int = 500) -> str:
 
     Everything from the server that this plugin itself shows goes through here.
     """
-    kept = (
-        " " if char.isspace() else char
-        for char in str(text)
-        if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
-    line = " ".join("".join(kept).split())
+    kept = str(text)
+    if not kept.isprintable():
+        shown = (char for char in kept if char.isspace() or char.isprintable())
+        kept = "".join(" " if char.isspace() else char for char in shown)
+    line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -209,7 +227,7 @@ def api_path(conversation_id: str) -> str:
     return f"/api/v2/conversations/{quote(conversation_id, safe='')}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Server:
     """A chat-ui server. `url` is its base address, without a slash at the end."""
 
@@ -400,7 +418,7 @@ COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
 _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
 
 
-@dataclass(frozen=True)
+@frozen
 class Cookies:
     """`hf-chat` is the session; `token` is the huggingface.co login coupled with it.
 
@@ -575,7 +593,7 @@ AUDIO_ENDINGS = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelInfo:
     """A model as `GET api/v2/models` describes it."""
 
@@ -766,7 +784,7 @@ _EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])")  # 17B-16E
 _VERSION = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])")  # V4, 5.2, M3
 
 
-@dataclass(frozen=True)
+@frozen
 class _Traits:
     """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
 
@@ -904,7 +922,7 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it with an error
 
 
-@dataclass(frozen=True)
+@frozen
 class Told:
     """What a conversation was last told: a digest of the tools, and the schema itself."""
 
@@ -916,7 +934,7 @@ class Told:
         return {name: value for name, value in vars(self).items() if value}
 
 
-@dataclass(frozen=True)
+@frozen
 class Wishes:
     """What an answer may call, and what it has to be like.
 
@@ -1072,7 +1090,7 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
 # --- history: llm's messages -> what to send, and after which message -----------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Parent:
     """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
 
@@ -1088,7 +1106,7 @@ class Parent:
     told: Told = Told()
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """What one turn sends: `text` and `attachments` after `parent`.
 
@@ -1331,21 +1349,21 @@ def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
 # --- decoder: bytes, cut anywhere -> events -------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Text:
     """A piece of the answer, with its `<think>` tags if it has any."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Reasoning:
     """A piece of thinking that came as an event of its own."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Called:
     """The model called a tool on the server."""
 
@@ -1354,7 +1372,7 @@ class Called:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class LocalCall:
     """Not from the server: the model called a tool on this side, in the text.
 
@@ -1367,7 +1385,7 @@ class LocalCall:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Returned:
     """What a tool gave back: its output as text, or why it failed."""
 
@@ -1377,7 +1395,7 @@ class Returned:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class File:
     """A file in the answer."""
 
@@ -1385,12 +1403,12 @@ class File:
     sha: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Title:
     title: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Router:
     """Who answered. An empty field says nothing: it is unknown, not gone."""
 
@@ -1399,7 +1417,7 @@ class Router:
     provider: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Final:
     """The answer as stored; with tools, only the part after the last one."""
 
@@ -1407,7 +1425,7 @@ class Final:
     interrupted: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Failed:
     """The model failed, with HTTP status 200 around it."""
 
@@ -1415,29 +1433,29 @@ class Failed:
     status: int | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Asked:
     """A tool asks the person something, and the run ends without an answer."""
 
     question: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Finished:
     """The run is over, and stored. After a model that died, no final answer came before."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Alive:
     """Anything else that shows a run at work."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Again:
     """Not from the server: what follows repeats the run from its start."""
 
 
-@dataclass(frozen=True)
+@frozen
 class End:
     """The end of an event log: completed, error, interrupted or gone."""
 
@@ -1651,6 +1669,18 @@ class Stream:
     def end(self) -> list[Event]:
         event = _decoded(self._lines.end())
         return [event] if event else []
+
+
+def joined(events: Iterable[Event | End]) -> Iterator[Event | End]:
+    """`events` that came at the same moment: text that is cut among them is one piece.
+
+    A model may be faster than its reader. What has piled up then costs little more than one.
+    """
+    for kind, alike in itertools.groupby(events, key=type):
+        if kind is Text:
+            yield Text("".join(cast(Text, event).text for event in alike))
+        else:
+            yield from alike
 
 
 class Log:
@@ -1873,7 +1903,7 @@ _OLD_TO_NEW = re.compile(rf"(?<!<)<+/(?:old|new)_str>{_SPACE}*<+new_str>")
 _NEW_END = re.compile(r"(?<!<)<+/(?:old|new)_str>")
 
 
-@dataclass(frozen=True)
+@frozen
 class Opening:
     """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
 
@@ -1896,14 +1926,14 @@ def _word(kind: str, language: str) -> str:
     return _WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
 
 
-@dataclass(frozen=True)
+@frozen
 class Inside:
     """A piece of what stands between an artifact's tags."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Closing:
     """The end of an artifact; `cut` when there was no closing tag."""
 
@@ -1995,7 +2025,7 @@ class Content:
         return re.sub(rf"\A({_SPACE}*)<{{2,}}(?=[!/a-zA-Z])", r"\1<", text)
 
 
-@dataclass(frozen=True)
+@frozen
 class Pair:
     """A change in an update: the first `old` becomes `new`. `between` stands before it."""
 
@@ -2099,7 +2129,7 @@ class _Changes:
         return self._lines.feed("".join(f"{mark}{line}\n" for line in lines))
 
 
-@dataclass(frozen=True)
+@frozen
 class Version:
     """An artifact as one answer left it.
 
@@ -2118,7 +2148,7 @@ class Version:
     missed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Artifact:
     """What a conversation's answers made of one artifact; the latest version is the last."""
 
@@ -3029,7 +3059,7 @@ class Lost(Exception):
         self.silent = silent
 
 
-@dataclass(frozen=True)
+@frozen
 class Reply:
     """A whole HTTP answer. `body` is bytes, decompressed."""
 
@@ -3236,36 +3266,36 @@ class State(enum.IntEnum):
     STORED = 4
 
 
-@dataclass(frozen=True)
+@frozen
 class Send:
     """Send the message."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Look:
     """Read the conversation: is the message there, and what is stored of its answer?"""
 
 
-@dataclass(frozen=True)
+@frozen
 class Follow:
     """Follow the run's log, from the event after number `after`."""
 
     after: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Wait:
     """Do nothing for so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Done:
     """There is nothing more to do: the run is over, and stored."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Fail:
     """There is nothing more that could be done."""
 
@@ -3716,7 +3746,7 @@ def _why(error: BaseException) -> str:
     return "it is not a JSON object"
 
 
-@dataclass(frozen=True)
+@frozen
 class Catalogue:
     """The models of a server. `time` is seconds since 1970, or None for the built-in list."""
 
@@ -3764,7 +3794,7 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
 RUNS = "huggingchat_runs.db"
 
 
-@dataclass(frozen=True)
+@frozen
 class Noted:
     """A run that is not known to be stored. Times are seconds since 1970.
 
@@ -3951,7 +3981,7 @@ class Exchange:
         **options: Any,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._news = asyncio.Event()
         self._silence = silence
         upload = len(body or b"") / UPLINK
@@ -4022,10 +4052,12 @@ class Exchange:
             self._news.set()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Lost; `reply` is there when it ends."""
+        """The body, what came meanwhile in one piece. Raises Lost; `reply` is there at its end."""
         while True:
-            while self._pieces:
-                yield self._pieces.popleft()
+            if self._pieces:
+                pieces, self._pieces = self._pieces, []
+                yield b"".join(pieces)
+                continue
             if self.task.done():
                 await self.task
                 return
@@ -4091,7 +4123,7 @@ def certificate_hint() -> str:
     return f". To trust a company's own, name a file that has it in {names}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """A server, and the cookies for it."""
 
@@ -4670,7 +4702,7 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
 # --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
 
 
-@dataclass(frozen=True)
+@frozen
 class Upload:
     """A file to send. `content` is bytes, `id` what llm's logs know the attachment by."""
 
@@ -4685,7 +4717,7 @@ class Upload:
         return self.type in AUDIO_TYPES.values()
 
 
-@dataclass(frozen=True)
+@frozen
 class Ask:
     """All that one turn needs. `anew` is the plan for when the conversation is gone."""
 
@@ -5082,7 +5114,7 @@ class Turn:
                 yield Again()
         try:
             async for piece in exchange.pieces():
-                for event in decoder.feed(piece):
+                for event in joined(decoder.feed(piece)):
                     for taken in run.took(event, time.monotonic(), decoder.seq):
                         yield taken
                     if run.state is State.STORED:
@@ -5999,7 +6031,7 @@ class _Background:
 _background = _Background()
 
 
-@dataclass(frozen=True)
+@frozen
 class _Ended:
     """What follows the last event: nothing, or the error that ended them."""
 
@@ -6714,7 +6746,7 @@ OVERRIDES = {
 SETTINGS_PATH = "/api/v2/user/settings"
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelSettings:
     """A model's settings. None is what the model, or the server, does by itself."""
 
@@ -6921,7 +6953,7 @@ def settings_(
 # Conversations: which one is meant
 
 
-@dataclass(frozen=True)
+@frozen
 class Named:
     """A conversation that somebody named; `shared` when by the link it was shared with."""
 
@@ -7031,7 +7063,7 @@ def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
 # Conversations: the list
 
 
-@dataclass(frozen=True)
+@frozen
 class Listed:
     """A conversation in the server's list."""
 
@@ -7131,7 +7163,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
 # Conversations: into llm's logs
 
 
-@dataclass(frozen=True)
+@frozen
 class Tree:
     """A conversation with its messages, as the server keeps it; each names its ancestors.
 
@@ -7156,7 +7188,7 @@ class Tree:
         return {id: m for m in messages_of(self.value) if (id := known_id(m.get("id")))}
 
 
-@dataclass(frozen=True)
+@frozen
 class Exchanged:
     """A stored answer, and what was said by the person since the answer before it."""
 
@@ -7279,7 +7311,7 @@ def ulid_of(moment: datetime.datetime | None, *names: str) -> str:
     return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 
 
-@dataclass(frozen=True)
+@frozen
 class Imported:
     """A thread of llm's logs that a conversation is in, and how many turns were added to it."""
 
