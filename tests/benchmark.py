@@ -170,6 +170,13 @@ class Chat:
         """Go on in a conversation of so many turns; those that ask for its end need nothing."""
 
 
+def model_of(getter: str) -> Any:
+    """The plugin's model; to find one by its name, llm asks for all that there are."""
+    import llm
+
+    return getattr(llm, getter)(f"huggingchat/{MODEL}")
+
+
 def _nothing(*_: object) -> None:
     pass
 
@@ -179,12 +186,11 @@ class ThePlugin(Chat):
     """As asyncio programs use it."""
 
     history: list[Any] = field(default_factory=list)
-    model: Any = None
+    model: Any = field(default_factory=lambda: model_of("get_async_model"))
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
         import llm
 
-        self.model = self.model or llm.get_async_model(f"huggingchat/{MODEL}")
         asked = llm.user(words)
         response = self.model.prompt(messages=[*self.history, asked])
         async for piece in response:
@@ -207,12 +213,9 @@ class ThePlugin(Chat):
 class ThePluginSync(Chat):
     """As llm's command line uses it."""
 
-    model: Any = None
+    model: Any = field(default_factory=lambda: model_of("get_model"))
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
-        import llm
-
-        self.model = self.model or llm.get_model(f"huggingchat/{MODEL}")
         for piece in self.model.prompt(words):
             yield piece
 
@@ -374,13 +377,13 @@ def medians(
 ) -> dict[str, dict[str, float]]:
     """What is measured, the ways taking turns: way -> name of a value -> its median.
 
-    The first round is for warming up: it imports what is needed.
+    A round more comes first, for warming up: it imports what is needed, and does not count.
     """
     found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for number in range(rounds + 1):
         for way, values in found.items():
             for name, value in measure(way).items():
-                if number:
+                if number or not rounds:
                     values.setdefault(name, []).append(value)
     return {
         way: {name: statistics.median(each) for name, each in values.items()}
@@ -398,16 +401,16 @@ def run(work: Awaitable[Any]) -> Any:
 
 
 class Busy:
-    """How long an event loop's thread is at work: in all, and at once. In seconds."""
+    """How long an event loop can do nothing else: in all, and at once. In seconds."""
 
     def __enter__(self) -> Busy:
         self.total = self.longest = 0.0
         self._real = asyncio.events.Handle._run
 
         def timed(handle: Any) -> None:
-            begun = time.thread_time()
+            begun = time.perf_counter()
             self._real(handle)
-            spent = time.thread_time() - begun
+            spent = time.perf_counter() - begun
             self.total += spent
             self.longest = max(self.longest, spent)
 
@@ -508,6 +511,10 @@ def child(*arguments: str, **environment: str) -> dict[str, float]:
 
 def memory(way: str, url: str, tokens: int) -> None:
     """In a process of its own: take a long answer; the most memory that there was, in bytes."""
+    import llm
+
+    if way not in OTHERS:
+        llm.get_models()  # as llm does for each command
     run(KINDS[way](url).turn(f"[[tokens={tokens}]]", _nothing))
     status = pathlib.Path("/proc/self/status").read_text()
     (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -619,7 +626,10 @@ def rows(server: Server, options: argparse.Namespace) -> Iterator[Row]:
         sizes = medians(
             max(rounds // 2, 1),
             [*ways, "bare"],
-            lambda way: child("--memory", way, "--url", server.url, "--tokens", str(tokens)),
+            lambda way: child(
+                *("--memory", way, "--url", server.url, "--tokens", str(tokens)),
+                LLM_LOAD_PLUGINS="" if way == "bare" else PLUGIN,
+            ),
         )
         yield Row(
             f"memory, after an answer of {tokens} tokens",
@@ -706,12 +716,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.alone:
         OTHERS.clear()
     with Server() as server, tempfile.TemporaryDirectory(prefix="llm-") as user_path:
-        os.environ |= {
-            "LLM_HUGGINGCHAT_URL": server.url,
-            "LLM_USER_PATH": user_path,
-            "PYTHONPYCACHEPREFIX": str(pathlib.Path(user_path, "compiled")),
-        }
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ |= {"LLM_HUGGINGCHAT_URL": server.url, "LLM_USER_PATH": user_path}
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every import would compile
         keep_service()
         print(f"{versions()}\n")
         print("\n".join(_line(cells) for cells in _head()), flush=True)
