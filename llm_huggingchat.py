@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from llm.logs import LogStore
 
 T = TypeVar("T")
+E = TypeVar("E")
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -5997,7 +5998,7 @@ class _Background:
         with self._lock:
             if self._loop is None or self._process != os.getpid():  # a fork has no threads
                 self._process = os.getpid()
-                self._loop = asyncio.new_event_loop()
+                self._loop = asyncio.SelectorEventLoop()  # Windows' own cannot watch sockets
                 self._thread = threading.Thread(
                     target=self._loop.run_forever, name="llm-huggingchat", daemon=True
                 )
@@ -6099,6 +6100,13 @@ class _Guard:
 _guard = _Guard()
 
 
+def _next(results: queue.SimpleQueue[T]) -> T:
+    """The next result. On Windows, Ctrl-C is seen only between two waits that end by themselves."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=0.25)
+
+
 def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over `events`, which run on the background loop.
 
@@ -6117,7 +6125,7 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
     with _guard:
         try:
-            while not isinstance(item := results.get(), _Ended):
+            while not isinstance(item := _next(results), _Ended):
                 yield item
             if item.error:
                 raise item.error
@@ -6331,7 +6339,16 @@ async def _told(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]
 
 def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
-    return asyncio.run(_told(access, work))
+    return _run_alone(_told(access, work))
+
+
+def _run_alone(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, on a loop that can watch sockets for curl: Windows' own cannot."""
+    if sys.version_info >= (3, 12):
+        return asyncio.run(work, loop_factory=asyncio.SelectorEventLoop)
+    if sys.platform == "win32":
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
+    return asyncio.run(work)
 
 
 async def _who(client: Client, access: Access) -> tuple[bool, str]:
