@@ -9,6 +9,7 @@ import gc
 import os
 import pathlib
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import llm
 import pytest
+import readme
 from chat_ui import ChatUI, Fault
 from helpers import AT_ONCE, NEVER, command, run, wait_for
 from test_healing import LONG, interrupted
@@ -264,3 +266,14 @@ def test_interrupted_while_nothing_was_sent(server: ChatUI) -> None:
     wait_for(lambda: server.log, 20)
     interrupt(process)
     assert server.stops == []
+
+
+# --- the picture in README.md ---------------------------------------------------------
+
+
+def test_picture_shows_what_a_terminal_shows() -> None:
+    def texts(svg: str) -> list[str]:
+        return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+
+    made = texts(readme.picture())
+    assert made == texts(readme.PICTURE.read_text("utf-8")), "Run: python tests/readme.py"
