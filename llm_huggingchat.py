@@ -252,6 +252,7 @@ class Server:
 
     @property
     def is_loopback(self) -> bool:
+        """Is this a server on this machine, to which plain http may be spoken?"""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     @property
@@ -264,6 +265,7 @@ class Server:
         return self.url + chat_path(conversation_id)
 
     def shared_page(self, share_id: str) -> str:
+        """The page of a shared conversation, which everybody can read."""
         return f"{self.url}/r/{quote(share_id, safe='')}"
 
     def file_page(self, conversation_id: str, sha: str) -> str:
@@ -438,6 +440,7 @@ class Cookies:
     passing: tuple[tuple[str, str], ...] = field(default=(), repr=False, kw_only=True)
 
     def pairs(self) -> dict[str, str]:
+        """Cookie name -> value, of those that count and are there."""
         values = zip(COOKIE_NAMES, (self.hf_chat, self.token, self.waf), strict=True)
         return {name: value for name, value in values if value}
 
@@ -614,6 +617,7 @@ class ModelInfo:
 
     @property
     def organisation(self) -> str:
+        """Who publishes it; none for the router."""
         return self.id.rpartition("/")[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -1406,6 +1410,8 @@ class File:
 
 @frozen
 class Title:
+    """The conversation's title; it may change it, and may come after the final answer."""
+
     title: str
 
 
@@ -1480,13 +1486,8 @@ Event = (
     | Again
 )
 """What a run's stream and its log tell."""
-ENDS_TEXT = (
-    Called,
-    Returned,
-    LocalCall,
-    File,
-    Final,
-)  # events after which no text continues a piece
+# Events after which no text continues a piece.
+ENDS_TEXT = (Called, Returned, LocalCall, File, Final)
 
 
 def _finite(text: str) -> float:
@@ -1635,6 +1636,7 @@ class Lines:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in `data`, without their ends."""
         if b"\n" not in data:
             self._rest += data
             return []
@@ -1665,9 +1667,11 @@ class Stream:
         self._lines = Lines()
 
     def feed(self, data: bytes) -> list[Event]:
+        """The events that end in `data`. Raises nothing."""
         return [event for line in self._lines.feed(data) if (event := _decoded(line))]
 
     def end(self) -> list[Event]:
+        """The event that stands after the last line end, if it is whole."""
         event = _decoded(self._lines.end())
         return [event] if event else []
 
@@ -1695,6 +1699,7 @@ class Log:
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Event | End]:
+        """The events that end in `data`, and the log's own end. Raises nothing."""
         events: list[Event | End] = []
         for line in self._lines.feed(data):
             line = line.removesuffix(b"\r")
@@ -1965,6 +1970,7 @@ class Tags:
         self._held = ""
 
     def feed(self, text: str) -> list[str | Opening | Inside | Closing]:
+        """What `text` adds, as far as it is known what it is."""
         found: list[str | Opening | Inside | Closing] = []
         held = self._held + text
         while held:
@@ -1986,6 +1992,7 @@ class Tags:
         return found
 
     def end(self) -> list[str | Opening | Inside | Closing]:
+        """What was held back: there is no more."""
         held, inside = self._held, self.inside
         self._held, self.inside = "", False
         if inside:
@@ -2005,6 +2012,7 @@ class Content:
         self._held = ""
 
     def feed(self, text: str) -> str:
+        """What `text` adds to the content, as far as it is sure to belong to it."""
         held = self._held + text
         if not self._begun:
             if re.fullmatch(f"{_SPACE}*<*", held):
@@ -2017,6 +2025,7 @@ class Content:
         return held[:at]
 
     def end(self, cut: bool) -> str:
+        """The rest of the content; `cut` when no closing tag came."""
         held = self._held if self._begun else self._begin(self._held)
         return held if cut else re.sub(r"\r?\n[ \t]*\Z", "", held)
 
@@ -2158,6 +2167,7 @@ class Artifact:
 
     @property
     def latest(self) -> Version:
+        """The version that counts."""
         return self.versions[-1]
 
 
@@ -2328,6 +2338,7 @@ class Replayed:
         self._skip = 0
 
     def rewind(self) -> None:
+        """All that came comes once more from here on."""
         self._half, self._skip = "", sum(map(len, self.pieces))
 
     def take(self, text: str) -> str:
@@ -3164,6 +3175,7 @@ class Backoff:
     failed: int = 0
 
     def alive(self, now: float) -> None:
+        """There is a sign of life: the next failure is the first one again."""
         self.life, self.failed = now, 0
 
     def pause(self, now: float) -> float | None:
@@ -3756,6 +3768,7 @@ class Catalogue:
 
     @property
     def is_old(self) -> bool:
+        """Should it be refreshed? One from the future should, too."""
         return self.time is None or not 0 <= time.time() - self.time < CATALOGUE_AGE
 
 
@@ -4385,6 +4398,7 @@ class Client:
             raise
 
     async def get(self, access: Access, path: str, tries: int = TRIES) -> Any:
+        """The JSON at `path`. Raises Lost, Refused, llm.ModelError."""
         reply = await self.call(access, "GET", path, tries=tries)
         return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
 
@@ -4757,6 +4771,7 @@ class Outcome:
 
     @property
     def resolved_model(self) -> str:
+        """The model that answered: with the router, the one that it chose."""
         return self.router.model or self.model
 
     def _known(self) -> dict[str, Any]:
@@ -4774,6 +4789,7 @@ class Outcome:
         return {"huggingchat": self._known() | self.told.metadata()}
 
     def response_json(self) -> dict[str, Any]:
+        """What `response.json()` says of the turn."""
         known = self._known()
         if self.conversation_id:
             known["url"] = Server(self.server).page(self.conversation_id)
@@ -5352,7 +5368,7 @@ class HuggingChatTool(llm.ServerSideTool):
     signs: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         # `llm tools` shows the signature: with types in it, not their names in quotes.
         shown = inspect.signature(cls, eval_str=True)
         cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
@@ -6249,6 +6265,7 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         conversation: llm.Conversation | None,
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
+        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
         yield from in_background(self._events(prompt, weakref.ref(response), key, noting()))
 
 
@@ -6263,6 +6280,7 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         conversation: llm.AsyncConversation | None,
         key: str | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
+        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
         return in_task(self._events(prompt, weakref.ref(response), key, noting()))
 
 
@@ -6383,29 +6401,14 @@ async def _demand_login(client: Client, access: Access) -> bool:
     return latest(access) != before
 
 
-class _Progress:
-    """A line on standard error that counts, as long as that is a terminal."""
+def _bar(what: str, length: int | None = None, shown: bool = True) -> Any:
+    """A progress bar on standard error, as long as that is a terminal; without a length it counts.
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._done = what, 0
-        self._of = "" if total is None else f"/{total}"
-        self._shown = sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def step(self) -> None:
-        self._done += 1
-        if self._shown:
-            click.echo(f"\r\x1b[K{self._what} {self._done}{self._of}", nl=False, err=True)
-
-    def clear(self) -> None:
-        """Make room for a line of output."""
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+    On one that also shows the output, the output is progress enough: it is not `shown`.
+    """
+    file = sys.stderr if shown and sys.stderr.isatty() else io.StringIO()
+    endless = itertools.count() if length is None else None
+    return click.progressbar(endless, length, label=what, show_pos=True, file=file)
 
 
 def _can_open() -> bool:
@@ -6792,6 +6795,7 @@ class ModelSettings:
         yield f"  artifacts: {default if self.artifacts is None else _on(self.artifacts)}"
 
     def to_json(self, id: str) -> dict[str, Any]:
+        """For `--json`."""
         return {"model": f"huggingchat/{id}", **vars(self)}
 
 
@@ -6978,6 +6982,7 @@ class Named:
     shared: bool = False
 
     def page(self, server: Server) -> str:
+        """Its web page."""
         return server.shared_page(self.id) if self.shared else server.page(self.id)
 
 
@@ -7125,11 +7130,11 @@ async def _collect(client: Client, access: Access, number: int = 0, text: str = 
     found: list[Listed] = []
     entries = list_conversations(client, access)
     async with contextlib.aclosing(entries):
-        with _Progress("Conversations found:") as progress:
+        with _bar("Conversations found", shown=not number) as bar:
             async for entry in entries:
                 if text.casefold() in entry.title.casefold():
                     found.append(entry)
-                    progress.step()
+                    bar.update(1)
                 if number and len(found) == number:
                     break
     return found
@@ -7194,10 +7199,12 @@ class Tree:
 
     @property
     def title(self) -> str:
+        """The title, as it may be shown."""
         return plain(_string(self.value.get("title")), 200) or "Untitled"
 
     @property
     def model(self) -> str:
+        """The id of the model that the next turn would have."""
         return plain(_string(self.value.get("model")), 200)
 
     def messages(self) -> dict[str, dict[str, Any]]:
@@ -7502,7 +7509,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
         wanted = dict.fromkeys(asked)
         if every:
             wanted = dict.fromkeys(Named(entry.id) for entry in await _collect(client, access))
-        with _logs() as store, _Progress("Imported:", len(wanted)) as progress:
+        shown = not sys.stdout.isatty()
+        with _logs() as store, _bar("Conversations imported", len(wanted), shown) as bar:
             importer = Importer(store, access.server)
             missing: list[Named] = []
 
@@ -7512,14 +7520,13 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
             trees = _ahead(lambda named: _tree_to_import(client, access, named, known), wanted)
             async with contextlib.aclosing(trees):
                 async for named, tree in trees:
+                    bar.update(1)
                     if tree is None:
                         missing.append(named)
                         continue
                     added = importer.add(tree, branches(tree))
-                    progress.clear()
                     for line in _import_lines(tree, added):
                         click.echo(line)
-                    progress.step()
         await _missing(client, access, missing)
 
     _run(access, work)
@@ -7639,10 +7646,10 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     async def work(client: Client) -> None:
         missing: list[Named] = []
         deleted = _ahead(lambda named: delete_one(client, named), wanted)
-        with _Progress("Deleted:", len(wanted)) as progress:
+        with _bar("Conversations deleted", len(wanted)) as bar:
             async with contextlib.aclosing(deleted):
                 async for named, was_there in deleted:
-                    progress.step()
+                    bar.update(1)
                     if not was_there:
                         missing.append(named)
         await _missing(client, access, missing)
@@ -7995,6 +8002,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
+    """llm's hook: every model of the current server, from what is cached of its catalogue."""
     try:
         catalogue = load_catalogue(current_server().url)
     except llm.ModelError:
@@ -8006,9 +8014,11 @@ def register_models(register: Callable[..., None]) -> None:
 
 @llm.hookimpl
 def register_commands(cli: click.Group) -> None:
+    """llm's hook: `llm huggingchat`."""
     cli.add_command(huggingchat)
 
 
 @llm.hookimpl
 def register_fragment_loaders(register: Callable[..., None]) -> None:
+    """llm's hook: `-f huggingchat:ID`."""
     register("huggingchat", load_conversation)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -37,6 +38,7 @@ from typing import Any
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 PLUGIN = "llm-huggingchat"
 LATENCY = 0.05  # seconds from a request to its answer, where round trips are measured
+PACE = 0.005  # seconds between two tokens of a fast model
 
 
 # --- the server, in a process of its own ----------------------------------------------
@@ -373,7 +375,7 @@ OTHERS = [name for name in ("g4f", "hugchat") if importlib.util.find_spec(name)]
 
 
 def medians(
-    rounds: int, ways: Iterable[str], measure: Callable[[str], dict[str, float]]
+    rounds: int, ways: Iterable[str], measure: Callable[..., dict[str, float]], *arguments: Any
 ) -> dict[str, dict[str, float]]:
     """What is measured, the ways taking turns: way -> name of a value -> its median.
 
@@ -382,7 +384,7 @@ def medians(
     found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for number in range(rounds + 1):
         for way, values in found.items():
-            for name, value in measure(way).items():
+            for name, value in measure(way, *arguments).items():
                 if number or not rounds:
                     values.setdefault(name, []).append(value)
     return {
@@ -449,14 +451,17 @@ def first_token(server: Server, way: str) -> dict[str, float]:
         return dict(run(turns()))
 
 
-def token_cost(server: Server, way: str, tokens: int) -> dict[str, float]:
-    """Processor time a token, in seconds, of a long answer: of all that this process does."""
+def token_cost(server: Server, way: str, tokens: int, pace: float = 0.0) -> dict[str, float]:
+    """Processor time a token, in seconds, of a long answer: of all that this process does.
+
+    A token comes every `pace` seconds; else they come as fast as they are taken.
+    """
 
     async def turn() -> float:
         chat = KINDS[way](server.url)
         await chat.turn("[[tokens=1]]", _nothing)
         begun = time.process_time()
-        await chat.turn(f"[[tokens={tokens}]]", _nothing)
+        await chat.turn(f"[[tokens={tokens}]][[delay={pace}]]", _nothing)
         return time.process_time() - begun
 
     return {"cost": run(turn()) / tokens}
@@ -612,15 +617,17 @@ def rows(server: Server, options: argparse.Namespace) -> Iterator[Row]:
         yield Row(what, milli, mine[turn], trip, others_of(found, turn))
 
     kinds = [*ways, f"{PLUGIN}, sync", "bare", "bare, sync"]
-    found = medians(rounds, kinds, lambda way: token_cost(server, way, tokens))
-    for kind in (", sync", ""):
-        yield Row(
-            f"processor time a token, answer of {tokens}{kind or ', async'}",
-            micro,
-            found[f"{PLUGIN}{kind}"]["cost"],
-            found[f"bare{kind}"]["cost"],
-            others_of(found, "cost") if not kind else {},
-        )
+    for count, pace in ((tokens, 0.0), (max(tokens // 10, 1), PACE)):
+        found = medians(rounds, kinds, functools.partial(token_cost, server), count, pace)
+        when = f"{1 / pace:.0f} tokens a second" if pace else f"{count} tokens at once"
+        for kind in (", sync", ""):
+            yield Row(
+                f"processor time a token, {when}{kind or ', async'}",
+                micro,
+                found[f"{PLUGIN}{kind}"]["cost"],
+                found[f"bare{kind}"]["cost"],
+                others_of(found, "cost") if not kind else {},
+            )
 
     if sys.platform == "linux":
         sizes = medians(

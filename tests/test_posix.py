@@ -52,6 +52,30 @@ def test_login_on_a_terminal_does_not_show_what_is_pasted(
     assert b"t-ada" not in shown
 
 
+def test_progress_is_seen_on_a_terminal_alone(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    for words in ("one", "two"):
+        run("-m", "hf-llama", words, "-n")
+    wait_for(lambda: "running" not in server.runs.values())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "llm", "huggingchat"]
+    with (tmp_path / "ids.txt").open("wb") as output:
+        for arguments in (["import", "--all"], ["delete", "--all", "--yes"]):
+            subprocess.run([*command, *arguments], stdout=output, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while piece := os.read(ours, 10_000):
+            shown += piece
+    os.close(ours)
+    text = shown.decode()
+    for what in ("Conversations found", "Conversations imported", "Conversations deleted"):
+        assert what in text
+    assert "2/2" in text
+    written = (tmp_path / "ids.txt").read_text()
+    assert len(written.splitlines()) == 3
+    assert "Conversations imported" not in written
+
+
 def test_export_to_a_terminal(server: ChatUI) -> None:
     run("-m", "hf-llama", "one", "-n")
     conversation = stored_conversation(server)
