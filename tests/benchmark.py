@@ -708,7 +708,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured")
     parser.add_argument("--tokens", type=int, default=5000, help="of a long answer")
     parser.add_argument("--together", type=int, nargs="*", default=[20, 100])
-    parser.add_argument("--seconds", type=float, default=2.0, help="that one of those takes")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that one of those takes")
     parser.add_argument("--turns", type=int, nargs="*", default=[2, 20, 200])
     parser.add_argument("--alone", action="store_true", help="without g4f and hugchat")
     for name in ("--serve", "--memory", "--import", "--url"):

@@ -14,10 +14,12 @@ import io
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from unittest import mock
 
 import chat_ui
@@ -72,6 +74,10 @@ ANSWERS = {
     "And 3,601?": "<think>7 leaves 3, 11 leaves 4, 13 leaves nothing: 13 × 277.</think>"
     "Neither is that: it is 13 × 277.",
     "Invent a dog": '{"name": "Biscuit", "age": 4}',
+    "Invent three dogs": '{"items": [{"name": "Biscuit", "age": 4}, {"name": "Ada", "age": 9},'
+    ' {"name": "Rex", "age": 1}]}',
+    "What is 1234 + 5678?": '<tool_call>{"name": "add", "arguments": {"a": 1234, "b": 5678}}'
+    "</tool_call>",
     "A clock as a web page": CLOCK,
 }
 
@@ -86,6 +92,34 @@ def said(prompt: chat_ui.Prompt) -> list[str]:
 
 
 PARROT = chat_ui.tokens
+
+
+# --- the commands in README.md --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Commands that stand together in README.md, and what is shown as their output, if it is."""
+
+    commands: tuple[str, ...]
+    output: str | None
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """All of them, in their order."""
+    pattern = r"(?ms)^```bash\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
+    for shell, output in re.findall(pattern, text):
+        commands, command = list[str](), ""
+        for line in shell.splitlines():
+            command += line
+            try:
+                shlex.split(command)
+            except ValueError:  # a quotation goes on in the next line
+                command += "\n"
+                continue
+            commands.append(command)
+            command = ""
+        yield Block(tuple(commands), output or None)
 
 
 # --- the picture ----------------------------------------------------------------------
