@@ -493,6 +493,7 @@ def long_conversation(server: Server, way: str, turns: Iterable[int]) -> dict[st
             await asyncio.sleep(0.3)
             server.ask("count")
             with Busy() as busy:
+                await asyncio.sleep(0)  # what is under way began unseen
                 await chat.turn("[[tokens=200]]", _nothing)
                 await asyncio.sleep(0.3)  # what goes on beside it counts too
             count = server.ask("count")

@@ -67,7 +67,7 @@ def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
 
 # What needs another server, a shell's loop, a package or a browser, or has no real names in it.
 ELSEWHERE = re.compile(
-    r"^(pip|python|export|for|cat >>|-|  |END)|llm install|--browser|keys set huggingface"
+    r"^(pip|python|cog|export|for|cat >>|-|  |END)|llm install|--browser|keys set huggingface"
     r"|SQLite\(|And who is older|example\.org|hf-api|ID/output"
 )
 
