@@ -91,6 +91,7 @@ from llm.parts import (
     ToolResultPart,
 )
 from pydantic import Field
+from typing_extensions import dataclass_transform
 
 if TYPE_CHECKING:
     from curl_cffi.requests import AsyncSession
@@ -100,6 +101,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 E = TypeVar("E")
 NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def frozen(cls: type[T]) -> type[T]:
+    """A dataclass of values that never change, which can be compared and be keys.
+
+    mypy sees to it that they do not. What `dataclass(frozen=True)` writes and compiles for
+    each class, so that they cannot, would take a third of this module's import.
+    """
+
+    def equal(self: T, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def digest(self: T) -> int:
+        return hash(tuple(vars(self).values()))
+
+    cls.__eq__, cls.__hash__ = equal, digest  # type: ignore[method-assign,assignment]
+    return dataclass(eq=False)(cls)
+
 
 SILENCE = 9.0  # seconds without a byte after which a stream or a log is dead: both beat
 CALL_LIMIT = 60.0  # seconds that any other call may take in all
@@ -146,12 +166,11 @@ def plain(text: object, limit: int = 500) -> str:
 
     Everything from the server that this plugin itself shows goes through here.
     """
-    kept = (
-        " " if char.isspace() else char
-        for char in str(text)
-        if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
-    line = " ".join("".join(kept).split())
+    kept = str(text)
+    if not kept.isprintable():
+        shown = (char for char in kept if char.isspace() or char.isprintable())
+        kept = "".join(" " if char.isspace() else char for char in shown)
+    line = " ".join(kept.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -236,7 +255,7 @@ def api_path(conversation_id: str) -> str:
     return f"/api/v2/conversations/{quote(conversation_id, safe='')}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Server:
     """A chat-ui server. `url` is its base address, without a slash at the end."""
 
@@ -260,6 +279,7 @@ class Server:
 
     @property
     def is_loopback(self) -> bool:
+        """Is this a server on this machine, to which plain http may be spoken?"""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     @property
@@ -272,6 +292,7 @@ class Server:
         return self.url + chat_path(conversation_id)
 
     def shared_page(self, share_id: str) -> str:
+        """The page of a shared conversation, which everybody can read."""
         return f"{self.url}/r/{quote(share_id, safe='')}"
 
     def file_page(self, conversation_id: str, sha: str) -> str:
@@ -427,7 +448,7 @@ COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
 _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
 
 
-@dataclass(frozen=True)
+@frozen
 class Cookies:
     """`hf-chat` is the session; `token` is the huggingface.co login coupled with it.
 
@@ -446,6 +467,7 @@ class Cookies:
     passing: tuple[tuple[str, str], ...] = field(default=(), repr=False, kw_only=True)
 
     def pairs(self) -> dict[str, str]:
+        """Cookie name -> value, of those that count and are there."""
         values = zip(COOKIE_NAMES, (self.hf_chat, self.token, self.waf), strict=True)
         return {name: value for name, value in values if value}
 
@@ -602,7 +624,7 @@ AUDIO_ENDINGS = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelInfo:
     """A model as `GET api/v2/models` describes it."""
 
@@ -622,6 +644,7 @@ class ModelInfo:
 
     @property
     def organisation(self) -> str:
+        """Who publishes it; none for the router."""
         return self.id.rpartition("/")[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -793,7 +816,7 @@ _EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])")  # 17B-16E
 _VERSION = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])")  # V4, 5.2, M3
 
 
-@dataclass(frozen=True)
+@frozen
 class _Traits:
     """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
 
@@ -931,7 +954,7 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it with an error
 
 
-@dataclass(frozen=True)
+@frozen
 class Told:
     """What a conversation was last told: a digest of the tools, and the schema itself."""
 
@@ -943,7 +966,7 @@ class Told:
         return {name: value for name, value in vars(self).items() if value}
 
 
-@dataclass(frozen=True)
+@frozen
 class Wishes:
     """What an answer may call, and what it has to be like.
 
@@ -1099,7 +1122,7 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
 # --- history: llm's messages -> what to send, and after which message -----------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Parent:
     """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
 
@@ -1115,7 +1138,7 @@ class Parent:
     told: Told = Told()
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """What one turn sends: `text` and `attachments` after `parent`.
 
@@ -1358,21 +1381,21 @@ def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
 # --- decoder: bytes, cut anywhere -> events -------------------------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Text:
     """A piece of the answer, with its `<think>` tags if it has any."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Reasoning:
     """A piece of thinking that came as an event of its own."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Called:
     """The model called a tool on the server."""
 
@@ -1381,7 +1404,7 @@ class Called:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class LocalCall:
     """Not from the server: the model called a tool on this side, in the text.
 
@@ -1394,7 +1417,7 @@ class LocalCall:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Returned:
     """What a tool gave back: its output as text, or why it failed."""
 
@@ -1404,7 +1427,7 @@ class Returned:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class File:
     """A file in the answer."""
 
@@ -1412,12 +1435,14 @@ class File:
     sha: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Title:
+    """The conversation's title; it may change it, and may come after the final answer."""
+
     title: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Router:
     """Who answered. An empty field says nothing: it is unknown, not gone."""
 
@@ -1426,7 +1451,7 @@ class Router:
     provider: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Final:
     """The answer as stored; with tools, only the part after the last one."""
 
@@ -1434,7 +1459,7 @@ class Final:
     interrupted: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class Failed:
     """The model failed, with HTTP status 200 around it."""
 
@@ -1442,29 +1467,29 @@ class Failed:
     status: int | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Asked:
     """A tool asks the person something, and the run ends without an answer."""
 
     question: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Finished:
     """The run is over, and stored. After a model that died, no final answer came before."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Alive:
     """Anything else that shows a run at work."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Again:
     """Not from the server: what follows repeats the run from its start."""
 
 
-@dataclass(frozen=True)
+@frozen
 class End:
     """The end of an event log: completed, error, interrupted or gone."""
 
@@ -1488,13 +1513,8 @@ Event = (
     | Again
 )
 """What a run's stream and its log tell."""
-ENDS_TEXT = (
-    Called,
-    Returned,
-    LocalCall,
-    File,
-    Final,
-)  # events after which no text continues a piece
+# Events after which no text continues a piece.
+ENDS_TEXT = (Called, Returned, LocalCall, File, Final)
 
 
 def _finite(text: str) -> float:
@@ -1735,6 +1755,7 @@ class Lines:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in `data`, without their ends."""
         if b"\n" not in data:
             self._rest += data
             return []
@@ -1765,11 +1786,25 @@ class Stream:
         self._lines = Lines()
 
     def feed(self, data: bytes) -> list[Event]:
+        """The events that end in `data`. Raises nothing."""
         return [event for line in self._lines.feed(data) if (event := _decoded(line))]
 
     def end(self) -> list[Event]:
+        """The event that stands after the last line end, if it is whole."""
         event = _decoded(self._lines.end())
         return [event] if event else []
+
+
+def joined(events: Iterable[Event | End]) -> Iterator[Event | End]:
+    """`events` that came at the same moment: text that is cut among them is one piece.
+
+    A model may be faster than its reader. What has piled up then costs little more than one.
+    """
+    for kind, alike in itertools.groupby(events, key=type):
+        if kind is Text:
+            yield Text("".join(cast(Text, event).text for event in alike))
+        else:
+            yield from alike
 
 
 class Log:
@@ -1783,6 +1818,7 @@ class Log:
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Event | End]:
+        """The events that end in `data`, and the log's own end. Raises nothing."""
         events: list[Event | End] = []
         for line in self._lines.feed(data):
             line = line.removesuffix(b"\r")
@@ -1992,7 +2028,7 @@ _OLD_TO_NEW = re.compile(rf"(?<!<)<+/(?:old|new)_str>{_SPACE}*<+new_str>")
 _NEW_END = re.compile(r"(?<!<)<+/(?:old|new)_str>")
 
 
-@dataclass(frozen=True)
+@frozen
 class Opening:
     """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
 
@@ -2015,14 +2051,14 @@ def _word(kind: str, language: str) -> str:
     return _WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
 
 
-@dataclass(frozen=True)
+@frozen
 class Inside:
     """A piece of what stands between an artifact's tags."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Closing:
     """The end of an artifact; `cut` when there was no closing tag."""
 
@@ -2053,6 +2089,7 @@ class Tags:
         self._held = ""
 
     def feed(self, text: str) -> list[str | Opening | Inside | Closing]:
+        """What `text` adds, as far as it is known what it is."""
         found: list[str | Opening | Inside | Closing] = []
         held = self._held + text
         while held:
@@ -2074,6 +2111,7 @@ class Tags:
         return found
 
     def end(self) -> list[str | Opening | Inside | Closing]:
+        """What was held back: there is no more."""
         held, inside = self._held, self.inside
         self._held, self.inside = "", False
         if inside:
@@ -2093,6 +2131,7 @@ class Content:
         self._held = ""
 
     def feed(self, text: str) -> str:
+        """What `text` adds to the content, as far as it is sure to belong to it."""
         held = self._held + text
         if not self._begun:
             if re.fullmatch(f"{_SPACE}*<*", held):
@@ -2105,6 +2144,7 @@ class Content:
         return held[:at]
 
     def end(self, cut: bool) -> str:
+        """The rest of the content; `cut` when no closing tag came."""
         held = self._held if self._begun else self._begin(self._held)
         return held if cut else re.sub(r"\r?\n[ \t]*\Z", "", held)
 
@@ -2114,7 +2154,7 @@ class Content:
         return re.sub(rf"\A({_SPACE}*)<{{2,}}(?=[!/a-zA-Z])", r"\1<", text)
 
 
-@dataclass(frozen=True)
+@frozen
 class Pair:
     """A change in an update: the first `old` becomes `new`. `between` stands before it."""
 
@@ -2221,7 +2261,7 @@ class _Changes:
         return self._lines.feed("".join(f"{mark}{line}\n" for line in lines))
 
 
-@dataclass(frozen=True)
+@frozen
 class Version:
     """An artifact as one answer left it.
 
@@ -2240,7 +2280,7 @@ class Version:
     missed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class Artifact:
     """What a conversation's answers made of one artifact; the latest version is the last."""
 
@@ -2249,6 +2289,7 @@ class Artifact:
 
     @property
     def latest(self) -> Version:
+        """The version that counts."""
         return self.versions[-1]
 
 
@@ -2419,6 +2460,7 @@ class Replayed:
         self._skip = 0
 
     def rewind(self) -> None:
+        """All that came comes once more from here on."""
         self._half, self._skip = "", sum(map(len, self.pieces))
 
     def take(self, text: str) -> str:
@@ -3215,7 +3257,7 @@ class Lost(Exception):
         self.silent = silent
 
 
-@dataclass(frozen=True)
+@frozen
 class Reply:
     """A whole HTTP answer. `body` is decompressed; of a refusal, only how it begins is kept."""
 
@@ -3323,6 +3365,7 @@ class Backoff:
     failed: int = 0
 
     def alive(self, now: float) -> None:
+        """There is a sign of life: the next failure is the first one again."""
         self.life, self.failed = now, 0
 
     def pause(self, now: float) -> float | None:
@@ -3426,36 +3469,36 @@ class State(enum.IntEnum):
     STORED = 4
 
 
-@dataclass(frozen=True)
+@frozen
 class Send:
     """Send the message."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Look:
     """Read the conversation: is the message there, and what is stored of its answer?"""
 
 
-@dataclass(frozen=True)
+@frozen
 class Follow:
     """Follow the run's log, from the event after number `after`."""
 
     after: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Wait:
     """Do nothing for so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
+@frozen
 class Done:
     """There is nothing more to do: the run is over, and stored."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Fail:
     """There is nothing more that could be done."""
 
@@ -3917,7 +3960,7 @@ def _why(error: BaseException) -> str:
     return "it is not a JSON object"
 
 
-@dataclass(frozen=True)
+@frozen
 class Catalogue:
     """The models of a server. `time` is seconds since 1970, or None for the built-in list."""
 
@@ -3926,6 +3969,7 @@ class Catalogue:
 
     @property
     def is_old(self) -> bool:
+        """Should it be refreshed? One from the future should, too."""
         return self.time is None or not 0 <= time.time() - self.time < CATALOGUE_AGE
 
 
@@ -3965,7 +4009,7 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
 RUNS = "huggingchat_runs.db"
 
 
-@dataclass(frozen=True)
+@frozen
 class Noted:
     """A run that is not known to be stored. Times are seconds since 1970.
 
@@ -4106,7 +4150,7 @@ def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/"))
 # --- client: one coroutine a server call; errors in words -----------------------------
 
 
-@dataclass(frozen=True)
+@frozen
 class Upload:
     """A file to send. `content` is its bytes, or the path of a file that has `size` of them.
 
@@ -4151,7 +4195,7 @@ class Upload:
 PIECE = 48 * 1024  # bytes of a file that are read at once: a multiple of three, for base64
 
 
-@dataclass(frozen=True)
+@frozen
 class Form:
     """A message's body. Files are encoded while they are sent: base64 is a third longer."""
 
@@ -4252,7 +4296,7 @@ class Exchange:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = urlsplit(url).netloc
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._news = asyncio.Event()
         self._silence = silence
         upload = len(body or b"") / UPLINK
@@ -4350,13 +4394,17 @@ class Exchange:
         )
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Lost or TooMuch; `reply` is there when it ends."""
+        """The body, what came meanwhile in one piece.
+
+        Raises Lost or TooMuch; `reply` is there at its end.
+        """
         while True:
-            while self._pieces:
-                piece = self._pieces.popleft()
+            if self._pieces:
+                piece, self._pieces = b"".join(self._pieces), []
                 if self._is_stream:
                     self._count -= len(piece)
                 yield piece
+                continue
             if self.task.done():
                 await self.task
                 return
@@ -4429,7 +4477,7 @@ def certificate_hint() -> str:
     return f". To trust a company's own, name a file that has it in {names}"
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """A server, and the cookies for it."""
 
@@ -4709,6 +4757,7 @@ class Client:
     async def get(
         self, access: Access, path: str, tries: int = TRIES, most: int | None = None
     ) -> Any:
+        """The JSON at `path`, of at most `most` bytes. Raises Lost, Refused, llm.ModelError."""
         reply = await self.call(access, "GET", path, tries=tries, most=most)
         return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
 
@@ -5029,7 +5078,7 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
 # --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
 
 
-@dataclass(frozen=True)
+@frozen
 class Ask:
     """All that one turn needs. `anew` is the plan for when the conversation is gone."""
 
@@ -5069,6 +5118,7 @@ class Outcome:
 
     @property
     def resolved_model(self) -> str:
+        """The model that answered: with the router, the one that it chose."""
         return self.router.model or self.model
 
     def _known(self) -> dict[str, Any]:
@@ -5086,7 +5136,7 @@ class Outcome:
         return {"huggingchat": self._known() | self.told.metadata()}
 
     def response_json(self) -> dict[str, Any] | None:
-        """What llm logs of the answer beside its text; None when that is very long.
+        """What `response.json()` says of the turn; None when its answer is very long.
 
         llm 0.36 looks for each text of the answer in it, with a regular expression that
         takes a hundred times the memory of the text.
@@ -5423,7 +5473,7 @@ class Turn:
                 quiet = 0 if found else quiet + len(piece) + 50 * piece.count(b"\n")
                 if quiet > LINE_LIMIT:
                     raise exchange.too_much()
-                for event in found:
+                for event in joined(found):
                     for taken in run.took(event, time.monotonic(), decoder.seq):
                         yield taken
                     if run.state is State.STORED:
@@ -5661,7 +5711,7 @@ class HuggingChatTool(llm.ServerSideTool):
     signs: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         # `llm tools` shows the signature: with types in it, not their names in quotes.
         shown = inspect.signature(cls, eval_str=True)
         cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
@@ -6312,7 +6362,7 @@ class _Background:
         with self._lock:
             if self._loop is None or self._process != os.getpid():  # a fork has no threads
                 self._process = os.getpid()
-                self._loop = asyncio.new_event_loop()
+                self._loop = asyncio.SelectorEventLoop()  # Windows' own cannot watch sockets
                 self._thread = threading.Thread(
                     target=self._loop.run_forever, name="llm-huggingchat", daemon=True
                 )
@@ -6346,7 +6396,7 @@ class _Background:
 _background = _Background()
 
 
-@dataclass(frozen=True)
+@frozen
 class _Ended:
     """What follows the last event: nothing, or the error that ended them."""
 
@@ -6414,6 +6464,13 @@ class _Guard:
 _guard = _Guard()
 
 
+def _next(results: queue.SimpleQueue[T]) -> T:
+    """The next result. On Windows, Ctrl-C is seen only between two waits that end by themselves."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=0.25)
+
+
 def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over `events`, which run on the background loop.
 
@@ -6432,7 +6489,7 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
     with _guard:
         try:
-            while not isinstance(item := results.get(), _Ended):
+            while not isinstance(item := _next(results), _Ended):
                 yield item
             if item.error:
                 raise item.error
@@ -6556,6 +6613,7 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         conversation: llm.Conversation | None,
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
+        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
         yield from in_background(self._events(prompt, weakref.ref(response), key, noting()))
 
 
@@ -6570,6 +6628,7 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         conversation: llm.AsyncConversation | None,
         key: str | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
+        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
         return in_task(self._events(prompt, weakref.ref(response), key, noting()))
 
 
@@ -6646,7 +6705,16 @@ async def _told(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]
 
 def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
-    return asyncio.run(_told(access, work))
+    return _run_alone(_told(access, work))
+
+
+def _run_alone(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, on a loop that can watch sockets for curl: Windows' own cannot."""
+    if sys.version_info >= (3, 12):
+        return asyncio.run(work, loop_factory=asyncio.SelectorEventLoop)
+    if sys.platform == "win32":
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
+    return asyncio.run(work)
 
 
 async def _who(client: Client, access: Access) -> tuple[bool, str]:
@@ -6681,29 +6749,14 @@ async def _demand_login(client: Client, access: Access) -> bool:
     return latest(access) != before
 
 
-class _Progress:
-    """A line on standard error that counts, as long as that is a terminal."""
+def _bar(what: str, length: int | None = None, shown: bool = True) -> Any:
+    """A progress bar on standard error, as long as that is a terminal; without a length it counts.
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._done = what, 0
-        self._of = "" if total is None else f"/{total}"
-        self._shown = sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def step(self) -> None:
-        self._done += 1
-        if self._shown:
-            click.echo(f"\r\x1b[K{self._what} {self._done}{self._of}", nl=False, err=True)
-
-    def clear(self) -> None:
-        """Make room for a line of output."""
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
+    On one that also shows the output, the output is progress enough: it is not `shown`.
+    """
+    file = sys.stderr if shown and sys.stderr.isatty() else io.StringIO()
+    endless = itertools.count() if length is None else None
+    return click.progressbar(endless, length, label=what, show_pos=True, file=file)
 
 
 def _can_open() -> bool:
@@ -7061,7 +7114,7 @@ OVERRIDES = {
 SETTINGS_PATH = "/api/v2/user/settings"
 
 
-@dataclass(frozen=True)
+@frozen
 class ModelSettings:
     """A model's settings. None is what the model, or the server, does by itself."""
 
@@ -7090,6 +7143,7 @@ class ModelSettings:
         yield f"  artifacts: {default if self.artifacts is None else _on(self.artifacts)}"
 
     def to_json(self, id: str) -> dict[str, Any]:
+        """For `--json`."""
         return {"model": f"huggingchat/{id}", **vars(self)}
 
 
@@ -7268,7 +7322,7 @@ def settings_(
 # Conversations: which one is meant
 
 
-@dataclass(frozen=True)
+@frozen
 class Named:
     """A conversation that somebody named; `shared` when by the link it was shared with."""
 
@@ -7276,6 +7330,7 @@ class Named:
     shared: bool = False
 
     def page(self, server: Server) -> str:
+        """Its web page."""
         return server.shared_page(self.id) if self.shared else server.page(self.id)
 
 
@@ -7378,7 +7433,7 @@ def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
 # Conversations: the list
 
 
-@dataclass(frozen=True)
+@frozen
 class Listed:
     """A conversation in the server's list."""
 
@@ -7433,11 +7488,11 @@ async def _collect(client: Client, access: Access, number: int = 0, text: str = 
     found: list[Listed] = []
     entries = list_conversations(client, access)
     async with contextlib.aclosing(entries):
-        with _Progress("Conversations found:") as progress:
+        with _bar("Conversations found", shown=not number) as bar:
             async for entry in entries:
                 if text.casefold() in entry.title.casefold():
                     found.append(entry)
-                    progress.step()
+                    bar.update(1)
                 if number and len(found) == number:
                     break
     return found
@@ -7488,7 +7543,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
 # Conversations: into llm's logs
 
 
-@dataclass(frozen=True)
+@frozen
 class Tree:
     """A conversation with its messages, as the server keeps it; each names its ancestors.
 
@@ -7503,10 +7558,12 @@ class Tree:
 
     @property
     def title(self) -> str:
+        """The title, as it may be shown."""
         return plain(_string(self.value.get("title")), 200) or "Untitled"
 
     @property
     def model(self) -> str:
+        """The id of the model that the next turn would have."""
         return plain(_string(self.value.get("model")), 200)
 
     def messages(self) -> dict[str, dict[str, Any]]:
@@ -7514,7 +7571,7 @@ class Tree:
         return {id: m for m in messages_of(self.value) if (id := known_id(m.get("id")))}
 
 
-@dataclass(frozen=True)
+@frozen
 class Exchanged:
     """A stored answer, and what was said by the person since the answer before it."""
 
@@ -7638,7 +7695,7 @@ def ulid_of(moment: datetime.datetime | None, *names: str) -> str:
     return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 
 
-@dataclass(frozen=True)
+@frozen
 class Imported:
     """A thread of llm's logs that a conversation is in, and how many turns were added to it."""
 
@@ -7817,7 +7874,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
         wanted = dict.fromkeys(asked)
         if every:
             wanted = dict.fromkeys(Named(entry.id) for entry in await _collect(client, access))
-        with _logs() as store, _Progress("Imported:", len(wanted)) as progress:
+        shown = not sys.stdout.isatty()
+        with _logs() as store, _bar("Conversations imported", len(wanted), shown) as bar:
             importer = Importer(store, access.server)
             missing: list[Named] = []
 
@@ -7836,16 +7894,15 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
             trees = _ahead(small, wanted)
             async with contextlib.aclosing(trees):
                 async for named, tree in trees:
+                    bar.update(1)
                     if isinstance(tree, TooMuch):  # for one of several
                         tree = await _tree_to_import(client, access, named, known)
                     if tree is None:
                         missing.append(named)
                         continue
                     added = importer.add(tree, branches(tree))
-                    progress.clear()
                     for line in _import_lines(tree, added):
                         click.echo(line)
-                    progress.step()
         await _missing(client, access, missing)
 
     _run(access, work)
@@ -7965,10 +8022,10 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     async def work(client: Client) -> None:
         missing: list[Named] = []
         deleted = _ahead(lambda named: delete_one(client, named), wanted)
-        with _Progress("Deleted:", len(wanted)) as progress:
+        with _bar("Conversations deleted", len(wanted)) as bar:
             async with contextlib.aclosing(deleted):
                 async for named, was_there in deleted:
-                    progress.step()
+                    bar.update(1)
                     if not was_there:
                         missing.append(named)
         await _missing(client, access, missing)
@@ -8332,6 +8389,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
+    """llm's hook: every model of the current server, from what is cached of its catalogue."""
     try:
         catalogue = load_catalogue(current_server().url)
     except llm.ModelError:
@@ -8343,9 +8401,11 @@ def register_models(register: Callable[..., None]) -> None:
 
 @llm.hookimpl
 def register_commands(cli: click.Group) -> None:
+    """llm's hook: `llm huggingchat`."""
     cli.add_command(huggingchat)
 
 
 @llm.hookimpl
 def register_fragment_loaders(register: Callable[..., None]) -> None:
+    """llm's hook: `-f huggingchat:ID`."""
     register("huggingchat", load_conversation)

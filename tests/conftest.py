@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ from vcr.request import Request  # type: ignore[import-untyped]
 import llm_huggingchat
 
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
+# What needs a terminal, a signal, a pipe or a file's mode.
+collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 

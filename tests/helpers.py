@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -193,6 +196,20 @@ def soon() -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < AT_ONCE
+
+
+def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
+    """`llm` in a process of its own."""
+    make_logs()
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments],
+        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals if os.name == "posix" else None,
+    )
 
 
 def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:

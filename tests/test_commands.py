@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import pty
 import re
 import sqlite3
 import stat
@@ -196,23 +195,6 @@ def test_login_is_not_needed_everywhere(
 ) -> None:
     assert "needs no login" in run("login").stdout
     assert not (user_path / "keys.json").exists()
-
-
-def test_login_on_a_terminal_does_not_show_what_is_pasted(chat: ChatUI) -> None:
-    chat.tokens["t-ada"] = "ada"
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "llm", "huggingchat", "login"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    for prompt, answer in ((b"token: ", b"t-ada\n"), (b"as ada", b"")):
-        while prompt not in shown:
-            shown += os.read(ours, 10_000)
-        os.write(ours, answer)
-    assert process.wait(10) == 0
-    os.close(ours)
-    assert b"developer tools" in shown
-    assert b"t-ada" not in shown
 
 
 def firefox(

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,16 +16,14 @@ from chat_ui import ChatUI, Fault
 from helpers import (
     AT_ONCE,
     NEVER,
-    PATIENT,
     Ask,
     ask_async,
     ask_sync,
     both,
     calls,
-    default_signals,
+    command,
     described,
     kept,
-    make_logs,
     only_conversation,
     parts,
     run,
@@ -599,114 +592,6 @@ def test_answer_that_ended_is_not_stopped(server: ChatUI, ask: Ask, words: str) 
     except llm.ModelError:
         assert words in ("[[err=500]]", "[[empty]]")
     ask("another")
-    assert server.stops == []
-
-
-def descriptors() -> int:
-    """How many files this process has open."""
-    return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
-
-
-def test_abandoned_streams_leave_nothing_behind(server: ChatUI) -> None:
-    model = llm.get_model("hf-llama")
-
-    def abandon(count: int) -> None:
-        for _ in range(count):
-            for _ in model.prompt(LONG):
-                break
-
-    abandon(5)
-    wait_for(lambda: "running" not in server.runs.values())
-    before = threading.active_count(), descriptors() - 2 * server.open_connections
-    abandon(40)
-    wait_for(lambda: "running" not in server.runs.values())
-    gc.collect()
-
-    def settled() -> bool:
-        threads = threading.active_count() - server.open_connections
-        files = descriptors() - 2 * server.open_connections
-        return threads <= before[0] + 3 and files <= before[1] + 6
-
-    wait_for(settled)
-    wait_for(lambda: server.open_connections < 20)  # the last runs are still being stored
-    assert len(server.stops) == 45
-
-
-async def test_abandoned_async_streams_leave_nothing_behind(server: ChatUI) -> None:
-    model = llm.get_async_model("hf-llama")
-
-    async def abandon(count: int) -> None:
-        for _ in range(count):
-            async for _ in model.prompt(LONG):
-                break
-
-    await abandon(5)
-    await asyncio.to_thread(wait_for, lambda: "running" not in server.runs.values())
-    tasks = len(asyncio.all_tasks())
-    files = descriptors() - 2 * server.open_connections
-    await abandon(40)
-    await asyncio.to_thread(wait_for, lambda: "running" not in server.runs.values())
-    gc.collect()
-    for _ in range(100):
-        if len(asyncio.all_tasks()) <= tasks + 2:
-            break
-        await asyncio.sleep(0.02)
-    assert len(asyncio.all_tasks()) <= tasks + 2
-    assert descriptors() - 2 * server.open_connections <= files + 6
-    await asyncio.to_thread(wait_for, lambda: server.open_connections < 20)
-    assert len(server.stops) == 45
-
-
-# --- Ctrl-C ---------------------------------------------------------------------------
-
-
-def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
-    """`llm` in a process of its own."""
-    make_logs()
-    return subprocess.Popen(
-        [sys.executable, "-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments],
-        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=default_signals,
-    )
-
-
-def interrupt(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C: the command is gone at once, and says no more than llm's own word."""
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=AT_ONCE)
-    assert process.returncode == 1, process.args
-    assert errors.strip() == "Aborted!", process.args
-
-
-def test_interrupted_commands_are_gone_and_their_runs_stopped(server: ChatUI) -> None:
-    stalled = f"[[stall=2]] [[tokens={NEVER:.0f}]] [[delay=1]]"
-    speaking = [
-        command(server, "-m", "hf-llama", words, *way)
-        for words in (LONG, stalled)
-        for way in ((), ("--async",))
-    ]
-    waiting = [
-        command(server, "-m", "hf-llama", f"[[wait={NEVER}]]", *way) for way in ((), ("--async",))
-    ]
-    for process in speaking:
-        assert process.stdout
-        assert process.stdout.read(1) == "w"
-        interrupt(process)
-    wait_for(lambda: len(server.runs) == 6, 20)
-    for process in waiting:
-        interrupt(process)
-    wait_for(lambda: interrupted(server))
-
-
-def test_interrupted_while_nothing_was_sent(server: ChatUI) -> None:
-    server.faults["POST", "/conversation"] = [Fault(stall=True)]
-    process = command(server, "-m", "hf-llama", "hello")
-    wait_for(lambda: server.log, 20)
-    interrupt(process)
     assert server.stops == []
 
 

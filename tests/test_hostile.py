@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import pathlib
-import pty
 import re
-import signal
 import socketserver
-import stat
 import subprocess
 import sys
 import threading
@@ -239,41 +235,6 @@ def test_link_stays_a_link(server: ChatUI, tmp_path: pathlib.Path, writing: Writ
 
 
 @writing
-def test_pipe_gets_what_is_written(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    pipe, read = tmp_path / "pipe", list[bytes]()
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
-    reader.start()
-    shown = run(*command, "-o", str(pipe), input="")  # there is nothing to overwrite
-    if not pipe.is_fifo():
-        pytest.fail("the pipe was replaced")
-    reader.join(5)
-    assert read == [content]
-    assert shown.stdout_bytes != content
-
-
-@writing
-def test_modes_are_those_of_any_file(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("mine")
-    old.chmod(0o664)
-    umask = os.umask(0o027)
-    try:
-        run(*command, "-o", str(old), input="y\n")
-        run(*command, "-o", str(new))
-    finally:
-        os.umask(umask)
-    assert [path.read_bytes() for path in (old, new)] == [content, content]
-    assert [stat.S_IMODE(path.stat().st_mode) for path in (old, new)] == [0o664, 0o640]
-
-
-@writing
 def test_dash_is_standard_output(
     server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
 ) -> None:
@@ -315,25 +276,6 @@ def test_key_store_that_is_a_link_stays_one(user_path: pathlib.Path) -> None:
     assert (user_path / "keys.json").is_symlink()
     assert json.loads((real / "keys").read_text()) == {"openai": "sk-mine", "huggingchat": "value"}
     assert [path.name for path in real.iterdir()] == ["keys"]
-
-
-KILLED = """
-import os, signal
-import llm_huggingchat
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-llm_huggingchat.keep_key("huggingchat", "secret-value")
-"""
-
-
-def test_keys_that_a_kill_left_behind_are_removed(user_path: pathlib.Path) -> None:
-    def holding() -> list[str]:
-        return [p.name for p in user_path.iterdir() if b"secret-value" in p.read_bytes()]
-
-    killed = subprocess.run([sys.executable, "-c", KILLED], timeout=30)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(holding()) == 1
-    keep_key("other", "value")
-    assert holding() == []
 
 
 # --- cookies and secrets --------------------------------------------------------------
@@ -582,25 +524,6 @@ def test_text_for_a_terminal_moves_no_cursor() -> None:
     assert printable(text) == "a\tb  c\u3000d\n[31mef\n\n g\n"
 
 
-def test_export_to_a_terminal(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one", "-n")
-    conversation = stored_conversation(server)
-    conversation.preprompt = "safe\rEVIL\x0b\x0c\x1c\x85\x1b]0;x\x07 end"
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "llm", "huggingchat", "export", conversation.id]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux: the other end is closed
-            while piece := os.read(ours, 10_000):
-                shown += piece
-        os.close(ours)
-    assert process.returncode == 0
-    text = shown.decode().replace("\r\n", "\n")  # as a terminal ends its lines
-    assert "safeEVIL]0;x end\n" in text
-    assert all(char == "\n" or char.isprintable() for char in text)
-
-
 @both
 @pytest.mark.parametrize(
     "type",
@@ -682,15 +605,3 @@ def test_first_prompts_at_once_use_one_session(server: ChatUI, user_path: pathli
     assert len(server.conversations) == 3
     run("-c", "two")
     assert len(server.conversations) == 3
-
-
-def test_key_store_where_files_cannot_be_locked(
-    user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("fcntl.flock", missing)
-    with pytest.warns(UserWarning, match="flock"):
-        keep_key("name", "value")
-    assert llm.load_keys()["name"] == "value"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pathlib
 import re
 
 import llm
@@ -23,8 +22,6 @@ from helpers import (
     run,
     sends,
 )
-
-from llm_huggingchat import local_timezone
 
 # --- what is sent ---------------------------------------------------------------------
 
@@ -78,37 +75,6 @@ def test_message_says_the_time_zone(
         zone
     ] * 2
     assert zone or not any("timezone" in (request.data or ()) for request in sends(server))
-
-
-@pytest.mark.parametrize(
-    ("link", "text", "zone"),
-    [
-        ("/usr/share/zoneinfo/Europe/Berlin", None, "Europe/Berlin"),
-        ("../usr/share/zoneinfo/Etc/UTC", None, "Etc/UTC"),
-        ("/var/db/timezone/zoneinfo/America/Argentina/Ushuaia", "", "America/Argentina/Ushuaia"),
-        ("/usr/share/zoneinfo/posix/Asia/Tokyo", "Etc/UTC\n", "Asia/Tokyo"),
-        (None, "Europe/Berlin\n", "Europe/Berlin"),
-        (None, None, None),
-        (None, "", None),
-        (None, "Europe", None),
-        (None, "../../etc/passwd", None),
-        (None, "Nowhere/At_All", None),
-        (None, "Europe/Bérlin", None),
-        ("/somewhere/else", None, None),
-        ("/usr/share/zoneinfo/localtime", None, None),
-    ],
-)
-def test_time_zone_of_the_machine(
-    tmp_path: pathlib.Path, link: str | None, text: str | None, zone: str | None
-) -> None:
-    (tmp_path / "etc").mkdir()
-    if link is not None:
-        (tmp_path / "etc/localtime").symlink_to(link)
-    if text is not None:
-        (tmp_path / "etc/timezone").write_text(text, "utf-8")
-    assert local_timezone(None, tmp_path) == local_timezone("", tmp_path) == zone
-    assert local_timezone("Asia/Tokyo", tmp_path) == "Asia/Tokyo"
-    assert local_timezone("CET-1CEST,M3.5.0,M10.5.0/3", tmp_path) is None
 
 
 @both
