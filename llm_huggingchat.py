@@ -13,6 +13,8 @@ The file reads from top to bottom; each part uses only what stands above it:
     stages      events, perhaps replayed -> the answer's events, each once
     forms       calls of local tools, and JSON documents, out of an answer's text
     answer      a run's events -> llm's stream events
+    questions   what a tool asks -> words; what is typed -> values, checked
+    terminal    where a person sees tools at work, and answers their questions
     run         one run's states, no sockets: what happened in, what to do next out
     files       the key store, the catalogue cache, and which runs go on
     client      one coroutine a server call; errors in words
@@ -69,13 +71,14 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Coroutine,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
 )
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard, TypeVar, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
@@ -128,6 +131,7 @@ PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
 PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last one repeats
 TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
 LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked for once more
+CLOSE_GRACE = 1.0  # seconds that a question which is closed may take to leave the screen
 STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
 ID_GRACE = 2.0  # seconds that the answer's id is waited for after its last character
 TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the server has stored it
@@ -227,13 +231,17 @@ def note(text: str) -> None:
 _log = logging.getLogger(__name__)
 
 
-def noting() -> Callable[[str], None]:
-    """How what is worth knowing is told to who calls: `note` on llm's command line, else
-    the log `llm_huggingchat`, as standard error is not a library's to write to."""
+def on_command_line() -> bool:
+    """Is this thread at work for llm's own command line? Else standard error is not ours."""
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
-    ours = context and cli and context.find_root().command is cli.cli
-    return note if ours else lambda text: _log.warning("%s", plain(text))
+    return bool(context and cli and context.find_root().command is cli.cli)
+
+
+def noting() -> Callable[[str], None]:
+    """How what is worth knowing is told to who calls: `note` on llm's command line, else
+    the log `llm_huggingchat`."""
+    return note if on_command_line() else lambda text: _log.warning("%s", plain(text))
 
 
 # --- server: an address -> where requests and cookies may go --------------------------
@@ -332,6 +340,25 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+    return not address.is_global
+
+
+def leads_to(address: str) -> str:
+    """The host, and port, that a web address leads to; none if it is no plain http(s) address."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    sound = re.fullmatch(r"https?://[!-~]+", address) and re.fullmatch(r"[a-z0-9._:-]+", host)
+    return (host + (f":{port}" if port else "")) if sound and "\\" not in address else ""
 
 
 def parse_server(text: str) -> Server:
@@ -1468,10 +1495,93 @@ class Failed:
 
 
 @frozen
-class Asked:
-    """A tool asks the person something, and the run ends without an answer."""
+class Progress:
+    """How far a tool has come: `done`, of `total` if that is known, and its own words."""
 
-    question: str
+    id: str
+    done: float
+    total: float | None = None
+    message: str = ""
+
+
+@frozen
+class Choice:
+    """One of those that a field is chosen from: what is sent, and what is shown."""
+
+    value: str
+    label: str
+
+
+@frozen
+class AskedField:
+    """A field of a tool's form, as chat-ui makes it of MCP's schemas (McpElicitation.ts).
+
+    `kind` is string, number, boolean or select; `format` a string's: email, uri, date or
+    date-time. `least` and `most` are limits: of a string's length in UTF-16 units, of a
+    number, or of how many are selected. `default` is a value of the field's kind.
+    """
+
+    kind: str
+    name: str
+    title: str = ""
+    description: str = ""
+    required: bool = False
+    least: float | None = None
+    most: float | None = None
+    format: str = ""
+    integer: bool = False
+    multiple: bool = False
+    choices: tuple[Choice, ...] = ()
+    default: str | float | bool | tuple[str, ...] | None = None
+
+
+@frozen
+class Asked:
+    """A tool asks the person something: to fill in a form, or to open an address.
+
+    `mode` is form or url, and empty where the question makes no sense here. `until` is when
+    the server stops to wait, in seconds since 1970; None if it does not wait at all, but
+    ends the run, which the answer resumes.
+    """
+
+    id: str
+    server: str
+    message: str
+    mode: str = ""
+    fields: tuple[AskedField, ...] = ()
+    url: str = ""
+    until: float | None = None
+
+    @property
+    def question(self) -> str:
+        """Who asks what, in one line."""
+        return ": ".join(filter(None, (self.server, self.message, self.url)))
+
+
+@frozen
+class Resolved:
+    """A question is closed. `resolution` says by whom or what: user, expired, aborted (the
+    run was stopped) or withdrawn (the tool did not wait any longer)."""
+
+    id: str
+    resolution: str
+
+
+@frozen
+class Parked:
+    """Not from the server: the run has ended with questions open; their answers resume it."""
+
+    questions: tuple[Asked, ...]
+
+
+@frozen
+class Resumed:
+    """Not from the server: what follows is another run, which goes on with the same answer.
+
+    `length` is that of the stored text before it, in UTF-16 units.
+    """
+
+    length: int
 
 
 @frozen
@@ -1507,10 +1617,14 @@ Event = (
     | Router
     | Final
     | Failed
+    | Progress
     | Asked
+    | Resolved
+    | Parked
     | Finished
     | Alive
     | Again
+    | Resumed
 )
 """What a run's stream and its log tell."""
 # Events after which no text continues a piece.
@@ -1692,9 +1806,13 @@ def event_of(update: Any) -> Event | None:
     if kind == "status" and update.get("status") == "finished":
         return Finished()
     if kind == "elicitation" and subtype == "request":
-        request = _mapping(update.get("request"))
-        asked = [request.get("server"), request.get("message"), request.get("url")]
-        return Asked(": ".join(plain(x) for x in asked if isinstance(x, str) and x))
+        return _asked(update)
+    if (
+        kind == "elicitation"
+        and subtype == "resolved"
+        and (id := known_id(update.get("elicitationId")))
+    ):
+        return Resolved(id, _string(update.get("resolution")))
     return Alive() if kind in ("status", "reasoning") else None
 
 
@@ -1721,7 +1839,77 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
         outputs = result.get("outputs")
         outputs = outputs if isinstance(outputs, list) else []
         return Returned(id, name, "\n".join(filter(None, map(_output_text, outputs))))
+    done = _number(update.get("progress"))
+    if subtype == "progress" and done is not None:
+        return Progress(
+            id, done, _number(update.get("total")), plain(_string(update.get("message")))
+        )
     return Alive()
+
+
+def _number(value: object) -> float | None:
+    """`value` if it is a number that can be counted with, else none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < 1e300 else None
+
+
+def _asked(update: dict[str, Any]) -> Asked:
+    """A tool's question. Whatever makes no sense leaves it without a `mode`."""
+    request = _mapping(update.get("request"))
+    id, mode = known_id(request.get("elicitationId")), _string(request.get("mode"))
+    address, until = _string(request.get("url")), _number(update.get("expiresAt"))
+    listed = request.get("fields")
+    read = [_asked_field(each) for each in (listed if isinstance(listed, list) else ())]
+    fields = tuple(each for each in read if each)
+    apart = len({each.name for each in fields}) == len(read) <= FIELDS
+    sound = apart if mode == "form" else mode == "url" and leads_to(address)
+    return Asked(
+        id,
+        plain(_string(request.get("server")), 100),
+        plain(_string(request.get("message")), 2000),
+        mode if id and sound else "",
+        fields,
+        plain(address, 2000),
+        until and until / 1000,
+    )
+
+
+FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
+
+
+def _asked_field(value: Any) -> AskedField | None:
+    """A field of a form, or None for one that makes no sense."""
+    told = _mapping(value)
+    kind, name, multiple = told.get("kind"), told.get("name"), told.get("multiple") is True
+    listed = told.get("options")
+    choices = tuple(
+        Choice(option["value"], plain(_string(option.get("label")) or option["value"], 200))
+        for option in map(_mapping, listed if isinstance(listed, list) else ())
+        if isinstance(option.get("value"), str)
+    )
+    limits = {"string": "Length", "number": "imum", "select": "Items"}
+    if not (isinstance(name, str) and name) or kind not in (*limits, "boolean"):
+        return None
+    if kind == "select" and not 0 < len(choices) == len(cast(Any, listed)) <= 10 * FIELDS:
+        return None
+    default = told.get("default")
+    if isinstance(default, list) and all(isinstance(each, str) for each in default):
+        default = tuple(default)
+    return AskedField(
+        kind,
+        name,
+        plain(_string(told.get("title")), 200) or plain(name, 200),
+        plain(_string(told.get("description")), 1000),
+        told.get("required") is True,
+        _number(told.get(f"min{limits.get(kind)}")),
+        _number(told.get(f"max{limits.get(kind)}")),
+        _string(told.get("format")),
+        told.get("integer") is True,
+        multiple,
+        choices,
+        default if isinstance(default, (str, bool, tuple)) else _number(default),
+    )
 
 
 def _output_text(output: Any) -> str:
@@ -1867,23 +2055,33 @@ def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any
     return None
 
 
-def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
+def updates_of(message: dict[str, Any] | None) -> list[Any]:
+    """The events that are stored with an answer."""
+    updates = _mapping(message).get("updates")
+    return updates if isinstance(updates, list) else []
+
+
+def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event], bool]:
     """The events of a stored answer, and whether it is complete.
 
     chat-ui keeps an answer's text once, in `content`, and in `updates` a marker with
     the length, in UTF-16 units, of each piece in its place among the other events.
+    The first `after` updates are left out with their text: an earlier run made them.
     """
     content = _string(message.get("content")).encode("utf-16-le", "surrogatepass")
-    at, events, finished, reasoned = 0, list[Event](), False, False
-    updates = message.get("updates")
+    at, events, finished, reasoned = 0, list[Event](), False, bool(after)
     final: Final | None = None
-    for update in updates if isinstance(updates, list) else ():
+    open_questions: dict[str, Asked] = {}
+    for number, update in enumerate(updates_of(message)):
         if _mapping(update).get("type") == "stream":
             length = update.get("len")
             if isinstance(length, int) and length >= 0:
                 piece = content[at : at + 2 * length]
                 at += len(piece)
-                events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
+                if number >= after:
+                    events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
+            continue
+        if number < after:
             continue
         event = event_of(update)
         if isinstance(event, Final):
@@ -1892,6 +2090,12 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
         if isinstance(event, Finished):
             finished = True
             continue
+        if isinstance(event, Asked):
+            open_questions[event.id] = event
+        elif isinstance(event, Resolved):
+            if finished:  # this is how a run begins that resumes the one before
+                final, finished = None, False
+            open_questions.pop(event.id, None)
         reasoned = reasoned or isinstance(event, Reasoning)
         if event:
             events.append(event)
@@ -1900,7 +2104,9 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
     if not reasoned and isinstance(message.get("reasoning"), str):
         events.insert(0, Reasoning(message["reasoning"]))
     over = bool(final or finished or message.get("interrupted") is True)
-    if over:
+    if finished and not final and open_questions:
+        events.append(Finished())
+    elif over:
         # The stored text is whole, so the final answer has nothing to add to it. Without
         # one, the model died on the way, or the server did.
         cut = final is None or final.interrupted or message.get("interrupted") is True
@@ -1908,17 +2114,20 @@ def stored_events(message: dict[str, Any]) -> tuple[list[Event], bool]:
     return events, over
 
 
-def is_settled(message: dict[str, Any] | None) -> bool:
-    """Is a stored answer's run over?
+def is_settled(message: dict[str, Any] | None, after: int = 0) -> bool:
+    """Is a stored answer's run over, the one that made the updates beyond the first `after`?
 
     chat-ui stores a run's messages only then, with its own copy of all the others: a
-    message that is sent earlier loses the answer before it, or is lost itself.
+    message that is sent earlier loses the answer before it, or is lost itself. One that
+    resumes the run before it begins with what became of the question.
     """
-    updates = _mapping(message).get("updates")
-    return any(
-        update.get("type") == "status" and update.get("status") in ("finished", "error")
-        for update in map(_mapping, updates if isinstance(updates, list) else ())
-    )
+    settled = False
+    for update in map(_mapping, updates_of(message)[after:]):
+        if update.get("type") == "elicitation" and update.get("subtype") == "resolved":
+            settled = False
+        elif update.get("type") == "status" and update.get("status") in ("finished", "error"):
+            settled = True
+    return settled
 
 
 # --- artifacts: tags in an answer's text -> fences, versions, files -------------------
@@ -2503,28 +2712,35 @@ class Once:
         self._reasoning = Replayed()  # what came as events of its own
         self._tools: dict[tuple[str, type], str] = {}  # given tool events -> the tool's name
         self._files = self._skip_files = 0
+        self._earlier = 0  # length of the text that earlier runs gave
 
     @property
     def begun(self) -> bool:
         """Has anything been given?"""
-        return bool(self._text.pieces or self._reasoning.pieces or self._tools or self._files)
+        now = self._text.pieces or self._reasoning.pieces or self._tools or self._files
+        return bool(now or self._earlier)
 
     @property
     def seen_length(self) -> int:
         """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
-        return len("".join(self._text.pieces).encode("utf-16-le")) // 2
+        return self._earlier + len("".join(self._text.pieces).encode("utf-16-le")) // 2
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
             return self._said(self._text.take(event.text))
         if isinstance(event, Reasoning):
-            new = self._reasoning.take(event.text)
-            return [Reasoning(new)] if new else []
+            thought = self._reasoning.take(event.text)
+            return [Reasoning(thought)] if thought else []
         if isinstance(event, Again):
             self._text.rewind()
             self._reasoning.rewind()
             self._skip_files = self._files
             return []
+        if isinstance(event, Resumed):
+            held, self._earlier = self.end(), event.length
+            self._text, self._segment, self._reasoning = Replayed(), [], Replayed()
+            self._files = self._skip_files = 0
+            return held
         held = self.end() if isinstance(event, ENDS_TEXT) else []
         if isinstance(event, (Called, Returned)):
             return [*held, *self._tool(event)]
@@ -2620,6 +2836,56 @@ class Thinking:
                 pieces.append(Text(self._held))
                 self._held = ""
         return pieces
+
+
+class Paragraphs:
+    """Sets the text before a tool and the text after it apart by an empty line.
+
+    The web page shows a tool between them; as chat-ui stores them, they are one word after
+    the other. What the model writes of line ends itself counts.
+    """
+
+    def __init__(self) -> None:
+        self._said = False  # something that is no space was given
+        self._lines = 0  # line ends at the end of what was given
+        self._after_tool = False  # no text followed yet
+        self._space = ""  # how the text after a tool begins
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            return self._text(event.text)
+        if isinstance(event, File):  # its link will stand in a line of its own
+            missing = 1 - self._lines if self._after_tool and self._said else 0
+            held: list[Event] = [*self.end(), *([Text("\n")] if missing > 0 else [])]
+            self._said, self._lines, self._after_tool = True, 1, False
+            return [*held, event]
+        held = self.end() if isinstance(event, ENDS_TEXT) else []
+        if isinstance(event, (Called, Returned)):
+            self._after_tool = True
+        return [*held, event]
+
+    def end(self) -> list[Event]:
+        space, self._space = self._space, ""
+        self._lines += space.count("\n")
+        return [Text(space)] if space else []
+
+    def _text(self, text: str) -> list[Event]:
+        if not self._after_tool:
+            return self._given(text)
+        self._space += text
+        if not self._space.strip():
+            return []
+        text, self._space, self._after_tool = self._space, "", False
+        begun = text[: len(text) - len(text.lstrip())].count("\n")
+        missing = 2 - self._lines - begun if self._said else 0
+        return self._given("\n" * max(missing, 0) + text)
+
+    def _given(self, text: str) -> list[Event]:
+        words = text.rstrip()
+        lines = text[len(words) :].count("\n")
+        self._lines = lines if words else self._lines + lines
+        self._said = self._said or bool(words)
+        return [Text(text)]
 
 
 # A fence that a model put around an artifact, against its instructions. With no word after
@@ -3113,6 +3379,7 @@ class Answer:
             self._once,
             self._measured,
             Thinking(),
+            Paragraphs(),
             *calls,
             Artifacts(),
             *documents,
@@ -3235,6 +3502,593 @@ def _result_event(returned: Returned) -> StreamEvent:
         server_executed=True,
         provider_metadata={"huggingchat": {"error": error}} if error else None,
     )
+
+
+# --- questions: what a tool asks -> words; what is typed -> values, checked -----------
+
+_FORMATS = {
+    "email": "an e-mail address",
+    "uri": "an address like https://example.org",
+    "date": "a date like 2026-11-26",
+    "date-time": "date and time like 2026-11-26 09:30",
+}
+TypedValue = str | float | bool | list[str]
+
+
+@frozen
+class Answered:
+    """What a person says to a question: `action` is accept, decline or cancel, as in MCP."""
+
+    action: str
+    content: dict[str, TypedValue] | None = None
+
+
+def typed_value(asked: AskedField, typed: str) -> TypedValue | None:
+    """The value that `typed` stands for in a field; None leaves the field out.
+
+    Nothing typed is the default, if there is one. Raises ValueError: what is wrong, in words.
+    """
+    text = typed.strip()
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise ValueError("it holds control characters, as the arrow keys leave them")
+    if not text:
+        default = default_of(asked)
+        if default is None and asked.required:
+            raise ValueError("it has to be filled in; Ctrl-D declines instead")
+        return default
+    if asked.kind == "boolean":
+        if (word := text.casefold()) not in ("y", "yes", "true", "n", "no", "false"):
+            raise ValueError("type y or n")
+        return word[0] in "yt"
+    if asked.kind == "number":
+        return _number_typed(asked, text)
+    if asked.kind == "select":
+        return _selected(asked, text)
+    return _checked_text(asked, text)
+
+
+def default_of(asked: AskedField) -> TypedValue | None:
+    """The default of a field if it is one that the field itself allows, else none."""
+    default = asked.default
+    try:
+        if asked.kind == "boolean":
+            return default if isinstance(default, bool) else None
+        if asked.kind == "number":
+            number = _number(default)
+            return None if number is None else _within(asked, number)
+        if asked.kind == "string":
+            return _checked_text(asked, default) if isinstance(default, str) and default else None
+        known = [choice.value for choice in asked.choices]
+        if asked.multiple:
+            picked = default if isinstance(default, tuple) else ()
+            return _enough(asked, [each for each in picked if each in known]) if picked else None
+        return default if isinstance(default, str) and default in known else None
+    except ValueError:
+        return None
+
+
+def _number_typed(asked: AskedField, text: str) -> float:
+    whole = re.fullmatch(r"[+-]?[0-9]{1,20}", text, re.ASCII)
+    if asked.integer and not whole:
+        raise ValueError("it is no whole number")
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text, re.ASCII):
+        raise ValueError("it is no number")
+    number = _number(int(text) if whole else float(text))
+    if number is None or (asked.integer and abs(number) > 2**53):  # JavaScript's limit
+        raise ValueError("it is too large")
+    return _within(asked, number)
+
+
+def _within(asked: AskedField, number: float) -> float:
+    too_small = asked.least is not None and number < asked.least
+    if too_small or (asked.most is not None and number > asked.most):
+        raise ValueError(f"it has to be {_limits(asked)}")
+    if asked.integer and number != int(number):
+        raise ValueError("it is no whole number")
+    return number
+
+
+def _checked_text(asked: AskedField, text: str) -> str:
+    """Text as the field's format has it: chat-ui's own rules (elicitationSchema.ts)."""
+    wanted = f"it is not {_FORMATS.get(asked.format, 'text')}"
+    try:
+        if asked.format == "date":
+            with contextlib.suppress(ValueError):
+                return datetime.date.fromisoformat(text).isoformat()
+            text = _point_in_time(text).date().isoformat()
+        elif asked.format == "date-time":
+            text = _point_in_time(text).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(wanted) from None
+    if asked.format == "email" and not re.fullmatch(r"[^\s@]+@[^\s@]+\.[^\s@]+", text):
+        raise ValueError(wanted)
+    if asked.format == "uri" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s]+", text):
+        raise ValueError(wanted)
+    length = len(text.encode("utf-16-le")) // 2
+    if length < (asked.least or 0) or (asked.most is not None and length > asked.most):
+        raise ValueError(f"it is {length} long, and has to have {_limits(asked)}")
+    return text
+
+
+def _point_in_time(text: str) -> datetime.datetime:
+    """Date and time, in this machine's time zone unless it says which. Raises ValueError."""
+    if ":" not in text:
+        raise ValueError("no time of day")
+    return datetime.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text)).astimezone()
+
+
+def _selected(asked: AskedField, text: str) -> str | list[str]:
+    if not asked.multiple:
+        return _choice(asked, text)
+    with contextlib.suppress(ValueError):
+        return _enough(asked, [_choice(asked, text)])  # its name may hold a comma
+    words = filter(None, map(str.strip, text.split(",")))
+    return _enough(asked, list(dict.fromkeys(_choice(asked, word) for word in words)))
+
+
+def _choice(asked: AskedField, word: str) -> str:
+    """The value of the choice that has this name, or else this number."""
+    for same in (str, str.casefold):
+        named = [c for c in asked.choices if same(word) in (same(c.label), same(c.value))]
+        if len(named) == 1:
+            return named[0].value
+    if re.fullmatch(r"[0-9]{1,4}", word, re.ASCII) and 0 < int(word) <= len(asked.choices):
+        return asked.choices[int(word) - 1].value
+    raise ValueError(f"{plain(word, 60)!r} is none of them; give a number or a name")
+
+
+def _enough(asked: AskedField, values: list[str]) -> list[str]:
+    if len(values) < (asked.least or 0) or (asked.most is not None and len(values) > asked.most):
+        raise ValueError(f"it has to be {_limits(asked)} of them")
+    return values
+
+
+def _limits(asked: AskedField) -> str:
+    """A field's limits in words; none if it has none."""
+    least, most = asked.least, asked.most
+    unit = " characters" if asked.kind == "string" else ""
+    if least is not None and most is not None:
+        return f"{json.dumps(least)} to {json.dumps(most)}{unit}"
+    if most is not None:
+        return f"at most {json.dumps(most)}{unit}"
+    return f"at least {json.dumps(least)}{unit}" if least else ""
+
+
+def field_words(asked: AskedField) -> tuple[list[str], str]:
+    """What is shown for a field: lines above, and the words before what is typed."""
+    kinds = {
+        "string": _FORMATS.get(asked.format, "text"),
+        "number": "a whole number" if asked.integer else "a number",
+        "boolean": "y or n",
+        "select": "some of them, with commas between" if asked.multiple else "one of them",
+    }
+    hints = [kinds[asked.kind], _limits(asked), "" if asked.required else "optional"]
+    above = [asked.description] if asked.description else []
+    above += [f"{number}. {c.label}" for number, c in enumerate(asked.choices, 1)]
+    default = default_of(asked)
+    shown = ""
+    if isinstance(default, bool):
+        shown = "y" if default else "n"
+    elif asked.kind == "select" and default is not None:
+        picked = default if isinstance(default, list) else [default]
+        shown = ", ".join(c.label for c in asked.choices if c.value in picked)
+    elif default is not None:
+        shown = plain(default, 200)
+    ending = f" [{shown}]" if shown else ""
+    return above, f"{asked.title} ({', '.join(filter(None, hints))}){ending}: "
+
+
+def about_address(url: str) -> str:
+    """Where an address leads, and what is doubtful about it."""
+    host = leads_to(url)
+    name = host.rpartition(":")[0] or host if re.search(r":[0-9]+$", host) else host
+    doubts = [
+        "the connection is not encrypted" if url.lower().startswith("http:") else "",
+        "its name may imitate another one" if re.search(r"(^|\.)xn--", name) else "",
+        "it is in a private network" if _is_private(name) else "",
+    ]
+    return f"It leads to {host}" + "".join(f"; {doubt}" for doubt in doubts if doubt) + "."
+
+
+# --- terminal: where a person sees tools at work, and answers their questions ---------
+
+
+def _can_open() -> bool:
+    """Is there a browser to open a page in?"""
+    shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return shown or sys.platform in ("darwin", "win32")
+
+
+def _open(url: str) -> None:
+    import webbrowser
+
+    webbrowser.open(url)
+
+
+class Keyboard:
+    """What is typed on the terminal that shows standard error, also where input is a pipe.
+
+    The terminal is left as it is: it edits and echoes a line, and gives it when it is whole.
+    Reading is left at any moment, as no thread waits for it where the loop can.
+    """
+
+    def __init__(self) -> None:
+        """Raises OSError if there is no terminal to read from, or it is somebody else's."""
+        self._file = self._opened()
+        try:
+            ours = os.tcgetpgrp(self._file.fileno()) == os.getpgrp()
+        except (OSError, AttributeError):  # a terminal without jobs, or Windows
+            ours = True
+        if not ours:
+            self.close()
+            raise OSError("this process is in the background")
+
+    def _opened(self) -> io.FileIO:
+        names = ["CONIN$"] if os.name == "nt" else ["/dev/tty"]
+        with contextlib.suppress(OSError, AttributeError):
+            names.insert(0, os.ttyname(sys.stderr.fileno()))
+        for name in names:
+            with contextlib.suppress(OSError):
+                return open(name, "rb", buffering=0, opener=_no_control)
+        raise OSError("no terminal")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def forget(self) -> None:
+        """Forget what was typed before it was asked for."""
+        with contextlib.suppress(Exception):  # not on Windows, and not where it is no terminal
+            import termios
+
+            termios.tcflush(self._file.fileno(), termios.TCIFLUSH)
+
+    async def line(self) -> str | None:
+        """A line, without its end; None at the end of input (Ctrl-D). Raises ValueError
+        when it is not text."""
+        typed = b""
+        while not typed.endswith((b"\n", b"\r")):
+            piece = await self._piece()
+            if not piece:
+                if typed:
+                    break
+                return None
+            typed += piece
+        return typed.decode().rstrip("\r\n")
+
+    async def _piece(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        piece: asyncio.Future[bytes] = loop.create_future()
+
+        def take(data: bytes) -> None:
+            if not piece.done():
+                piece.set_result(data)
+
+        def read() -> None:
+            try:
+                data = self._file.read(4096) or b""
+            except (OSError, ValueError):  # hung up
+                data = b""
+            with contextlib.suppress(RuntimeError):  # the loop is over
+                loop.call_soon_threadsafe(take, data)
+
+        try:
+            loop.add_reader(self._file.fileno(), read)
+        except (NotImplementedError, OSError):  # Windows; macOS for some terminals
+            threading.Thread(target=read, daemon=True).start()
+            return await piece
+        try:
+            return await piece
+        finally:
+            loop.remove_reader(self._file.fileno())
+
+
+def _no_control(path: str, flags: int) -> int:
+    """Open a terminal without becoming its process."""
+    return os.open(path, flags | getattr(os, "O_NOCTTY", 0))
+
+
+def fit(text: str, columns: int) -> str:
+    """The beginning of a line that `columns` of a terminal have room for."""
+    width, kept = 0, ""
+    for char in text:
+        wide = unicodedata.east_asian_width(char) in ("W", "F")
+        width += 0 if unicodedata.combining(char) else 1 + wide
+        if width > columns:
+            return kept[:-1] + "…"
+        kept += char
+    return kept
+
+
+AtWork = Called | Progress | Returned  # what tells of a tool on the server
+
+
+@frozen
+class Aside:
+    """Not for llm: `act` is to be called where the answer is taken, after all before it."""
+
+    act: Callable[[], object]
+
+
+Given = StreamEvent | Aside
+REWRITE = "\r\x1b[2K"  # back to the beginning of the line, which is empty then
+PROGRESS = " "  # no tool's id: a line that several share
+
+
+class Screen:
+    """Standard error where a person sees it: tools at work, and their questions.
+
+    Tools are shown dim, as llm shows reasoning. The last line stays open, without its end:
+    progress can be written over it, text that begins with an empty line does not make two,
+    and text that does not gets a line of its own. What is told here comes from the thread that
+    takes the answer, so it stands in its place; a question is put from the loop's, when that
+    thread has come to it.
+
+    `tools`: are tools to be shown? `mixed`: does the answer's text come to the terminal, as it
+    is made? `piped`: may it come there in the end? `fresh`: is the terminal at the beginning
+    of a line?
+    """
+
+    def __init__(
+        self, tools: bool = True, mixed: bool = True, piped: bool = False, fresh: bool = True
+    ) -> None:
+        self._tools = tools
+        self._mixed = mixed
+        self._piped = piped
+        self._fresh = fresh
+        self._open = ""  # what stands in the open line
+        self._owner = ""  # which tool's it is
+        self._known: dict[str, str] = {}  # a tool's call's id -> its name
+        self._running: dict[str, tuple[float, str]] = {}  # id -> how far, and that in words
+        self._asking = 0  # questions that are on the screen
+        self._later: list[AtWork] = []  # what happened meanwhile
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, prompt: llm.Prompt, stream: bool) -> Screen | None:
+        """The screen for an answer, if a person looks at one on llm's command line."""
+        if not (on_command_line() and sys.stderr.isatty()):
+            return None
+        hidden = bool(getattr(prompt, "hide_reasoning", False))
+        piped = False
+        with contextlib.suppress(OSError, ValueError):
+            piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
+        fresh = not prompt.tool_results
+        return cls(not hidden, stream and sys.stdout.isatty(), stream and piped, fresh)
+
+    def _write(self, text: str) -> None:
+        click.echo(text, nl=False, err=True)
+
+    def _new_line(self) -> None:
+        if self._open or not self._fresh:
+            self._write("\n")
+        self._open, self._fresh = "", True
+
+    def note(self, text: str) -> None:
+        """A line of its own: something to know."""
+        with self._lock:
+            self._new_line()
+            note(text)
+
+    def gives(self, event: StreamEvent) -> None:
+        """llm is about to print this."""
+        shown = event.type == "text" or (event.type == "reasoning" and self._tools)
+        if not (shown and event.chunk):
+            return
+        with self._lock:
+            here = self._mixed or event.type == "reasoning"
+            if self._open and not (here and event.chunk.startswith("\n")):
+                self._write("\n")
+            if here or self._piped:
+                self._fresh = event.chunk.endswith("\n")
+            self._open = ""
+
+    def __enter__(self) -> None:
+        """An answer begins."""
+
+    def __exit__(self, *_: object) -> None:
+        """It is over: what comes next has a line for itself."""
+        with self._lock:
+            if self._open:
+                self._write("\n")
+            self._open = ""
+
+    # Tools
+
+    def tell(self, event: AtWork) -> None:
+        """Show what a tool on the server does."""
+        with self._lock:
+            if self._asking:
+                self._later.append(event)
+            elif self._tools:
+                self._told(event)
+
+    def _told(self, event: AtWork) -> None:
+        if isinstance(event, Called):
+            if event.id in self._known:
+                return  # a log tells it again
+            name = self._known[event.id] = plain(event.name, 100)
+            self._running[event.id] = -math.inf, ""
+            arguments = json.dumps(event.arguments, ensure_ascii=False) if event.arguments else ""
+            self._line(f"Tool: {name} {plain(arguments, 1000)}".rstrip(), event.id)
+        elif event.id not in self._running:
+            return
+        elif isinstance(event, Returned):
+            del self._running[event.id]
+            if event.error:
+                self._line(f"Tool: {self._known[event.id]} failed: {plain(event.error, 1000)}")
+        elif event.done > self._running[event.id][0]:
+            total = "" if event.total is None else f"/{event.total:g}"
+            self._running[event.id] = event.done, f"{event.done:g}{total} {event.message}".rstrip()
+            self._progressed(event.id)
+
+    def _progressed(self, id: str) -> None:
+        """Write progress over the tool's own line; that of several has a line for itself."""
+        if os.environ.get("TERM") == "dumb":
+            return
+        said = [(self._known[id], words) for id, (_, words) in self._running.items() if words]
+        if self._open and self._owner == id and len(self._running) == 1:
+            # What the tool was asked gives way to how far it is.
+            words = said[0][1]
+            asked = fit(self._open, max(self._columns() - len(words) - 2, 20))
+            self._write(REWRITE + self._dim(f"{asked}  {words}"))
+        else:
+            listed = ", ".join(f"{name} {words}" for name, words in said)
+            self._line(f"{'Tools' if len(self._running) > 1 else 'Tool'}: {listed}", PROGRESS)
+
+    def _line(self, text: str, owner: str = "") -> None:
+        if self._open and self._owner == PROGRESS:
+            self._write(REWRITE)
+        else:
+            self._new_line()
+        self._open, self._owner = text, owner
+        self._write(self._dim(text))
+
+    def _dim(self, text: str) -> str:
+        return click.style(fit(text, self._columns()), dim=True)
+
+    def _columns(self) -> int:
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except (OSError, ValueError):
+            columns = 0
+        return max((columns or 80) - 1, 20)  # 0 is said by those that do not know
+
+    # Questions
+
+    def can_ask(self, asked: Asked) -> bool:
+        """Can a person answer this here and now?"""
+        try:
+            Keyboard().close()
+        except OSError:
+            return False
+        return bool(asked.mode)
+
+    def make_room(self) -> None:
+        """A question comes next."""
+        with self._lock:
+            sys.stdout.flush()
+            self._new_line()
+            self._asking += 1
+
+    def closed(self, words: str) -> None:
+        """A question is over; why, if there is somebody to tell it to."""
+        with self._lock:
+            self._asking -= 1
+            if words:
+                self._line(words)
+            later, self._later = self._later, []
+            for event in later:
+                self.tell(event)
+
+    async def answer(self, asked: Asked, problem: str = "") -> Answered:
+        """Have a person answer. `problem` is why the server did not take the answer before.
+
+        Cancelled at any moment, it leaves the terminal as it was. Raises OSError if there is
+        no terminal any more.
+        """
+        keyboard = Keyboard()
+        try:
+            keyboard.forget()
+            if problem:
+                self._say(f"{asked.server or 'The server'} does not take that: {problem}")
+            else:
+                self._introduce(asked)
+            if asked.mode == "url":
+                agreed = await self._opened(keyboard, asked)
+            else:
+                agreed = bool(problem) or await self._agreed(keyboard)
+            if not agreed:
+                return Answered("decline")
+            content: dict[str, TypedValue] = {}
+            for each in asked.fields if asked.mode == "form" else ():
+                value = await self._filled(keyboard, each)
+                if value is None:
+                    return Answered("decline")
+                content |= value
+            return Answered("accept", content if asked.mode == "form" else None)
+        except asyncio.CancelledError:
+            keyboard.forget()  # half an answer is nothing for who reads next
+            raise
+        finally:
+            keyboard.close()
+
+    def _say(self, text: str, dim: bool = False) -> None:
+        wrapped = click.wrap_text(text, self._columns(), subsequent_indent="  ")
+        self._write(click.style(wrapped, dim=dim) + "\n")
+
+    def _introduce(self, asked: Asked) -> None:
+        what = "asks you to open an address" if asked.mode == "url" else "asks"
+        heading = f"The tool server {asked.server or 'without a name'} {what}:"
+        self._write(click.style(heading, bold=True) + "\n")
+        self._say(f"  {asked.message}")
+        if asked.mode == "url":
+            self._write(f"  {asked.url}\n")
+            self._say(f"  {about_address(asked.url)}", dim=True)
+            return
+        needed = sum(each.required for each in asked.fields)
+        count = len(asked.fields)
+        some = f"{count} fields, of which {needed} must be filled in" if count > 1 else "One field"
+        self._say(f"  {some if count else 'Nothing to fill in'}. {self._goes_to(asked)}", dim=True)
+
+    def _goes_to(self, asked: Asked) -> str:
+        until = ""
+        if asked.until is not None:
+            with contextlib.suppress(ValueError, OverflowError, OSError):
+                moment = datetime.datetime.fromtimestamp(asked.until)
+                until = f" It waits until {moment:%H:%M}."
+        return f"What you type goes to that server.{until}"
+
+    async def _typed(self, keyboard: Keyboard, words: str) -> str | None:
+        """What is typed after some words; None for Ctrl-D."""
+        self._write(words)
+        self._fresh = False
+        try:
+            typed = await keyboard.line()
+        except ValueError:
+            typed = "\0"  # no text: no field takes it
+        if typed is None:
+            self._write("\n")
+        self._fresh = True
+        return typed
+
+    async def _agreed(self, keyboard: Keyboard) -> bool:
+        while True:
+            words = "Answer? y begins, Enter declines, Ctrl-C stops: "
+            typed = await self._typed(keyboard, words)
+            word = (typed or "").strip().casefold()
+            if word in ("", "n", "no"):
+                return False
+            if word in ("y", "yes"):
+                return True
+
+    async def _opened(self, keyboard: Keyboard, asked: Asked) -> bool:
+        choice = "o opens it in your browser, " if _can_open() else ""
+        while True:
+            words = f"{choice}y says that you have done it, Enter declines, Ctrl-C stops: "
+            typed = await self._typed(keyboard, words)
+            word = (typed or "").strip().casefold()
+            if word in ("", "n", "no"):
+                return False
+            if word in ("y", "yes"):
+                return True
+            if word == "o" and choice:
+                await asyncio.to_thread(_open, asked.url)
+
+    async def _filled(self, keyboard: Keyboard, each: AskedField) -> dict[str, TypedValue] | None:
+        """What is typed into a field, if anything; None when the person declines after all."""
+        above, words = field_words(each)
+        for line in above:
+            self._say(f"  {line}")
+        while True:
+            typed = await self._typed(keyboard, words)
+            if typed is None:
+                return None
+            try:
+                value = typed_value(each, typed)
+            except ValueError as error:
+                self._say(f"  {error}.", dim=True)
+                continue
+            return {} if value is None else {each.name: value}
 
 
 # --- run: one run's states, no sockets: what happened in, what to do next out ---------
@@ -3453,7 +4307,7 @@ class State(enum.IntEnum):
     | NEW      | its message is being sent                              | SENT     |
     | SENT     | it had not left, was refused, or is not to be found     | NEW      |
     | SENT     | an event came, or it is in the conversation             | TAKEN    |
-    | TAKEN    | final answer, failure, question                         | ANSWERED |
+    | TAKEN    | final answer, failure, or its end with questions open  | ANSWERED |
     | TAKEN    | the server knows nothing of it after all                | NEW      |
     | ANSWERED | its stream ended after `finished`, or its log said `end` | STORED   |
 
@@ -3515,7 +4369,11 @@ class Run:
 
     It is told what happens (`took`, `ended`, `looked`, `lost`, `refused`), and says what
     to do `next`. `now` is seconds of a clock that only goes forward. A run that another
-    turn began starts as ANSWERED: all that is wanted of it is that it be stored.
+    turn began starts as ANSWERED: all that is wanted of it is that it be stored. Of one
+    that goes on with an answer, `after` is the number of updates stored before it.
+
+    While a tool waits for an answer to its question, the run goes on, and tells when it is
+    closed. A tool that does not wait ends it: that is its outcome, which another run resumes.
 
     When the server wants a pause, the message may wait for it: for `wait` seconds in all, at
     the `gate` that it shares with other runs.
@@ -3526,6 +4384,7 @@ class Run:
         generation_id: str,
         now: float,
         state: State = State.NEW,
+        after: int = 0,
         *,
         gate: Gate | None = None,
         wait: float = 0.0,
@@ -3535,7 +4394,9 @@ class Run:
         self._gate = gate or Gate()
         self._wait = wait
         self._held: float | None = None  # since when the message waits
-        self.outcome: Final | Failed | Asked | None = None
+        self.outcome: Final | Failed | Parked | None = None
+        self._after = after
+        self._asked: dict[str, Asked | None] = {}  # by id; None once it is closed
         self.died = False  # the model broke off: no final answer came before the end
         self.end = ""  # how the log says that it ended
         self._trouble: Lost | Refused | Gone | Broken | None = None
@@ -3604,14 +4465,25 @@ class Run:
                 return []
             self._answered(event)
         elif isinstance(event, Finished):
-            # The model died on the way. What it said is stored, and can be continued.
             self._finished = True
-            self.died = self._begun
-            event = Final("", True) if self._begun else NO_OUTPUT
+            if questions := tuple(filter(None, self._asked.values())):
+                event = Parked(questions)
+            else:
+                # The model died on the way. What it said is stored, and can be continued.
+                self.died = self._begun
+                event = Final("", True) if self._begun else NO_OUTPUT
             self._answered(event)
-        elif isinstance(event, (Failed, Asked)):
-            self._finished = isinstance(event, Failed)
+        elif isinstance(event, Failed):
+            self._finished = True
             self._answered(event)
+        elif isinstance(event, Asked):
+            if event.id in self._asked:
+                return []  # told again
+            self._asked[event.id] = event
+        elif isinstance(event, Resolved):
+            if self._asked.get(event.id, event) is None:
+                return []
+            self._asked[event.id] = None
         elif isinstance(event, (Text, Reasoning)):
             self._begun = self._begun or bool(event.text.strip("\0"))
         elif isinstance(event, (Called, Returned, File)):
@@ -3693,8 +4565,8 @@ class Run:
         if stored is None:
             self._vanished(now)
             return []
-        events, complete = stored_events(stored)
-        if not (complete or is_settled(stored)):
+        events, complete = stored_events(stored, self._after)
+        if not (complete or is_settled(stored, self._after)):
             self._still_grows(len(events), now)
             return []
         given = [Again(), *(out for event in events for out in self.took(event, now))]
@@ -3715,7 +4587,7 @@ class Run:
         self._trouble = Refused(self._gate.refusal.reply, waited)
         return Fail(self._trouble)
 
-    def _answered(self, outcome: Final | Failed | Asked) -> None:
+    def _answered(self, outcome: Final | Failed | Parked) -> None:
         self.state, self.outcome = State.ANSWERED, outcome
 
     def _log_ended(self, end: End) -> None:
@@ -5092,6 +5964,7 @@ class Ask:
     note: Callable[[str], None] = note
     wishes: Wishes = NO_WISHES
     wait: float = 0.0  # seconds that the message may wait when the server wants a pause
+    screen: Screen | None = None
 
 
 @dataclass
@@ -5177,13 +6050,24 @@ class Turn:
         self._outcome = outcome
         self.answer = Answer(self._file_link, calls, documents)
         self._gate = _gates.setdefault(ask.access.server.url, Gate()) if ask.wait else Gate()
-        self._run = Run(str(uuid.uuid4()), time.monotonic(), gate=self._gate, wait=ask.wait)
+        self._run = self._new_run()
+        self._driven = self._driving(self._run)
+        self._said: dict[str, Any] = {}  # with every message of this turn
         self._form = Form("", ())
+        self._puttings: dict[str, asyncio.Task[None]] = {}  # questions' ids -> until answered
+        self._typing: dict[str, asyncio.Task[Answered]] = {}
+        self._closed: dict[str, str] = {}  # questions' ids -> why, while an answer was typed
+        self._parked: list[Asked] = []  # questions whose answers resume the answer
+        self._resumed = False
         self._renewed = False  # the session, for this turn
         self._kept_until = 0.0  # when its note has to be renewed, while the message waits
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
         self._lock: asyncio.Lock | None = None  # the conversation, until it is
+
+    def _new_run(self, after: int = 0) -> Run:
+        now, wait = time.monotonic(), self._ask.wait
+        return Run(str(uuid.uuid4()), now, after=after, gate=self._gate, wait=wait)
 
     def _file_link(self, file: File) -> str:
         return self._access.server.file_page(self._id, file.sha)
@@ -5196,25 +6080,36 @@ class Turn:
     def _page(self) -> str:
         return self._access.server.page(self._id) if self._id else ""
 
-    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+    async def events(self) -> AsyncGenerator[Given, None]:
         """The answer as llm's stream events.
 
         Raises Gone, before anything is sent, when there is no conversation to continue;
         else llm.ModelError.
         """
-        run, driven = self._run, self._driven(self._run)
         wanted = True
         try:
             await self._prepare()
             try:
-                async for event in driven:
-                    for given in self.answer.take(event):
-                        yield given
-                    if self.answer.begun and self._fetch is None:
-                        self._begin_beside()
-                    if event is run.outcome:
+                while True:
+                    async for event in self._driven:
+                        for given in self.answer.take(event):
+                            yield given
+                        if isinstance(event, Asked):
+                            yield self._put(event)
+                        elif isinstance(event, AtWork) and self._ask.screen:
+                            yield Aside(functools.partial(self._ask.screen.tell, event))
+                        elif isinstance(event, Resolved):
+                            await self._close(event)
+                        if self.answer.begun and self._fetch is None:
+                            self._begin_beside()
+                        if event is self._run.outcome:
+                            break
+                    self._follow_tail()
+                    resumed = await self._resume()
+                    if not resumed:
                         break
-                self._tail = self._client.beside(self._until_stored(driven))
+                    for given in self.answer.take(resumed):
+                        yield given
                 self._judge()
             except (Lost, Refused, Gone, Broken, llm.ModelError):
                 for given in self.answer.end():  # what was printed stays
@@ -5224,16 +6119,21 @@ class Turn:
         except (Lost, Refused, Broken) as error:
             raise in_words(error, self._access, model=self._ask.model, page=self._page) from None
         except Gone:
-            if run.state is not State.STORED:
+            if self._run.state is not State.STORED and not self._resumed:
                 raise
             raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
         except (asyncio.CancelledError, GeneratorExit, TooMuch):
             wanted = False
             raise
         finally:
+            for putting in self._puttings.values():
+                putting.cancel()
             if not self._tail:
-                await driven.aclose()
+                await self._driven.aclose()
                 await self._leave(wanted)
+
+    def _follow_tail(self) -> None:
+        self._tail = self._client.beside(self._until_stored(self._driven))
 
     async def _leave(self, wanted: bool) -> None:
         """The turn ends without an answer; its run goes on if one is still `wanted`.
@@ -5261,15 +6161,18 @@ class Turn:
         parent, model = self._plan.parent, self._ask.model
         names, servers = await select_tools(self._client, self._access, self._ask)
         message_id = await (self._find(parent) if parent else self._create())
-        data: dict[str, Any] = {
-            "id": message_id,
-            "is_retry": self._ask.retry,
-            "generationId": self._run.generation_id,
+        self._said = {
             "selectedMcpServerNames": names,  # left out, it would mean all of them
             "selectedMcpServers": servers,
         }
         if zone := local_timezone(os.environ.get("TZ")):
-            data["timezone"] = zone
+            self._said["timezone"] = zone
+        data = {
+            "id": message_id,
+            "is_retry": self._ask.retry,
+            "generationId": self._run.generation_id,
+            **self._said,
+        }
         if self._plan.text:
             data["inputs"] = self._plan.text
         self._form = multipart(data, self._ask.uploads)
@@ -5373,7 +6276,7 @@ class Turn:
             while True:
                 run = Run(noted.generation_id, time.monotonic(), State.ANSWERED)
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(_exhaust(self._driven(run)), STORE_LIMIT)
+                    await asyncio.wait_for(_exhaust(self._driving(run)), STORE_LIMIT)
                 # Of a run that a turn is about to send, the server knows nothing yet. One
                 # that goes on has its turn; without, it is one that could not be stored.
                 if run.end not in ("gone", ""):
@@ -5398,7 +6301,7 @@ class Turn:
 
     # The answer
 
-    async def _driven(self, run: Run) -> AsyncGenerator[Event, None]:
+    async def _driving(self, run: Run) -> AsyncGenerator[Event, None]:
         """Do what `run` says until it is stored; what comes of it.
 
         Raises what it fails with: Lost, Refused, Gone or Broken; llm.ModelError.
@@ -5428,7 +6331,8 @@ class Turn:
                     run.not_taken()
                     await self._client.renewed(access)
                 else:
-                    run.refused(refused, time.monotonic(), first=self._plan.parent is None)
+                    first = self._plan.parent is None or self._resumed
+                    run.refused(refused, time.monotonic(), first=first)
             except Gone:
                 run.gone()
 
@@ -5513,10 +6417,6 @@ class Turn:
         outcome, model = self._run.outcome, self._ask.model
         if not self.answer.begun and isinstance(outcome, Final):
             outcome = NO_OUTPUT
-        if isinstance(outcome, Asked):
-            raise llm.ModelError(
-                f"A tool asks something. {outcome.question}\nAnswer it at {self._page}"
-            )
         if self._run.died:
             self._ask.note(f"the model {model} broke off its answer")
         if not isinstance(outcome, Failed):
@@ -5529,6 +6429,146 @@ class Turn:
         later = " Try again later." if outcome.status in (429, 500, 502, 503, 504) else ""
         said = outcome.message or "it did not say why"
         raise llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
+
+    # Questions of tools
+
+    def _put(self, asked: Asked) -> Aside:
+        """Have a person answer a question, once all that was given before is on the screen.
+
+        Raises llm.ModelError where there is nobody to ask.
+        """
+        screen = self._ask.screen
+        if screen is None or not screen.can_ask(asked):
+            self._follow_tail()
+            raise llm.ModelError(
+                f"A tool asks something. {plain(asked.question)}\nAnswer it at {self._page}"
+            )
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        earlier = list(self._puttings.values())
+        putting = self._client.beside(self._answered(asked, screen, ready, earlier))
+        putting.add_done_callback(self._tell_of_trouble)
+        self._puttings[asked.id] = putting
+        return Aside(lambda: loop.call_soon_threadsafe(ready.set))
+
+    async def _close(self, resolved: Resolved) -> None:
+        """A question is closed: whoever is still typing an answer comes too late.
+
+        What is said of it on the screen comes before the answer goes on.
+        """
+        typing = self._typing.get(resolved.id)
+        if typing is None or not typing.done():
+            self._closed[resolved.id] = resolved.resolution
+        if typing:
+            typing.cancel()
+            await asyncio.wait([self._puttings[resolved.id]], timeout=CLOSE_GRACE)
+
+    async def _answered(
+        self,
+        asked: Asked,
+        screen: Screen,
+        ready: asyncio.Event,
+        earlier: list[asyncio.Task[None]],
+    ) -> None:
+        """See a question answered, after those before it. Raises llm.ModelError if it is not."""
+        await ready.wait()
+        if earlier:
+            await asyncio.wait(earlier)
+        if asked.id in self._closed:
+            return
+        screen.make_room()
+        words = ""
+        try:
+            problem = ""
+            while True:
+                typing = asyncio.ensure_future(screen.answer(asked, problem))
+                self._typing[asked.id] = typing
+                answered = await typing
+                problem = await self._send_answer(asked, answered)
+                if not problem:
+                    break
+            words = "Declined." if answered.action == "decline" else "Answered."
+        except asyncio.CancelledError:
+            if asked.id not in self._closed:
+                raise
+            words = _CLOSED.get(self._closed[asked.id], "The question was closed.")
+        except OSError:
+            raise llm.ModelError(self._not_answered("there is no terminal any more")) from None
+        finally:
+            screen.closed(words)
+
+    async def _send_answer(self, asked: Asked, answered: Answered) -> str:
+        """Give the server the answer to a question, once; what is wrong with it, if anything.
+
+        Raises llm.ModelError when it cannot be given.
+        """
+        value: dict[str, Any] = {"elicitationId": asked.id, "action": answered.action}
+        if answered.content is not None:
+            value["content"] = answered.content
+        path = f"{chat_path(self._id)}/elicitation"
+        backoff, perhaps = Backoff(time.monotonic(), TRIES), False
+        while True:
+            try:
+                await self._client.call(self._access, "POST", path, value, twice=False)
+                return ""
+            except (Lost, Refused) as trouble:
+                status = trouble.reply.status if isinstance(trouble, Refused) else 0
+                said = trouble.reply.message if isinstance(trouble, Refused) else ""
+                if status == 409 and perhaps:
+                    return ""  # it had arrived
+                if status == 400 and answered.content:
+                    return said or "no reason given"
+                if status in (404, 409):
+                    why = said or "it is not open any more"
+                    raise llm.ModelError(self._not_answered(why)) from None
+                perhaps = perhaps or status >= 500 or bool(getattr(trouble, "sent", False))
+                pause = backoff.pause(time.monotonic()) if _may_help(trouble, True) else None
+                if pause is None:
+                    told = in_words(trouble, self._access, page=self._page)
+                    raise llm.ModelError(f"The answer was not given. {told}") from None
+                await asyncio.sleep(pause)
+
+    def _not_answered(self, why: str) -> str:
+        return f"The question could not be answered: {why.rstrip('.')}. See {self._page}"
+
+    def _tell_of_trouble(self, putting: asyncio.Task[None]) -> None:
+        """A run that waits for an answer goes on to; where it has ended, that is an error."""
+        error = None if putting.cancelled() else putting.exception()
+        if error and not isinstance(self._run.outcome, Parked):
+            self._ask.note(str(error))
+
+    async def _resume(self) -> Resumed | None:
+        """Go on where the run ended with a question, once that is answered, by another run.
+
+        None when there was no such question. Raises llm.ModelError, Broken, Lost, Refused,
+        Gone.
+        """
+        if isinstance(self._run.outcome, Parked):
+            for asked in self._run.outcome.questions:
+                self._parked.append(asked)
+                await self._puttings[asked.id]
+        if not self._parked:
+            return None
+        asked, last = self._parked.pop(0), self._run
+        await asyncio.wait([cast("asyncio.Task[None]", self._tail)])
+        conversation = await self._client.conversation(self._access, self._id)
+        stored = stored_answer(conversation, last.generation_id)
+        if stored is None or not last.is_settled:
+            raise Broken("The answer cannot be resumed: it goes on elsewhere, or is not stored.")
+        self._found(conversation, stored)
+        self._run, self._kept_until = self._new_run(len(updates_of(stored))), 0.0
+        self._driven, self._resumed, self._tail = self._driving(self._run), True, None
+        await self._hold(None)
+        data = {
+            "id": known_id(stored.get("id")),
+            "resumeElicitationId": asked.id,
+            "generationId": self._run.generation_id,
+            **self._said,
+        }
+        self._form = multipart(data, ())
+        id = self._outcome.message_id or ""
+        self._client.know(self._id, _Known(self._ask.model, self._run.generation_id, id))
+        text = _string(stored.get("content"))
+        return Resumed(len(text.encode("utf-16-le", "surrogatepass")) // 2)
 
     # Beside the answer, and after it
 
@@ -5590,6 +6630,14 @@ class Turn:
             lock.release()
 
 
+_CLOSED = {
+    "user": "Answered elsewhere.",
+    "expired": "The time to answer is over.",
+    "withdrawn": "The tool did not wait any longer.",
+    "aborted": "Stopped.",
+}
+
+
 async def _exhaust(
     events: AsyncGenerator[T, None], take: Callable[[T], object] = lambda _: None
 ) -> None:
@@ -5644,7 +6692,7 @@ def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
     return StreamEvent(type=kind, chunk="", provider_metadata=outcome.metadata())
 
 
-async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[StreamEvent, None]:
+async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[Given, None]:
     """One turn, in the conversation it belongs to, or in a new one when that is gone.
 
     An answer that is not what the schema wants is asked for once more.
@@ -5843,14 +6891,6 @@ def _loggable_url(url: str) -> str:
     pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
     query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
     return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
-
-
-def _is_private(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
-    return not address.is_global
 
 
 async def select_tools(
@@ -6165,7 +7205,8 @@ class _HuggingChat:
         response: weakref.ref[Any],
         key: str | None,
         tell: Callable[[str], None],
-    ) -> AsyncGenerator[StreamEvent, None]:
+        screen: Screen | None = None,
+    ) -> AsyncGenerator[Given, None]:
         """One turn: read the prompt, have it answered, fill the response.
 
         llm's async responses own the iterator over this. Were the response held here, an
@@ -6206,8 +7247,8 @@ class _HuggingChat:
                 async with contextlib.aclosing(hearing) as texts:
                     async for recording, text in texts:
                         said[recording.id] = text
-                        for event in hearing_events(recording.name, recording.id, text):
-                            yield event
+                        for heard in hearing_events(recording.name, recording.id, text):
+                            yield heard
                 plan, anew = plans(said)
             ask = Ask(
                 access,
@@ -6217,9 +7258,10 @@ class _HuggingChat:
                 retry,
                 tuple(tools),
                 tuple(upload for upload in uploads if not upload.is_recording),
-                tell,
+                screen.note if screen else tell,
                 wishes,
                 wait,
+                screen,
             )
             async with contextlib.aclosing(converse(ask, outcome)) as events:
                 async for event in events:
@@ -6471,6 +7513,16 @@ def _next(results: queue.SimpleQueue[T]) -> T:
             return results.get(timeout=0.25)
 
 
+def _is_for_llm(item: Given, screen: Screen | None) -> TypeGuard[StreamEvent]:
+    """See to what is not, and tell the screen of what is."""
+    if isinstance(item, Aside):
+        item.act()
+        return False
+    if screen:
+        screen.gives(item)
+    return True
+
+
 def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
     """Iterate over `events`, which run on the background loop.
 
@@ -6571,16 +7623,18 @@ _signals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Signals] = (
 )
 
 
-async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+async def in_task(
+    events: AsyncGenerator[Given, None], screen: Screen | None = None
+) -> AsyncGenerator[StreamEvent, None]:
     """Iterate over `events`, which run in a task of their own.
 
     An iterator that is abandoned becomes garbage, and Python then closes every generator
     in it at once, those inside others too. In a task they are not garbage: only this one
     is closed, and it ends the task.
     """
-    results: asyncio.Queue[T | _Ended] = asyncio.Queue()
+    results: asyncio.Queue[Given | _Ended] = asyncio.Queue()
 
-    def put(item: T | _Ended) -> None:
+    def put(item: Given | _Ended) -> None:
         if signals.ending == signal.SIGINT:
             results.put_nowait(_Ended(KeyboardInterrupt()))
         elif not signals.ending:  # else the process ends, and with it who waits here
@@ -6590,8 +7644,10 @@ async def in_task(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     task.add_done_callback(_heard)
     signals = _Signals.guard(task)
     try:
-        while not isinstance(item := await results.get(), _Ended):
-            yield item
+        with screen or contextlib.nullcontext():
+            while not isinstance(item := await results.get(), _Ended):
+                if _is_for_llm(item, screen):
+                    yield item
         if isinstance(item.error, KeyboardInterrupt):
             signals.told(task.get_loop())
         if item.error:
@@ -6614,7 +7670,13 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
         """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
-        yield from in_background(self._events(prompt, weakref.ref(response), key, noting()))
+        screen = Screen.of(prompt, stream)
+        events = self._events(prompt, weakref.ref(response), key, noting(), screen)
+        given = cast("Generator[Given, None, None]", in_background(events))
+        with contextlib.closing(given), screen or contextlib.nullcontext():
+            for item in given:
+                if _is_for_llm(item, screen):
+                    yield item
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
@@ -6629,7 +7691,9 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         key: str | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
-        return in_task(self._events(prompt, weakref.ref(response), key, noting()))
+        screen = Screen.of(prompt, stream)
+        events = self._events(prompt, weakref.ref(response), key, noting(), screen)
+        return in_task(events, screen)
 
 
 # --- commands: llm huggingchat ... ----------------------------------------------------
@@ -6757,18 +7821,6 @@ def _bar(what: str, length: int | None = None, shown: bool = True) -> Any:
     file = sys.stderr if shown and sys.stderr.isatty() else io.StringIO()
     endless = itertools.count() if length is None else None
     return click.progressbar(endless, length, label=what, show_pos=True, file=file)
-
-
-def _can_open() -> bool:
-    """Is there a browser to open a page in?"""
-    shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    return shown or sys.platform in ("darwin", "win32")
-
-
-def _open(url: str) -> None:
-    import webbrowser
-
-    webbrowser.open(url)
 
 
 DASH = pathlib.Path("-")  # standard output, where a file is asked for

@@ -20,9 +20,12 @@ cut in two; [[reasoning_events]] with events of their own; [[tokens=N]] w0 w1 â€
 a token; [[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]] the messages the
 model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call, [[tools]] two,
 [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a tool asks the
-person something; [[file]] a picture in the middle; [[unstreamed]] the text comes with the final
-answer only; [[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
-[[title=T]], [[title_first]], [[title_delay=S]], [[notitle]].
+person something, and waits; [[elicit_ends]] it asks, and the run ends, till a message resumes it
+(both may be `=form`: many fields, `=url`: an address, `=twice`: one question after the other; words
+that begin with `then_`, as [[then_cut=1]], are those of the run that resumes); [[file]] a picture
+in the middle; [[unstreamed]] the text comes with the final answer only; [[surrogates]] an emoji cut
+in two; [[router]] names a route and model, as `omni` does; [[title=T]], [[title_first]],
+[[title_delay=S]], [[notitle]].
 
 What goes wrong with the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, and no
 final answer comes; [[empty]] it says nothing.
@@ -76,8 +79,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import formatdate
 from fnmatch import fnmatchcase
@@ -304,6 +307,79 @@ class Fault:
     done: bool = False
 
 
+@dataclass
+class Elicitation:
+    """A question that a tool asks the person. One that is `parked` is waited for by nobody."""
+
+    conversation_id: str
+    request: dict[str, Any]
+    tool: str  # the id of the tool's call
+    parked: bool
+    expires: float  # time.time()
+    action: str | None = None
+    content: dict[str, Any] | None = None
+
+    def resolved(self, resolution: str = "user") -> Event:
+        """The event that says what became of it."""
+        event = {"type": "elicitation", "subtype": "resolved", "action": self.action or "cancel"}
+        event |= {"elicitationId": self.request["elicitationId"], "resolution": resolution}
+        return event | ({"content": self.content} if self.content is not None else {})
+
+    def problem(self, submitted: object) -> str | None:
+        """What is wrong with an answer, as the server has it (elicitationSchema.ts)."""
+        if not isinstance(submitted, dict):
+            return "Answer must be an object."
+        fields = {field["name"]: field for field in self.request.get("fields", [])}
+        for name in submitted:
+            if name not in fields:
+                return f'Unknown field "{name}".'
+        for name, wanted in fields.items():
+            value = submitted.get(name)
+            if value in (None, ""):
+                if wanted["required"]:
+                    return f'"{name}" is required.'
+            elif problem := wrong_value(wanted, value):
+                return f'"{name}" {problem}'
+        return None
+
+
+def wrong_value(field: dict[str, Any], value: Any) -> str | None:
+    """What is wrong with a value for a field."""
+    kind, known = field["kind"], [option["value"] for option in field.get("options", [])]
+    if kind == "boolean":
+        return None if isinstance(value, bool) else "must be a boolean."
+    if kind == "number":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return "must be a number."
+        if field["integer"] and value != int(value):
+            return "must be a whole number."
+        if not field.get("minimum", value) <= value <= field.get("maximum", value):
+            return "is below the minimum, or above the maximum."
+        return None
+    if kind == "select" and field["multiple"]:
+        if not isinstance(value, list) or len(set(value)) != len(value):
+            return "must be a list of strings, each once."
+        if not field.get("minItems", 0) <= len(value) <= field.get("maxItems", 99):
+            return "needs more selections, or less."
+        return None if set(value) <= set(known) else "has an unknown option."
+    if kind == "select":
+        return None if value in known else "has an unknown option."
+    if not isinstance(value, str):
+        return "must be a string."
+    if utf16_length(value) < field.get("minLength", 0):
+        return "is too short."
+    if utf16_length(value) > field.get("maxLength", 10_000):
+        return "is too long."
+    formats = {
+        "email": r"[^\s@]+@[^\s@]+\.[^\s@]+",
+        "date": r"\d{4}-\d\d-\d\d",
+        "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
+        "uri": r"[a-z]+:.+",
+    }
+    wanted = formats.get(field.get("format", ""), "(?s).*")
+    return None if re.fullmatch(wanted, value) else f"is not a valid {field['format']}."
+
+
 @dataclass(frozen=True)
 class StopMarker:
     """That somebody asked for an answer to stop."""
@@ -329,6 +405,14 @@ class Words(dict[str, str]):
     def numbers(self, name: str) -> list[int]:
         """A word's value as a list of whole numbers."""
         return [int(part) for part in self.get(name, "").split(",") if part]
+
+    def of_resumed(self) -> Words:
+        """The words of a run that resumes one with these."""
+        words = Words()
+        for name, value in self.items():
+            if name.startswith("then_") or name in ("elicit", "elicit_ends"):
+                words[name.removeprefix("then_")] = value
+        return words
 
     def times(self, name: str, default: float) -> tuple[str, float]:
         """A word's value and how often it holds: `before*3` is before, three times."""
@@ -398,6 +482,7 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
+    resumes: Elicitation | None = None  # the question after whose answer it goes on
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -427,9 +512,15 @@ def tokens(prompt: Prompt) -> list[str]:
     return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
 
 
-def script(prompt: Prompt) -> Iterator[Event]:
-    """The events of an answer, in the order in which the model gives them."""
+def script(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
+    """The events of an answer, in the order in which the model gives them.
+
+    It is told what became of a question that it waits for.
+    """
     words, tools = prompt.words, prompt.tools
+    if prompt.resumes:
+        yield from resumed(prompt)
+        return
     if "err" in words:
         raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
     if "reasoning_events" in words:
@@ -443,9 +534,9 @@ def script(prompt: Prompt) -> Iterator[Event]:
         for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
             yield text_event(token)
         end_of_thoughts = "</think>"
-    if "elicit" in words:
-        yield from elicitation(tools[0] if tools else TOOL_SERVERS[0]["name"])
-        raise NoAnswer
+    if "elicit" in words or "elicit_ends" in words:
+        yield from asking(prompt)
+        return
     if tools and {"tool", "tools", "tool_error"} & set(words):
         text, fails = "Let me look that up.", "tool_error" in words
         yield text_event(end_of_thoughts + text)
@@ -505,25 +596,88 @@ def tool_call(
     yield base | {"subtype": "result", "result": result}
 
 
-def elicitation(server: str) -> Iterator[Event]:
-    """A tool is called, and asks the person something."""
-    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
-    tool: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    yield tool | {"subtype": "call", "call": call, "originalId": "call_1"}
-    yield tool | {"subtype": "eta", "eta": 10}
-    request = {
-        "elicitationId": str(uuid.uuid4()),
-        "server": server,
-        "mode": "form",
-        "message": "Which city do you mean?",
-        "fields": [{"kind": "string", "name": "city", "title": "City", "required": True}],
-    }
-    yield {
-        "type": "elicitation",
-        "subtype": "request",
-        "request": request,
-        "toolUuid": tool["uuid"],
-    }
+FORM = [
+    {"kind": "string", "name": "name", "title": "Name", "minLength": 2, "maxLength": 20}
+    | {"description": "As on the badge.", "required": True},
+    {"kind": "string", "name": "mail", "title": "Mail", "format": "email", "required": True},
+    {"kind": "number", "name": "seats", "title": "Seats", "integer": True, "required": True}
+    | {"minimum": 1, "maximum": 8, "default": 2},
+    {"kind": "number", "name": "budget", "integer": False, "required": False},
+    {"kind": "boolean", "name": "window", "title": "At the window?", "required": True},
+    {"kind": "select", "name": "class", "title": "Class", "multiple": False, "required": True}
+    | {"options": [{"value": "e", "label": "Economy"}, {"value": "b", "label": "Business"}]},
+    {"kind": "select", "name": "meals", "title": "Meals", "multiple": True, "required": False}
+    | {"options": [{"value": x, "label": x} for x in ("fish", "veg", "soup")], "maxItems": 2},
+    {"kind": "string", "name": "day", "title": "Day", "format": "date", "required": False},
+    {"kind": "string", "name": "when", "title": "When", "format": "date-time", "required": False},
+    {"kind": "string", "name": "site", "title": "Site", "format": "uri", "required": False},
+]
+CITY = [{"kind": "string", "name": "city", "title": "City", "required": True}]
+SURE = [{"kind": "boolean", "name": "sure", "title": "Sure?", "required": True}]
+
+
+def question(
+    prompt: Prompt, tool: str, message: str, fields: list[dict[str, Any]], url: str = ""
+) -> Generator[Event, Elicitation | None, Elicitation | None]:
+    """A tool asks the person something. Gives what became of it, if it waits for that."""
+    server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
+    request: dict[str, Any] = {"server": server, "mode": "url" if url else "form"}
+    request |= {"message": message} | ({"url": url} if url else {"fields": fields})
+    request["elicitationId"] = str(uuid.uuid4())
+    return (
+        yield {
+            "type": "elicitation",
+            "subtype": "request",
+            "request": request,
+            "toolUuid": tool,
+        }
+    )
+
+
+def answered(tool: str, asked: Elicitation | None) -> Iterator[Event]:
+    """The tool gives back what the person said, and the model repeats it."""
+    given = asked.resolved() if asked else {"action": "cancel"}
+    said = f"{given['action']} {json.dumps(given.get('content', {}))}"
+    output = {"text": said, "content": [{"type": "text", "text": said}]}
+    result = {"status": "success", "call": {"name": "ask", "parameters": {}}, "display": True}
+    base = {"type": "tool", "subtype": "result", "uuid": tool}
+    yield base | {"result": result | {"outputs": [output]}}
+    for token in ("The", " person", " said: ", said):
+        yield text_event(token)
+
+
+def asking(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
+    """A tool is called, and asks the person something, perhaps two things."""
+    tool = str(uuid.uuid4())
+    yield text_event("Let me ask.")
+    base: Event = {"type": "tool", "uuid": tool}
+    call = {"name": "ask", "parameters": {}}
+    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
+    yield base | {"subtype": "eta", "eta": 10}
+    kind = prompt.words.get("elicit") or prompt.words.get("elicit_ends")
+    url = "https://example.org/authorize?x=1" if kind == "url" else ""
+    fields = FORM if kind == "form" else CITY
+    asked = yield from question(prompt, tool, "Which city do you mean?", fields, url)
+    if "elicit_ends" in prompt.words:
+        raise NoAnswer
+    if kind == "twice":
+        asked = yield from question(prompt, tool, "Are you sure?", SURE)
+    yield from answered(tool, asked)
+
+
+def resumed(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
+    """A tool's call is made again, with the answer to its question; perhaps it has another."""
+    asked = prompt.resumes
+    assert asked
+    yield asked.resolved()
+    first = asked.request["message"] != "Are you sure?"
+    if prompt.words.get("elicit_ends") == "twice" and first:
+        yield from question(prompt, asked.tool, "Are you sure?", SURE)
+        raise NoAnswer
+    spoken = answered(asked.tool, asked)
+    yield next(spoken)
+    yield {"type": "status", "status": "started"}
+    yield from spoken
 
 
 # Lines that a reader of the stream has to live with, one between every two tokens.
@@ -578,9 +732,11 @@ class Run:
         self._prompt = prompt
         self._known_title = conversation.title  # it is written back too
         self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
-        self._text = ""  # all of it
+        self._initial = answer["content"]  # what earlier runs wrote of the answer
+        self._text = self._initial  # all of it
         self._round = ""  # what came after the last tool
-        self._updates: list[Event] = []
+        self._updates: list[Event] = list(answer.get("updates", []))
+        self._final = False  # the final answer came
         self._tail: Event | None = None  # the event that is still growing
         self._tail_size, self._tail_since = 0, 0.0
         self._started = self._next_alive = time.monotonic()
@@ -629,13 +785,14 @@ class Run:
         """Write the answer, to its end."""
         state = "completed"
         prompted = False
-        self._tell({"type": "status", "status": "started"})
+        if not self._prompt.resumes:
+            self._tell({"type": "status", "status": "started"})
         try:
             prompted = self._speak()
             self._metadata()
             self._wait(self.words.number("title_delay", 0))
             self._title()
-            if not self._answer["content"] and not prompted:
+            if self._text == self._initial and not self._final and not prompted:
                 raise ModelFailed("No output was generated. Something went wrong.")
         except Stopped:
             state = "interrupted"
@@ -644,8 +801,10 @@ class Run:
             text = whole(self._text)
             marker = self.conversation.stop
             if marker and marker.generation_id == self.generation_id and marker.seen is not None:
-                text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
+                seen = max(utf16_length(self._initial), marker.seen)
+                text = utf16(text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
             self._text = text
+            text = text[len(self._initial) :]
             self._tell({"type": "finalAnswer", "text": text, "interrupted": True})
         except ModelFailed as failure:
             state = "error"
@@ -684,23 +843,49 @@ class Run:
         event: Event = {}
         left = words.number("delete", 1) if "delete" in words else float("inf")
         try:
-            for event in script(self._prompt):
-                self._tell(event)
+            speech, outcome = script(self._prompt), None
+            while True:
+                event, outcome = speech.send(outcome), None
+                outcome = self._asked(event)
                 if event.get("subtype") in ("result", "error"):
                     self._tell(PROVIDER)  # once for every round
                 left -= event["type"] == "stream"
                 if left <= 0:
                     self._chat.conversations.pop(self.conversation.id, None)
-                self._pause(delay if "token" in event else 0)
+                self._pause(delay if "token" in event or "progress" in event else 0)
                 if noise:
                     self._put("noise", noise.popleft())
         except NoAnswer:
             self._answer["content"] = whole(self._text)
             return event.get("type") == "elicitation"
+        except StopIteration:
+            pass
         if self._text and event["type"] != "finalAnswer":
             text = whole(self._round).rstrip()
             self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
         return False
+
+    def _asked(self, event: Event) -> Elicitation | None:
+        """Tell an event. If it is a question that is waited for, what became of it."""
+        if event.get("subtype") != "request":
+            self._tell(event)
+            return None
+        parked = "elicit_ends" in self._prompt.words
+        expires = time.time() + self._chat.elicitation_timeout
+        id, request = self.conversation.id, event["request"]
+        asked = Elicitation(id, request, event["toolUuid"], parked, expires)
+        self._chat.elicitations[request["elicitationId"]] = asked
+        self._tell(event | ({} if parked else {"expiresAt": int(1000 * expires)}))
+        if parked:
+            return None
+        while asked.action is None and time.time() < expires:
+            self._pause(0.05)
+            if self._chat.closing.is_set():
+                raise Stopped
+        resolution = "user" if asked.action else "expired"
+        asked.action = asked.action or "cancel"
+        self._tell(asked.resolved(resolution))
+        return asked
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -738,6 +923,7 @@ class Run:
         with self.changed:
             self._store(event)
             self._note(event)
+            self._final |= event["type"] == "finalAnswer"
             self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
         kind = event["type"]
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
@@ -797,12 +983,12 @@ class Run:
 
     def _with_earlier_rounds(self, final: str) -> str:
         """The whole answer: a final answer leaves out what was said before the last tool."""
-        said = whole(self._text)
+        earlier, said = self._initial, whole(self._text[len(self._initial) :])
         if not said or not any(update["type"] == "tool" for update in self._updates):
-            return final
+            return earlier + final
         if said.endswith(final):
-            return said
-        return final if final.startswith(said) else f"{said}\n\n{final}"
+            return earlier + said
+        return earlier + (final if final.startswith(said) else f"{said}\n\n{final}")
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
@@ -829,7 +1015,7 @@ class Run:
     def _bring_up_to_date(self) -> None:
         """Put into the run's copy what is known of the answer."""
         self._seal()
-        if "interrupted" not in self._answer:  # the final answer has not come
+        if not self._final:
             self._answer["content"] = whole(self._text)
         self._answer["updates"] = list(self._updates)
         self._answer["materializedSeq"] = len(self.log)
@@ -933,6 +1119,8 @@ class ChatUI:
         self.log_file: TextIO | None = None
         self.conversations: dict[str, Conversation] = {}
         self.stops: list[tuple[str, str | None]] = []
+        self.elicitations: dict[str, Elicitation] = {}
+        self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
         self.connections = 0
         self.lock = threading.RLock()
         self.closing = threading.Event()
@@ -1772,6 +1960,31 @@ class Handler(BaseHTTPRequestHandler):
                     run.stop()
         return Reply(content_type=None)
 
+    def elicitation(self, conversation_id: str) -> Reply:
+        """Take the answer to a tool's question."""
+        conversation, body = self.own(conversation_id, Refusal(404)), {}
+        with contextlib.suppress(Refusal):
+            body = self.json_body()
+        content, action = body.get("content"), body.get("action")
+        known = content is None or isinstance(content, dict)
+        sound = is_uuid(body.get("elicitationId")) and known
+        if not sound or action not in ("accept", "decline", "cancel"):
+            raise Refusal(400, "Invalid elicitation response")
+        with self.chat.lock:
+            asked = self.chat.elicitations.get(body["elicitationId"])
+            if not asked or asked.conversation_id != conversation.id:
+                raise Refusal(404, "Unknown elicitation.")
+            if asked.action is not None:
+                raise Refusal(409, "Already answered.")
+            if not asked.parked and asked.expires <= time.time():
+                raise Refusal(409, "This request has expired.")
+            if action == "accept" and asked.request["mode"] == "form":
+                if problem := asked.problem(content or {}):
+                    raise Refusal(400, problem)
+                asked.content = content or {}
+            asked.action = action
+        return in_json({"ok": True, "resume": asked.parked})
+
     def resume(self, conversation_id: str) -> None:
         """Replay the log of a run, and follow it to its end."""
         conversation, query = self.own(conversation_id), self.call.query
@@ -1844,8 +2057,14 @@ class Handler(BaseHTTPRequestHandler):
         with chat.lock:
             if conversation.stop and time_now - conversation.stop.at > STOP_MARKER:
                 conversation.stop = None
-            messages, question, answer = self.grow(conversation, data, prompt_text, files)
+            asked = self.resumable(conversation, data.get("resumeElicitationId"))
+            if data.get("resumeElicitationId"):
+                messages, question, answer = self.parked(conversation, data)
+            else:
+                messages, question, answer = self.grow(conversation, data, prompt_text, files)
             words = Words(question["content"])
+            if asked:
+                words = words.of_resumed()
             conversation.words.update(words)
             faulty = self.faulty_send(words, (conversation.id, data["id"], prompt_text))
             if faulty:
@@ -1856,6 +2075,7 @@ class Handler(BaseHTTPRequestHandler):
             conversation.updated_at = now()
             servers = self.selected_tools(data) if model["supportsTools"] else []
             prompt = self.prompt(conversation, messages, question, model, servers)
+            prompt = replace(prompt, words=words, resumes=asked)
             run = Run(chat, conversation, messages, answer, prompt)
             chat.all_runs.append(run)
             run.thread.start()
@@ -1867,6 +2087,24 @@ class Handler(BaseHTTPRequestHandler):
             return self.failed(int(value))
         self.stream(run)
         return None
+
+    def resumable(self, conversation: Conversation, id: str | None) -> Elicitation | None:
+        """The question that a message resumes after, if it is there and answered."""
+        asked = self.chat.elicitations.get(id or "")
+        mine = asked and asked.conversation_id == conversation.id
+        return asked if asked and mine and asked.parked and asked.action else None
+
+    def parked(
+        self, conversation: Conversation, data: dict[str, Any]
+    ) -> tuple[list[Message], Message, Message]:
+        """A copy of the tree, a question, and its answer, which is to go on."""
+        messages = copy.deepcopy(conversation.messages)
+        by_id = {message["id"]: message for message in messages}
+        answer = by_id.get(data["id"])
+        if not answer or answer["from"] != "assistant":
+            raise Refusal(404, "No parked message to resume")
+        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
+        return messages, by_id[answer["ancestors"][-1]], answer
 
     def message_parts(self) -> tuple[dict[str, Any], list[tuple[str, str, bytes]]]:
         """The checked parts of a message."""
@@ -1884,6 +2122,7 @@ class Handler(BaseHTTPRequestHandler):
             and ("inputs" not in data or (isinstance(data["inputs"], str) and data["inputs"] != ""))
             and isinstance(data.get("is_retry", False), bool)
             and isinstance(data.get("timezone", ""), str)
+            and ("resumeElicitationId" not in data or is_uuid(data["resumeElicitationId"]))
             and all(isinstance(data.get(name, []), list) for name in lists)
             and all(isinstance(name, str) for name in data.get(lists[0], []))
             and all({"name", "url"} <= set(server) for server in data.get(lists[1], []))
@@ -2051,6 +2290,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("POST", CONVERSATION, Handler.send_message),
     ("POST", rf"{CONVERSATION}/share", Handler.share),
     ("POST", rf"{CONVERSATION}/stop-generating", Handler.stop),
+    ("POST", rf"{CONVERSATION}/elicitation", Handler.elicitation),
     ("GET", rf"{CONVERSATION}/stream", Handler.resume),
     ("GET", rf"{CONVERSATION}/output/([^/]+)", Handler.output),
     ("GET", r"/r/([^/]+)", Handler.shared_page),

@@ -145,7 +145,7 @@ def test_tool_call():
     called, returned = found[1], found[2]
     assert called["name"] == "web_search_exa"
     assert "https://example.org/docs" in returned["output"]
-    assert found[3]["text"] == f"The tool said: {returned['output']}"
+    assert found[3]["text"] == f"\n\nThe tool said: {returned['output']}"
 
 
 def test_logged_in(monkeypatch):

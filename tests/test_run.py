@@ -541,12 +541,14 @@ def test_padding_is_nothing_said():
     assert run.took(Finished(), 0.0) == [Final("", True)]
 
 
-def test_question_is_an_outcome_and_its_run_may_go_on():
+def test_stream_that_ends_with_a_question_is_followed():
     run = sent()
-    assert run.took(Asked("Which?"), 0.0) == [Asked("Which?")]
+    asked = Asked("q", "Exa", "Which?", "form")
+    assert run.took(asked, 0.0) == [asked]
     run.ended(0.0)
     assert not run.is_settled
-    assert run.next(0.0) == Follow(BEYOND)
+    assert run.outcome is None
+    assert run.next(0.0) == Follow(0)
 
 
 # --- pauses ---------------------------------------------------------------------------

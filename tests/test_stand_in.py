@@ -612,3 +612,38 @@ def test_stand_in_runs_a_command_and_passes_its_status(tmp_path: pathlib.Path) -
     assert (request["method"], request["path"], request["number"]) == ("GET", "/api/v2/models", 1)
     assert request["at"] > 0
     assert stand_in("no-such-command").returncode == 127
+
+
+# --- questions of tools, as chat-ui's source has them ---------------------------------
+
+
+def said(server: ChatUI, id: str, value: dict[str, Any]) -> tuple[int, Any]:
+    """What comes of an answer to a question."""
+    got = call(server, "POST", f"/conversation/{id}/elicitation", value)
+    return got.status, got.json().get("message", got.json().get("resume"))
+
+
+@pytest.mark.parametrize(("word", "resume"), [("elicit", False), ("elicit_ends", True)])
+def test_answer_to_a_question(chat: Chat, word: str, resume: bool) -> None:
+    stream = chat.send(f"[[{word}]]", chat.root)
+    stream.until(b'"elicitationId"')
+    ((id, asked),) = chat.server.elicitations.items()
+    value = {"elicitationId": id, "action": "accept"}
+    wrong: list[tuple[dict[str, Any], Any]] = [
+        ({}, (400, "Invalid elicitation response")),
+        (value | {"action": "shrug"}, (400, "Invalid elicitation response")),
+        (value | {"elicitationId": str(uuid.uuid4())}, (404, "Unknown elicitation.")),
+        (value, (400, '"city" is required.')),
+        (value | {"content": {"town": "x"}}, (400, 'Unknown field "town".')),
+        (value | {"content": {"city": 5}}, (400, '"city" must be a string.')),
+    ]
+    for body, problem in wrong:
+        assert said(chat.server, chat.id, body) == problem
+    assert asked.action is None
+    content = {"content": {"city": "Rome"}}
+    assert said(chat.server, chat.id, value | content) == (200, resume)
+    assert said(chat.server, chat.id, value | content) == (409, "Already answered.")
+    kinds = [u.get("subtype") or u.get("status") or u["type"] for u in updates(stream.rest().body)]
+    assert kinds[-1] == "finished"
+    assert ("resolved" in kinds) is not resume
+    assert ("finalAnswer" in kinds) is not resume

@@ -243,10 +243,10 @@ MIXED = [
     {"type": "text", "text": "Let me look that up."},
     called(),
     returned(RESULTS),
-    {"type": "text", "text": "One more."},
+    {"type": "text", "text": "\n\nOne more."},
     called("hugging_face"),
     returned(RESULTS, "hugging_face"),
-    {"type": "text", "text": f"The tool said: {RESULTS}"},
+    {"type": "text", "text": f"\n\nThe tool said: {RESULTS}"},
 ]
 
 
@@ -298,7 +298,7 @@ def test_failed_tool_does_not_fail_the_answer(server: ChatUI, ask: Ask) -> None:
         {"type": "text", "text": "Let me look that up."},
         called(),
         returned("Error: The tool could not be reached"),
-        {"type": "text", "text": "The tool failed."},
+        {"type": "text", "text": "\n\nThe tool failed."},
     ]
 
 
