@@ -3651,7 +3651,8 @@ def _limits(asked: AskedField) -> str:
         return f"{json.dumps(least)} to {json.dumps(most)}{unit}"
     if most is not None:
         return f"at most {json.dumps(most)}{unit}"
-    return f"at least {json.dumps(least)}{unit}" if least else ""
+    told = least is not None and (least or asked.kind == "number")
+    return f"at least {json.dumps(least)}{unit}" if told else ""
 
 
 def field_words(asked: AskedField) -> tuple[list[str], str]:
@@ -4488,7 +4489,10 @@ class Run:
             self._begun = self._begun or bool(event.text.strip("\0"))
         elif isinstance(event, (Called, Returned, File)):
             self._begun = True
-        return [event]
+        over = self.state is State.ANSWERED and not isinstance(event, Parked)
+        # chat-ui does not tell that a stop has closed a question.
+        left = filter(None, self._asked.values() if over else ())
+        return [*(Resolved(asked.id, "aborted") for asked in left), event]
 
     def ended(self, now: float) -> None:
         """The connection ended, as it should."""

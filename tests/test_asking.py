@@ -33,6 +33,7 @@ from llm_huggingchat import (
     AskedField,
     Called,
     Event,
+    Failed,
     File,
     Final,
     Finished,
@@ -195,6 +196,7 @@ def test_what_is_typed_becomes_a_value(
         (WHEN, "09:30", "not date and time"),
         (SITE, "example", "not an address"),
         (WHOLE, "9", "1 to 8"),
+        (NUMBER | {"minimum": 0}, "-1", "it has to be at least 0"),
         (WHOLE, "1.5", "no whole number"),
         (WHOLE, "٣", "no whole number"),
         (WHOLE | {"maximum": None}, "9" * 17, "too large"),
@@ -353,6 +355,13 @@ def test_run_goes_on_while_a_tool_waits_for_an_answer() -> None:
     assert run.took(ASKED, 0.0) == []
     run.took(Final("x", False), 0.0)
     assert run.outcome == Final("x", False)
+
+
+@pytest.mark.parametrize("end", [Final("", True), Failed("no more", 500)])
+def test_question_of_a_run_that_was_stopped_is_closed_by_its_end(end: Event) -> None:
+    run = running()
+    assert run.took(end, 0.0) == [Resolved("q", "aborted"), end]
+    assert run.outcome is end
 
 
 def test_run_that_ends_with_a_question_is_parked_and_stored() -> None:
@@ -826,6 +835,18 @@ def test_question_is_answered_on_the_web_page(
     elsewhere(server)
     ada.sees("Answered elsewhere.")
     assert ada.leaves().endswith('\n\nThe person said: accept {"city": "Oslo"}\n')
+
+
+def test_run_is_stopped_on_the_web_page_while_a_person_types(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    ada = person(*ASK, "[[elicit]]")
+    ada.answers(("Answer? ", "y\n"), ("City", "Ro"))
+    (going,) = server.all_runs
+    going.stop()
+    ada.sees("Ro\nStopped.\n")
+    ada.leaves()
+    assert [asked.action for asked in server.elicitations.values()] == [None]
 
 
 def test_run_that_somebody_else_resumes_is_left_to_them(
