@@ -18,6 +18,7 @@ The file reads from top to bottom; each part uses only what stands above it:
     run         one run's states, no sockets: what happened in, what to do next out
     files       the key store, the catalogue cache, and which runs go on
     client      one coroutine a server call; errors in words
+    tools       llm's server-side tools -> what the server is to select
     turn        does what the run says: create or find, send, follow, look, wait, stop
     models      llm's classes, thin
     commands    llm huggingchat ...
@@ -4489,7 +4490,7 @@ class Run:
             self._begun = self._begun or bool(event.text.strip("\0"))
         elif isinstance(event, (Called, Returned, File)):
             self._begun = True
-        over = self.state is State.ANSWERED and not isinstance(event, Parked)
+        over = isinstance(self.outcome, (Final, Failed))
         # chat-ui does not tell that a stop has closed a question.
         left = filter(None, self._asked.values() if over else ())
         return [*(Resolved(asked.id, "aborted") for asked in left), event]
@@ -5951,6 +5952,209 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
     )
 
 
+# --- tools: llm's server-side tools -> what the server is to select -------------------
+
+
+class HuggingChatTool(llm.ServerSideTool):
+    """A tool that runs on the chat server."""
+
+    plugin = "llm-huggingchat"
+    wanted: str = ""
+    # What such a server is called or where it is, the surest sign first.
+    signs: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        # `llm tools` shows the signature: with types in it, not their names in quotes.
+        shown = inspect.signature(cls, eval_str=True)
+        cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
+
+
+class WebSearch(HuggingChatTool):
+    """Search the web, with the chat server's own search."""
+
+    name = "web_search"
+    wanted = "web search"
+    signs = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class HuggingFace(HuggingChatTool):
+    """Search models, datasets, papers and Spaces on Hugging Face."""
+
+    name = "hugging_face"
+    wanted = "Hugging Face tools"
+    signs = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class _Loggable(type):
+    """Makes an MCP of what may be logged, and then tells it the whole.
+
+    llm logs what a tool's __init__ gets, and makes the tool of it again for `llm -c`. A
+    header's or a query's value may be a secret, so __init__ gets only the name of one.
+    """
+
+    def __call__(
+        cls, url: str, name: str | None = None, headers: dict[str, str] | None = None
+    ) -> Any:
+        shown = headers
+        if isinstance(headers, dict):
+            shown = {key: _only_names(str(value)) for key, value in headers.items()}
+        tool = super().__call__(_loggable_url(str(url)), name, shown)
+        tool.url, tool.headers = url, headers
+        return tool
+
+
+class MCP(HuggingChatTool, metaclass=_Loggable):
+    """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
+    for that environment variable, or key in llm's key store: only the name is logged."""
+
+    name = "mcp"
+
+    def __init__(
+        self, url: str, name: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        self.url = url
+        self.label = name
+        self.headers = headers
+
+    def request(self, server: Server) -> dict[str, Any]:
+        """The server as chat-ui wants it. Raises llm.ModelError."""
+        url = self._filled("URL", str(self.url))
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+        except ValueError:
+            parts, host = urlsplit(""), ""
+        if "@" in parts.netloc:
+            raise llm.ModelError(
+                "MCP's URL holds a user name or a password. Put them into a header, "
+                'like {"Authorization": "Basic $NAME"}.'
+            )
+        local = server.is_loopback and _is_loopback(host) and parts.scheme in ("http", "https")
+        public = host and not _is_private(host) and parts.scheme == "https"
+        if not (public or local):
+            # The rest of the address may be a secret, or all of it.
+            given = f", not {plain(f'{parts.scheme}://{host}', 100)!r}" if host else ""
+            raise llm.ModelError(
+                "MCP wants the https address of a public server, "
+                f"like https://example.org/mcp{given}."
+            )
+        if self.headers is not None and not isinstance(self.headers, dict):
+            raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        headers = [
+            {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
+            for name, value in (self.headers or {}).items()
+        ]
+        return {"name": self.label or host, "url": url, "headers": headers}
+
+    def _filled(self, what: str, value: str) -> str:
+        if HIDDEN in value:
+            raise llm.ModelError(
+                f"The value of MCP's {what} is not kept in the logs. "
+                "Give -T again, or write it as $NAME of an environment variable or llm key."
+            )
+
+        def value_of(match: re.Match[str]) -> str:
+            if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
+                raise llm.ModelError(
+                    f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
+                )
+            found = os.environ.get(match[1]) or stored_key(match[1])
+            if found is None:
+                raise llm.ModelError(
+                    f"MCP's {what} names ${match[1]}, which is neither an environment variable "
+                    "nor a key of llm."
+                )
+            return found
+
+        return re.sub(r"\$(\w+)", value_of, value)
+
+
+HIDDEN = "(not logged)"
+
+
+def _only_names(value: str) -> str:
+    """A value for the log: the words it is made of when they name a secret."""
+    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else HIDDEN
+
+
+def _loggable_url(url: str) -> str:
+    """An address for the log: in its query only names of secrets; nothing if it is no address."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return HIDDEN
+    if not parts.netloc or "@" in parts.netloc:
+        return HIDDEN
+    pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
+    query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
+    return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
+
+
+async def select_tools(
+    client: Client, access: Access, tools: Iterable[llm.ServerSideTool]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
+
+    A server given by address must be among the names as well, or chat-ui drops it.
+    Raises llm.ModelError when the server does not offer one of them.
+    """
+    wanted = [tool.request(access.server) for tool in tools if isinstance(tool, MCP)]
+    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.signs]
+    names: list[str] = []
+    if ready:
+        offered = await client.get(access, "/api/mcp/servers")
+        names = [find_tool_server(offered, tool) for tool in ready]
+    added = named_apart(wanted, names)
+    return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
+
+
+def named_apart(servers: Iterable[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
+    """MCP servers, each once, with names that differ from each other and from those `taken`.
+
+    Of two servers with one name, chat-ui keeps the last.
+    """
+    used, seen, apart = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
+    for server in servers:
+        if server in seen:
+            continue
+        seen.append(server)
+        name = server["name"]
+        for number in itertools.count(2):
+            if name not in used:
+                break
+            name = f"{server['name']} {number}"
+        used.add(name)
+        apart.append(server | {"name": name})
+    return apart
+
+
+def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
+    """The name of the offered server that is such a tool, found by what it is called or where.
+
+    `offered` is what GET api/mcp/servers says. Raises llm.ModelError when there is none.
+    """
+    servers = [
+        (_string(server.get("name")), _string(server.get("url")))
+        for server in map(_mapping, offered if isinstance(offered, list) else ())
+        if _string(server.get("name"))
+    ]
+    for field_index in (0, 1):
+        for sign in tool.signs:
+            for server in servers:
+                if re.search(sign, server[field_index], re.IGNORECASE):
+                    return server[0]
+    there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
+    raise llm.ModelError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
+
+
 # --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
 
 
@@ -6163,7 +6367,7 @@ class Turn:
         Raises Gone when there is none to continue; Lost, Refused, llm.ModelError.
         """
         parent, model = self._plan.parent, self._ask.model
-        names, servers = await select_tools(self._client, self._access, self._ask)
+        names, servers = await select_tools(self._client, self._access, self._ask.tools)
         message_id = await (self._find(parent) if parent else self._create())
         self._said = {
             "selectedMcpServerNames": names,  # left out, it would mean all of them
@@ -6752,206 +6956,6 @@ def _unusable(document: JsonDocument, outcome: Outcome) -> llm.ModelError:
 
 
 # --- models: llm's classes, thin ------------------------------------------------------
-
-
-class HuggingChatTool(llm.ServerSideTool):
-    """A tool that runs on the chat server."""
-
-    plugin = "llm-huggingchat"
-    wanted: str = ""
-    # What such a server is called or where it is, the surest sign first.
-    signs: tuple[str, ...] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
-        # `llm tools` shows the signature: with types in it, not their names in quotes.
-        shown = inspect.signature(cls, eval_str=True)
-        cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
-
-
-class WebSearch(HuggingChatTool):
-    """Search the web, with the chat server's own search."""
-
-    name = "web_search"
-    wanted = "web search"
-    signs = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-class HuggingFace(HuggingChatTool):
-    """Search models, datasets, papers and Spaces on Hugging Face."""
-
-    name = "hugging_face"
-    wanted = "Hugging Face tools"
-    signs = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-class _Loggable(type):
-    """Makes an MCP of what may be logged, and then tells it the whole.
-
-    llm logs what a tool's __init__ gets, and makes the tool of it again for `llm -c`. A
-    header's or a query's value may be a secret, so __init__ gets only the name of one.
-    """
-
-    def __call__(
-        cls, url: str, name: str | None = None, headers: dict[str, str] | None = None
-    ) -> Any:
-        shown = headers
-        if isinstance(headers, dict):
-            shown = {key: _only_names(str(value)) for key, value in headers.items()}
-        tool = super().__call__(_loggable_url(str(url)), name, shown)
-        tool.url, tool.headers = url, headers
-        return tool
-
-
-class MCP(HuggingChatTool, metaclass=_Loggable):
-    """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
-    for that environment variable, or key in llm's key store: only the name is logged."""
-
-    name = "mcp"
-
-    def __init__(
-        self, url: str, name: str | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__()
-        self.url = url
-        self.label = name
-        self.headers = headers
-
-    def request(self, server: Server) -> dict[str, Any]:
-        """The server as chat-ui wants it. Raises llm.ModelError."""
-        url = self._filled("URL", str(self.url))
-        try:
-            parts = urlsplit(url)
-            host = parts.hostname or ""
-        except ValueError:
-            parts, host = urlsplit(""), ""
-        if "@" in parts.netloc:
-            raise llm.ModelError(
-                "MCP's URL holds a user name or a password. Put them into a header, "
-                'like {"Authorization": "Basic $NAME"}.'
-            )
-        local = server.is_loopback and _is_loopback(host) and parts.scheme in ("http", "https")
-        public = host and not _is_private(host) and parts.scheme == "https"
-        if not (public or local):
-            # The rest of the address may be a secret, or all of it.
-            given = f", not {plain(f'{parts.scheme}://{host}', 100)!r}" if host else ""
-            raise llm.ModelError(
-                "MCP wants the https address of a public server, "
-                f"like https://example.org/mcp{given}."
-            )
-        if self.headers is not None and not isinstance(self.headers, dict):
-            raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
-        headers = [
-            {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
-            for name, value in (self.headers or {}).items()
-        ]
-        return {"name": self.label or host, "url": url, "headers": headers}
-
-    def _filled(self, what: str, value: str) -> str:
-        if HIDDEN in value:
-            raise llm.ModelError(
-                f"The value of MCP's {what} is not kept in the logs. "
-                "Give -T again, or write it as $NAME of an environment variable or llm key."
-            )
-
-        def value_of(match: re.Match[str]) -> str:
-            if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-                raise llm.ModelError(
-                    f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
-                )
-            found = os.environ.get(match[1]) or stored_key(match[1])
-            if found is None:
-                raise llm.ModelError(
-                    f"MCP's {what} names ${match[1]}, which is neither an environment variable "
-                    "nor a key of llm."
-                )
-            return found
-
-        return re.sub(r"\$(\w+)", value_of, value)
-
-
-HIDDEN = "(not logged)"
-
-
-def _only_names(value: str) -> str:
-    """A value for the log: the words it is made of when they name a secret."""
-    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else HIDDEN
-
-
-def _loggable_url(url: str) -> str:
-    """An address for the log: in its query only names of secrets; nothing if it is no address."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return HIDDEN
-    if not parts.netloc or "@" in parts.netloc:
-        return HIDDEN
-    pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
-    query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
-    return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
-
-
-async def select_tools(
-    client: Client, access: Access, ask: Ask
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
-
-    A server given by address must be among the names as well, or chat-ui drops it.
-    Raises llm.ModelError when the server does not offer one of them.
-    """
-    wanted = [tool.request(access.server) for tool in ask.tools if isinstance(tool, MCP)]
-    ready = [tool for tool in ask.tools if isinstance(tool, HuggingChatTool) and tool.signs]
-    names: list[str] = []
-    if ready:
-        offered = await client.get(access, "/api/mcp/servers")
-        names = [find_tool_server(offered, tool) for tool in ready]
-    added = named_apart(wanted, names)
-    return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
-
-
-def named_apart(servers: Iterable[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
-    """MCP servers, each once, with names that differ from each other and from those `taken`.
-
-    Of two servers with one name, chat-ui keeps the last.
-    """
-    used, seen, apart = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
-    for server in servers:
-        if server in seen:
-            continue
-        seen.append(server)
-        name = server["name"]
-        for number in itertools.count(2):
-            if name not in used:
-                break
-            name = f"{server['name']} {number}"
-        used.add(name)
-        apart.append(server | {"name": name})
-    return apart
-
-
-def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
-    """The name of the offered server that is such a tool, found by what it is called or where.
-
-    `offered` is what GET api/mcp/servers says. Raises llm.ModelError when there is none.
-    """
-    servers = [
-        (_string(server.get("name")), _string(server.get("url")))
-        for server in map(_mapping, offered if isinstance(offered, list) else ())
-        if _string(server.get("name"))
-    ]
-    for field_index in (0, 1):
-        for sign in tool.signs:
-            for server in servers:
-                if re.search(sign, server[field_index], re.IGNORECASE):
-                    return server[0]
-    there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
-    raise llm.ModelError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
 
 
 class HuggingChatOptions(llm.Options):
