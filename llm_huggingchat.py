@@ -3887,10 +3887,14 @@ class Screen:
     def __enter__(self) -> None:
         """An answer begins."""
 
-    def __exit__(self, *_: object) -> None:
-        """It is over: what comes next has a line for itself."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """It is over: what comes next has a line for itself, an error too.
+
+        Click gives one to Ctrl-C.
+        """
         with self._lock:
-            if self._open:
+            failed = kind is not None and issubclass(kind, Exception)
+            if self._open or (failed and not self._fresh):
                 self._write("\n")
             self._open = ""
 

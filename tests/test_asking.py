@@ -475,6 +475,22 @@ def test_tool_that_fails_and_an_answer_that_begins_or_ends_with_one() -> None:
     assert screen.shown == "Tool: t\nTool: t failed: no network\nSorry.\nTool: t\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "ending", "shown"),
+    [
+        ("Let me", llm.ModelError, "Let me\n"),
+        ("Let me.\n", llm.ModelError, "Let me.\n"),
+        ("Let me", KeyboardInterrupt, "Let me"),
+    ],
+)
+def test_error_has_a_line_of_its_own(said: str, ending: type[BaseException], shown: str) -> None:
+    screen = Shown()
+    screen.say(said)
+    with pytest.raises(ending), screen:
+        raise ending
+    assert screen.shown == shown
+
+
 def test_tools_side_by_side_share_a_line() -> None:
     screen = Shown()
     for event in (CALL, Called("v", "s", {}), Progress("u", 1), Progress("v", 2)):
