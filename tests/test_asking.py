@@ -22,7 +22,7 @@ from typing import Any
 import llm
 import pytest
 from chat_ui import FORM, ChatUI, Fault, wrong_value
-from helpers import default_signals, logged, make_logs, only_conversation, sends, wait_for
+from helpers import default_signals, logged, make_logs, only_conversation, sends, soon, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -732,10 +732,9 @@ def test_ctrl_c_at_a_question_stops_the_run_at_once(
     if typed:
         ada.answers(("City", "Ro"))
     wait_for(lambda: word == "elicit" or "completed" in server.runs.values())
-    pressed = time.monotonic()
-    ada.types("\x03")
-    ada.leaves(status=1)
-    assert time.monotonic() - pressed < 1.5  # a second, and the end of the process
+    with soon():  # the question itself would wait for an hour
+        ada.types("\x03")
+        ada.leaves(status=1)
     assert len(server.stops) == (word == "elicit")
     assert not any(asked.action == "accept" for asked in server.elicitations.values())
     wait_for(lambda: "running" not in server.runs.values())
