@@ -374,7 +374,7 @@ def wrong_value(field: dict[str, Any], value: Any) -> str | None:
         "email": r"[^\s@]+@[^\s@]+\.[^\s@]+",
         "date": r"\d{4}-\d\d-\d\d",
         "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
-        "uri": r"[a-z]+:.+",
+        "uri": r"[A-Za-z][A-Za-z0-9+.-]*:.+",
     }
     wanted = formats.get(field.get("format", ""), "(?s).*")
     return None if re.fullmatch(wanted, value) else f"is not a valid {field['format']}."

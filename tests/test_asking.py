@@ -140,6 +140,8 @@ SITE = {"kind": "string", "format": "uri"}
 YES = {"kind": "boolean"}
 ONE = {"kind": "select", "options": [{"value": v, "label": w} for v, w in ("eE", "bB", "21")]}
 SOME = ONE | {"multiple": True, "maxItems": 2}
+COMMA = {"options": [{"value": "f", "label": "Fish, fried"}, {"value": "s", "label": "Soup"}]}
+SAME = {"options": [{"value": "a", "label": "EE"}, {"value": "b", "label": "Ee"}]}
 
 
 @pytest.mark.parametrize(
@@ -154,10 +156,13 @@ SOME = ONE | {"multiple": True, "maxItems": 2}
         (WHEN, "2026-11-26 09:30-05:00", "2026-11-26T15:30:00+01:00"),
         (SITE, "https://example.org/a?b#c", "https://example.org/a?b#c"),
         (WHOLE, "8", 8),
+        (WHOLE, "1", 1),
         (WHOLE, "+3", 3),
         (NUMBER, "-1.5e2", -150.0),
         (NUMBER, "7", 7),
+        (NUMBER, "1" * 21, 1.1111111111111111e20),
         (YES, "Y", True),
+        (YES, "true", True),
         (YES, "no", False),
         (ONE, "E", "e"),
         (ONE, "b", "b"),
@@ -165,6 +170,8 @@ SOME = ONE | {"multiple": True, "maxItems": 2}
         (ONE, "1", "2"),  # a name counts before a number
         (SOME, "e, B", ["e", "b"]),
         (SOME, "e,e", ["e"]),
+        (SOME | COMMA, "Fish, fried", ["f"]),
+        (SOME | {"minItems": 2}, "e, b", ["e", "b"]),
     ],
 )
 def test_what_is_typed_becomes_a_value(
@@ -188,6 +195,7 @@ def test_what_is_typed_becomes_a_value(
         (NAME, "👩👩👩", "it is 6 long"),  # as chat-ui counts
         (NAME, "", "has to be filled in"),
         (NAME, "a\x1b[Db", "control characters"),
+        (NAME, "\udc80b", "control characters"),  # half a character
         (MAIL, "ada", "not an e-mail address"),
         (MAIL, "a b@example.org", "not an e-mail address"),
         (DAY, "2023-02-29", "not a date"),
@@ -206,6 +214,7 @@ def test_what_is_typed_becomes_a_value(
         (YES, "maybe", "type y or n"),
         (ONE, "4", "none of them"),
         (ONE, "0", "none of them"),
+        (ONE | SAME, "ee", "none of them"),  # it could be either
         (ONE, "e, b", "none of them"),
         (SOME, "e, b, 3", "at most 2"),
     ],
@@ -226,6 +235,7 @@ def test_what_is_wrong_is_said(told: Any, typed: str, problem: str) -> None:
         (WHOLE | {"default": 2}, 2),
         (WHOLE | {"default": 9}, None),
         (WHOLE | {"default": True}, None),
+        (WHOLE | {"default": 2.5}, None),
         (NUMBER | {"default": 10**400}, None),
         (YES | {"default": False}, False),
         (YES | {"default": "yes"}, None),
@@ -233,12 +243,15 @@ def test_what_is_wrong_is_said(told: Any, typed: str, problem: str) -> None:
         (ONE | {"default": "B"}, None),
         (SOME | {"default": ["e", "x"]}, ["e"]),
         (SOME | {"default": "e"}, None),
+        (SOME | {"default": ["e", ["x"]]}, None),
     ],
 )
 def test_nothing_typed_is_the_default_if_the_field_allows_it(told: Any, default: Any) -> None:
     asked = field_of(**told, required=False)
     assert default_of(asked) == default
     assert typed_value(asked, " ") == default
+    if default is not None:
+        assert typed_value(field_of(**told), "") == default  # also where one is required
     assert ("[" in field_words(asked)[1]) == (default is not None)
 
 
@@ -248,6 +261,7 @@ KINDS = [NAME, MAIL, DAY, WHEN, SITE, WHOLE, NUMBER, YES, ONE, SOME]
 @given(st.sampled_from(KINDS), st.text() | st.from_regex(r"[0-9eE+.,: @-]{1,12}", fullmatch=True))
 @example(WHEN, "0001-01-01 00:00")
 @example(WHOLE, "1" * 5000)
+@example(SITE, "EE4:e,")
 def test_whatever_is_typed_is_refused_here_or_taken_by_the_server(told: Any, typed: str) -> None:
     asked = field_of(**told)
     try:
@@ -256,6 +270,29 @@ def test_whatever_is_typed_is_refused_here_or_taken_by_the_server(told: Any, typ
         return
     told = {"name": "n", "required": True, "multiple": False} | told
     assert wrong_value(told, value) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (WHOLE, "n (a whole number, 1 to 8): "),
+        (WHOLE | {"minimum": 0}, "n (a whole number, 0 to 8): "),
+        (WHOLE | {"maximum": None}, "n (a whole number, at least 1): "),
+        (NAME | {"maxLength": None}, "n (text, at least 2 characters): "),
+        (NAME | {"minLength": None, "title": "Name"}, "Name (text, at most 4 characters): "),
+        (NAME | {"minLength": 0, "maxLength": None, "required": False}, "n (text, optional): "),
+        (YES | {"default": True}, "n (y or n) [y]: "),
+        (YES | {"default": False}, "n (y or n) [n]: "),
+        (SOME | {"default": ["b", "e"]}, "n (some of them, with commas between, at most 2) [E, B]: "),
+    ],
+)
+def test_words_before_what_is_typed(told: Any, words: str) -> None:
+    assert field_words(field_of(**told))[1] == words
+
+
+def test_as_many_fields_as_a_form_may_have() -> None:
+    asked = asked_of(*(TEXT | {"name": str(number)} for number in range(100)))
+    assert (asked.mode, len(asked.fields)) == ("form", 100)
 
 
 def test_where_an_address_leads_is_said() -> None:

@@ -772,6 +772,7 @@ def test_share(logged_in: ChatUI, run: Run) -> None:
 
 def test_delete_asks_first(logged_in: ChatUI, run: Run) -> None:
     web = Web(logged_in)
+    logged_in.store_delay = 0.0  # the web page waits until a conversation is stored
     ids = [web.begin("one") for _ in range(35)]
     assert "Aborted!" in run("delete", ids[0], input="n\n", fails=True).stderr
     assert "Aborted!" in run("delete", ids[0], input="", fails=True).stderr

@@ -125,6 +125,7 @@ def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI, ask
 
 
 def test_fiftieth_upload_is_no_larger_than_the_second(server: ChatUI) -> None:
+    server.store_delay = 0.0  # no turn has to wait for the one before it
     conversation = llm.get_model("hf-llama").conversation()
     for number in range(50):
         assert conversation.prompt(f"turn {number:02}").text() == f"You said: turn {number:02}"

@@ -46,6 +46,7 @@ def test_links_lead_somewhere() -> None:
 def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
     """A server with logins, which says what README.md says that it says; and files to send."""
     server.login_required = True
+    server.store_delay = 0.0  # what a command prints does not depend on it
     server.tokens["t-ada"] = "ada"
     for model in server.models:
         model["supportsArtifacts"] = model["id"].startswith("deepseek-ai/DeepSeek-V4")
