@@ -16,19 +16,31 @@ import sys
 import termios
 import threading
 import time
+import tty
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import llm
 import pytest
 from chat_ui import FORM, ChatUI, Fault, wrong_value
-from helpers import default_signals, logged, make_logs, only_conversation, sends, soon, wait_for
+from helpers import (
+    AT_ONCE,
+    default_signals,
+    logged,
+    make_logs,
+    only_conversation,
+    sends,
+    soon,
+    wait_for,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import llm_huggingchat
 from llm_huggingchat import (
     Again,
     Answer,
+    Answered,
     Asked,
     AskedField,
     Called,
@@ -41,6 +53,7 @@ from llm_huggingchat import (
     Paragraphs,
     Parked,
     Progress,
+    Reasoning,
     Resolved,
     Resumed,
     Returned,
@@ -48,6 +61,7 @@ from llm_huggingchat import (
     Screen,
     State,
     Text,
+    Turn,
     about_address,
     default_of,
     event_of,
@@ -283,7 +297,10 @@ def test_whatever_is_typed_is_refused_here_or_taken_by_the_server(told: Any, typ
         (NAME | {"minLength": 0, "maxLength": None, "required": False}, "n (text, optional): "),
         (YES | {"default": True}, "n (y or n) [y]: "),
         (YES | {"default": False}, "n (y or n) [n]: "),
-        (SOME | {"default": ["b", "e"]}, "n (some of them, with commas between, at most 2) [E, B]: "),
+        (
+            SOME | {"default": ["b", "e"]},
+            "n (some of them, with commas between, at most 2) [E, B]: ",
+        ),
     ],
 )
 def test_words_before_what_is_typed(told: Any, words: str) -> None:
@@ -346,6 +363,10 @@ def test_text_after_a_tool_is_set_apart(before: str, after: str, wanted: str) ->
 def test_link_to_a_file_after_a_tool_is_set_apart() -> None:
     assert through(Text("a"), CALL, BACK, File("f", "x"), Text("b")) == "a|\n\n[f](x)\nb"
     assert through(CALL, BACK, File("f", "x"), CALL, Text("b")) == "|\n[f](x)\n|\nb"
+
+
+def test_line_ends_between_two_tools_count() -> None:
+    assert through(Text("a"), CALL, BACK, Text("\n"), CALL, BACK, Text("b")) == "a|\n|\nb"
 
 
 def texts(events: Sequence[Event]) -> str:
@@ -411,6 +432,14 @@ def test_run_that_ends_with_a_question_is_parked_and_stored() -> None:
     assert not run.died
 
 
+def test_run_that_ends_with_two_questions_is_parked_with_both() -> None:
+    run = running()
+    other = Asked("r", "Exa", "When?", "form")
+    run.took(other, 0.0)
+    run.took(Finished(), 0.0)
+    assert run.outcome == Parked((ASKED, other))
+
+
 def test_run_that_ends_with_its_question_closed_is_not_parked() -> None:
     run = running()
     run.took(Resolved("q", "expired"), 0.0)
@@ -452,6 +481,9 @@ def test_stored_answer_of_two_runs() -> None:
     assert stored_events(whole, 4) == (resumed, True)
     assert not is_settled(parked, 4)
     assert stored_events(parked, 4) == ([], False)
+    thought = whole | {"reasoning": "Hm."}
+    assert stored_events(thought)[0][0] == Reasoning("Hm.")
+    assert stored_events(thought, 4) == (resumed, True)  # the run before it gave that
 
 
 def test_text_of_a_resumed_run_is_no_repetition() -> None:
@@ -462,6 +494,20 @@ def test_text_of_a_resumed_run_is_no_repetition() -> None:
     for event in (*first, *second):
         answer.take(event)
     assert answer.seen_length == 5  # the server counts from the answer's beginning
+
+
+def test_resumed_run_that_streams_nothing() -> None:
+    assert texts([Text("ab"), Resumed(2), Final("cd", False)]) == "abcd"
+    answer = Answer(lambda file: "x")
+    for event in (Text("ab"), Resumed(2), Final("", True)):
+        answer.take(event)
+    assert answer.begun
+
+
+def test_files_of_a_resumed_run_are_counted_anew() -> None:
+    one, two, three = (File(name, name) for name in ("one", "two", "three"))
+    given = texts([one, Resumed(0), two, Again(), two, three])
+    assert re.findall(r"\[(.*?)\]", given) == ["one", "two", "three"]
 
 
 # --- tools at work --------------------------------------------------------------------
@@ -550,6 +596,98 @@ def test_hidden_tools_and_a_text_that_goes_elsewhere() -> None:
     assert screen.shown == "Tool: t\n"
 
 
+def test_thinking_that_is_hidden_moves_nothing() -> None:
+    screen = Shown(tools=False)
+    screen.make_room()
+    screen.closed("Declined.")
+    screen.gives(llm.parts.StreamEvent(type="reasoning", chunk="Hm."))
+    screen.say("\n\nFine.")
+    assert screen.shown == "Declined.\n\nFine."
+
+
+def test_progress_of_nothing_yet_is_shown() -> None:
+    screen = Shown()
+    screen.tell(CALL)
+    screen.tell(Progress("u", 0, 4, "begun"))
+    assert screen.shown == "Tool: t<Tool: t  0/4 begun"
+
+
+def test_terminal_that_cannot_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    screen = Shown()
+    screen.tell(CALL)
+    screen.tell(Progress("u", 1, 4))
+    assert screen.shown == "Tool: t"
+
+
+def test_progress_of_one_of_several_tools_leaves_its_line() -> None:
+    screen = Shown()
+    for event in (Called("v", "s", {}), CALL, Progress("u", 1)):
+        screen.tell(event)
+    assert screen.shown == "Tool: s\nTool: t\nTools: t 1"
+
+
+def test_two_questions_at_once() -> None:
+    screen = Shown()
+    screen.make_room()
+    screen.make_room()
+    screen.tell(CALL)
+    screen.closed("Declined.")
+    assert "Tool" not in screen.shown  # the other one is still there
+    screen.closed("Answered.")
+    assert screen.shown == "Declined.\nAnswered.\nTool: t"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def screen_of(monkeypatch: pytest.MonkeyPatch, stream: bool = True, **prompt: Any) -> Screen:
+    """The screen of a prompt on llm's command line, where a person looks at standard error."""
+    monkeypatch.setattr(llm_huggingchat, "on_command_line", lambda: True)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    screen = Screen.of(llm.Prompt("x", llm.get_model("hf-llama"), **prompt), stream)
+    assert screen
+    screen.gives(llm.parts.StreamEvent(type="text", chunk="Let me look."))
+    screen.tell(CALL)
+    return screen
+
+
+def on_screen() -> str:
+    return re.sub(r"\x1b\[[0-9]*m", "", cast(io.StringIO, sys.stderr).getvalue())
+
+
+@pytest.mark.parametrize(("stream", "before"), [(True, "\n"), (False, "")])
+def test_tool_has_a_line_of_its_own_after_text_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, stream: bool, before: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    screen_of(monkeypatch, stream)
+    assert on_screen() == f"{before}Tool: t"
+
+
+def test_tool_has_a_line_of_its_own_after_text_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, into = os.pipe()  # to `tee`, perhaps
+    with open(out), open(into, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        screen_of(monkeypatch)
+    assert on_screen() == "\nTool: t"
+
+
+def test_tool_has_a_line_of_its_own_after_those_that_llm_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = [llm.ToolResult(name="add", output="3")]
+    screen_of(monkeypatch, tool_results=results)
+    assert on_screen() == "\nTool: t"
+
+
+def test_tools_are_hidden_as_thinking_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen_of(monkeypatch, hide_reasoning=True)
+    assert on_screen() == ""
+
+
 def test_what_happens_while_a_person_types_is_shown_after_it() -> None:
     screen = Shown()
     screen.tell(CALL)
@@ -560,10 +698,130 @@ def test_what_happens_while_a_person_types_is_shown_after_it() -> None:
     assert screen.shown == "Tool: t\nDeclined.\nTool: s"
 
 
+@pytest.fixture
+def typist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, str]]:
+    """Have a question answered with these lines: the answer, and what was shown."""
+
+    def answer(asked: Asked, *lines: str | ValueError | None) -> tuple[Any, str]:
+        left = list(lines)
+
+        class Typed:
+            def forget(self) -> None: ...
+            def close(self) -> None: ...
+            async def line(self) -> str | None:
+                line = left.pop(0)
+                if isinstance(line, ValueError):
+                    raise line
+                return line
+
+        monkeypatch.setattr(llm_huggingchat, "Keyboard", Typed)
+        screen = Shown()
+        answered = asyncio.run(screen.answer(asked))
+        assert left == []
+        return answered, screen.shown
+
+    return answer
+
+
+LINK = {"mode": "url", "url": "https://example.org/"}
+
+
+def test_opened_address_is_answered_without_content(typist: Callable[..., Any]) -> None:
+    assert typist(asked_of(TEXT, **LINK), "y")[0] == Answered("accept")
+
+
+def test_browser_that_is_not_there_is_not_opened(
+    typist: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(llm_huggingchat, "_can_open", lambda: False)
+    monkeypatch.setattr(llm_huggingchat, "_open", opened.append)
+    answered, shown = typist(asked_of(**LINK), "o", "n")
+    assert (answered, opened) == (Answered("decline"), [])
+    assert "browser" not in shown
+
+
+def test_ctrl_d_in_a_field_declines(typist: Callable[..., Any]) -> None:
+    assert typist(asked_of(TEXT), "y", None)[0] == Answered("decline")
+
+
+def test_what_is_no_text_is_no_answer(typist: Callable[..., Any]) -> None:
+    optional = TEXT | {"required": False}
+    answered, shown = typist(asked_of(optional), "y", ValueError("no UTF-8"), "Rome")
+    assert answered == Answered("accept", {"n": "Rome"})
+    assert "control characters" in shown
+
+
+def test_field_that_is_left_out_is_not_sent(typist: Callable[..., Any]) -> None:
+    assert typist(asked_of(TEXT | {"required": False}), "y", "")[0] == Answered("accept", {})
+
+
 def test_wide_characters_take_two_columns() -> None:
     assert fit("日本語", 6) == "日本語"
     assert fit("日本語", 5) == "日…"
     assert fit("abc", 2) == "a…"
+
+
+# --- several questions ----------------------------------------------------------------
+
+
+async def settled() -> None:
+    """Let all go on that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Asking(Turn):
+    """A turn without a server, whose questions are on a screen until they are let go."""
+
+    def __init__(self) -> None:
+        self._closed, self._typing = {}, {}
+        self.shown: list[str] = []
+        self.typed = asyncio.Event()
+        self.printed = asyncio.Event()
+
+    def put(self, id: str, *earlier: asyncio.Task[None]) -> asyncio.Task[None]:
+        asked = Asked(id, "Exa", "Which?", "form")
+        put = self._answered(asked, cast(Screen, self), self.printed, list(earlier))
+        return asyncio.create_task(put)
+
+    def make_room(self) -> None: ...
+    def closed(self, words: str) -> None:
+        self.shown.append(words)
+
+    async def answer(self, asked: Asked, problem: str) -> Answered:
+        self.shown.append(asked.id)
+        await self.typed.wait()
+        return Answered("accept", {})
+
+    async def _send_answer(self, asked: Asked, answered: Answered) -> str:
+        return ""
+
+
+async def test_question_waits_for_the_text_and_the_questions_before_it() -> None:
+    turn = Asking()
+    first = turn.put("q")
+    second = turn.put("r", first)
+    await settled()
+    assert turn.shown == []  # the text before it is not printed yet
+    turn.printed.set()
+    await settled()
+    assert turn.shown == ["q"]
+    turn.typed.set()
+    await asyncio.wait_for(second, AT_ONCE)
+    assert turn.shown == ["q", "Answered.", "r", "Answered."]
+
+
+async def test_question_that_is_closed_before_its_turn_is_not_put() -> None:
+    turn = Asking()
+    first = turn.put("q")
+    second = turn.put("r", first)
+    turn.printed.set()
+    await settled()
+    await turn._close(Resolved("r", "expired"))
+    turn.typed.set()
+    await asyncio.wait_for(second, AT_ONCE)
+    assert turn.shown == ["q", "Answered."]
 
 
 # --- a person at a terminal -----------------------------------------------------------
@@ -854,6 +1112,25 @@ def test_without_a_terminal_the_error_names_the_page(server: ChatUI) -> None:
     assert found.stdout == "Let me ask."
 
 
+def test_question_that_makes_no_sense_is_not_put_to_a_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Keyboard, "_opened", lambda self: io.BytesIO())
+    assert Screen().can_ask(asked_of(TEXT))
+    assert not Screen().can_ask(asked_of(TEXT, TEXT))
+
+
+def test_half_an_answer_is_not_the_next_prompt(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    server.elicitation_timeout = 2.0
+    ada = person("chat", *ASK)
+    ada.answers(("> ", "[[elicit]]\n"), ("Answer? ", "y\n"), ("City", "Ro"))
+    ada.sees("The time to answer is over.")
+    ada.answers(("> ", "hello\n"), ("You said: hello", ""), ("> ", "exit\n"))
+    ada.leaves()
+
+
 def test_library_asks_nobody(server: ChatUI, person: Callable[..., Person]) -> None:
     program = (
         "import llm\n"
@@ -936,6 +1213,20 @@ def test_answer_is_given_once_whatever_happens_to_it(
     shown = ada.leaves()
     assert shown.count('The person said: accept {"city": "Rome"}') == 1
     assert len(sends(server)) == (1 if word == "elicit" else 2)
+
+
+def test_answer_that_comes_too_late_is_told_and_the_run_goes_on(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    server.elicitation_timeout = 3.0
+    why = json.dumps({"message": "No such question."}).encode()
+    server.faults[elicitation_path(server)] = [
+        Fault(status=404, body=why, content_type="application/json")
+    ]
+    ada = person(*ASK, "[[elicit]]")
+    ada.answers(("Answer? ", "y\n"), ("City", "Rome\n"))
+    ada.sees("The question could not be answered: No such question. See ")
+    assert ada.leaves().endswith("\n\nThe person said: cancel {}\n")
 
 
 @BOTH_ENDS
@@ -1078,6 +1369,42 @@ def test_keyboard_is_read_in_a_thread_where_the_loop_cannot(
         return lines
 
     assert asyncio.run(read()) == ["one", "two", None]
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    ("typed", "raw", "line"),
+    [
+        ([b"Rome\n"], False, "Rome"),
+        ([b"\x04"], False, None),
+        ([b"Rome\x04", b"\x04"], False, "Rome"),
+        ([b"Ro", b"me\r"], True, "Rome"),  # the terminal makes no line end of Return
+    ],
+)
+def test_what_ends_a_line(
+    monkeypatch: pytest.MonkeyPatch, typed: list[bytes], raw: bool, line: str | None
+) -> None:
+    ours, theirs = pty.openpty()
+    if raw:
+        tty.setraw(theirs)
+    monkeypatch.setattr(Keyboard, "_opened", lambda self: io.FileIO(os.dup(theirs)))
+
+    class Typed(Keyboard):
+        left = iter(typed)
+
+        async def _piece(self) -> bytes:
+            os.write(ours, next(self.left))
+            return await super()._piece()
+
+    async def read() -> str | None:
+        keyboard = Typed()
+        try:
+            return await asyncio.wait_for(keyboard.line(), AT_ONCE)
+        finally:
+            keyboard.close()
+
+    assert asyncio.run(read()) == line
     os.close(ours)
     os.close(theirs)
 
