@@ -25,10 +25,12 @@ import pytest
 from chat_ui import FORM, ChatUI, Fault, wrong_value
 from helpers import (
     AT_ONCE,
+    calls,
     default_signals,
     logged,
     make_logs,
     only_conversation,
+    run,
     sends,
     soon,
     wait_for,
@@ -1185,7 +1187,7 @@ def test_run_that_somebody_else_resumes_is_left_to_them(
     ada.answers(("Answer? ", "y\n"), ("City", ""))
     elsewhere(server)
     ada.types("Rome\n")
-    assert "Already answered" in ada.leaves(status=1)
+    assert ada.leaves(status=1).count("Already answered") == 1
     assert only_conversation(server).id in ada.screen
     assert len(sends(server)) == 1
 
@@ -1289,10 +1291,16 @@ def test_resumed_run_heals_as_the_first_does(
 
 
 def test_next_turn_waits_for_the_resumed_run(server: ChatUI, person: Callable[..., Person]) -> None:
-    ada = person(*ASK, "[[elicit_ends]] [[then_store=1.5]]")
-    ada.answers(("Answer? ", "y\n"), ("City", "Rome\n"))
+    ada = person(*ASK, "[[elicit_ends]]")
+    ada.answers(("Answer? ", "y\n"), ("City", ""))
+    wait_for(lambda: "completed" in server.runs.values())
+    server.may_store.clear()
+    ada.types("Rome\n")
     ada.leaves()
     bob = person("-c", "And now?")
+    wait_for(lambda: any(path.endswith("/stream") for _, path in calls(server)))
+    assert len(sends(server)) == 2
+    server.may_store.set()
     bob.leaves()
     found = [message["content"] for message in only_conversation(server).messages[1:]]
     assert found[1:] == [
@@ -1324,6 +1332,26 @@ def test_conversation_that_is_deleted_while_a_person_types(
     ada.leaves(status=1)
     assert len(server.conversations) == 0  # no new one is begun in the middle of an answer
     assert len(sends(server)) == 1
+
+
+def test_conversation_that_is_deleted_before_the_answer_resumes_it(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    run("-m", "hf-llama", "one")
+    server.faults["POST", "/conversation/*"] = [Fault(), Fault(status=404)]
+    ada = person("-c", "-T", "WebSearch", "[[elicit_ends]]")
+    ada.answers(("Answer? ", "y\n"), ("City", "Rome\n"))
+    assert only_conversation(server).id in ada.leaves(status=1)  # and no new one is begun
+    assert [path for _, path in calls(server)].count("/conversation") == 1
+
+
+def test_refusal_that_the_server_does_not_take_is_an_error(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    server.faults[elicitation_path(server)] = [Fault(status=400)]
+    ada = person(*ASK, "[[elicit_ends]]")
+    ada.answers(("Answer? ", "\n"))
+    assert "The answer was not given." in ada.leaves(status=1)
 
 
 @pytest.mark.parametrize("hide", [False, True])
