@@ -222,6 +222,20 @@ def test_recording_of_a_local_tool(server: ChatUI) -> None:
     assert len(heard(server)) == 1
 
 
+def test_whole_history_has_what_was_said_in_a_recording_of_a_tool(server: ChatUI) -> None:
+    def record() -> llm.ToolOutput:
+        """Record what is said."""
+        return llm.ToolOutput(output="done", attachments=[memo()])
+
+    call = '<tool_call>{"name": "record", "arguments": {}}</tool_call>'
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.chain(f"[[say]]{call}[[/say]] [[say]]heard[[/say]]", tools=[record]).text()
+    server.conversations.clear()
+    conversation.prompt("And now?").text()
+    assert "[Earlier messages]" in sent(server)
+    assert "Buy brød" in sent(server)
+
+
 # --- kinds of recordings, and where they come from ------------------------------------
 
 
@@ -300,6 +314,44 @@ def test_server_that_does_not_transcribe(server: ChatUI, ask: Ask) -> None:
     server.transcribes = False
     assert "does not transcribe" in refused(server, ask)
     assert calls(server) == [("GET", "/api/v2/feature-flags")]
+
+
+def test_server_that_knows_of_no_transcribing(server: ChatUI) -> None:
+    server.faults["GET", "/api/v2/feature-flags"] = [
+        Fault(status=200, body=b'{"loginEnabled":false}', content_type="application/json")
+    ]
+    assert "does not transcribe" in refused(server, ask_sync)
+
+
+def test_type_that_is_given_counts_more_than_that_of_the_web(server: ChatUI) -> None:
+    server.faults["GET", "/memo"] = [Fault(status=200, body=b"Buy", content_type="audio/mpeg")]
+    ask_sync("hi", attachments=[llm.Attachment(type="text/plain", url=f"{server.url}/memo")])
+    assert heard(server) == []
+
+
+def test_spaces_around_what_is_said_are_left_out(server: ChatUI) -> None:
+    server.faults["POST", "/api/transcribe"] = [
+        Fault(status=200, body=b'{"text":" Buy bread. \\n"}', content_type="application/json")
+    ]
+    ask_sync("hi", attachments=[memo()])
+    assert "\nBuy bread.\n[End" in sent(server)
+
+
+def test_service_that_does_not_say_why(server: ChatUI) -> None:
+    server.faults["POST", "/api/transcribe"] = [
+        Fault(
+            status=400,
+            body=b'{"message":"Transcription failed: "}',
+            content_type="application/json",
+        )
+    ]
+    assert "(HTTP 400): its transcription service did not say why" in refused(server, ask_sync)
+
+
+def test_too_large_a_recording_on_standard_input(server: ChatUI) -> None:
+    shown = run("huggingchat", "transcribe", "-", input=ID3 + bytes(AUDIO_LIMIT), status=1)
+    assert "more than 25 MB" in shown.stderr
+    assert heard(server) == []
 
 
 @both
