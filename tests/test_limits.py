@@ -141,6 +141,24 @@ def test_stream_without_end(
     wait_for(lambda: not server.open_connections or ask is ask_sync)
 
 
+@pytest.mark.parametrize("body", [b"x" * 150_000, b"\n" * 3_000], ids=["a line", "lines"])
+def test_stream_that_is_read_as_it_comes_and_says_nothing(
+    server: ChatUI, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little of it is unread at a time. Many lines cost more than their bytes."""
+    open_ = llm_huggingchat.Client.open
+
+    def unlimited(*arguments: Any, **options: Any) -> Any:
+        return open_(*arguments, **{"most": 10**9} | options)
+
+    monkeypatch.setattr(llm_huggingchat.Client, "open", unlimited)
+    small(monkeypatch, LINE_LIMIT=100_000)
+    fault(server, "POST", "/conversation/*", status=200, body=body)
+    with pytest.raises(llm.ModelError, match="sent more than"):
+        ask_sync("hello")
+    assert len(sends(server)) == 1
+
+
 @pytest.mark.parametrize(
     "flood",
     [JUNK, b"\n" * 65_536, b"data: x\n" * 8_000, b"data: x\n: beat\n" * 4_000, b"id: 5\n" * 8_000],
