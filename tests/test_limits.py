@@ -20,6 +20,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
+    described,
     empty_logs,
     failure,
     logged,
@@ -40,6 +41,7 @@ from llm_huggingchat import (
     Log,
     Measured,
     Reasoning,
+    Returned,
     Text,
     TooMuch,
     TooRich,
@@ -347,6 +349,22 @@ def test_endless_answer_is_given_up(event: Event, monkeypatch: pytest.MonkeyPatc
         fed(*[event, Alive()] * 200_000)
 
 
+@pytest.mark.parametrize(
+    "event", [Called("c", "name", {"a": "b" * 1_000}), Returned("c", "name", "b" * 1_000)]
+)
+def test_few_events_that_are_large_are_given_up(
+    event: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, ANSWER_LIMIT=10_000)
+    with pytest.raises(TooMuch, match="does not end"):
+        fed(*[event] * 20)
+
+
+def test_signs_of_life_are_no_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, MANY=10)
+    assert fed(*[Alive()] * 100, Text("a"))[-1] == Text("a")
+
+
 @both
 def test_endless_answer_is_stopped_and_what_came_is_there(
     server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
@@ -389,6 +407,15 @@ def test_long_answer_is_logged_and_goes_on(server: ChatUI, monkeypatch: pytest.M
     assert long["response_json"] is None
     assert len(long["response"].split()) == 1000
     assert len(server.conversations) == 1
+
+
+def test_long_answer_is_imported(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = described(ask_sync("[[tokens=1000]]"))["conversation_id"]
+    small(monkeypatch, DESCRIBED_LIMIT=1_000)
+    run("huggingchat", "import", id)
+    (turn,) = logged()
+    assert turn["response_json"] is None
+    assert len(turn["response"].split()) == 1000
 
 
 def test_memory_of_a_long_answer(server: ChatUI) -> None:
@@ -532,6 +559,12 @@ def test_form_is_as_long_as_it_says(tmp_path: pathlib.Path, size: int, length: i
         assert len(read) == len(form)
         assert body_of(form, 10_000) == read  # it can be sent again
         assert read.count(form.boundary.encode()) == number + 2
+
+
+def test_file_that_grows_is_sent_as_long_as_it_was(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "note.txt").write_bytes(b"one two")
+    upload = Upload("note.txt", "text/plain", str(tmp_path / "note.txt"), size=3)
+    assert b"".join(upload) == b"one"
 
 
 def test_large_attachments_take_little_memory(server: ChatUI, tmp_path: pathlib.Path) -> None:
