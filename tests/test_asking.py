@@ -773,28 +773,34 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-class Asking(Turn):
-    """A turn without a server, whose questions are on a screen until they are let go."""
+class Putting(Screen):
+    """A screen that shows what it is asked, and waits until it is `typed`."""
 
     def __init__(self) -> None:
-        self._closed, self._typing = {}, {}
         self.shown: list[str] = []
         self.typed = asyncio.Event()
-        self.printed = asyncio.Event()
-
-    def put(self, id: str, *earlier: asyncio.Task[None]) -> asyncio.Task[None]:
-        asked = Asked(id, "Exa", "Which?", "form")
-        put = self._answered(asked, cast(Screen, self), self.printed, list(earlier))
-        return asyncio.create_task(put)
 
     def make_room(self) -> None: ...
     def closed(self, words: str) -> None:
         self.shown.append(words)
 
-    async def answer(self, asked: Asked, problem: str) -> Answered:
+    async def answer(self, asked: Asked, problem: str = "") -> Answered:
         self.shown.append(asked.id)
         await self.typed.wait()
         return Answered("accept", {})
+
+
+class Asking(Turn):
+    """A turn without a server: whatever is answered is taken."""
+
+    def __init__(self) -> None:
+        self._closed, self._typing = {}, {}
+        self.screen, self.printed = Putting(), asyncio.Event()
+
+    def put(self, id: str, *earlier: asyncio.Task[None]) -> asyncio.Task[None]:
+        asked = Asked(id, "Exa", "Which?", "form")
+        put = self._answered(asked, self.screen, self.printed, list(earlier))
+        return asyncio.create_task(put)
 
     async def _send_answer(self, asked: Asked, answered: Answered) -> str:
         return ""
@@ -805,13 +811,13 @@ async def test_question_waits_for_the_text_and_the_questions_before_it() -> None
     first = turn.put("q")
     second = turn.put("r", first)
     await settled()
-    assert turn.shown == []  # the text before it is not printed yet
+    assert turn.screen.shown == []  # the text before it is not printed yet
     turn.printed.set()
     await settled()
-    assert turn.shown == ["q"]
-    turn.typed.set()
+    assert turn.screen.shown == ["q"]
+    turn.screen.typed.set()
     await asyncio.wait_for(second, AT_ONCE)
-    assert turn.shown == ["q", "Answered.", "r", "Answered."]
+    assert turn.screen.shown == ["q", "Answered.", "r", "Answered."]
 
 
 async def test_question_that_is_closed_before_its_turn_is_not_put() -> None:
@@ -821,9 +827,9 @@ async def test_question_that_is_closed_before_its_turn_is_not_put() -> None:
     turn.printed.set()
     await settled()
     await turn._close(Resolved("r", "expired"))
-    turn.typed.set()
+    turn.screen.typed.set()
     await asyncio.wait_for(second, AT_ONCE)
-    assert turn.shown == ["q", "Answered."]
+    assert turn.screen.shown == ["q", "Answered."]
 
 
 # --- a person at a terminal -----------------------------------------------------------
