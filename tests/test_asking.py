@@ -102,6 +102,15 @@ def test_form_is_read() -> None:
     assert asked.question == "Exa: Which?"
 
 
+def test_time_that_the_server_waits_is_read_in_seconds() -> None:
+    request = {"elicitationId": "q", "mode": "form", "message": "Which?", "fields": []}
+    event = {"type": "elicitation", "subtype": "request", "request": request}
+    for told, until in ((1_795_651_200_000, 1_795_651_200.0), (None, None), ("soon", None)):
+        asked = event_of(event | {"expiresAt": told})
+        assert isinstance(asked, Asked)
+        assert asked.until == until
+
+
 TEXT = {"kind": "string", "name": "n", "required": True}
 PICK = {"kind": "select", "name": "n", "required": True, "multiple": False}
 
