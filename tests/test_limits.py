@@ -345,6 +345,8 @@ ENDLESS = {
     "tokens and beats": b'{"type":"stream","token":"a"}\n{"type":"status"}\n' * 1_000,
     "large tokens": b'{"type":"stream","token":"%b"}\n' % ("a🎉" * 20_000).encode(),
     "changes": b'{"type":"stream","token":"%b"}\n' % (b"abc\\n    " * 20) * 100,
+    "names of tools": b'{"type":"tool","subtype":"result","uuid":"u","result":{"call":'
+    b'{"name":"%b"}}}\n' % (b"x" * 1_000_000),
 }
 
 
@@ -355,6 +357,15 @@ def test_endless_answer_takes_little_memory(server: ChatUI, what: str) -> None:
     fault(server, "POST", "/conversation/*", body=body, flood=ENDLESS[what])
     megabytes, _, said = peak("-m", "hf-llama", "hello")
     assert "does not end" in said
+    assert megabytes < MOST
+
+
+def test_many_words_take_little_memory(server: ChatUI) -> None:
+    failed = {"type": "status", "status": "error", "message": "字 " * 1_900_000}
+    body = json.dumps(failed, ensure_ascii=False).encode() + b"\n"
+    fault(server, "POST", "/conversation/*", status=200, body=body)
+    megabytes, _, said = peak("-m", "hf-llama", "hello")
+    assert "failed: 字 字" in said
     assert megabytes < MOST
 
 
