@@ -345,8 +345,11 @@ ENDLESS = {
     "tokens and beats": b'{"type":"stream","token":"a"}\n{"type":"status"}\n' * 1_000,
     "large tokens": b'{"type":"stream","token":"%b"}\n' % ("a🎉" * 20_000).encode(),
     "changes": b'{"type":"stream","token":"%b"}\n' % (b"abc\\n    " * 20) * 100,
-    "names of tools": b'{"type":"tool","subtype":"result","uuid":"u","result":{"call":'
-    b'{"name":"%b"}}}\n' % (b"x" * 1_000_000),
+    "names of tools": b"".join(
+        b'{"type":"tool","subtype":"result","uuid":"%d","result":{"call":{"name":"%b"}}}\n'
+        % (number, b"x" * 1_000_000)
+        for number in range(20)
+    ),
 }
 
 
