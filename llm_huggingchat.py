@@ -5476,6 +5476,16 @@ class Client:
             discard_cookies=True,
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
+        # curl_cffi frees a request's callbacks before curl, which calls them with the head that
+        # has come so far when the request ends in the middle of it: the process would abort.
+        session, release = self._session, self._session.release_curl
+
+        def remove_first(curl: Any) -> None:
+            if not session._closed:
+                session.acurl.remove_handle(curl)
+            release(curl)
+
+        cast(Any, session).release_curl = remove_first
         self._known: dict[str, _Known] = {}  # by conversation id, the latest last
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()

@@ -402,6 +402,27 @@ def test_memory_of_a_long_answer(server: ChatUI) -> None:
     assert megabytes < MOST
 
 
+def test_head_without_end() -> None:
+    """curl_cffi would abort the whole process."""
+    program = (
+        "import socket, threading, time, llm.cli, llm_huggingchat as module\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "def drip():\n"
+        "    there, _ = server.accept()\n"
+        "    there.sendall(b'HTTP/1.1 200 OK\\r\\nx: y\\r\\n')\n"
+        "    time.sleep(60)\n"
+        "threading.Thread(target=drip, daemon=True).start()\n"
+        "import os\n"
+        "port = server.getsockname()[1]\n"
+        "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{port}'\n"
+        "module.CALL_LIMIT = 1.0\n"
+        "llm.cli.cli(['huggingchat', 'status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "it did not answer within" in done.stderr
+
+
 # --- lists without end ----------------------------------------------------------------
 
 
