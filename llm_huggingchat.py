@@ -169,9 +169,10 @@ AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger 
 def plain(text: object, limit: int = 500) -> str:
     """One line of `text` without control or direction characters, at most `limit` long.
 
-    Everything from the server that this plugin itself shows goes through here.
+    Everything from the server that this plugin itself shows goes through here. Of a very long
+    text only how it begins is looked at: to take it apart is a hundred times its memory.
     """
-    kept = str(text)
+    kept = str(text)[: 100 * limit]
     if not kept.isprintable():
         shown = (char for char in kept if char.isspace() or char.isprintable())
         kept = "".join(" " if char.isspace() else char for char in shown)
@@ -347,7 +348,11 @@ def _is_private(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return "." not in host or host.endswith((".local", ".internal", ".localhost"))
+        # A browser takes 127.1, 0x7f000001 and 017700000001 for addresses as well.
+        number = re.search(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$", host)
+        name = host.rstrip(".")
+        local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
+        return bool(number) or local
     return not address.is_global
 
 
@@ -1813,7 +1818,7 @@ def event_of(update: Any) -> Event | None:
         and subtype == "resolved"
         and (id := known_id(update.get("elicitationId")))
     ):
-        return Resolved(id, _string(update.get("resolution")))
+        return Resolved(id, plain(_string(update.get("resolution")), 50))
     return Alive() if kind in ("status", "reasoning") else None
 
 
@@ -1861,22 +1866,28 @@ def _asked(update: dict[str, Any]) -> Asked:
     id, mode = known_id(request.get("elicitationId")), _string(request.get("mode"))
     address, until = _string(request.get("url")), _number(update.get("expiresAt"))
     listed = request.get("fields")
-    read = [_asked_field(each) for each in (listed if isinstance(listed, list) else ())]
+    listed = listed if isinstance(listed, list) else []
+    read = [_asked_field(each) for each in listed[: FIELDS + 1]]
     fields = tuple(each for each in read if each)
     apart = len({each.name for each in fields}) == len(read) <= FIELDS
-    sound = apart if mode == "form" else mode == "url" and leads_to(address)
+    small = sum(map(_size_of_field, fields)) <= FORM_LIMIT
+    whole = len(address) <= 2000  # what is opened is what is shown
+    sound = apart and small if mode == "form" else mode == "url" and whole and leads_to(address)
     return Asked(
         id,
         plain(_string(request.get("server")), 100),
         plain(_string(request.get("message")), 2000),
         mode if id and sound else "",
-        fields,
+        fields if sound else (),
         plain(address, 2000),
         until and until / 1000,
     )
 
 
 FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
+FORM_LIMIT = 200_000  # characters in all fields of a form, a choice having 50 more
+DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats are slow to check
+QUESTIONS = 50  # that tools may ask in one answer
 
 
 def _asked_field(value: Any) -> AskedField | None:
@@ -1884,6 +1895,8 @@ def _asked_field(value: Any) -> AskedField | None:
     told = _mapping(value)
     kind, name, multiple = told.get("kind"), told.get("name"), told.get("multiple") is True
     listed = told.get("options")
+    if isinstance(listed, list) and len(listed) > 10 * FIELDS:
+        return None
     choices = tuple(
         Choice(option["value"], plain(_string(option.get("label")) or option["value"], 200))
         for option in map(_mapping, listed if isinstance(listed, list) else ())
@@ -1892,11 +1905,13 @@ def _asked_field(value: Any) -> AskedField | None:
     limits = {"string": "Length", "number": "imum", "select": "Items"}
     if not (isinstance(name, str) and name) or kind not in (*limits, "boolean"):
         return None
-    if kind == "select" and not 0 < len(choices) == len(cast(Any, listed)) <= 10 * FIELDS:
+    if kind == "select" and not 0 < len(choices) == len(cast(Any, listed)):
         return None
     default = told.get("default")
     if isinstance(default, list) and all(isinstance(each, str) for each in default):
-        default = tuple(default)
+        default = tuple(default) if len(default) <= len(choices) else None
+    elif isinstance(default, str) and len(default) > DEFAULT_LIMIT:
+        default = None
     return AskedField(
         kind,
         name,
@@ -1911,6 +1926,13 @@ def _asked_field(value: Any) -> AskedField | None:
         choices,
         default if isinstance(default, (str, bool, tuple)) else _number(default),
     )
+
+
+def _size_of_field(asked: AskedField) -> int:
+    """How many characters of a field are kept, more or less."""
+    default = asked.default if isinstance(asked.default, tuple) else ()
+    chosen = sum(50 + len(choice.value) + len(choice.label) for choice in asked.choices)
+    return len(asked.name) + len(asked.format) + chosen + sum(map(len, default))
 
 
 def _output_text(output: Any) -> str:
@@ -3236,7 +3258,9 @@ def _size_of(event: Event) -> int:
     if isinstance(event, Called | LocalCall):
         return 100 + len(event.name) + len(json.dumps(event.arguments))
     if isinstance(event, Returned):
-        return 100 + len(event.output) + len(event.error or "")
+        return 100 + len(event.name) + len(event.output) + len(event.error or "")
+    if isinstance(event, File):
+        return 100 + min(len(event.name), 200)
     return 0
 
 
@@ -3792,7 +3816,7 @@ def _no_control(path: str, flags: int) -> int:
 def fit(text: str, columns: int) -> str:
     """The beginning of a line that `columns` of a terminal have room for."""
     width, kept = 0, ""
-    for char in text:
+    for char in text[: 4 * columns]:  # what has no width has an end as well
         wide = unicodedata.east_asian_width(char) in ("W", "F")
         width += 0 if unicodedata.combining(char) else 1 + wide
         if width > columns:
@@ -3814,6 +3838,7 @@ class Aside:
 Given = StreamEvent | Aside
 REWRITE = "\r\x1b[2K"  # back to the beginning of the line, which is empty then
 PROGRESS = " "  # no tool's id: a line that several share
+AT_ONCE = 100  # tools whose progress is shown at a time
 
 
 class Screen:
@@ -3842,7 +3867,8 @@ class Screen:
         self._known: dict[str, str] = {}  # a tool's call's id -> its name
         self._running: dict[str, tuple[float, str]] = {}  # id -> how far, and that in words
         self._asking = 0  # questions that are on the screen
-        self._later: list[AtWork] = []  # what happened meanwhile
+        self._later: dict[tuple[type, str], AtWork] = {}  # what happened meanwhile
+        self._latest: dict[str, Progress] = {}  # what is about to be told
         self._lock = threading.RLock()
 
     @classmethod
@@ -3904,16 +3930,38 @@ class Screen:
         """Show what a tool on the server does."""
         with self._lock:
             if self._asking:
-                self._later.append(event)
+                key = type(event), event.id
+                full = key not in self._later and len(self._later) >= AT_ONCE
+                if not (full and isinstance(event, Progress)):
+                    self._later[key] = event
             elif self._tools:
                 self._told(event)
+
+    def telling(self, event: AtWork) -> Aside | None:
+        """What tells of it when its turn comes; None if that is on its way already.
+
+        Of progress, the latest is enough: a terminal may be slower than a tool.
+        """
+        if not isinstance(event, Progress):
+            return Aside(functools.partial(self.tell, event))
+        with self._lock:
+            waits = event.id in self._latest
+            if not waits and len(self._latest) >= AT_ONCE:
+                return None
+            self._latest[event.id] = event
+        return None if waits else Aside(functools.partial(self._tell_latest, event.id))
+
+    def _tell_latest(self, id: str) -> None:
+        with self._lock:
+            self.tell(self._latest.pop(id))
 
     def _told(self, event: AtWork) -> None:
         if isinstance(event, Called):
             if event.id in self._known:
                 return  # a log tells it again
             name = self._known[event.id] = plain(event.name, 100)
-            self._running[event.id] = -math.inf, ""
+            if len(self._running) < AT_ONCE:
+                self._running[event.id] = -math.inf, ""
             arguments = json.dumps(event.arguments, ensure_ascii=False) if event.arguments else ""
             self._line(f"Tool: {name} {plain(arguments, 1000)}".rstrip(), event.id)
         elif event.id not in self._running:
@@ -3982,8 +4030,8 @@ class Screen:
             self._asking -= 1
             if words:
                 self._line(words)
-            later, self._later = self._later, []
-            for event in later:
+            later, self._later = self._later, {}
+            for event in later.values():
                 self.tell(event)
 
     async def answer(self, asked: Asked, problem: str = "") -> Answered:
@@ -5428,6 +5476,16 @@ class Client:
             discard_cookies=True,
             curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
         )
+        # curl_cffi frees a request's callbacks before curl, which calls them with the head that
+        # has come so far when the request ends in the middle of it: the process would abort.
+        session, release = self._session, self._session.release_curl
+
+        def remove_first(curl: Any) -> None:
+            if not session._closed:
+                session.acurl.remove_handle(curl)
+            release(curl)
+
+        cast(Any, session).release_curl = remove_first
         self._known: dict[str, _Known] = {}  # by conversation id, the latest last
         # conversation id -> held while a run goes on
         self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -6267,6 +6325,8 @@ class Turn:
         self._said: dict[str, Any] = {}  # with every message of this turn
         self._form = Form("", ())
         self._puttings: dict[str, asyncio.Task[None]] = {}  # questions' ids -> until answered
+        self._last_put: asyncio.Task[None] | None = None
+        self._asked = 0  # how many questions
         self._typing: dict[str, asyncio.Task[Answered]] = {}
         self._closed: dict[str, str] = {}  # questions' ids -> why, while an answer was typed
         self._parked: list[Asked] = []  # questions whose answers resume the answer
@@ -6309,7 +6369,8 @@ class Turn:
                         if isinstance(event, Asked):
                             yield self._put(event)
                         elif isinstance(event, AtWork) and self._ask.screen:
-                            yield Aside(functools.partial(self._ask.screen.tell, event))
+                            if aside := self._ask.screen.telling(event):
+                                yield aside
                         elif isinstance(event, Resolved):
                             await self._close(event)
                         if self.answer.begun and self._fetch is None:
@@ -6655,11 +6716,14 @@ class Turn:
             raise llm.ModelError(
                 f"A tool asks something. {plain(asked.question)}\nAnswer it at {self._page}"
             )
+        self._asked += 1
+        if self._asked > QUESTIONS:
+            raise TooMuch(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        earlier = list(self._puttings.values())
-        putting = self._client.beside(self._answered(asked, screen, ready, earlier))
+        self._closed.pop(asked.id, None)  # a resumed run may ask again
+        putting = self._client.beside(self._answered(asked, screen, ready, self._last_put))
         putting.add_done_callback(self._tell_of_trouble)
-        self._puttings[asked.id] = putting
+        self._puttings[asked.id] = self._last_put = putting
         return Aside(lambda: loop.call_soon_threadsafe(ready.set))
 
     async def _close(self, resolved: Resolved) -> None:
@@ -6668,7 +6732,7 @@ class Turn:
         What is said of it on the screen comes before the answer goes on.
         """
         typing = self._typing.get(resolved.id)
-        if typing is None or not typing.done():
+        if resolved.id in self._puttings and (typing is None or not typing.done()):
             self._closed[resolved.id] = resolved.resolution
         if typing:
             typing.cancel()
@@ -6679,12 +6743,12 @@ class Turn:
         asked: Asked,
         screen: Screen,
         ready: asyncio.Event,
-        earlier: list[asyncio.Task[None]],
+        earlier: asyncio.Task[None] | None,
     ) -> None:
-        """See a question answered, after those before it. Raises llm.ModelError if it is not."""
+        """See a question answered, after the one before it. Raises llm.ModelError if it is not."""
         await ready.wait()
         if earlier:
-            await asyncio.wait(earlier)
+            await asyncio.wait([earlier])
         if asked.id in self._closed:
             return
         screen.make_room()

@@ -134,12 +134,24 @@ PICK = {"kind": "select", "name": "n", "required": True, "multiple": False}
         ([], {"mode": "url", "url": "javascript:alert(1)"}),
         ([], {"mode": "url", "url": "https://example.org/a b"}),
         ([], {"mode": "url", "url": "https://exa\u202emple.org/"}),
+        ([], {"mode": "url", "url": "https://example.org/" + "a" * 2000}),
+        ([PICK | {"options": [{"value": str(number)} for number in range(1001)]}], {}),
+        ([PICK | {"options": [{"value": "v" * 300_000}]}], {}),
+        ([TEXT | {"name": "n" * 300_000}], {}),
     ],
 )
 def test_question_that_makes_no_sense_can_not_be_answered_here(fields: Any, more: Any) -> None:
     asked = asked_of(*fields, **more)
     assert asked.mode == ""
     assert "Which?" in asked.question
+
+
+def test_default_is_no_longer_than_what_is_typed() -> None:
+    """To see whether it is an address takes the square of its length: days, for a megabyte."""
+    field = field_of(kind="string", format="email", default="a@" + "." * 10_000)
+    assert field.default is None
+    many = field_of(kind="select", options=[{"value": "x"}], multiple=True, default=["x"] * 1000)
+    assert many.default is None
 
 
 def test_words_of_a_question_are_one_line_each_and_move_no_cursor() -> None:
@@ -334,6 +346,10 @@ def test_where_an_address_leads_is_said() -> None:
     assert "private network" in doubtful
     assert leads_to("https://[::1]:8/") == "::1:8"
     assert "private network" in about_address("https://[::1]:8/")
+    for number in ("127.1", "0x7f.0.0.1", "0x7f000001", "2130706433", "017700000001", "localhost."):
+        assert "private network" in about_address(f"https://{number}/")
+    assert "private" not in about_address("https://1.1.1.1/")
+    assert "private" not in about_address("https://web3.example1/")
 
 
 # --- text before and after a tool -----------------------------------------------------
@@ -767,6 +783,47 @@ def test_field_that_is_left_out_is_not_sent(typist: Callable[..., Any]) -> None:
     assert typist(asked_of(TEXT | {"required": False}), "y", "")[0] == Answered("accept", {})
 
 
+def test_progress_that_a_terminal_is_too_slow_for_is_passed_over() -> None:
+    screen = Shown()
+    screen.tell(CALL)
+    asides = [screen.telling(Progress("u", done)) for done in range(1, 1000)]
+    first, *others = asides
+    assert first
+    assert others == [None] * 998
+    first.act()
+    assert screen.shown == "Tool: t<Tool: t  999"
+    assert screen.telling(Progress("u", 1000))
+    of_many = [screen.telling(Progress(f"v{number}", 1)) for number in range(1000)]
+    assert 50 < len([aside for aside in of_many if aside]) < 200
+
+
+def test_progress_while_a_person_types_is_shown_once() -> None:
+    screen = Shown()
+    screen.tell(CALL)
+    screen.make_room()
+    for done in range(1, 1000):
+        screen.tell(Progress("u", done))
+        screen.tell(Progress(f"v{done}", 1))
+    assert len(screen._later) <= 100
+    screen.closed("")
+    assert screen.shown == "Tool: t\n" + "Tool: t 999"
+
+
+def test_very_many_tools_at_once_take_little_time() -> None:
+    screen = Shown()
+    for number in range(3000):
+        screen.tell(Called(str(number), "t", {}))
+    screen.shown = ""
+    for number in range(3000):
+        screen.tell(Progress(str(number), 1))
+    assert screen.shown.count("<") < 100
+
+
+def test_what_has_no_width_has_an_end() -> None:
+    assert len(fit("a" + "\u0301" * 100_000, 40)) <= 160
+    assert fit("e\u0301\u0302" * 40, 40) == "e\u0301\u0302" * 40
+
+
 def test_wide_characters_take_two_columns() -> None:
     assert fit("日本語", 6) == "日本語"
     assert fit("日本語", 5) == "日…"
@@ -803,13 +860,14 @@ class Asking(Turn):
     """A turn without a server: whatever is answered is taken."""
 
     def __init__(self) -> None:
-        self._closed, self._typing = {}, {}
+        self._closed, self._typing, self._puttings = {}, {}, {}
         self.screen, self.printed = Putting(), asyncio.Event()
 
     def put(self, id: str, *earlier: asyncio.Task[None]) -> asyncio.Task[None]:
         asked = Asked(id, "Exa", "Which?", "form")
-        put = self._answered(asked, self.screen, self.printed, list(earlier))
-        return asyncio.create_task(put)
+        put = self._answered(asked, self.screen, self.printed, next(iter(earlier), None))
+        self._puttings[id] = asyncio.create_task(put)
+        return self._puttings[id]
 
     async def _send_answer(self, asked: Asked, answered: Answered) -> str:
         return ""
@@ -1072,6 +1130,47 @@ def test_two_questions_after_each_other(
     ada.answers(("Answer? ", "y\n"), ("Sure? (y or n): ", "y\n"))
     assert ada.leaves().endswith('Answered.\n\nThe person said: accept {"sure": true}\n')
     assert len(sends(server)) == (1 if word == "elicit" else 3)
+
+
+def test_endless_questions_are_not_put(server: ChatUI, person: Callable[..., Person]) -> None:
+    def question(number: int) -> bytes:
+        request = {"elicitationId": f"q{number}", "mode": "form", "fields": []}
+        event = {"type": "elicitation", "subtype": "request", "request": request}
+        return json.dumps(event).encode() + b"\n"
+
+    body = b"".join(map(question, range(1000)))
+    alive = b'{"type":"status","status":"started"}\n'
+    server.faults["POST", "/conversation/*"] = [Fault(body=body, flood=alive)]
+    ada = person(*ASK, "hello")
+    assert ada.leaves(1).endswith("The answer does not end: tools ask more than 50 questions.\n")
+
+
+def test_question_with_the_id_of_one_that_is_closed_is_put(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    """Else run after run would be resumed, and nobody asked."""
+    old = {"elicitationId": "old", "mode": "form", "fields": [], "message": "Never mind"}
+    told = [
+        {"type": "elicitation", "subtype": "request", "request": old},
+        {"type": "elicitation", "subtype": "resolved", "elicitationId": "old"},
+    ]
+    before = b"".join(json.dumps(each).encode() + b"\n" for each in told)
+
+    def spoil(request: Any, raw: bytes) -> bytes:
+        head, _, body = raw.partition(b"\r\n\r\n")
+        close = b"\r\nConnection: close\r\n\r\n"
+        if request.data is None:
+            return head + close + body
+        head = re.sub(rb"(?i)\r\n(content-length|transfer-encoding): [^\r]*", b"", head)
+        if len(sends(server)) == 1:
+            return head + close + before + body
+        latest = list(server.elicitations)[-1]
+        return head + close + body.replace(latest.encode(), b"old")
+
+    server.spoil = spoil
+    ada = person(*ASK, "[[elicit_ends=twice]]")
+    ada.answers(("Answer? ", "y\n"), ("City", "Rome\n"))
+    ada.sees("Are you sure?")
 
 
 @BOTH_ENDS

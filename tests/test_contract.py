@@ -67,6 +67,8 @@ THINGS: list[tuple[str, str, tuple[str, ...], str]] = [
     ("curl_cffi", "CurlOpt.PROTOCOLS_STR", (), "_download"),
     ("curl_cffi", "CurlOpt.REDIR_PROTOCOLS_STR", (), "_download"),
     ("curl_cffi.requests", "Headers.multi_items", (), "Exchange"),
+    ("curl_cffi.requests", "AsyncSession.release_curl", ("curl",), "Client"),
+    ("curl_cffi", "AsyncCurl.remove_handle", ("curl",), "Client"),
     (
         "curl_cffi.requests",
         "AsyncSession.request",
@@ -292,6 +294,15 @@ async def test_body_is_read_from_an_object_with_read_and_given_to_the_callback(
     assert ("content-type", "application/json") in [
         (name.lower(), value) for name, value in response.headers.multi_items()
     ]
+
+
+async def test_session_has_what_frees_a_handle() -> None:
+    """Client puts `remove_handle` before the rest of `release_curl`."""
+    from curl_cffi.requests import AsyncSession
+
+    async with AsyncSession[Any]() as session:
+        assert session._closed is False
+        assert callable(session.acurl.remove_handle)
 
 
 # --- the standard library, filelock ----------------------------------------------------

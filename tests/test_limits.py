@@ -381,6 +381,11 @@ ENDLESS = {
     "tokens and beats": b'{"type":"stream","token":"a"}\n{"type":"status"}\n' * 1_000,
     "large tokens": b'{"type":"stream","token":"%b"}\n' % ("a🎉" * 20_000).encode(),
     "changes": b'{"type":"stream","token":"%b"}\n' % (b"abc\\n    " * 20) * 100,
+    "names of tools": b"".join(
+        b'{"type":"tool","subtype":"result","uuid":"%d","result":{"call":{"name":"%b"}}}\n'
+        % (number, b"x" * 1_000_000)
+        for number in range(20)
+    ),
 }
 
 
@@ -391,6 +396,15 @@ def test_endless_answer_takes_little_memory(server: ChatUI, what: str) -> None:
     fault(server, "POST", "/conversation/*", body=body, flood=ENDLESS[what])
     megabytes, _, said = peak("-m", "hf-llama", "hello")
     assert "does not end" in said
+    assert megabytes < MOST
+
+
+def test_many_words_take_little_memory(server: ChatUI) -> None:
+    failed = {"type": "status", "status": "error", "message": "字 " * 1_900_000}
+    body = json.dumps(failed, ensure_ascii=False).encode() + b"\n"
+    fault(server, "POST", "/conversation/*", status=200, body=body)
+    megabytes, _, said = peak("-m", "hf-llama", "hello")
+    assert "failed: 字 字" in said
     assert megabytes < MOST
 
 
@@ -431,6 +445,27 @@ def test_memory_of_a_long_answer(server: ChatUI) -> None:
     megabytes, out, _ = peak("-m", "hf-llama", "hello", status=0)
     assert out.strip() == text.strip()
     assert megabytes < MOST
+
+
+def test_head_without_end() -> None:
+    """curl_cffi would abort the whole process."""
+    program = (
+        "import socket, threading, time, llm.cli, llm_huggingchat as module\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "def drip():\n"
+        "    there, _ = server.accept()\n"
+        "    there.sendall(b'HTTP/1.1 200 OK\\r\\nx: y\\r\\n')\n"
+        "    time.sleep(60)\n"
+        "threading.Thread(target=drip, daemon=True).start()\n"
+        "import os\n"
+        "port = server.getsockname()[1]\n"
+        "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{port}'\n"
+        "module.CALL_LIMIT = 1.0\n"
+        "llm.cli.cli(['huggingchat', 'status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "it did not answer within" in done.stderr
 
 
 # --- lists without end ----------------------------------------------------------------
