@@ -198,6 +198,28 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: object) -> list[Any]:
+    """`value` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def _mappings(value: object) -> list[dict[str, Any]]:
+    """The items of `value` if it is a list; what is no object there is an empty one."""
+    return [_mapping(item) for item in _list(value)]
+
+
+def _number(value: object) -> float | None:
+    """`value` if it is a number that can be counted with, else none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < 1e300 else None
+
+
+def utf16_length(text: str) -> int:
+    """The length of `text` as JavaScript, and so chat-ui, counts it."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
 def known_id(value: object) -> str:
     """`value` if it can be an id of the server's, of whatever kind, else none.
 
@@ -210,6 +232,11 @@ def known_id(value: object) -> str:
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return match.end() if match else at
+
+
+def _table(rows: str) -> dict[str, str]:
+    """Name -> what it stands for. Each row, up to a semicolon, begins with that."""
+    return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
 
 
 def no_sense(host: str, what: str) -> llm.ModelError:
@@ -527,8 +554,7 @@ def _pairs_of_json(value: Any, host: str) -> Iterator[tuple[str, str]]:
         for name in COOKIE_NAMES:
             if isinstance(value.get(name), str):
                 yield name, value[name]
-    for entry in value if isinstance(value, list) else ():
-        entry = _mapping(entry)
+    for entry in _mappings(value):
         covered = _domain_covers(entry.get("domain") or entry.get("host"), host)
         if covered and isinstance(entry.get("value"), str):
             yield str(entry.get("name")), entry["value"]
@@ -573,10 +599,8 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
         value = None
     if isinstance(value, str):
         text = value.strip()
-    made_up = isinstance(value, dict) and value.get("made_up") is True
-    since = value.get("since") if isinstance(value, dict) else None
-    if isinstance(since, bool) or not isinstance(since, (int, float)) or not 0 <= since < 1e12:
-        since = None
+    made_up = _mapping(value).get("made_up") is True
+    since = _number(_mapping(value).get("since"))
     if isinstance(value, (dict, list)):
         pairs = list(_pairs_of_json(value, host))
     else:
@@ -604,7 +628,7 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
         found.get("token"),
         made_up,
         waf=found.get("aws-waf-token"),
-        since=since,
+        since=since if since is not None and 0 <= since < 1e12 else None,
     )
 
 
@@ -612,49 +636,23 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 TEXT_TYPES = (
-    "text/plain",
-    "text/markdown",
-    "text/html",
-    "text/csv",
-    "text/xml",
-    "application/json",
-    "application/xml",
-    "application/csv",
+    *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
+    *("application/json", "application/xml", "application/csv"),
 )
 # Recordings, by the types that llm and others know them by, as chat-ui transcribes them.
-# In a container that may also hold a picture, it is the sound that counts.
-AUDIO_TYPES = {
-    "audio/flac": "audio/flac",
-    "audio/m4a": "audio/mp4",
-    "audio/mp3": "audio/mpeg",
-    "audio/mp4": "audio/mp4",
-    "audio/mp4a-latm": "audio/mp4",
-    "audio/mpeg": "audio/mpeg",
-    "audio/mpeg3": "audio/mpeg",
-    "audio/ogg": "audio/ogg",
-    "audio/opus": "audio/ogg",
-    "audio/vnd.wave": "audio/wav",
-    "audio/wav": "audio/wav",
-    "audio/wave": "audio/wav",
-    "audio/webm": "audio/webm",
-    "audio/x-flac": "audio/flac",
-    "audio/x-m4a": "audio/mp4",
-    "audio/x-mp3": "audio/mpeg",
-    "audio/x-mpeg": "audio/mpeg",
-    "audio/x-wav": "audio/wav",
-    "application/ogg": "audio/ogg",
-    "audio/3gpp": "audio/mp4",  # as the voice recorders of many telephones write it
-    "video/3gpp": "audio/mp4",
-    "video/mp4": "audio/mp4",
-    "video/ogg": "audio/ogg",
-    "video/webm": "audio/webm",
-}
-AUDIO_ENDINGS = {
-    ".m4a": "audio/mp4",
-    ".oga": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".weba": "audio/webm",
-}
+# In a container that may also hold a picture, it is the sound that counts; 3gpp is what the
+# voice recorders of many telephones write.
+AUDIO_TYPES = _table(
+    """
+    audio/flac audio/flac audio/x-flac;
+    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
+    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
+    audio/webm audio/webm video/webm
+    """
+)
+AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
 
 
 @frozen
@@ -705,12 +703,10 @@ def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
     Raises ValueError when there is no model in it at all.
     """
     models: dict[str, ModelInfo] = {}
-    entries = unwrap(value)
-    for entry in entries if isinstance(entries, list) else ():
-        id = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(id, str) or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
+    for entry in _mappings(unwrap(value)):
+        id = _string(entry.get("id"))
+        if not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
             continue
-        description = entry.get("description")
         models.setdefault(
             id,
             ModelInfo(
@@ -721,7 +717,7 @@ def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
                 artifacts=entry.get("supportsArtifacts") is True,
                 router=entry.get("isRouter") is True,
                 unlisted=entry.get("unlisted") is True,
-                description=plain(description) if isinstance(description, str) else "",
+                description=plain(_string(entry.get("description"))),
             ),
         )
     if not models:
@@ -1802,7 +1798,7 @@ def event_of(update: Any) -> Event | None:
     if kind == "title":
         return Title(plain(re.sub(r"</?think>", "", _string(update.get("title"))), 200))
     if kind == "routerMetadata":
-        return Router(*(plain(_string(update.get(x)), 200) for x in ("route", "model", "provider")))
+        return router_of(update)
     if kind == "finalAnswer":
         return Final(_string(update.get("text")), update.get("interrupted") is True)
     if kind == "status" and update.get("status") == "error":
@@ -1820,6 +1816,11 @@ def event_of(update: Any) -> Event | None:
     ):
         return Resolved(id, plain(_string(update.get("resolution")), 50))
     return Alive() if kind in ("status", "reasoning") else None
+
+
+def router_of(value: dict[str, Any]) -> Router:
+    """Who answered, as an event or a stored answer says it."""
+    return Router(*(plain(_string(value.get(x)), 200) for x in ("route", "model", "provider")))
 
 
 def _tool_event(update: dict[str, Any]) -> Event | None:
@@ -1842,9 +1843,8 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
         name = _string(_mapping(result.get("call")).get("name"))
         if result.get("status") == "error":
             return Returned(id, name, "", _string(result.get("message")) or "the tool failed")
-        outputs = result.get("outputs")
-        outputs = outputs if isinstance(outputs, list) else []
-        return Returned(id, name, "\n".join(filter(None, map(_output_text, outputs))))
+        outputs = map(_output_text, _mappings(result.get("outputs")))
+        return Returned(id, name, "\n".join(filter(None, outputs)))
     done = _number(update.get("progress"))
     if subtype == "progress" and done is not None:
         return Progress(
@@ -1853,21 +1853,12 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
     return Alive()
 
 
-def _number(value: object) -> float | None:
-    """`value` if it is a number that can be counted with, else none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) < 1e300 else None
-
-
 def _asked(update: dict[str, Any]) -> Asked:
     """A tool's question. Whatever makes no sense leaves it without a `mode`."""
     request = _mapping(update.get("request"))
     id, mode = known_id(request.get("elicitationId")), _string(request.get("mode"))
     address, until = _string(request.get("url")), _number(update.get("expiresAt"))
-    listed = request.get("fields")
-    listed = listed if isinstance(listed, list) else []
-    read = [_asked_field(each) for each in listed[: FIELDS + 1]]
+    read = [_asked_field(each) for each in _mappings(request.get("fields"))[: FIELDS + 1]]
     fields = tuple(each for each in read if each)
     apart = len({each.name for each in fields}) == len(read) <= FIELDS
     small = sum(map(_size_of_field, fields)) <= FORM_LIMIT
@@ -1890,22 +1881,21 @@ DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats 
 QUESTIONS = 50  # that tools may ask in one answer
 
 
-def _asked_field(value: Any) -> AskedField | None:
+def _asked_field(told: dict[str, Any]) -> AskedField | None:
     """A field of a form, or None for one that makes no sense."""
-    told = _mapping(value)
     kind, name, multiple = told.get("kind"), told.get("name"), told.get("multiple") is True
-    listed = told.get("options")
-    if isinstance(listed, list) and len(listed) > 10 * FIELDS:
+    listed = _list(told.get("options"))
+    if len(listed) > 10 * FIELDS:
         return None
     choices = tuple(
         Choice(option["value"], plain(_string(option.get("label")) or option["value"], 200))
-        for option in map(_mapping, listed if isinstance(listed, list) else ())
+        for option in _mappings(listed)
         if isinstance(option.get("value"), str)
     )
     limits = {"string": "Length", "number": "imum", "select": "Items"}
     if not (isinstance(name, str) and name) or kind not in (*limits, "boolean"):
         return None
-    if kind == "select" and not 0 < len(choices) == len(cast(Any, listed)):
+    if kind == "select" and not 0 < len(choices) == len(listed):
         return None
     default = told.get("default")
     if isinstance(default, list) and all(isinstance(each, str) for each in default):
@@ -1935,12 +1925,10 @@ def _size_of_field(asked: AskedField) -> int:
     return len(asked.name) + len(asked.format) + chosen + sum(map(len, default))
 
 
-def _output_text(output: Any) -> str:
+def _output_text(output: dict[str, Any]) -> str:
     """One output of a tool as text; links to sources are kept."""
-    output = _mapping(output)
     said = [_string(output.get("text"))]
-    content = output.get("content")
-    for item in map(_mapping, content if isinstance(content, list) else ()):
+    for item in _mappings(output.get("content")):
         inner = _mapping(item.get("resource")) or item
         link = _string(inner.get("uri"))
         if item.get("type") == "image":
@@ -1949,8 +1937,7 @@ def _output_text(output: Any) -> str:
             label = _string(inner.get("title")) or _string(inner.get("name")) or link
             said.append(f"[{label}]({link})")
             said.append(_string(inner.get("text")))
-    sources = output.get("sources")
-    for source in map(_mapping, sources if isinstance(sources, list) else ()):
+    for source in _mappings(output.get("sources")):
         link = _string(source.get("link")) or _string(source.get("url"))
         if link:
             said.append(f"[{_string(source.get('title')) or link}]({link})")
@@ -2066,8 +2053,7 @@ class Log:
 
 def messages_of(conversation: Any) -> list[dict[str, Any]]:
     """The messages in what `GET api/v2/conversations/ID` says, with or without an id."""
-    messages = _mapping(unwrap(conversation)).get("messages")
-    return [_mapping(message) for message in messages] if isinstance(messages, list) else []
+    return _mappings(_mapping(unwrap(conversation)).get("messages"))
 
 
 def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any] | None:
@@ -2080,8 +2066,7 @@ def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any
 
 def updates_of(message: dict[str, Any] | None) -> list[Any]:
     """The events that are stored with an answer."""
-    updates = _mapping(message).get("updates")
-    return updates if isinstance(updates, list) else []
+    return _list(_mapping(message).get("updates"))
 
 
 def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event], bool]:
@@ -2161,73 +2146,27 @@ PAIR_LIMIT = 20_000  # characters of an update that are looked through again wit
 FENCE = "`" * 16  # longer than any that a model writes: what follows it is not known yet
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = {
-    name: kind
-    for kind, names in {
-        "html": "html text/html",
-        "svg": "svg image/svg+xml",
-        "react": "react jsx tsx application/vnd.ant.react",
-        "mermaid": "mermaid application/vnd.ant.mermaid",
-        "markdown": "markdown md text/markdown",
-        "update": "update",
-    }.items()
-    for name in names.split()
-}
+_KINDS = _table(
+    """
+    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
+    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
+    update update
+    """
+)
 _CODE = ("code", "application/vnd.ant.code")
 # The kind -> the word after a fence. Code has the name of its language there.
-_WORDS = {
-    "html": "html",
-    "svg": "svg",
-    "react": "jsx",
-    "mermaid": "mermaid",
-    "markdown": "markdown",
-}
-_LANGUAGE_WORDS = {"c++": "cpp", "c#": "csharp", "f#": "fsharp"}
-_ENDINGS = {"jsx": "jsx", "mermaid": "mmd", "html": "html", "svg": "svg"} | {
-    name: ending
-    for ending, names in {
-        "bat": "bat batch",
-        "c": "c",
-        "clj": "clj clojure",
-        "cpp": "cpp",
-        "cs": "cs csharp",
-        "css": "css",
-        "csv": "csv",
-        "dart": "dart",
-        "ex": "ex elixir",
-        "fs": "fs fsharp",
-        "go": "go golang",
-        "hs": "hs haskell",
-        "ini": "ini",
-        "java": "java",
-        "jl": "jl julia",
-        "js": "js javascript",
-        "json": "json",
-        "kt": "kt kotlin",
-        "lua": "lua",
-        "md": "md markdown",
-        "php": "php",
-        "pl": "pl perl",
-        "ps1": "ps1 powershell",
-        "py": "py python",
-        "r": "r",
-        "rb": "rb ruby",
-        "rs": "rs rust",
-        "scala": "scala",
-        "scss": "scss",
-        "sh": "sh bash shell zsh",
-        "sql": "sql",
-        "swift": "swift",
-        "tex": "tex latex",
-        "toml": "toml",
-        "ts": "ts typescript",
-        "tsx": "tsx",
-        "xml": "xml",
-        "yaml": "yaml yml",
-        "zig": "zig",
-    }.items()
-    for name in names.split()
-}
+_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
+_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
+_ENDINGS = _table(
+    """
+    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
+    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
+    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
+    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
+    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
+    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
+    """
+)
 
 # JavaScript's white space: the web page's rules are regular expressions of that language.
 _SPACES = (
@@ -2525,15 +2464,12 @@ class Artifact:
         return self.versions[-1]
 
 
-_ALIKE = {
-    ord(char): plain_one
-    for plain_one, chars in {
-        "'": "\u2018\u2019\u201a\u201b\u2032",
-        '"': "\u201c\u201d\u201e\u201f\u2033",
-        "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
-    }.items()
-    for char in chars
-}
+# Kinds of quotes and dashes, which do not matter.
+_ALIKE = str.maketrans(
+    "\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f\u2033"
+    "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    5 * "'" + 5 * '"' + 7 * "-",
+)
 
 
 def find_in(content: str, wanted: str) -> tuple[int, int] | None:
@@ -2746,7 +2682,7 @@ class Once:
     @property
     def seen_length(self) -> int:
         """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
-        return self._earlier + len("".join(self._text.pieces).encode("utf-16-le")) // 2
+        return self._earlier + utf16_length("".join(self._text.pieces))
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
@@ -3629,7 +3565,7 @@ def _checked_text(asked: AskedField, text: str) -> str:
         raise ValueError(wanted)
     if asked.format == "uri" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s]+", text):
         raise ValueError(wanted)
-    length = len(text.encode("utf-16-le")) // 2
+    length = utf16_length(text)
     if length < (asked.least or 0) or (asked.most is not None and length > asked.most):
         raise ValueError(f"it is {length} long, and has to have {_limits(asked)}")
     return text
@@ -4910,11 +4846,11 @@ def load_catalogue(server_url: str) -> Catalogue:
     try:
         cached = _mapping(read_json((llm.user_dir() / CACHE).read_bytes()))
         entry = _mapping(_mapping(cached.get("servers")).get(server_url))
-        seconds = entry.get("time")
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
+        seconds = _number(entry.get("time"))
+        if seconds is None or seconds < 0:
             return Catalogue()
-        return Catalogue(read_catalogue(entry.get("models")), float(seconds))
-    except (OSError, ValueError, OverflowError):
+        return Catalogue(read_catalogue(entry.get("models")), seconds)
+    except (OSError, ValueError):
         return Catalogue()
 
 
@@ -6205,7 +6141,7 @@ def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
     """
     servers = [
         (_string(server.get("name")), _string(server.get("url")))
-        for server in map(_mapping, offered if isinstance(offered, list) else ())
+        for server in _mappings(offered)
         if _string(server.get("name"))
     ]
     for field_index in (0, 1):
@@ -6494,8 +6430,7 @@ class Turn:
     async def _made_unseen(self) -> dict[str, str] | None:
         """A conversation whose making was not answered: a new one, empty, and like it."""
         listed = _mapping(unwrap(await self._client.get(self._access, "/api/v2/conversations?p=0")))
-        entries = listed.get("conversations")
-        for entry in map(_mapping, entries[:3] if isinstance(entries, list) else ()):
+        for entry in _mappings(listed.get("conversations"))[:3]:
             id = known_id(entry.get("id"))
             if not id or entry.get("model") != self._ask.model:
                 continue
@@ -6843,8 +6778,7 @@ class Turn:
         self._form = multipart(data, ())
         id = self._outcome.message_id or ""
         self._client.know(self._id, _Known(self._ask.model, self._run.generation_id, id))
-        text = _string(stored.get("content"))
-        return Resumed(len(text.encode("utf-16-le", "surrogatepass")) // 2)
+        return Resumed(utf16_length(_string(stored.get("content"))))
 
     # Beside the answer, and after it
 
@@ -7775,17 +7709,8 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
 # --- commands: llm huggingchat ... ----------------------------------------------------
 
 BROWSERS = (
-    "arc",
-    "brave",
-    "chrome",
-    "chromium",
-    "edge",
-    "firefox",
-    "librewolf",
-    "opera",
-    "opera_gx",
-    "safari",
-    "vivaldi",
+    *("arc", "brave", "chrome", "chromium", "edge", "firefox"),
+    *("librewolf", "opera", "opera_gx", "safari", "vivaldi"),
 )
 
 
@@ -8335,10 +8260,7 @@ async def _offered_provider(
         return wanted
     path = f"/api/v2/models/{quote(info.id)}"
     listed = _mapping(unwrap(await client.get(access.public, path))).get("providers")
-    names = [
-        _string(_mapping(entry).get("provider"))
-        for entry in (listed if isinstance(listed, list) else ())
-    ]
+    names = [_string(entry.get("provider")) for entry in _mappings(listed)]
     if any(names) and wanted not in map(str.lower, names):
         there = ", ".join(plain(name, 80) for name in filter(None, names))
         raise llm.ModelError(
@@ -8587,10 +8509,9 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
             )
         path = f"/api/v2/conversations?p={page}"
         answer = _mapping(unwrap(await client.get(access, path)))
-        entries = answer.get("conversations")
         fresh = {
             _string(entry.get("id")): entry
-            for entry in map(_mapping, entries if isinstance(entries, list) else ())
+            for entry in _mappings(answer.get("conversations"))
             if re.fullmatch(r"[0-9a-fA-F]{24}", _string(entry.get("id")))
             and entry["id"] not in seen
         }
@@ -8736,8 +8657,7 @@ def all_branches(tree: Tree, now: datetime.datetime) -> list[list[Exchanged]]:
 
 
 def _ancestors(message: dict[str, Any]) -> list[str]:
-    ancestors = message.get("ancestors")
-    known = map(known_id, ancestors if isinstance(ancestors, list) else ())
+    known = map(known_id, _list(message.get("ancestors")))
     return list(dict.fromkeys(filter(None, known)))
 
 
@@ -8756,14 +8676,13 @@ def _is_answer(message: dict[str, Any], now: datetime.datetime) -> bool:
 def question_of(tree: Tree, message: dict[str, Any]) -> Message:
     """A stored question as llm's message; its files are named by their addresses."""
     text = _whole(_string(message.get("content")))
-    files = message.get("files")
     attachments = [
         llm.Attachment(
             # Without a type, llm would ask the server for it.
             type=plain(_string(file.get("mime")), 100) or "application/octet-stream",
             url=tree.server.file_page(tree.id, file["value"]),
         )
-        for file in map(_mapping, files if isinstance(files, list) else ())
+        for file in _mappings(message.get("files"))
         if file.get("type") == "hash" and known_id(file.get("value"))
     ]
     parts: list[Any] = [TextPart(text=text)] if text or not attachments else []
@@ -8777,8 +8696,7 @@ def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> l
     """
     given = Answer(lambda file: tree.server.file_page(tree.id, file.sha))
     events, complete = stored_events(answer)
-    stored = _mapping(answer.get("routerMetadata"))
-    router = Router(*(plain(_string(stored.get(x)), 200) for x in ("route", "model", "provider")))
+    router = router_of(_mapping(answer.get("routerMetadata")))
     # When a conversation changes its model, earlier answers get the old one's name here.
     model = router.model if router.model and not router.route else tree.model
     asked = HuggingChat(ModelInfo(model))
