@@ -4180,12 +4180,14 @@ class Refused(Exception):
     """The server answered, with a status other than 200.
 
     `waited` is how many seconds were spent on the pause that it wanted, if any were allowed.
+    `again`: an earlier try of the same call may have arrived.
     """
 
     def __init__(self, reply: Reply, waited: float | None = None) -> None:
         super().__init__(f"HTTP {reply.status}")
         self.reply = reply
         self.waited = waited
+        self.again = False
 
 
 class Gone(Exception):
@@ -5108,8 +5110,8 @@ class _Body:
     """A request body that curl can read once.
 
     curl sends a POST again by itself when a kept connection turns out to be closed, even
-    if the server had it already. A body that cannot be rewound stops that: a message is
-    sent again by the turn alone, after a look. It also tells how far sending came.
+    if the server had it already. A body that cannot be rewound stops that: what may be sent
+    again, and when, is decided here alone. It also tells how far sending came.
     """
 
     def __init__(self, body: bytes | Form | Upload) -> None:
@@ -5151,7 +5153,6 @@ class Exchange:
         url: str,
         *,
         body: bytes | Form | Upload | None,
-        once: bool,
         silence: float,
         limit: float,
         most: int,
@@ -5172,13 +5173,12 @@ class Exchange:
         self._count = 0  # bytes that came, or that are unread
         self._is_stream = stream
         self._is_file = file
-        as_it_is = body is None or (isinstance(body, bytes) and not once)
-        self._body = None if as_it_is else _Body(cast("bytes | Form | Upload", body))
+        self._body = None if body is None else _Body(body)
         self._request = functools.partial(
             session.request,
             cast(Any, method),
             url,
-            content=cast(Any, self._body or body),
+            content=cast(Any, self._body),
             content_callback=self._take,
             allow_redirects=False,  # a redirect could take the cookies elsewhere
             verify=True,
@@ -5509,7 +5509,6 @@ class Client:
         path: str,
         *,
         body: bytes | Form | Upload | None = None,
-        once: bool = False,
         beats: bool = False,
         limit: float = math.inf,
         most: int | None = None,
@@ -5517,7 +5516,6 @@ class Client:
     ) -> Exchange:
         """Begin an exchange. `path` follows the server's address.
 
-        `once`: curl must not send the body again by itself, as it never does with a form.
         `beats`: the server gives a sign of life all the time. `limit` is seconds in all,
         `most` bytes of the answer. `file`: the more of it comes the longer it may take.
         """
@@ -5550,7 +5548,6 @@ class Client:
             method,
             server.url + path,
             body=body,
-            once=once,
             silence=SILENCE if beats else max(CALL_LIMIT, min(limit, HEARING_LIMIT)),
             limit=limit,
             most=most or LINE_LIMIT,
@@ -5591,7 +5588,7 @@ class Client:
         begun = time.monotonic()
         end = begun + (CALL_LIMIT if limit is None else limit)
         backoff = Backoff(begun, tries)
-        renewed = False
+        renewed = arrived = False
         while True:
             try:
                 exchange = self.open(
@@ -5599,7 +5596,6 @@ class Client:
                     method,
                     path,
                     body=body,
-                    once=not twice,
                     limit=end - time.monotonic(),
                     most=most,
                     file=into is not None,
@@ -5614,8 +5610,11 @@ class Client:
                     continue
                 again = _may_help(trouble, twice)
                 pause = backoff.pause(time.monotonic()) if again else None
+                if isinstance(trouble, Refused):
+                    trouble.again = arrived
                 if pause is None:
                     raise
+                arrived = arrived or isinstance(trouble, Refused) or trouble.sent
             await asyncio.sleep(pause)
 
     async def change(
@@ -5920,6 +5919,18 @@ def in_words(
             f"Try again later.{where}"
         )
     return llm.ModelError(f"{server.host} answered HTTP {status}{quoted}.{where}")
+
+
+def failed(model: str, failure: Failed) -> llm.ModelError:
+    """The model did not answer: what it, or its provider, says."""
+    if "no output was generated" in failure.message.lower():
+        return llm.ModelError(
+            f"The model {model} gave an empty answer. Try again, or another model."
+        )
+    status = f" (HTTP {failure.status})" if failure.status else ""
+    later = " Try again later." if failure.status in (429, 500, 502, 503, 504) else ""
+    said = failure.message or "it did not say why"
+    return llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
 
 
 def behind_firewall(server: Server, status: int) -> llm.ModelError:
@@ -6234,6 +6245,138 @@ class Outcome:
         return {"huggingchat": known | {name: value for name, value in more.items() if value}}
 
 
+# How a question was closed, in words.
+_CLOSED = {
+    "user": "Answered elsewhere.",
+    "expired": "The time to answer is over.",
+    "withdrawn": "The tool did not wait any longer.",
+    "aborted": "Stopped.",
+}
+
+
+class Questions:
+    """The questions of an answer's tools: each is put to a person, after the one before it."""
+
+    def __init__(self, client: Client, ask: Ask) -> None:
+        self._client = client
+        self._ask = ask
+        self._count = 0
+        self._last: asyncio.Task[None] | None = None
+        # By the questions' ids:
+        self._puttings: dict[str, asyncio.Task[None]] = {}
+        self._typing: dict[str, asyncio.Task[Answered]] = {}
+        self._closed: dict[str, str] = {}  # why, where no answer had been typed yet
+
+    def put(self, asked: Asked, conversation_id: str) -> Aside:
+        """Have a person answer, once all that was given before is on the screen.
+
+        Raises llm.ModelError where there is nobody to ask.
+        """
+        screen = self._ask.screen
+        if screen is None or not screen.can_ask(asked):
+            page = self._ask.access.server.page(conversation_id)
+            raise llm.ModelError(
+                f"A tool asks something. {plain(asked.question)}\nAnswer it at {page}"
+            )
+        self._count += 1
+        if self._count > QUESTIONS:
+            raise TooMuch(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        self._closed.pop(asked.id, None)  # a resumed run may ask again
+        put = self._put(asked, conversation_id, screen, ready, self._last)
+        self._puttings[asked.id] = self._last = putting = self._client.beside(put)
+        if asked.until is not None:  # else the run ends, and `answered` tells
+            putting.add_done_callback(self._tell_of_trouble)
+        return Aside(lambda: loop.call_soon_threadsafe(ready.set))
+
+    async def answered(self, asked: Asked) -> None:
+        """Wait until a question is. Raises llm.ModelError when it cannot be."""
+        await self._puttings[asked.id]
+
+    async def close(self, resolved: Resolved) -> None:
+        """A question is closed: whoever is still typing an answer comes too late.
+
+        What is said of it on the screen comes before the answer goes on.
+        """
+        typing = self._typing.get(resolved.id)
+        if resolved.id in self._puttings and (typing is None or not typing.done()):
+            self._closed[resolved.id] = resolved.resolution
+        if typing:
+            typing.cancel()
+            await asyncio.wait([self._puttings[resolved.id]], timeout=CLOSE_GRACE)
+
+    def end(self) -> None:
+        """Nobody wants an answer any more."""
+        for putting in self._puttings.values():
+            putting.cancel()
+
+    async def _put(
+        self,
+        asked: Asked,
+        conversation_id: str,
+        screen: Screen,
+        ready: asyncio.Event,
+        earlier: asyncio.Task[None] | None,
+    ) -> None:
+        await ready.wait()
+        if earlier:
+            await asyncio.wait([earlier])
+        if asked.id in self._closed:
+            return
+        screen.make_room()
+        words = problem = ""
+        try:
+            while not words:
+                typing = asyncio.ensure_future(screen.answer(asked, problem))
+                self._typing[asked.id] = typing
+                answered = await typing
+                problem = await self._send(asked, answered, conversation_id)
+                if not problem:
+                    words = "Declined." if answered.action == "decline" else "Answered."
+        except asyncio.CancelledError:
+            if asked.id not in self._closed:
+                raise
+            words = _CLOSED.get(self._closed[asked.id], "The question was closed.")
+        except OSError:
+            why = "there is no terminal any more"
+            raise self._not_answered(why, conversation_id) from None
+        finally:
+            screen.closed(words)
+
+    async def _send(self, asked: Asked, answered: Answered, conversation_id: str) -> str:
+        """Give the server the answer to a question; what is wrong with it, if anything.
+
+        Raises llm.ModelError when it cannot be given.
+        """
+        value: dict[str, Any] = {"elicitationId": asked.id, "action": answered.action}
+        if answered.content is not None:
+            value["content"] = answered.content
+        access, path = self._ask.access, f"{chat_path(conversation_id)}/elicitation"
+        try:
+            await self._client.call(access, "POST", path, value)
+        except (Lost, Refused) as trouble:
+            reply = trouble.reply if isinstance(trouble, Refused) else Reply(0, "", b"")
+            if reply.status == 409 and cast(Refused, trouble).again:
+                return ""  # it had arrived
+            if reply.status == 400 and answered.content:
+                return reply.message or "no reason given"
+            if reply.status in (404, 409):
+                why = reply.message or "it is not open any more"
+                raise self._not_answered(why, conversation_id) from None
+            told = in_words(trouble, access, page=access.server.page(conversation_id))
+            raise llm.ModelError(f"The answer was not given. {told}") from None
+        return ""
+
+    def _not_answered(self, why: str, conversation_id: str) -> llm.ModelError:
+        page = self._ask.access.server.page(conversation_id)
+        return llm.ModelError(f"The question could not be answered: {why.rstrip('.')}. See {page}")
+
+    def _tell_of_trouble(self, putting: asyncio.Task[None]) -> None:
+        """The run waits for an answer, and goes on without."""
+        if not putting.cancelled() and (error := putting.exception()):
+            self._ask.note(str(error))
+
+
 class Turn:
     """One exchange: the message is sent once, and its answer given whole, or an error.
 
@@ -6260,11 +6403,7 @@ class Turn:
         self._driven = self._driving(self._run)
         self._said: dict[str, Any] = {}  # with every message of this turn
         self._form = Form("", ())
-        self._puttings: dict[str, asyncio.Task[None]] = {}  # questions' ids -> until answered
-        self._last_put: asyncio.Task[None] | None = None
-        self._asked = 0  # how many questions
-        self._typing: dict[str, asyncio.Task[Answered]] = {}
-        self._closed: dict[str, str] = {}  # questions' ids -> why, while an answer was typed
+        self._questions = Questions(client, ask)
         self._parked: list[Asked] = []  # questions whose answers resume the answer
         self._resumed = False
         self._renewed = False  # the session, for this turn
@@ -6302,18 +6441,11 @@ class Turn:
                     async for event in self._driven:
                         for given in self.answer.take(event):
                             yield given
-                        if isinstance(event, Asked):
-                            yield self._put(event)
-                        elif isinstance(event, AtWork) and self._ask.screen:
-                            if aside := self._ask.screen.telling(event):
-                                yield aside
-                        elif isinstance(event, Resolved):
-                            await self._close(event)
-                        if self.answer.begun and self._fetch is None:
-                            self._begin_beside()
+                        if aside := await self._see_to(event):
+                            yield aside
                         if event is self._run.outcome:
                             break
-                    self._follow_tail()
+                    self._tail = self._client.beside(self._until_stored(self._driven))
                     resumed = await self._resume()
                     if not resumed:
                         break
@@ -6335,14 +6467,22 @@ class Turn:
             wanted = False
             raise
         finally:
-            for putting in self._puttings.values():
-                putting.cancel()
+            self._questions.end()
             if not self._tail:
                 await self._driven.aclose()
                 await self._leave(wanted)
 
-    def _follow_tail(self) -> None:
-        self._tail = self._client.beside(self._until_stored(self._driven))
+    async def _see_to(self, event: Event) -> Aside | None:
+        """What else an event means: a question to put or close, a tool to show, an id to fetch."""
+        if self._fetch is None and self.answer.begun:
+            self._begin_beside()
+        if isinstance(event, Asked):
+            return self._questions.put(event, self._id)
+        if isinstance(event, Resolved):
+            await self._questions.close(event)
+        elif isinstance(event, AtWork) and self._ask.screen:
+            return self._ask.screen.telling(event)
+        return None
 
     async def _leave(self, wanted: bool) -> None:
         """The turn ends without an answer; its run goes on if one is still `wanted`.
@@ -6627,125 +6767,8 @@ class Turn:
             outcome = NO_OUTPUT
         if self._run.died:
             self._ask.note(f"the model {model} broke off its answer")
-        if not isinstance(outcome, Failed):
-            return
-        if "no output was generated" in outcome.message.lower():
-            raise llm.ModelError(
-                f"The model {model} gave an empty answer. Try again, or another model."
-            )
-        status = f" (HTTP {outcome.status})" if outcome.status else ""
-        later = " Try again later." if outcome.status in (429, 500, 502, 503, 504) else ""
-        said = outcome.message or "it did not say why"
-        raise llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
-
-    # Questions of tools
-
-    def _put(self, asked: Asked) -> Aside:
-        """Have a person answer a question, once all that was given before is on the screen.
-
-        Raises llm.ModelError where there is nobody to ask.
-        """
-        screen = self._ask.screen
-        if screen is None or not screen.can_ask(asked):
-            self._follow_tail()
-            raise llm.ModelError(
-                f"A tool asks something. {plain(asked.question)}\nAnswer it at {self._page}"
-            )
-        self._asked += 1
-        if self._asked > QUESTIONS:
-            raise TooMuch(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        self._closed.pop(asked.id, None)  # a resumed run may ask again
-        putting = self._client.beside(self._answered(asked, screen, ready, self._last_put))
-        putting.add_done_callback(self._tell_of_trouble)
-        self._puttings[asked.id] = self._last_put = putting
-        return Aside(lambda: loop.call_soon_threadsafe(ready.set))
-
-    async def _close(self, resolved: Resolved) -> None:
-        """A question is closed: whoever is still typing an answer comes too late.
-
-        What is said of it on the screen comes before the answer goes on.
-        """
-        typing = self._typing.get(resolved.id)
-        if resolved.id in self._puttings and (typing is None or not typing.done()):
-            self._closed[resolved.id] = resolved.resolution
-        if typing:
-            typing.cancel()
-            await asyncio.wait([self._puttings[resolved.id]], timeout=CLOSE_GRACE)
-
-    async def _answered(
-        self,
-        asked: Asked,
-        screen: Screen,
-        ready: asyncio.Event,
-        earlier: asyncio.Task[None] | None,
-    ) -> None:
-        """See a question answered, after the one before it. Raises llm.ModelError if it is not."""
-        await ready.wait()
-        if earlier:
-            await asyncio.wait([earlier])
-        if asked.id in self._closed:
-            return
-        screen.make_room()
-        words = ""
-        try:
-            problem = ""
-            while True:
-                typing = asyncio.ensure_future(screen.answer(asked, problem))
-                self._typing[asked.id] = typing
-                answered = await typing
-                problem = await self._send_answer(asked, answered)
-                if not problem:
-                    break
-            words = "Declined." if answered.action == "decline" else "Answered."
-        except asyncio.CancelledError:
-            if asked.id not in self._closed:
-                raise
-            words = _CLOSED.get(self._closed[asked.id], "The question was closed.")
-        except OSError:
-            raise llm.ModelError(self._not_answered("there is no terminal any more")) from None
-        finally:
-            screen.closed(words)
-
-    async def _send_answer(self, asked: Asked, answered: Answered) -> str:
-        """Give the server the answer to a question, once; what is wrong with it, if anything.
-
-        Raises llm.ModelError when it cannot be given.
-        """
-        value: dict[str, Any] = {"elicitationId": asked.id, "action": answered.action}
-        if answered.content is not None:
-            value["content"] = answered.content
-        path = f"{chat_path(self._id)}/elicitation"
-        backoff, perhaps = Backoff(time.monotonic(), TRIES), False
-        while True:
-            try:
-                await self._client.call(self._access, "POST", path, value, twice=False)
-                return ""
-            except (Lost, Refused) as trouble:
-                status = trouble.reply.status if isinstance(trouble, Refused) else 0
-                said = trouble.reply.message if isinstance(trouble, Refused) else ""
-                if status == 409 and perhaps:
-                    return ""  # it had arrived
-                if status == 400 and answered.content:
-                    return said or "no reason given"
-                if status in (404, 409):
-                    why = said or "it is not open any more"
-                    raise llm.ModelError(self._not_answered(why)) from None
-                perhaps = perhaps or status >= 500 or bool(getattr(trouble, "sent", False))
-                pause = backoff.pause(time.monotonic()) if _may_help(trouble, True) else None
-                if pause is None:
-                    told = in_words(trouble, self._access, page=self._page)
-                    raise llm.ModelError(f"The answer was not given. {told}") from None
-                await asyncio.sleep(pause)
-
-    def _not_answered(self, why: str) -> str:
-        return f"The question could not be answered: {why.rstrip('.')}. See {self._page}"
-
-    def _tell_of_trouble(self, putting: asyncio.Task[None]) -> None:
-        """A run that waits for an answer goes on to; where it has ended, that is an error."""
-        error = None if putting.cancelled() else putting.exception()
-        if error and not isinstance(self._run.outcome, Parked):
-            self._ask.note(str(error))
+        if isinstance(outcome, Failed):
+            raise failed(model, outcome)
 
     async def _resume(self) -> Resumed | None:
         """Go on where the run ended with a question, once that is answered, by another run.
@@ -6756,10 +6779,12 @@ class Turn:
         if isinstance(self._run.outcome, Parked):
             for asked in self._run.outcome.questions:
                 self._parked.append(asked)
-                await self._puttings[asked.id]
+                await self._questions.answered(asked)
         if not self._parked:
             return None
         asked, last = self._parked.pop(0), self._run
+        if isinstance(last.outcome, Failed):  # of two questions, the other one goes on
+            self._ask.note(str(failed(self._ask.model, last.outcome)))
         await asyncio.wait([cast("asyncio.Task[None]", self._tail)])
         conversation = await self._client.conversation(self._access, self._id)
         stored = stored_answer(conversation, last.generation_id)
@@ -6838,14 +6863,6 @@ class Turn:
                 await _beside_loop(leave_run, run.generation_id, stopped)
         finally:
             lock.release()
-
-
-_CLOSED = {
-    "user": "Answered elsewhere.",
-    "expired": "The time to answer is over.",
-    "withdrawn": "The tool did not wait any longer.",
-    "aborted": "Stopped.",
-}
 
 
 async def _exhaust(
@@ -8499,8 +8516,8 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
     Raises TooMuch for a list that seems to have no end: no account has so many.
     """
     seen: set[str] = set()
-    end = time.monotonic() + LIST_TIME
-    for page in itertools.count():
+    page, end = 0, time.monotonic() + LIST_TIME
+    while True:
         # A page has 30. Were there fewer on each, the pages would be the measure.
         if max(len(seen), 30 * page) > LIST_LIMIT or time.monotonic() > end:
             raise TooMuch(
@@ -8515,12 +8532,10 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
             if re.fullmatch(r"[0-9a-fA-F]{24}", _string(entry.get("id")))
             and entry["id"] not in seen
         }
-        if page == 0 and not fresh and await _demand_login(client, access):
-            async with contextlib.aclosing(list_conversations(client, access)) as again:
-                async for listed in again:
-                    yield listed
-            return
+        if not (seen or fresh) and await _demand_login(client, access):
+            continue  # now it is the account that is asked
         seen.update(fresh)
+        page += 1
         for id, entry in fresh.items():
             yield Listed(
                 id,

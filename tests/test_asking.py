@@ -17,7 +17,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, cast
 
 import llm
@@ -40,9 +40,11 @@ from hypothesis import strategies as st
 
 import llm_huggingchat
 from llm_huggingchat import (
+    Access,
     Again,
     Answer,
     Answered,
+    Ask,
     Asked,
     AskedField,
     Called,
@@ -54,16 +56,18 @@ from llm_huggingchat import (
     Keyboard,
     Paragraphs,
     Parked,
+    Plan,
     Progress,
+    Questions,
     Reasoning,
     Resolved,
     Resumed,
     Returned,
     Run,
     Screen,
+    Server,
     State,
     Text,
-    Turn,
     about_address,
     default_of,
     event_of,
@@ -846,6 +850,9 @@ class Putting(Screen):
         self.shown: list[str] = []
         self.typed = asyncio.Event()
 
+    def can_ask(self, asked: Asked) -> bool:
+        return True
+
     def make_room(self) -> None: ...
     def closed(self, words: str) -> None:
         self.shown.append(words)
@@ -856,47 +863,50 @@ class Putting(Screen):
         return Answered("accept", {})
 
 
-class Asking(Turn):
-    """A turn without a server: whatever is answered is taken."""
+class Taking:
+    """A client whose server takes every answer."""
 
-    def __init__(self) -> None:
-        self._closed, self._typing, self._puttings = {}, {}, {}
-        self.screen, self.printed = Putting(), asyncio.Event()
+    def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work)
 
-    def put(self, id: str, *earlier: asyncio.Task[None]) -> asyncio.Task[None]:
-        asked = Asked(id, "Exa", "Which?", "form")
-        put = self._answered(asked, self.screen, self.printed, next(iter(earlier), None))
-        self._puttings[id] = asyncio.create_task(put)
-        return self._puttings[id]
+    async def call(self, *_: Any) -> None: ...
 
-    async def _send_answer(self, asked: Asked, answered: Answered) -> str:
-        return ""
+
+def questions_on(screen: Screen) -> Questions:
+    plan = Plan(None, None, "Which?")
+    access = Access(Server("http://127.0.0.1/chat"), None)
+    return Questions(cast(Any, Taking()), Ask(access, "m", plan, None, screen=screen))
+
+
+def question(id: str) -> Asked:
+    return Asked(id, "Exa", "Which?", "form")
 
 
 async def test_question_waits_for_the_text_and_the_questions_before_it() -> None:
-    turn = Asking()
-    first = turn.put("q")
-    second = turn.put("r", first)
+    screen = Putting()
+    questions = questions_on(screen)
+    printed = [questions.put(question(id), "c").act for id in ("q", "r")]
     await settled()
-    assert turn.screen.shown == []  # the text before it is not printed yet
-    turn.printed.set()
+    assert screen.shown == []  # the text before it is not printed yet
+    for tell in printed:
+        tell()
     await settled()
-    assert turn.screen.shown == ["q"]
-    turn.screen.typed.set()
-    await asyncio.wait_for(second, AT_ONCE)
-    assert turn.screen.shown == ["q", "Answered.", "r", "Answered."]
+    assert screen.shown == ["q"]
+    screen.typed.set()
+    await asyncio.wait_for(questions.answered(question("r")), AT_ONCE)
+    assert screen.shown == ["q", "Answered.", "r", "Answered."]
 
 
 async def test_question_that_is_closed_before_its_turn_is_not_put() -> None:
-    turn = Asking()
-    first = turn.put("q")
-    second = turn.put("r", first)
-    turn.printed.set()
+    screen = Putting()
+    questions = questions_on(screen)
+    for id in ("q", "r"):
+        questions.put(question(id), "c").act()
     await settled()
-    await turn._close(Resolved("r", "expired"))
-    turn.screen.typed.set()
-    await asyncio.wait_for(second, AT_ONCE)
-    assert turn.screen.shown == ["q", "Answered."]
+    await questions.close(Resolved("r", "expired"))
+    screen.typed.set()
+    await asyncio.wait_for(questions.answered(question("r")), AT_ONCE)
+    assert screen.shown == ["q", "Answered."]
 
 
 # --- a person at a terminal -----------------------------------------------------------
