@@ -985,10 +985,12 @@ MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it wi
 
 @frozen
 class Told:
-    """What a conversation was last told: a digest of the tools, and the schema itself."""
+    """What a conversation was last told: the schema itself, digests of the tools and of a
+    system prompt that came with a later turn."""
 
     tools: str = ""
     schema: dict[str, Any] | None = None
+    system: str = ""
 
     def metadata(self) -> dict[str, Any]:
         """What is kept of it for the next turn."""
@@ -1009,12 +1011,16 @@ class Wishes:
     @property
     def told(self) -> Told:
         """What a conversation knows that was told of these."""
-        text = json.dumps(self.tools, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16] if self.tools else ""
-        return Told(digest, self.schema)
+        tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
+        return Told(_digest(tools), self.schema)
 
 
 NO_WISHES = Wishes()
+
+
+def _digest(text: str) -> str:
+    """What text can be known by; nothing for no text."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if text else ""
 
 
 def definition(tool: llm.Tool) -> dict[str, Any]:
@@ -1196,7 +1202,11 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 known_id(kept.get("message_id")) or None,
                 known_id(kept.get("generation_id")) or None,
                 _string(kept.get("model")) or None,
-                Told(_string(kept.get("tools")), _mapping(kept.get("schema")) or None),
+                Told(
+                    _string(kept.get("tools")),
+                    _mapping(kept.get("schema")) or None,
+                    _string(kept.get("system")),
+                ),
             )
     return None
 
@@ -1333,10 +1343,14 @@ def make_plan(
     voices = [spoken(attachment, heard) for attachment in attachments]
     attachments = [each for each, said in zip(attachments, voices, strict=True) if not said]
     chain_system = [_said(message) for message in messages if message.role == "system"]
-    if system and not any(system in said for said in chain_system):
+    before = parent.told.system if parent else ""
+    if system and not (
+        before == _digest(system) if before else any(system in said for said in chain_system)
+    ):
         if parent is None and not chain_system:
             chain_system = [system]
         else:
+            before = _digest(system)
             after = [*after, Message(role="system", parts=[TextPart(text=system)])]
     preprompt = None
     if parent is None:
@@ -1350,7 +1364,7 @@ def make_plan(
     elif told := instructions(wishes, parent.told):
         text = "\n\n".join(filter(None, (f"[Instructions]\n{told}\n[End of instructions]", text)))
     text = "\n\n".join(filter(None, (*responses, transcript(after, heard), *voices, text)))
-    return Plan(parent, preprompt, text, tuple(attachments), wishes.told)
+    return Plan(parent, preprompt, text, tuple(attachments), replace(wishes.told, system=before))
 
 
 def _responses(
@@ -2733,7 +2747,9 @@ class Once:
 
     def _rest(self, final: Final) -> list[Event]:
         """Text that was never streamed: it is in the final answer alone."""
-        everything, segment = "".join(self._text.pieces), "".join(self._segment)
+        everything = "".join(self._text.pieces)
+        # Of a run that was stopped, chat-ui tells the whole text, cut where the stop says.
+        segment = everything if final.interrupted else "".join(self._segment)
         text = _whole(final.text.replace("\0", ""))
         if everything.endswith(text) or not text.startswith(segment):
             return []
@@ -4191,7 +4207,11 @@ class Refused(Exception):
 
 
 class Gone(Exception):
-    """The conversation, or the message to continue after, is not there for this account."""
+    """The conversation is not there for this account; or `answer`, the one to continue after."""
+
+    def __init__(self, *, answer: bool = False) -> None:
+        super().__init__()
+        self.answer = answer
 
 
 class Broken(Exception):
@@ -4614,7 +4634,7 @@ class Run:
         elif self._refusal and self._refusal.reply.status == 500:
             # An unknown parent is a 500 as well.
             self.state = State.NEW
-            self._trouble = self._refusal if parent else Gone()
+            self._trouble = self._refusal if parent else Gone(answer=True)
         else:
             self._send_again(self._refusal or Lost("it did not take the message", sent=True), now)
 
@@ -5854,7 +5874,8 @@ def in_words(
     if isinstance(error, Broken):
         return llm.ModelError(f"{error}{where}")
     if isinstance(error, Gone):
-        return llm.ModelError(f"There is no such conversation on {server.host} for this account.")
+        what = "answer to go on from" if error.answer else "conversation"
+        return llm.ModelError(f"There is no such {what} on {server.host} for this account.")
     status, said = error.reply.status, error.reply.message
     quoted = f": {said}" if said else ""
     if error.reply.is_firewall:
@@ -6595,7 +6616,7 @@ class Turn:
             stored = _mapping(stored_answer(conversation, parent.generation_id))
             message_id = known_id(stored.get("id"))
         if not message_id:
-            raise Gone
+            raise Gone(answer=True)
         if (known.model or parent.model) != self._ask.model:
             value = {"model": self._ask.model}
             await self._client.change(self._access, "PATCH", api_path(id), value)
@@ -6934,11 +6955,14 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[Given, None]:
             async with contextlib.aclosing(turn.events()) as events:
                 async for event in events:
                     yield event
-        except Gone:
+        except Gone as gone:
             if plan.parent is None or ask.anew is None:
-                raise in_words(Gone(), ask.access) from None
+                raise in_words(Gone(answer=gone.answer or ask.retry), ask.access) from None
             page = ask.access.server.page(plan.parent.conversation_id)
-            ask.note(f"{page} is not there for this account; going on in a new conversation")
+            what = f"{page} is not there for this account"
+            if gone.answer:
+                what = f"the answer to go on from is not in {page} any more"
+            ask.note(f"{what}; going on in a new conversation")
             plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
             continue
         outcome.told = plan.told

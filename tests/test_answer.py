@@ -304,6 +304,13 @@ def test_interrupted_answer_adds_nothing(final):
     assert tell(*events).joined("text") == "w0 w1 "
 
 
+@pytest.mark.parametrize("seen", ["Looking it up.", "Looking", "L"])
+def test_stop_on_the_web_page_while_a_tool_works_adds_nothing(seen):
+    """chat-ui cuts the whole text, not its last part, where the page was when it was stopped."""
+    tool = (Called("u", "t", {}), Returned("u", "", "", "Aborted by user"))
+    assert tell(Text("Looking it up."), *tool, Final(seen, True)).joined("text") == "Looking it up."
+
+
 def test_final_answer_without_the_spaces_that_were_streamed():
     assert tell(Text(" a "), Text("b\n"), Final("a b", False)).joined("text") == " a b\n"
 

@@ -757,6 +757,31 @@ def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: Ask) -> None:
     assert len(server.messages(old.id)) == 1
 
 
+def test_answer_that_was_deleted_is_not_taken_for_the_conversation(
+    server: ChatUI, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ask_sync("one")
+    old = only_conversation(server)
+    server.messages(old.id)  # all is stored
+    old.messages = old.messages[:1]
+    old.messages[0]["children"] = []
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync(None, after=first, retry=True)
+    ask_sync("two", after=first)
+    for told in (str(error.value), *caplog.messages):
+        assert "answer to go on from" in told
+        assert "no such conversation" not in told
+
+
+@both
+def test_first_system_prompt_is_told_again_after_another(server: ChatUI, ask: Ask) -> None:
+    first = ask("one", system="Speak French")
+    second = ask("two", after=first, system="Speak Dutch")
+    ask("three", after=second, system="Speak French")
+    *_, third = server.messages(only_conversation(server).id, "user")
+    assert "Speak French" in third["content"]
+
+
 def test_another_server_gets_the_history_but_not_the_cookies(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,18 +226,17 @@ def test_system_prompt_that_the_chain_has_already_is_not_repeated():
 
 def test_new_system_prompt_on_a_later_turn_is_told():
     messages = [system("Be brief"), user("1"), ours("one"), user("2")]
-    assert make_plan(messages, URL, system="Rhyme") == Plan(
-        parent(), None, earlier("System: Rhyme") + "\n\n2"
-    )
+    plan = make_plan(messages, URL, system="Rhyme")
+    text = earlier("System: Rhyme") + "\n\n2"
+    assert plan == Plan(parent(), None, text, told=Told(system=plan.told.system))
+    assert plan.told.system
 
 
 def test_new_system_prompt_for_a_history_from_elsewhere():
     messages = [system("Be brief"), user("1"), assistant("one"), user("2")]
-    assert make_plan(messages, URL, system="Rhyme") == Plan(
-        None,
-        "Be brief",
-        earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2",
-    )
+    plan = make_plan(messages, URL, system="Rhyme")
+    text = earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2"
+    assert plan == Plan(None, "Be brief", text, told=Told(system=plan.told.system))
 
 
 def test_first_system_prompt_for_a_history_from_elsewhere():
