@@ -148,6 +148,8 @@ TREE_LIMIT = 64_000_000  # bytes of a conversation: 300 turns are 16 million
 ANSWER_LIMIT = 4_000_000  # characters of an answer, with reasoning and tools: a model has a tenth
 DESCRIBED_LIMIT = 700_000  # the same, up to which llm can log `response_json`: see Outcome
 MANY = 20_000  # pieces of an answer after which they are made larger
+CHATTER = 100  # events a second with nothing new in them: a server at work sends ten
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream or a log: a week of signs of life is a quarter
 JSON_MEMORY = 110_000_000  # bytes of memory that reading JSON may take, with its text
 LINE_LIMIT = 8_000_000  # bytes of a stream or a log that may come without an event in them
 SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
@@ -1792,9 +1794,11 @@ def event_of(update: Any) -> Event | None:
     kind, subtype = update.get("type"), update.get("subtype")
     if kind == "stream":
         # chat-ui pads tokens with NUL characters to hide their length on the wire.
-        return Text(_string(update.get("token")).rstrip("\0"))
+        token = _string(update.get("token")).rstrip("\0")
+        return Text(token) if token else Alive()
     if kind == "reasoning" and subtype == "stream":
-        return Reasoning(_string(update.get("token")).rstrip("\0"))
+        token = _string(update.get("token")).rstrip("\0")
+        return Reasoning(token) if token else Alive()
     if kind == "tool":
         return _tool_event(update)
     if kind == "file" and (sha := known_id(update.get("sha"))):
@@ -3237,7 +3241,7 @@ class Gathered:
                 f"The answer does not end: it has {self._given:,} pieces, more than any real one."
             )
         if not isinstance(event, Text | Reasoning):
-            self._given += not isinstance(event, Alive | Again)
+            self._given += isinstance(event, ENDS_TEXT)  # llm keeps no others
             return [*self.end(), event]
         before = self.end() if not isinstance(event, self._kind) else []
         self._kind = type(event)
@@ -4457,6 +4461,8 @@ class Run:
         self._refusal: Refused | None = None  # of a message that may have been taken
         self._step: Step = Done()
         self._pause = 0.0
+        self._since = now
+        self._chatter = 0  # events that came with nothing new in them
         self._backoff = Backoff(now)
         self._sending = Backoff(now, TRIES)
         self._looking = Backoff(now, 2)
@@ -4496,13 +4502,19 @@ class Run:
             self._step = Look()
         else:
             self._step = Follow(self._seq if self.state is State.TAKEN else BEYOND)
+            self._chatted(now, CHATTER)  # one that ends at once, and often, has an end as well
         return self._step
 
     # What happened
 
     def took(self, event: Event | End, now: float, seq: int = 0) -> list[Event]:
-        """An event came, the log's number `seq`. Returns what is to be made of it."""
+        """An event came, the log's number `seq`. Returns what is to be made of it.
+
+        Raises TooMuch when what comes is nothing new, for ever.
+        """
         self._backoff.alive(now)
+        if not (isinstance(event, (Text, Reasoning)) and event.text.strip("\0")):
+            self._chatted(now)
         if isinstance(event, End):
             self._log_ended(event)
             return []
@@ -4512,7 +4524,8 @@ class Run:
         if self.state is State.ANSWERED:
             self._finished = self._finished or isinstance(event, (Finished, Failed))
             return [event] if isinstance(event, (Title, Router)) else []
-        self._seq = seq
+        # The log of a run that says nothing begins with a heartbeat, which has no number.
+        self._seq = max(seq, self._seq) if isinstance(self._step, Follow) else seq
         if isinstance(event, Final):
             # An empty answer is not the end: the reason follows as a failure.
             if not (event.text or event.interrupted or self._begun):
@@ -4643,6 +4656,18 @@ class Run:
             return Wait(pause)
         self._trouble = Refused(self._gate.refusal.reply, waited)
         return Fail(self._trouble)
+
+    def _chatted(self, now: float, events: int = 1) -> None:
+        """Words are counted where they are given; all else is here, also what is told again.
+
+        A server at work says so ten times a second, for hours; and a log repeats what was.
+        """
+        self._chatter += events
+        if self._chatter > 5 * MANY + CHATTER * (now - self._since):
+            raise TooMuch(
+                f"The answer does not end: {self._chatter:,} events came with nothing new in them, "
+                "more than from any server at work."
+            )
 
     def _answered(self, outcome: Final | Failed | Parked) -> None:
         self.state, self.outcome = State.ANSWERED, outcome
@@ -5234,6 +5259,7 @@ class Exchange:
         self._late = False
         self._most = most
         self._count = 0  # bytes that came, or that are unread
+        self._all = 0  # bytes that came
         self._is_stream = stream
         self._is_file = file
         as_it_is = body is None or (isinstance(body, bytes) and not once)
@@ -5274,7 +5300,8 @@ class Exchange:
         if len(self.head) < 10_000:
             self.head += piece
         self._count += len(piece)
-        if self._count > self._most:
+        self._all += len(piece)
+        if self._count > self._most or self._is_endless:
             self._pieces.clear()
             return CURL_WRITEFUNC_ERROR
         if self._is_file:
@@ -5300,7 +5327,7 @@ class Exchange:
             headers = tuple(response.headers.multi_items())
             self.reply = Reply(response.status_code, kind, b"", disposition, headers)
         except RequestException as error:
-            if self._count > self._most:
+            if self._count > self._most or self._is_endless:
                 raise self.too_much() from None
             raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
@@ -5315,10 +5342,15 @@ class Exchange:
             self._watch.cancel()
             self._news.set()
 
+    @property
+    def _is_endless(self) -> bool:
+        return self._is_stream and self._all > STREAM_LIMIT
+
     def too_much(self) -> TooMuch:
         """The error for a body that is longer than any real one."""
+        most = STREAM_LIMIT if self._is_endless else self._most
         return TooMuch(
-            f"{self._host} sent more than {megabytes(self._most)}, which is more than any real "
+            f"{self._host} sent more than {megabytes(most)}, which is more than any real "
             "answer has. The connection was closed."
         )
 
