@@ -38,6 +38,7 @@ import codecs
 import contextlib
 import datetime
 import enum
+import errno
 import functools
 import glob
 import hashlib
@@ -153,6 +154,7 @@ STREAM_LIMIT = 1_000_000_000  # bytes of a stream or a log: a week of signs of l
 JSON_MEMORY = 110_000_000  # bytes of memory that reading JSON may take, with its text
 LINE_LIMIT = 8_000_000  # bytes of a stream or a log that may come without an event in them
 SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
+MODELS_LIMIT = 5_000  # models of one server, which every `llm` command reads: the service has 140
 LIST_LIMIT = 30_000  # conversations of one account
 LIST_TIME = 600.0  # seconds that listing them may take
 LINGER = 60.0  # seconds that unused connections are kept
@@ -160,6 +162,7 @@ CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed besid
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback gives to curl to have the exchange ended
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
+TRANSCRIPT_LIMIT = 1_000_000  # bytes of a transcript: who speaks for ten hours says less
 HEARING_LIMIT = 90.0  # seconds that transcribing may take: chat-ui gives up after 60
 AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
 AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
@@ -708,9 +711,13 @@ def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
     """
     models: dict[str, ModelInfo] = {}
     entries = unwrap(value)
-    for entry in entries if isinstance(entries, list) else ():
+    for entry in entries[:MODELS_LIMIT] if isinstance(entries, list) else ():
         id = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(id, str) or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
+        if (
+            not isinstance(id, str)
+            or len(id) > 200
+            or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII)
+        ):
             continue
         description = entry.get("description")
         models.setdefault(
@@ -1193,8 +1200,8 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
     if message.role != "assistant":
         return None
     for part in reversed(message.parts):
-        kept = (getattr(part, "provider_metadata", None) or {}).get("huggingchat")
-        if not isinstance(kept, dict) or kept.get("server") != server_url:
+        kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
+        if kept.get("server") != server_url:
             continue
         if conversation_id := known_id(kept.get("conversation_id")):
             return Parent(
@@ -4930,11 +4937,21 @@ class Catalogue:
 CACHE = "huggingchat_models.json"
 
 
+def _read_cache(path: pathlib.Path) -> dict[str, Any]:
+    """What is cached, by the server's address. Raises OSError, ValueError.
+
+    Every `llm` command does this: it waits for no pipe, and reads no file that is not ours.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > JSON_LIMIT:
+        raise ValueError("no cache")
+    return _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+
+
 def load_catalogue(server_url: str) -> Catalogue:
     """The cached models of a server, else the built-in ones. Raises nothing."""
     try:
-        cached = _mapping(read_json((llm.user_dir() / CACHE).read_bytes()))
-        entry = _mapping(_mapping(cached.get("servers")).get(server_url))
+        entry = _mapping(_read_cache(llm.user_dir() / CACHE).get(server_url))
         seconds = entry.get("time")
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
             return Catalogue()
@@ -4948,7 +4965,7 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     try:
         with _updating(CACHE) as path:
             try:
-                servers = _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+                servers = _read_cache(path)
             except (OSError, ValueError):
                 servers = {}
             entry = {"time": time.time(), "models": [model.to_json() for model in models]}
@@ -4978,7 +4995,8 @@ class Noted:
 
     def has_a_turn(self, within: float) -> bool:
         """Is a turn at it, which began `within` seconds, as far as can be told from here?"""
-        if self.process is None or time.time() - self.since > within:
+        age = time.time() - self.since
+        if self.process is None or age > within or -age > MINUTE * LONGEST_PAUSE + CALL_LIMIT:
             return False
         try:
             if os.name == "posix":  # elsewhere, to ask would be to end it
@@ -4991,6 +5009,17 @@ class Noted:
 
 
 _NOTED = "generation_id, process, since, stopped"  # the columns of a Noted
+
+
+def _noted(rows: Iterable[tuple[Any, ...]]) -> list[Noted]:
+    """The runs in these rows; one that makes no sense is none. A stop is not still to come."""
+    found = []
+    for id, process, since, stopped in rows:
+        whole = process is None or (isinstance(process, int) and 0 < process < 2**31)
+        if known_id(id) and whole and isinstance(since, float) and math.isfinite(since):
+            told = min(stopped, time.time()) if isinstance(stopped, float) else None
+            found.append(Noted(id, process, since, told))
+    return found
 
 
 @contextlib.contextmanager
@@ -5038,7 +5067,7 @@ def claim_run(page: str, generation_id: str) -> list[Noted] | None:
             "(select id from runs where generation_id = ?) order by id",
             [page, generation_id],
         )
-        return [Noted(*row) for row in rows]
+        return _noted(rows)
     return None
 
 
@@ -5067,7 +5096,7 @@ def still_noted(generation_id: str) -> Noted | None:
     """What is noted of a run now; None if nothing is. Raises nothing."""
     with contextlib.suppress(sqlite3.Error), _runs() as db:
         rows = db.execute(f"select {_NOTED} from runs where generation_id = ?", [generation_id])
-        return next((Noted(*row) for row in rows), None)
+        return next(iter(_noted(rows)), None)
     return None
 
 
@@ -5758,6 +5787,7 @@ class Client:
             "/api/transcribe",
             body=recording,
             limit=HEARING_LIMIT,
+            most=TRANSCRIPT_LIMIT,
             twice=False,
         )
         try:
@@ -6142,11 +6172,13 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
             )
         if self.headers is not None and not isinstance(self.headers, dict):
             raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        if self.label is not None and not isinstance(self.label, str):
+            raise llm.ModelError("MCP's name is text.")
         headers = [
             {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
             for name, value in (self.headers or {}).items()
         ]
-        return {"name": self.label or host, "url": url, "headers": headers}
+        return {"name": plain(self.label or "", 100) or host, "url": url, "headers": headers}
 
     def _filled(self, what: str, value: str) -> str:
         if HIDDEN in value:
@@ -7461,6 +7493,10 @@ def _image_models() -> str:
 
 
 def _read_some(path: str, most: int) -> bytes:
+    """How a file begins. Raises OSError, also for a pipe: it would be waited for, for ever, and
+    what is read of it is gone, where llm and the upload read it again."""
+    if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
     with open(path, "rb") as file:
         return file.read(most + 1)
 
@@ -8547,6 +8583,8 @@ def _logs() -> Iterator[LogStore]:
     from llm.logs import LogStore
 
     with contextlib.closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
+        # Half an emoji in one row must not keep all the others from being read.
+        db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
         yield LogStore(db)
 
 
@@ -8933,7 +8971,13 @@ class Importer:
                 id=ulid_of(_moment(leaf.get("createdAt")), "thread", *names),
             )
         self._tips.pop(tip or "", None)
-        history = self._store.load_chain(tip)
+        try:
+            history = self._store.load_chain(tip)
+        except (KeyError, TypeError, ValueError, RecursionError):  # not as llm wrote them
+            raise llm.ModelError(
+                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
+                "cannot be read, so nothing can be added to it."
+            ) from None
         preprompt = _whole(_string(tree.value.get("preprompt")))
         if tip is None and preprompt:
             history = [Message("system", [TextPart(text=preprompt)])]

@@ -672,6 +672,27 @@ def test_large_attachments_take_little_memory(server: ChatUI, tmp_path: pathlib.
     assert megabytes < 125
 
 
+def test_transcript_without_end(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "memo.wav"
+    path.write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    heard = json.dumps({"text": "w " * 3_000_000}).encode()
+    fault(server, "POST", "/api/transcribe", status=200, body=heard)
+    megabytes, _, said = peak("-m", "hf-llama", "-a", str(path), "hello")
+    assert "sent more than 1 MB" in said
+    assert megabytes < MOST
+    assert sends(server) == []
+
+
+def test_longest_transcript_takes_little_memory(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "memo.wav"
+    path.write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    heard = json.dumps({"text": "w " * 490_000}).encode()
+    fault(server, "POST", "/api/transcribe", status=200, body=heard)
+    say = "[[say]]ok[[/say]]"
+    megabytes, _, _ = peak("-m", "hf-llama", "-a", str(path), say, status=0)
+    assert megabytes < MOST
+
+
 @both
 @pytest.mark.parametrize("word", ["[[drop=before]]", "[[drop=after]]", "[[status=502*1]]"])
 def test_attachments_are_sent_again(
