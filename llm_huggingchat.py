@@ -38,6 +38,7 @@ import codecs
 import contextlib
 import datetime
 import enum
+import errno
 import functools
 import glob
 import hashlib
@@ -148,9 +149,12 @@ TREE_LIMIT = 64_000_000  # bytes of a conversation: 300 turns are 16 million
 ANSWER_LIMIT = 4_000_000  # characters of an answer, with reasoning and tools: a model has a tenth
 DESCRIBED_LIMIT = 700_000  # the same, up to which llm can log `response_json`: see Outcome
 MANY = 20_000  # pieces of an answer after which they are made larger
+CHATTER = 100  # events a second with nothing new in them: a server at work sends ten
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream or a log: a week of signs of life is a quarter
 JSON_MEMORY = 110_000_000  # bytes of memory that reading JSON may take, with its text
 LINE_LIMIT = 8_000_000  # bytes of a stream or a log that may come without an event in them
 SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
+MODELS_LIMIT = 5_000  # models of one server, which every `llm` command reads: the service has 140
 LIST_LIMIT = 30_000  # conversations of one account
 LIST_TIME = 600.0  # seconds that listing them may take
 LINGER = 60.0  # seconds that unused connections are kept
@@ -158,6 +162,7 @@ CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed besid
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback gives to curl to have the exchange ended
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
+TRANSCRIPT_LIMIT = 1_000_000  # bytes of a transcript: who speaks for ten hours says less
 HEARING_LIMIT = 90.0  # seconds that transcribing may take: chat-ui gives up after 60
 AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
 AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
@@ -703,9 +708,9 @@ def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
     Raises ValueError when there is no model in it at all.
     """
     models: dict[str, ModelInfo] = {}
-    for entry in _mappings(unwrap(value)):
+    for entry in _mappings(unwrap(value))[:MODELS_LIMIT]:
         id = _string(entry.get("id"))
-        if not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
+        if len(id) > 200 or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
             continue
         models.setdefault(
             id,
@@ -1193,8 +1198,8 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
     if message.role != "assistant":
         return None
     for part in reversed(message.parts):
-        kept = (getattr(part, "provider_metadata", None) or {}).get("huggingchat")
-        if not isinstance(kept, dict) or kept.get("server") != server_url:
+        kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
+        if kept.get("server") != server_url:
             continue
         if conversation_id := known_id(kept.get("conversation_id")):
             return Parent(
@@ -1802,9 +1807,11 @@ def event_of(update: Any) -> Event | None:
     kind, subtype = update.get("type"), update.get("subtype")
     if kind == "stream":
         # chat-ui pads tokens with NUL characters to hide their length on the wire.
-        return Text(_string(update.get("token")).rstrip("\0"))
+        token = _string(update.get("token")).rstrip("\0")
+        return Text(token) if token else Alive()
     if kind == "reasoning" and subtype == "stream":
-        return Reasoning(_string(update.get("token")).rstrip("\0"))
+        token = _string(update.get("token")).rstrip("\0")
+        return Reasoning(token) if token else Alive()
     if kind == "tool":
         return _tool_event(update)
     if kind == "file" and (sha := known_id(update.get("sha"))):
@@ -3189,7 +3196,7 @@ class Gathered:
                 f"The answer does not end: it has {self._given:,} pieces, more than any real one."
             )
         if not isinstance(event, Text | Reasoning):
-            self._given += not isinstance(event, Alive | Again)
+            self._given += isinstance(event, ENDS_TEXT)  # llm keeps no others
             return [*self.end(), event]
         before = self.end() if not isinstance(event, self._kind) else []
         self._kind = type(event)
@@ -4415,6 +4422,8 @@ class Run:
         self._refusal: Refused | None = None  # of a message that may have been taken
         self._step: Step = Done()
         self._pause = 0.0
+        self._since = now
+        self._chatter = 0  # events that came with nothing new in them
         self._backoff = Backoff(now)
         self._sending = Backoff(now, TRIES)
         self._looking = Backoff(now, 2)
@@ -4454,13 +4463,19 @@ class Run:
             self._step = Look()
         else:
             self._step = Follow(self._seq if self.state is State.TAKEN else BEYOND)
+            self._chatted(now, CHATTER)  # one that ends at once, and often, has an end as well
         return self._step
 
     # What happened
 
     def took(self, event: Event | End, now: float, seq: int = 0) -> list[Event]:
-        """An event came, the log's number `seq`. Returns what is to be made of it."""
+        """An event came, the log's number `seq`. Returns what is to be made of it.
+
+        Raises TooMuch when what comes is nothing new, for ever.
+        """
         self._backoff.alive(now)
+        if not (isinstance(event, (Text, Reasoning)) and event.text.strip("\0")):
+            self._chatted(now)
         if isinstance(event, End):
             self._log_ended(event)
             return []
@@ -4470,7 +4485,8 @@ class Run:
         if self.state is State.ANSWERED:
             self._finished = self._finished or isinstance(event, (Finished, Failed))
             return [event] if isinstance(event, (Title, Router)) else []
-        self._seq = seq
+        # The log of a run that says nothing begins with a heartbeat, which has no number.
+        self._seq = max(seq, self._seq) if isinstance(self._step, Follow) else seq
         if isinstance(event, Final):
             # An empty answer is not the end: the reason follows as a failure.
             if not (event.text or event.interrupted or self._begun):
@@ -4601,6 +4617,18 @@ class Run:
             return Wait(pause)
         self._trouble = Refused(self._gate.refusal.reply, waited)
         return Fail(self._trouble)
+
+    def _chatted(self, now: float, events: int = 1) -> None:
+        """Words are counted where they are given; all else is here, also what is told again.
+
+        A server at work says so ten times a second, for hours; and a log repeats what was.
+        """
+        self._chatter += events
+        if self._chatter > 5 * MANY + CHATTER * (now - self._since):
+            raise TooMuch(
+                f"The answer does not end: {self._chatter:,} events came with nothing new in them, "
+                "more than from any server at work."
+            )
 
     def _answered(self, outcome: Final | Failed | Parked) -> None:
         self.state, self.outcome = State.ANSWERED, outcome
@@ -4863,11 +4891,21 @@ class Catalogue:
 CACHE = "huggingchat_models.json"
 
 
+def _read_cache(path: pathlib.Path) -> dict[str, Any]:
+    """What is cached, by the server's address. Raises OSError, ValueError.
+
+    Every `llm` command does this: it waits for no pipe, and reads no file that is not ours.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > JSON_LIMIT:
+        raise ValueError("no cache")
+    return _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+
+
 def load_catalogue(server_url: str) -> Catalogue:
     """The cached models of a server, else the built-in ones. Raises nothing."""
     try:
-        cached = _mapping(read_json((llm.user_dir() / CACHE).read_bytes()))
-        entry = _mapping(_mapping(cached.get("servers")).get(server_url))
+        entry = _mapping(_read_cache(llm.user_dir() / CACHE).get(server_url))
         seconds = _number(entry.get("time"))
         if seconds is None or seconds < 0:
             return Catalogue()
@@ -4881,7 +4919,7 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     try:
         with _updating(CACHE) as path:
             try:
-                servers = _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+                servers = _read_cache(path)
             except (OSError, ValueError):
                 servers = {}
             entry = {"time": time.time(), "models": [model.to_json() for model in models]}
@@ -4911,7 +4949,8 @@ class Noted:
 
     def has_a_turn(self, within: float) -> bool:
         """Is a turn at it, which began `within` seconds, as far as can be told from here?"""
-        if self.process is None or time.time() - self.since > within:
+        age = time.time() - self.since
+        if self.process is None or age > within or -age > MINUTE * LONGEST_PAUSE + CALL_LIMIT:
             return False
         try:
             if os.name == "posix":  # elsewhere, to ask would be to end it
@@ -4924,6 +4963,17 @@ class Noted:
 
 
 _NOTED = "generation_id, process, since, stopped"  # the columns of a Noted
+
+
+def _noted(rows: Iterable[tuple[Any, ...]]) -> list[Noted]:
+    """The runs in these rows; one that makes no sense is none. A stop is not still to come."""
+    found = []
+    for id, process, since, stopped in rows:
+        whole = process is None or (isinstance(process, int) and 0 < process < 2**31)
+        if known_id(id) and whole and isinstance(since, float) and math.isfinite(since):
+            told = min(stopped, time.time()) if isinstance(stopped, float) else None
+            found.append(Noted(id, process, since, told))
+    return found
 
 
 @contextlib.contextmanager
@@ -4971,7 +5021,7 @@ def claim_run(page: str, generation_id: str) -> list[Noted] | None:
             "(select id from runs where generation_id = ?) order by id",
             [page, generation_id],
         )
-        return [Noted(*row) for row in rows]
+        return _noted(rows)
     return None
 
 
@@ -5000,7 +5050,7 @@ def still_noted(generation_id: str) -> Noted | None:
     """What is noted of a run now; None if nothing is. Raises nothing."""
     with contextlib.suppress(sqlite3.Error), _runs() as db:
         rows = db.execute(f"select {_NOTED} from runs where generation_id = ?", [generation_id])
-        return next((Noted(*row) for row in rows), None)
+        return next(iter(_noted(rows)), None)
     return None
 
 
@@ -5191,6 +5241,7 @@ class Exchange:
         self._late = False
         self._most = most
         self._count = 0  # bytes that came, or that are unread
+        self._all = 0  # bytes that came
         self._is_stream = stream
         self._is_file = file
         self._body = None if body is None else _Body(body)
@@ -5230,7 +5281,8 @@ class Exchange:
         if len(self.head) < 10_000:
             self.head += piece
         self._count += len(piece)
-        if self._count > self._most:
+        self._all += len(piece)
+        if self._count > self._most or self._is_endless:
             self._pieces.clear()
             return CURL_WRITEFUNC_ERROR
         if self._is_file:
@@ -5256,7 +5308,7 @@ class Exchange:
             headers = tuple(response.headers.multi_items())
             self.reply = Reply(response.status_code, kind, b"", disposition, headers)
         except RequestException as error:
-            if self._count > self._most:
+            if self._count > self._most or self._is_endless:
                 raise self.too_much() from None
             raise _lost(error, self._sent) from None
         except asyncio.CancelledError:
@@ -5271,10 +5323,15 @@ class Exchange:
             self._watch.cancel()
             self._news.set()
 
+    @property
+    def _is_endless(self) -> bool:
+        return self._is_stream and self._all > STREAM_LIMIT
+
     def too_much(self) -> TooMuch:
         """The error for a body that is longer than any real one."""
+        most = STREAM_LIMIT if self._is_endless else self._most
         return TooMuch(
-            f"{self._host} sent more than {megabytes(self._most)}, which is more than any real "
+            f"{self._host} sent more than {megabytes(most)}, which is more than any real "
             "answer has. The connection was closed."
         )
 
@@ -5681,6 +5738,7 @@ class Client:
             "/api/transcribe",
             body=recording,
             limit=HEARING_LIMIT,
+            most=TRANSCRIPT_LIMIT,
             twice=False,
         )
         try:
@@ -5915,7 +5973,7 @@ def in_words(
     if status == 413:
         return llm.ModelError(
             f"The server refused the attachments: too large (HTTP 413{quoted}). "
-            "A file may have 10 MB."
+            "A file may have 10 MB, and all files of a message some 11 MB together."
         )
     if status == 429 and not error.reply.wants_pause:
         return llm.ModelError(f"{server.host} has a limit (HTTP 429{quoted}).{where}")
@@ -6078,11 +6136,13 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
             )
         if self.headers is not None and not isinstance(self.headers, dict):
             raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        if self.label is not None and not isinstance(self.label, str):
+            raise llm.ModelError("MCP's name is text.")
         headers = [
             {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
             for name, value in (self.headers or {}).items()
         ]
-        return {"name": self.label or host, "url": url, "headers": headers}
+        return {"name": plain(self.label or "", 100) or host, "url": url, "headers": headers}
 
     def _filled(self, what: str, value: str) -> str:
         if HIDDEN in value:
@@ -7404,6 +7464,10 @@ def _image_models() -> str:
 
 
 def _read_some(path: str, most: int) -> bytes:
+    """How a file begins. Raises OSError, also for a pipe: it would be waited for, for ever, and
+    what is read of it is gone, where llm and the upload read it again."""
+    if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
     with open(path, "rb") as file:
         return file.read(most + 1)
 
@@ -8478,6 +8542,8 @@ def _logs() -> Iterator[LogStore]:
     from llm.logs import LogStore
 
     with contextlib.closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
+        # Half an emoji in one row must not keep all the others from being read.
+        db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
         yield LogStore(db)
 
 
@@ -8858,7 +8924,13 @@ class Importer:
                 id=ulid_of(_moment(leaf.get("createdAt")), "thread", *names),
             )
         self._tips.pop(tip or "", None)
-        history = self._store.load_chain(tip)
+        try:
+            history = self._store.load_chain(tip)
+        except (KeyError, TypeError, ValueError, RecursionError):  # not as llm wrote them
+            raise llm.ModelError(
+                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
+                "cannot be read, so nothing can be added to it."
+            ) from None
         preprompt = _whole(_string(tree.value.get("preprompt")))
         if tip is None and preprompt:
             history = [Message("system", [TextPart(text=preprompt)])]

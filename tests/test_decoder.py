@@ -81,7 +81,7 @@ def test_unusual_line_separators_are_text():
 def test_padding_is_taken_off_the_right_only():
     assert texts(line(type="stream", token="You" + "\0" * 13)) == ["You"]
     assert texts(line(type="stream", token=" \n\0\0")) == [" \n"]
-    assert texts(line(type="stream", token="\0" * 16)) == [""]
+    assert texts(line(type="stream", token="\0" * 16)) == []
 
 
 def test_spaces_after_the_answer_belong_to_no_event():
@@ -160,8 +160,8 @@ def test_lines_end_at_line_feeds_only():
             Failed("no[31m way", 429),
         ),
         ({"type": "status", "status": "error", "statusCode": "429"}, Failed("", None)),
-        ({"type": "stream"}, Text("")),
-        ({"type": "stream", "token": 5}, Text("")),
+        ({"type": "stream"}, Alive()),
+        ({"type": "stream", "token": 5}, Alive()),
         ({"type": "reasoning", "subtype": "stream", "token": "hm\0\0"}, Reasoning("hm")),
         ({"type": "reasoning", "subtype": "status", "status": "thinking"}, Alive()),
         ({"type": "title", "title": "<think>a\nb</think>c\x07"}, Title("a bc")),

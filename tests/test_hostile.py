@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ import llm
 import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault
-from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends, tree
+from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends, soon, tree
 from llm.parts import Message, TextPart
 
 import llm_huggingchat
@@ -144,6 +146,46 @@ def test_logs_that_hold_what_is_no_json_can_be_used(server: ChatUI, value: str) 
     assert " 0 turns added" in run("huggingchat", "import", id).stdout
 
 
+@pytest.mark.parametrize("metadata", [["huggingchat"], 5, "huggingchat", {"huggingchat": [1]}])
+def test_answer_with_odd_metadata_is_one_from_elsewhere(metadata: Any) -> None:
+    part = TextPart(text="hi", provider_metadata=metadata)
+    assert parent_of(Message("assistant", [part]), "http://127.0.0.1") is None
+
+
+@pytest.mark.parametrize("name", ["conversation_id", "server"])
+def test_row_with_half_an_emoji_keeps_no_other_from_being_read(server: ChatUI, name: str) -> None:
+    run("-m", "hf-llama", "one")
+    id = stored_conversation(server).id
+    db = database()
+    metadata = {"server": server.url, "conversation_id": "c"} | {name: "\ud800"}
+    payload = json.dumps({"provider_metadata": {"huggingchat": metadata}})
+    (tip,) = db.execute("select tip_message_hash from turns").fetchone()
+    db.table("parts").insert(
+        {"message_hash": tip, "position": -1, "type": "reasoning", "payload": payload}
+    )
+    db.conn.commit()
+    assert f"{id} *" in run("huggingchat", "conversations").stdout
+    assert id in run("huggingchat", "open", "--print").stdout
+    db.execute("update parts set position = 99 where position = -1")
+    db.conn.commit()
+    said = failure("huggingchat", "open", "--print")
+    assert "hold no conversation" in said or "cannot be the chat server's address" in said
+
+
+@pytest.mark.parametrize(
+    "damage", ["delete from messages", "update messages set parent_hash = 'there is none'"]
+)
+def test_import_into_logs_that_are_not_whole(server: ChatUI, damage: str) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "two", "-n")
+    id = stored_conversation(server).id
+    db = database()
+    db.execute("pragma foreign_keys = off")
+    db.execute(damage)
+    db.conn.commit()
+    assert "cannot be read, so nothing can be added" in failure("huggingchat", "import", id)
+
+
 # --- attachments' addresses -----------------------------------------------------------
 
 
@@ -193,6 +235,21 @@ def test_attachment_is_not_redirected_to_another_protocol(
         ask("hello", attachments=[llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")])
     assert heard == []
     assert server.conversations == {}
+
+
+@both
+@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
+@pytest.mark.parametrize("type", ["text/plain", "audio/wav"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_attachment_that_is_no_file_is_not_waited_for(
+    server: ChatUI, ask: Ask, type: str, kind: str, tmp_path: pathlib.Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = {"pipe": str(pipe), "device": "/dev/zero", "directory": str(tmp_path)}[kind]
+    with soon(), pytest.raises(llm.ModelError, match="cannot be read"):
+        ask("hello", attachments=[llm.Attachment(type=type, path=path)])
+    assert server.log == []
 
 
 # --- files that somebody asked for ----------------------------------------------------
@@ -365,6 +422,23 @@ def test_query_of_an_address_is_sent_but_not_logged(
         assert SECRET.encode() not in path.read_bytes()
     assert "not kept in the logs" in failure("-c", "two")
     assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize("name", [5, ["a"], {"a": "b"}, True])
+def test_name_of_a_tool_server_is_text(server: ChatUI, name: object) -> None:
+    tool = json.dumps({"url": "https://example.org/mcp", "name": name})
+    assert "name is text" in failure("-m", "hf-llama", "-T", f"MCP({tool})", "hello")
+    assert server.conversations == {}
+
+
+@pytest.mark.parametrize(("name", "sent"), [("a\nb\x1b[31m", "a b[31m"), ("\n", "example.org")])
+def test_name_of_a_tool_server_is_a_line(server: ChatUI, name: str, sent: str) -> None:
+    tool = json.dumps({"url": "https://example.org/mcp", "name": name})
+    run("-m", "hf-llama", "-T", f"MCP({tool})", "hello")
+    (request,) = sends(server)
+    assert request.data
+    assert request.data["selectedMcpServerNames"] == [sent]
+    assert [each["name"] for each in request.data["selectedMcpServers"]] == [sent]
 
 
 @pytest.mark.parametrize("name", ["LLM_HUGGINGCHAT_KEY", "huggingchat", "huggingchat_other"])
@@ -605,3 +679,63 @@ def test_first_prompts_at_once_use_one_session(server: ChatUI, user_path: pathli
     assert len(server.conversations) == 3
     run("-c", "two")
     assert len(server.conversations) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
+@pytest.mark.parametrize("kind", ["pipe", "huge"])
+def test_cache_that_is_none_keeps_no_command_waiting(
+    server: ChatUI, user_path: pathlib.Path, kind: str
+) -> None:
+    path = user_path / "huggingchat_models.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    command = [sys.executable, "-m", "llm", "huggingchat", "models"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "built-in list" in done.stderr
+    run("huggingchat", "refresh")
+    assert load_catalogue(server.url).time
+
+
+def test_catalogue_with_more_models_than_there_are() -> None:
+    entries = [{"id": "a" * 100_000}, *({"id": f"o/m{number}"} for number in range(100_000))]
+    models = llm_huggingchat.read_catalogue(entries)
+    assert len(models) < 10_000
+    assert max(len(model.id) for model in models) < 1_000
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"generation_id": "a&fromSeq=1"},
+        {"generation_id": b"\xff"},
+        {"process": "me"},
+        {"process": 2**62},
+        {"since": "soon"},
+        {"since": 9e18},
+        {"since": math.inf},
+        {"stopped": "now"},
+        {"stopped": 9e18, "process": None, "since": 0.0},
+    ],
+    ids=str,
+)
+def test_note_of_a_run_that_makes_no_sense_is_not_waited_for(
+    server: ChatUI, odd: dict[str, object]
+) -> None:
+    run("-m", "hf-llama", "one")
+    id = stored_conversation(server).id
+    row = {
+        "generation_id": "g",
+        "process": os.getppid(),
+        "since": time.time() - 1e6,
+        "stopped": None,
+    }
+    row |= {"page": f"{server.url}/conversation/{id}", "begun": time.time(), **odd}
+    db = sqlite_utils.Database(llm.user_dir() / llm_huggingchat.RUNS)
+    db.table("runs").insert(row)
+    db.close()
+    with soon():
+        run("-c", "two")
+    assert [request.data["inputs"] for request in sends(server) if request.data] == ["one", "two"]

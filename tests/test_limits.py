@@ -399,6 +399,61 @@ def test_endless_answer_takes_little_memory(server: ChatUI, what: str) -> None:
     assert megabytes < MOST
 
 
+NOTHING_NEW: dict[str, bytes] = {
+    "a result": b'{"type":"tool","subtype":"result","uuid":"a","result":{"status":"success"}}\n',
+    "a call": b'{"type":"tool","subtype":"call","uuid":"a","call":{"name":"n"}}\n',
+    "progress": b'{"type":"tool","subtype":"progress","uuid":"a","progress":1}\n',
+    "a closed question": b'{"type":"elicitation","subtype":"resolved","elicitationId":"a"}\n',
+    "a title": b'{"type":"title","title":"T"}\n',
+    "a router": b'{"type":"routerMetadata","route":"r","model":"m","provider":"p"}\n',
+    "a status": b'{"type":"status","status":"started"}\n',
+    "no text": b'{"type":"stream","token":""}\n',
+    "padding": b'{"type":"stream","token":"\\u0000\\u0000"}\n{"type":"status"}\n',
+    "no thought": b'{"type":"reasoning","subtype":"stream","token":""}\n',
+    "an empty answer": b'{"type":"finalAnswer","text":""}\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [(what, "send") for what in NOTHING_NEW]
+    + [(what, "log") for what in NOTHING_NEW if what != "an empty answer"],
+)
+def test_what_is_told_for_ever_and_is_nothing_new(
+    server: ChatUI, what: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, MANY=100)
+    event = NOTHING_NEW[what]
+    if where == "send":
+        fault(server, "POST", "/conversation/*", status=200, flood=event * 100)
+    else:
+        logged = b"".join(b"id: 1\ndata: %b\n\n" % line for line in event.splitlines())
+        fault(server, "GET", "/conversation/*/stream", status=200, flood=logged * 100)
+    with pytest.raises(llm.ModelError, match=r"does not end: .* nothing new"):
+        ask_sync("one two three [[cut=2]]")
+    assert calls(server)[-1][1].endswith("/stop-generating")
+
+
+@pytest.mark.parametrize("what", [": beat\n\n", 'id: 1\ndata: {"type":"status"}\n\n'])
+def test_log_that_ends_again_and_again(
+    server: ChatUI, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, MANY=100)
+    fault(server, "GET", "/conversation/*/stream", status=200, body=what.encode())
+    with pytest.raises(llm.ModelError, match=r"does not end: .* nothing new"):
+        ask_sync("one two three [[cut=2]]")
+
+
+def test_stream_with_a_sign_of_life_now_and_then(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, STREAM_LIMIT=1_000_000)
+    beat = b'{"type":"noise"}\n' * 3_000 + b'{"type":"status","status":"keepAlive"}\n'
+    fault(server, "POST", "/conversation/*", status=200, flood=beat)
+    with pytest.raises(llm.ModelError, match="sent more than 1 MB"):
+        ask_sync("hello")
+
+
 def test_many_words_take_little_memory(server: ChatUI) -> None:
     failed = {"type": "status", "status": "error", "message": "字 " * 1_900_000}
     body = json.dumps(failed, ensure_ascii=False).encode() + b"\n"
@@ -615,6 +670,27 @@ def test_large_attachments_take_little_memory(server: ChatUI, tmp_path: pathlib.
     ]
     assert int(request.headers["content-length"]) == len(request.body)
     assert megabytes < 125
+
+
+def test_transcript_without_end(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "memo.wav"
+    path.write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    heard = json.dumps({"text": "w " * 3_000_000}).encode()
+    fault(server, "POST", "/api/transcribe", status=200, body=heard)
+    megabytes, _, said = peak("-m", "hf-llama", "-a", str(path), "hello")
+    assert "sent more than 1 MB" in said
+    assert megabytes < MOST
+    assert sends(server) == []
+
+
+def test_longest_transcript_takes_little_memory(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "memo.wav"
+    path.write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    heard = json.dumps({"text": "w " * 490_000}).encode()
+    fault(server, "POST", "/api/transcribe", status=200, body=heard)
+    say = "[[say]]ok[[/say]]"
+    megabytes, _, _ = peak("-m", "hf-llama", "-a", str(path), say, status=0)
+    assert megabytes < MOST
 
 
 @both

@@ -31,15 +31,18 @@ from llm_huggingchat import (
     Gone,
     Look,
     Lost,
+    Progress,
     Reasoning,
     Refused,
     Reply,
+    Resolved,
     Returned,
     Run,
     Send,
     State,
     Text,
     Title,
+    TooMuch,
     Wait,
 )
 
@@ -312,6 +315,17 @@ def test_log_is_taken_up_after_its_last_event():
     assert run.next(0.0) == Follow(2)
 
 
+def test_log_is_taken_up_after_its_last_event_though_only_heartbeats_came_since():
+    run = taken()
+    assert run.next(0.0) == Follow(0)
+    run.took(Called("c", "n", {}), 0.0, 7)
+    for _ in range(3):
+        run.ended(0.0)
+        assert run.next(0.0) == Wait(0.25)
+        assert run.next(0.0) == Follow(7)
+        run.took(Alive(), 0.0, 0)
+
+
 def test_network_that_stays_away_is_given_up_in_bounded_time():
     run = taken()
     now = 0.0
@@ -334,6 +348,42 @@ def test_thinking_for_long_is_no_failure():
         assert step == Follow(0)
         run.took(Alive(), now)
         run.ended(now)
+
+
+def test_run_at_work_is_never_given_up():
+    """A day of a tool that works, behind a proxy that cuts every ten seconds."""
+    run, now = taken(), 0.0
+    while now < 86_400:
+        assert not isinstance(run.next(now), Fail)
+        for _ in range(100):
+            now += 0.1
+            run.took(Alive(), now)
+        run.lost(CUT, now)
+
+
+def test_log_that_repeats_an_answer_is_followed_again_and_again():
+    run = taken()
+    events: list[Event] = [Called("c", "n", {}), Returned("c", "n", "")]
+    events += [Progress("c", number) for number in range(998)]
+    for number in range(50):
+        assert not isinstance(run.next(number), Fail)
+        for event in events:
+            run.took(event, number)
+        run.lost(CUT, number)
+
+
+@pytest.mark.parametrize("event", [Alive(), Returned("c", "n", ""), Resolved("q", "user")])
+def test_what_is_told_for_ever_and_is_nothing_new_is_given_up(event: Event):
+    run = sent()
+    for number in range(100_000):
+        run.took(event, number / 1000)
+
+    def go_on() -> None:
+        for number in range(100_000, 200_000):
+            run.took(event, number / 1000)
+
+    with pytest.raises(TooMuch, match="nothing new"):
+        go_on()
 
 
 def test_server_without_logs_is_read():
