@@ -142,6 +142,7 @@ STOP_MARKER = 5.5  # seconds for which chat-ui lets a stop also stop the convers
 READ_LIMIT = 10.0  # seconds that reading a conversation waits for an answer to be stored
 MINUTE = 60.0  # seconds for which chat-ui counts a message, also one that it refused with 429
 LONGEST_PAUSE = 8  # times MINUTE, while tries are in vain
+HELD_LIMIT = 3_600.0  # seconds ahead that a message is noted as waiting: more is another clock's
 RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
 LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
 JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a real one, with all models, has 100,000
@@ -4950,7 +4951,7 @@ class Noted:
     def has_a_turn(self, within: float) -> bool:
         """Is a turn at it, which began `within` seconds, as far as can be told from here?"""
         age = time.time() - self.since
-        if self.process is None or age > within or -age > MINUTE * LONGEST_PAUSE + CALL_LIMIT:
+        if self.process is None or age > within or -age > HELD_LIMIT:
             return False
         try:
             if os.name == "posix":  # elsewhere, to ask would be to end it
