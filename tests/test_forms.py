@@ -157,6 +157,10 @@ def test_text_that_only_looks_like_a_call_is_text(text):
         ("[]", "empty"),
         ('{"name": "now, "arguments": {"a": "b}}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
+        # Logged, they would make rows that SQLite and others cannot read.
+        ('{"name": "now", "arguments": {"a": NaN}}', "not valid JSON"),
+        ('{"name": "now", "arguments": {"a": [-1e999]}}', "not valid JSON"),
+        ('{"name": "now", "arguments": "{\\"a\\": Infinity}"}', "are not an object"),
     ],
 )
 def test_malformed_call_says_what_was_wrong(inside, problem):
