@@ -254,10 +254,6 @@ class TooMuch(llm.ModelError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
-def megabytes(size: int) -> str:
-    return f"{size // 1_000_000:,} MB"
-
-
 def note(text: str) -> None:
     """A line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {plain(text)}", err=True)
@@ -683,6 +679,17 @@ class ModelInfo:
     def organisation(self) -> str:
         """Who publishes it; none for the router."""
         return self.id.rpartition("/")[0]
+
+    @property
+    def abilities(self) -> dict[str, bool]:
+        """What it can do, by the names that people are told."""
+        return {
+            "images": self.multimodal,
+            "tools": self.tools,
+            "reasoning": self.reasoning,
+            "artifacts": self.artifacts,
+            "router": self.router,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The catalogue's own names, so that what is cached reads like what was sent."""
@@ -1665,6 +1672,7 @@ def _no_number(name: str) -> float:
 
 
 _strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
+# Models write line ends into strings.
 _lenient = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, strict=False)
 _MESSAGES = re.compile(rb'"messages"[ \t\n\r]*:[ \t\n\r]*\[')
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -2985,7 +2993,6 @@ _FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 _BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*")
 _QUOTED = re.compile(r'\\.|"', re.DOTALL)
 _UNQUOTED = re.compile(rf'"|{CALL_END}')
-_LENIENT = json.JSONDecoder(strict=False)  # models write line ends into strings
 
 
 def read_calls(text: str) -> tuple[list[LocalCall], str]:
@@ -2994,7 +3001,7 @@ def read_calls(text: str) -> tuple[list[LocalCall], str]:
     at = _end_of(_BETWEEN_CALLS, text, 0)
     while at < len(text) and (not calls or text[at] in "{["):
         try:
-            value, end = _LENIENT.raw_decode(text, at)
+            value, end = _lenient.raw_decode(text, at)
             calls += [_local_call(each) for each in (value if isinstance(value, list) else [value])]
         except (ValueError, RecursionError) as error:
             return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
@@ -3010,7 +3017,7 @@ def _local_call(value: Any) -> LocalCall:
     name, arguments = _string(said.get("name")), said.get("arguments", said.get("parameters"))
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
-            arguments = _LENIENT.decode(arguments)
+            arguments = _lenient.decode(arguments)
     arguments = arguments or {}
     if not name:
         return _malformed(_dumped(value), 'it is not an object with a "name"')
@@ -3421,7 +3428,7 @@ class Answer:
             return _call_events(event)
         if isinstance(event, LocalCall):
             self.calls.append(event)
-            return _local_call_events(event)
+            return _call_events(event, event.problem)
         if isinstance(event, Returned):
             return [_result_event(event)]
         if isinstance(event, File):
@@ -3442,12 +3449,18 @@ class Answer:
         return []
 
 
-def _call_events(called: Called) -> list[StreamEvent]:
-    common: dict[str, Any] = {"tool_call_id": called.id or None, "server_executed": True}
+def _call_events(called: Called | LocalCall, problem: str = "") -> list[StreamEvent]:
+    common: dict[str, Any] = {
+        "tool_call_id": called.id or None,
+        "server_executed": isinstance(called, Called),
+    }
     arguments = json.dumps(called.arguments, ensure_ascii=False, allow_nan=False)
+    metadata = {"huggingchat": {"problem": problem}} if problem else None
     return [
         StreamEvent(type="tool_call_name", chunk=_whole(called.name), **common),
-        StreamEvent(type="tool_call_args", chunk=_whole(arguments), **common),
+        StreamEvent(
+            type="tool_call_args", chunk=_whole(arguments), provider_metadata=metadata, **common
+        ),
     ]
 
 
@@ -3460,20 +3473,6 @@ def hearing_events(name: str, id: str, text: str) -> list[StreamEvent]:
     called = Called(_new_id(), HEARING, {"file": name})
     events = [*_call_events(called), _result_event(Returned(called.id, HEARING, text))]
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
-
-
-def _local_call_events(call: LocalCall) -> list[StreamEvent]:
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
-    return [
-        StreamEvent(type="tool_call_name", chunk=call.name, tool_call_id=call.id),
-        StreamEvent(
-            type="tool_call_args",
-            chunk=arguments,
-            tool_call_id=call.id,
-            provider_metadata=metadata,
-        ),
-    ]
 
 
 def _result_event(returned: Returned) -> StreamEvent:
@@ -4008,9 +4007,11 @@ class Screen:
             else:
                 self._introduce(asked)
             if asked.mode == "url":
-                agreed = await self._opened(keyboard, asked)
+                choice = "o opens it in your browser, " if _can_open() else ""
+                words = f"{choice}y says that you have done it"
+                agreed = await self._agreed(keyboard, words, asked.url if choice else "")
             else:
-                agreed = bool(problem) or await self._agreed(keyboard)
+                agreed = bool(problem) or await self._agreed(keyboard, "Answer? y begins")
             if not agreed:
                 return Answered("decline")
             content: dict[str, TypedValue] = {}
@@ -4065,28 +4066,17 @@ class Screen:
         self._fresh = True
         return typed
 
-    async def _agreed(self, keyboard: Keyboard) -> bool:
+    async def _agreed(self, keyboard: Keyboard, words: str, url: str = "") -> bool:
+        """Does the person say yes? What `words` mean by o is to open `url`."""
         while True:
-            words = "Answer? y begins, Enter declines, Ctrl-C stops: "
-            typed = await self._typed(keyboard, words)
+            typed = await self._typed(keyboard, f"{words}, Enter declines, Ctrl-C stops: ")
             word = (typed or "").strip().casefold()
             if word in ("", "n", "no"):
                 return False
             if word in ("y", "yes"):
                 return True
-
-    async def _opened(self, keyboard: Keyboard, asked: Asked) -> bool:
-        choice = "o opens it in your browser, " if _can_open() else ""
-        while True:
-            words = f"{choice}y says that you have done it, Enter declines, Ctrl-C stops: "
-            typed = await self._typed(keyboard, words)
-            word = (typed or "").strip().casefold()
-            if word in ("", "n", "no"):
-                return False
-            if word in ("y", "yes"):
-                return True
-            if word == "o" and choice:
-                await asyncio.to_thread(_open, asked.url)
+            if word == "o" and url:
+                await asyncio.to_thread(_open, url)
 
     async def _filled(self, keyboard: Keyboard, each: AskedField) -> dict[str, TypedValue] | None:
         """What is typed into a field, if anything; None when the person declines after all."""
@@ -4692,14 +4682,12 @@ class Run:
 # --- files: the key store, the catalogue cache, and which runs go on -------------------
 
 
-def write_whole(
-    path: pathlib.Path, content: str | bytes, mode: int = 0o600, lasting: bool = True
-) -> None:
+def write_whole(path: pathlib.Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace a file of our own at `path` in one step, so that no reader sees half of it.
 
     A link stays one. The caller has locked the file, so what is left of a write that was
-    killed, perhaps with keys in it, can go. With `lasting` the file outlives a crash of the
-    machine as well. Raises OSError.
+    killed, perhaps with keys in it, can go. The file outlives a crash of the machine as well.
+    Raises OSError.
     """
     path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -4708,8 +4696,7 @@ def write_whole(
     with _replacing(path, mode) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
-        if lasting:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -5332,7 +5319,7 @@ class Exchange:
         """The error for a body that is longer than any real one."""
         most = STREAM_LIMIT if self._is_endless else self._most
         return TooMuch(
-            f"{self._host} sent more than {megabytes(most)}, which is more than any real "
+            f"{self._host} sent more than {most // 1_000_000:,} MB, which is more than any real "
             "answer has. The connection was closed."
         )
 
@@ -6489,6 +6476,7 @@ class Turn:
         self._parked: list[Asked] = []  # questions whose answers resume the answer
         self._resumed = False
         self._renewed = False  # the session, for this turn
+        self._made_here = False  # the conversation, for this message
         self._kept_until = 0.0  # when its note has to be renewed, while the message waits
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
@@ -6540,7 +6528,8 @@ class Turn:
                 raise
             await self._finish()
         except (Lost, Refused, Broken) as error:
-            raise in_words(error, self._access, model=self._ask.model, page=self._page) from None
+            page = "" if await self._unmade(error) else self._page
+            raise in_words(error, self._access, model=self._ask.model, page=page) from None
         except Gone:
             if self._run.state is not State.STORED and not self._resumed:
                 raise
@@ -6565,6 +6554,15 @@ class Turn:
         elif isinstance(event, AtWork) and self._ask.screen:
             return self._ask.screen.telling(event)
         return None
+
+    async def _unmade(self, error: Lost | Refused | Broken) -> bool:
+        """Delete the conversation if it was made for a message that the server does not take."""
+        refused = isinstance(error, Refused) and error.reply.status < 500
+        unused = self._made_here and refused and self._run.state is State.NEW
+        if unused:
+            delete = self._client.change(self._access, "DELETE", api_path(self._id))
+            await asyncio.wait([self._client.beside(delete)], timeout=STOP_WITHIN)
+        return unused
 
     async def _leave(self, wanted: bool) -> None:
         """The turn ends without an answer; its run goes on if one is still `wanted`.
@@ -6627,7 +6625,7 @@ class Turn:
                     raise
                 await asyncio.sleep(pause)
                 conversation = await self._made_unseen()
-        self._outcome.conversation_id = conversation["id"]
+        self._outcome.conversation_id, self._made_here = conversation["id"], True
         await self._hold(None)
         return conversation["rootMessageId"]
 
@@ -6913,6 +6911,8 @@ class Turn:
         for task, grace in ((self._fetch, ID_GRACE), (self._tail, TAIL_GRACE)):
             await asyncio.wait([cast("asyncio.Task[None]", task)], timeout=grace)
         outcome, answer = self._outcome, self.answer
+        if outcome.model != self._ask.model:
+            self._ask.note(f"{outcome.model} answered: it was chosen on the web page")
         outcome.generation_id = self._run.generation_id
         outcome.title, outcome.router = answer.title, answer.router
         outcome.interrupted = bool(answer.final and answer.final.interrupted)
@@ -8106,8 +8106,11 @@ def _browser_trouble(error: Exception) -> str:
 
 
 @huggingchat.command()
-def logout() -> None:
+@click.option("-y", "--yes", is_flag=True, help="Do not ask")
+def logout(yes: bool) -> None:
     """Forget the cookies of the current server.
+
+    Where there are no logins, they are all that your conversations there are known by: it asks.
 
     \b
     Example:
@@ -8115,6 +8118,9 @@ def logout() -> None:
     """
     server = current_server()
     known = stored_key(server.key_name)
+    if known and '"made_up": true' in known and not yes:
+        lost = f"{server.host} has no logins: your conversations there cannot be reached again."
+        click.confirm(f"{lost} Forget the cookies?", abort=True, err=True)
     if known:
         keep_key(server.key_name, None)
         click.echo(f"The cookies for {server.host} are forgotten.")
@@ -8233,11 +8239,7 @@ def models_(json_: bool) -> None:
                 {
                     "id": f"huggingchat/{model.id}",
                     "aliases": names.get(model.id, []),
-                    "images": model.multimodal,
-                    "tools": model.tools,
-                    "reasoning": model.reasoning,
-                    "artifacts": model.artifacts,
-                    "router": model.router,
+                    **model.abilities,
                     "unlisted": model.unlisted,
                     "description": model.description,
                 }
@@ -8246,14 +8248,7 @@ def models_(json_: bool) -> None:
         )
         return
     for model in catalogue.models:
-        abilities = {
-            "images": model.multimodal,
-            "tools": model.tools,
-            "reasoning": model.reasoning,
-            "artifacts": model.artifacts,
-            "router": model.router,
-        }
-        able = ", ".join(name for name, has in abilities.items() if has)
+        able = ", ".join(name for name, has in model.abilities.items() if has)
         aka = ", ".join(names.get(model.id, []))
         click.echo(f"huggingchat/{model.id} ({aka})" + (f": {able}" if able else ""))
     if catalogue.time is None:
@@ -8572,6 +8567,16 @@ def _latest_kept(
         {"thread": thread_id, "server": server_url},
     ).fetchone()
     return (str(row[0]), str(row[1])) if row and known_id(row[1]) else None
+
+
+def _latest_named(server: Server | None = None) -> tuple[Server, Named]:
+    """The latest conversation in llm's logs, and its server. Raises llm.ModelError."""
+    with _logs() as store:
+        kept = _latest_kept(store, server_url=server.url if server else None)
+    if kept is None:
+        where = server.host if server else "HuggingChat"
+        raise llm.ModelError(f"llm's logs hold no conversation of {where}. Give an id.")
+    return parse_server(kept[0]), Named(kept[1])
 
 
 def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
@@ -9097,11 +9102,8 @@ def open_(name: str | None, only_print: bool) -> None:
         server = current_server()
         page = _named(name, server, shared=True).page(server)
     else:
-        with _logs() as store:
-            kept = _latest_kept(store)
-        if kept is None:
-            raise llm.ModelError("llm's logs hold no conversation of HuggingChat. Give an id.")
-        page = parse_server(kept[0]).page(kept[1])
+        server, named = _latest_named()
+        page = named.page(server)
     click.echo(page)
     if not only_print and _can_open():
         _open(page)
@@ -9333,7 +9335,8 @@ def artifacts(
         llm huggingchat artifacts --open
     """
     access = _access()
-    named = _named(name, access.server, shared=True) if name else _latest_named(access.server)
+    latest_one = None if name else _latest_named(access.server)[1]
+    named = latest_one or _named(cast(str, name), access.server, shared=True)
     tree = _run(access, lambda client: read_tree(client, access, named))
     branch = next(iter(all_branches(tree, _now())), [])
     found, lost = artifacts_of(
@@ -9375,15 +9378,6 @@ def artifacts(
 
 
 SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself
-
-
-def _latest_named(server: Server) -> Named:
-    """The latest conversation in llm's logs. Raises llm.ModelError."""
-    with _logs() as store:
-        kept = _latest_kept(store, server_url=server.url)
-    if kept is None:
-        raise llm.ModelError(f"llm's logs hold no conversation of {server.host}. Give an id.")
-    return Named(kept[1])
 
 
 def _artifact_lines(artifact: Artifact, every: bool) -> Iterator[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import llm
 import pytest
 from chat_ui import ChatUI, Fault
 from click.testing import CliRunner, Result
@@ -289,6 +290,17 @@ def test_logout(logged_in: ChatUI, run: Run, user_path: pathlib.Path) -> None:
     assert "s-ada" not in (user_path / "keys.json").read_text()
     assert "no cookies" in run("logout").stdout
     assert "wants a login" in run("conversations", fails=True).stderr
+
+
+def test_logout_where_there_are_no_logins_asks_first(
+    open_chat: ChatUI, run: Run, user_path: pathlib.Path
+) -> None:
+    """The session that was made up is the only way to the conversations."""
+    llm.get_model("hf-llama").prompt("hello").text()
+    kept = (user_path / "keys.json").read_text()
+    assert "cannot be reached again" in run("logout", input="n\n", fails=True).stderr
+    assert (user_path / "keys.json").read_text() == kept
+    assert "forgotten" in run("logout", "--yes").stdout
 
 
 def test_status(logged_in: ChatUI, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

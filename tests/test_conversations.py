@@ -782,6 +782,40 @@ def test_first_system_prompt_is_told_again_after_another(server: ChatUI, ask: As
     assert "Speak French" in third["content"]
 
 
+@pytest.mark.parametrize("status", [413, 429])
+def test_first_message_that_is_refused_leaves_no_empty_conversation(
+    server: ChatUI, status: int
+) -> None:
+    body = b'{"message":"An error occurred"}'
+    refused = Fault(status=status, body=body, content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync("one")
+    assert not server.conversations
+    assert "/conversation/" not in str(error.value)
+
+
+def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
+    first = ask_sync("one")
+    refused = Fault(status=413, body=b"{}", content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two", after=first)
+    assert len(server.messages(only_conversation(server).id)) == 3
+
+
+def test_model_that_was_chosen_on_the_web_page_is_told(
+    server: ChatUI, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ask_sync("one")
+    other = "Qwen/Qwen3.6-27B"
+    server.messages(only_conversation(server).id)
+    only_conversation(server).model = other
+    answer = ask_sync("two", after=first)
+    assert caplog.messages == [f"{other} answered: it was chosen on the web page"]
+    assert answer.resolved_model == other
+
+
 def test_another_server_gets_the_history_but_not_the_cookies(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
