@@ -226,6 +226,21 @@ def utf16_length(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _whole(text: str) -> str:
+    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _overlap(text: str, tag: str) -> int:
+    """The length of the longest end of `text` that begins `tag`."""
+    return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
+
+
 def known_id(value: object) -> str:
     """`value` if it can be an id of the server's, of whatever kind, else none.
 
@@ -1102,6 +1117,11 @@ def attachment_name(attachment: llm.Attachment | None) -> str:
     return "attachment" + (mimetypes.guess_extension(kind) or "")
 
 
+def shown_name(attachment: llm.Attachment | None) -> str:
+    """The same, as it may be shown."""
+    return plain(attachment_name(attachment), 100)
+
+
 def tool_response(result: ToolResultPart, problem: str = "") -> str:
     """What a local tool gave back, as the model gets it.
 
@@ -1279,7 +1299,7 @@ def transcripts(messages: Iterable[Message]) -> dict[str, str]:
 def spoken(attachment: llm.Attachment | None, heard: Mapping[str, str]) -> str:
     """An attachment as the words that were `heard` in it, labelled; "" if none were."""
     text = heard.get(attachment_id(attachment)) if heard else None
-    name = plain(attachment_name(attachment), 100)
+    name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
@@ -1883,6 +1903,12 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
     return Alive()
 
 
+FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
+FORM_LIMIT = 200_000  # characters in all fields of a form, a choice having 50 more
+DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats are slow to check
+QUESTIONS = 50  # that tools may ask in one answer
+
+
 def _asked(update: dict[str, Any]) -> Asked:
     """A tool's question. Whatever makes no sense leaves it without a `mode`."""
     request = _mapping(update.get("request"))
@@ -1903,12 +1929,6 @@ def _asked(update: dict[str, Any]) -> Asked:
         plain(address, 2000),
         until and until / 1000,
     )
-
-
-FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
-FORM_LIMIT = 200_000  # characters in all fields of a form, a choice having 50 more
-DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats are slow to check
-QUESTIONS = 50  # that tools may ask in one answer
 
 
 def _asked_field(told: dict[str, Any]) -> AskedField | None:
@@ -2627,7 +2647,6 @@ def _safe_stem(identifier: str) -> str:
 # --- stages: events, perhaps replayed -> the answer's events, each once ---------------
 
 OPEN, CLOSE = "<think>", "</think>"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Stage(Protocol):
@@ -2972,18 +2991,6 @@ class Artifacts:
         if isinstance(event, File):  # its link will stand in a line of its own
             self._tail, self._ended = "link\n", False
         return [event]
-
-
-def _overlap(text: str, tag: str) -> int:
-    """The length of the longest end of `text` that begins `tag`."""
-    return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
-
-
-def _whole(text: str) -> str:
-    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
-    if not _SURROGATE.search(text):
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 # --- forms: calls of local tools, and JSON documents, out of an answer's text ---------
@@ -4159,6 +4166,11 @@ class Reply:
         return self.status == 401 or (self.status in REDIRECTS and leads_to_login(location))
 
     @property
+    def is_hidden(self) -> bool:
+        """Is this how chat-ui tells that something is not there, or is somebody else's?"""
+        return self.status in (403, 404) and not self.is_firewall
+
+    @property
     def is_firewall(self) -> bool:
         """Did a firewall in front of the server refuse this client? chat-ui has no such answers.
 
@@ -4548,8 +4560,7 @@ class Run:
             self._gate.refused(self.generation_id, refused, now)
         elif isinstance(self._step, Send):
             self.state = State.NEW
-            hidden = status in (403, 404) and not refused.reply.is_firewall
-            self._trouble = Gone() if hidden and not first else refused
+            self._trouble = Gone() if refused.reply.is_hidden and not first else refused
         elif status >= 500:
             self._again(now)
         else:
@@ -5075,6 +5086,9 @@ def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/"))
 # --- client: one coroutine a server call; errors in words -----------------------------
 
 
+PIECE = 48 * 1024  # bytes of a file that are read at once: a multiple of three, for base64
+
+
 @frozen
 class Upload:
     """A file to send. `content` is its bytes, or the path of a file that has `size` of them.
@@ -5115,9 +5129,6 @@ class Upload:
             raise llm.ModelError(f"{self.name} cannot be read: {_why(error)}") from None
         if left:
             raise llm.ModelError(f"{self.name} has become shorter while it was sent.")
-
-
-PIECE = 48 * 1024  # bytes of a file that are read at once: a multiple of three, for base64
 
 
 @frozen
@@ -5649,7 +5660,7 @@ class Client:
         if value is not None:
             body = json.dumps(value, allow_nan=False).encode()
             most += 8 * len(body)  # what was sent may be in the answer, quoted, and twice
-        access = await self.begun(access)
+        access = await self.with_session(access)
         begun = time.monotonic()
         end = begun + (CALL_LIMIT if limit is None else limit)
         backoff = Backoff(begun, tries)
@@ -5670,8 +5681,8 @@ class Client:
                     into.truncate()
                 return await exchange.whole(into)
             except (Lost, Refused) as trouble:
-                if not renewed and await self.ended(access, trouble, path):
-                    access, renewed = await self.renewed(access), True
+                if not renewed and await self.has_ended(access, trouble, path):
+                    access, renewed = await self.renew(access), True
                     continue
                 again = _may_help(trouble, twice)
                 pause = backoff.pause(time.monotonic()) if again else None
@@ -5689,7 +5700,7 @@ class Client:
         try:
             return await self.call(access, method, path, value, **options)
         except Refused as refused:
-            if refused.reply.status in (403, 404) and not refused.reply.is_firewall:
+            if refused.reply.is_hidden:
                 raise Gone from None
             raise
 
@@ -5740,14 +5751,14 @@ class Client:
             raise no_sense(access.server.host, "a transcript without a text")
         return _whole(text).strip()
 
-    async def begun(self, access: Access) -> Access:
+    async def with_session(self, access: Access) -> Access:
         """`access` with its latest session, which is made if `token` is all there is."""
         access = latest(access)
         if access.cookies and access.cookies.token and access.cookies.hf_chat is None:
-            return await self.renewed(access)
+            return await self.renew(access)
         return access
 
-    async def ended(self, access: Access, trouble: Lost | Refused, path: str = "") -> bool:
+    async def has_ended(self, access: Access, trouble: Lost | Refused, path: str = "") -> bool:
         """Was a call refused because the session of `access` has ended, and can it be renewed?
 
         To read a stranger's conversation is refused as if there were none.
@@ -5755,12 +5766,12 @@ class Client:
         can = access.cookies and access.cookies.token
         if not can or isinstance(trouble, Lost) or trouble.reply.is_firewall:
             return False
-        hidden = trouble.reply.status in (403, 404)
-        if hidden and path.startswith(("/conversation/", "/api/v2/conversations/")):
+        private = path.startswith(("/conversation/", "/api/v2/conversations/"))
+        if private and trouble.reply.is_hidden:
             return await self.wants_login(access) and not await self.user(access)
         return trouble.reply.wants_login
 
-    async def renewed(self, access: Access) -> Access:
+    async def renew(self, access: Access) -> Access:
         """`access` with a new session, as its own has ended, or as it has none.
 
         The session is made from `token`, once for all who ask at the same time, in this
@@ -5852,7 +5863,7 @@ class Client:
             conversation = _mapping(unwrap(value))
         except Refused as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
-            if refused.reply.status in (400, 403, 404) and not refused.reply.is_firewall:
+            if refused.reply.is_hidden or refused.reply.status == 400:
                 raise Gone from None
             raise
         if not isinstance(conversation.get("messages"), list):
@@ -6031,6 +6042,9 @@ def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
 # --- tools: llm's server-side tools -> what the server is to select -------------------
 
 
+HIDDEN = "(not logged)"
+
+
 class HuggingChatTool(llm.ServerSideTool):
     """A tool that runs on the chat server."""
 
@@ -6153,9 +6167,6 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
             return found
 
         return re.sub(r"\$(\w+)", value_of, value)
-
-
-HIDDEN = "(not logged)"
 
 
 def _only_names(value: str) -> str:
@@ -6626,7 +6637,7 @@ class Turn:
                 await asyncio.sleep(pause)
                 conversation = await self._made_unseen()
         self._outcome.conversation_id, self._made_here = conversation["id"], True
-        await self._hold(None)
+        await self._take_conversation(None)
         return conversation["rootMessageId"]
 
     def _made(self, reply: Reply) -> dict[str, str]:
@@ -6665,7 +6676,7 @@ class Turn:
     async def _find(self, parent: Parent) -> str:
         """The conversation to continue: the message to go after. Raises Gone."""
         id = self._outcome.conversation_id = parent.conversation_id
-        await self._hold(parent)
+        await self._take_conversation(parent)
         known = self._client.known(id)
         message_id = parent.message_id
         if message_id is None and known.generation_id == parent.generation_id:
@@ -6681,7 +6692,7 @@ class Turn:
             await self._client.change(self._access, "PATCH", api_path(id), value)
         return message_id
 
-    async def _hold(self, parent: Parent | None) -> None:
+    async def _take_conversation(self, parent: Parent | None) -> None:
         """Wait until no other run goes on in the conversation, here or in another process."""
         lock = self._client.busy(self._id)
         await lock.acquire()
@@ -6754,10 +6765,10 @@ class Turn:
             except Lost as lost:
                 run.lost(lost, time.monotonic())
             except Refused as refused:
-                if not self._renewed and await self._client.ended(access, refused):
+                if not self._renewed and await self._client.has_ended(access, refused):
                     self._renewed = True
                     run.not_taken()
-                    await self._client.renewed(access)
+                    await self._client.renew(access)
                 else:
                     first = self._plan.parent is None or self._resumed
                     run.refused(refused, time.monotonic(), first=first)
@@ -6873,7 +6884,7 @@ class Turn:
         self._found(conversation, stored)
         self._run, self._kept_until = self._new_run(len(updates_of(stored))), 0.0
         self._driven, self._resumed, self._tail = self._driving(self._run), True, None
-        await self._hold(None)
+        await self._take_conversation(None)
         data = {
             "id": known_id(stored.get("id")),
             "resumeElicitationId": asked.id,
@@ -7101,7 +7112,7 @@ def upload_name(attachment: llm.Attachment, type: str) -> str:
     return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
 
 
-TAKEN = (
+TAKES = (
     "HuggingChat takes text, JSON, XML, CSV, images, "
     "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
 )
@@ -7123,7 +7134,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
 
     Raises llm.ModelError for one that cannot be read, is empty or too large.
     """
-    name = plain(attachment_name(attachment), 100)
+    name = shown_name(attachment)
 
     def most(type: str) -> int:
         return AUDIO_LIMIT if type in AUDIO_TYPES or not type else FILE_LIMIT
@@ -7155,7 +7166,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
 def recording_of(attachment: llm.Attachment, type: str, content: bytes) -> Upload:
     """A recording to transcribe. Raises llm.ModelError when it is none."""
     if type not in AUDIO_TYPES:
-        name = plain(attachment_name(attachment), 100)
+        name = shown_name(attachment)
         raise llm.ModelError(
             f"{name} is {plain(type, 60)}; "
             "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
@@ -7281,7 +7292,7 @@ class _HuggingChat:
             self._check_type(attachment, _mime(attachment.type))
 
     def _check_type(self, attachment: llm.Attachment, type: str) -> None:
-        name = plain(attachment_name(attachment), 100)
+        name = shown_name(attachment)
         if type.startswith("image/"):
             if not self.info.multimodal:
                 raise llm.ModelError(
@@ -7292,7 +7303,7 @@ class _HuggingChat:
         elif type in AUDIO_TYPES:
             pass  # whether the server transcribes is asked for later
         elif type.startswith(("audio/", "video/", "font/")) or type == "application/pdf":
-            raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKEN}")
+            raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKES}")
 
     async def _upload(self, attachment: llm.Attachment) -> Upload:
         """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
@@ -7306,8 +7317,8 @@ class _HuggingChat:
                 if "\0" in content.decode("utf-8"):
                     raise ValueError
             except ValueError:
-                name = plain(attachment_name(attachment), 100)
-                raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKEN}") from None
+                name = shown_name(attachment)
+                raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKES}") from None
             type = "text/plain"
         return upload_of(attachment, type, content)
 
@@ -7900,7 +7911,7 @@ async def _who(client: Client, access: Access) -> tuple[bool, str]:
         user = await client.user(access)
     if wanted and has_token and not user:
         try:
-            access = await client.renewed(access)
+            access = await client.renew(access)
         except llm.ModelError:
             return wanted, ""
         user = await client.user(access)
@@ -9305,6 +9316,8 @@ def load_conversation(name: str) -> llm.Fragment:
 
 # Artifacts
 
+SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself
+
 
 @huggingchat.command()
 @click.argument("name", required=False, metavar="[ID|URL]")
@@ -9375,9 +9388,6 @@ def artifacts(
             _open(path.resolve().as_uri())
         else:
             note(f"there is no browser here to open {path}")
-
-
-SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself
 
 
 def _artifact_lines(artifact: Artifact, every: bool) -> Iterator[str]:

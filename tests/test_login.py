@@ -61,7 +61,7 @@ def renewed(cookies: Cookies) -> Cookies:
     """`Client.renewed`, in an event loop of its own."""
 
     async def work() -> Cookies:
-        access = await Client.here().renewed(Access(current_server(), cookies))
+        access = await Client.here().renew(Access(current_server(), cookies))
         assert access.cookies
         return access.cookies
 
@@ -163,12 +163,12 @@ def test_many_at_once_share_one(chat: ChatUI) -> None:
     async def work() -> list[Cookies | None]:
         access = Access(current_server(), Cookies(ENDED, TOKEN))
         client = Client.here()
-        first = asyncio.create_task(client.renewed(access))
-        others = [asyncio.create_task(client.renewed(access)) for _ in range(20)]
+        first = asyncio.create_task(client.renew(access))
+        others = [asyncio.create_task(client.renew(access)) for _ in range(20)]
         await asyncio.sleep(0)
         first.cancel()  # it began the login; the others still get their session
         found = [(await other).cookies for other in others]
-        found.append((await client.renewed(access)).cookies)  # and so does who comes late
+        found.append((await client.renew(access)).cookies)  # and so does who comes late
         return found
 
     (made,) = set(asyncio.run(work()))
