@@ -1477,7 +1477,7 @@ def test_refusal_that_the_server_does_not_take_is_an_error(
     server.faults[elicitation_path(server)] = [Fault(status=400)]
     ada = person(*ASK, "[[elicit_ends]]")
     ada.answers(("Answer? ", "\n"))
-    assert "The answer was not given." in ada.leaves(status=1)
+    assert ada.leaves(status=1).count("The answer was not given.") == 1
 
 
 @pytest.mark.parametrize("hide", [False, True])

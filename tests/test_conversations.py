@@ -757,14 +757,16 @@ def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: Ask) -> None:
     assert len(server.messages(old.id)) == 1
 
 
+@pytest.mark.parametrize("prompt", ["one", "one [[nofetch]]"])
 def test_answer_that_was_deleted_is_not_taken_for_the_conversation(
-    server: ChatUI, caplog: pytest.LogCaptureFixture
+    server: ChatUI, caplog: pytest.LogCaptureFixture, prompt: str
 ) -> None:
-    first = ask_sync("one")
+    first = ask_sync(prompt)
     old = only_conversation(server)
     server.messages(old.id)  # all is stored
     old.messages = old.messages[:1]
     old.messages[0]["children"] = []
+    old.words.clear()
     with pytest.raises(llm.ModelError) as error:
         ask_sync(None, after=first, retry=True)
     ask_sync("two", after=first)
@@ -793,6 +795,17 @@ def test_first_message_that_is_refused_leaves_no_empty_conversation(
         ask_sync("one")
     assert not server.conversations
     assert "/conversation/" not in str(error.value)
+
+
+def test_first_message_that_a_proxy_refused_may_still_arrive(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,))
+    monkeypatch.setattr(llm_huggingchat, "LOOK_AGAIN", 0.01)
+    server.faults["POST", "/conversation/*"] = [Fault(status=502)] * 20
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync("one")
+    assert only_conversation(server).id in str(error.value)
 
 
 def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
