@@ -6487,7 +6487,6 @@ class Turn:
         self._parked: list[Asked] = []  # questions whose answers resume the answer
         self._resumed = False
         self._renewed = False  # the session, for this turn
-        self._made_here = False  # the conversation, for this message
         self._kept_until = 0.0  # when its note has to be renewed, while the message waits
         self._fetch: asyncio.Task[None] | None = None
         self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
@@ -6569,7 +6568,8 @@ class Turn:
     async def _unmade(self, error: Lost | Refused | Broken) -> bool:
         """Delete the conversation if it was made for a message that the server does not take."""
         refused = isinstance(error, Refused) and error.reply.status < 500
-        unused = self._made_here and refused and self._run.state is State.NEW
+        first = bool(self._id) and self._plan.parent is None and not self._resumed
+        unused = first and refused and self._run.state is State.NEW
         if unused:
             delete = self._client.change(self._access, "DELETE", api_path(self._id))
             await asyncio.wait([self._client.beside(delete)], timeout=STOP_WITHIN)
@@ -6636,7 +6636,7 @@ class Turn:
                     raise
                 await asyncio.sleep(pause)
                 conversation = await self._made_unseen()
-        self._outcome.conversation_id, self._made_here = conversation["id"], True
+        self._outcome.conversation_id = conversation["id"]
         await self._take_conversation(None)
         return conversation["rootMessageId"]
 

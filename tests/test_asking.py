@@ -1480,6 +1480,19 @@ def test_refusal_that_the_server_does_not_take_is_an_error(
     assert ada.leaves(status=1).count("The answer was not given.") == 1
 
 
+def test_resume_that_is_refused_leaves_the_conversation(
+    server: ChatUI, person: Callable[..., Person]
+) -> None:
+    """It holds the question, and what was answered."""
+    ada = person(*ASK, "[[elicit_ends]]")
+    ada.answers(("Answer? ", "y\n"), ("City", ""))
+    server.faults["POST", "/conversation/*"] = [Fault(status=429)]
+    ada.types("Rome\n")
+    assert "wants a pause (HTTP 429" in ada.leaves(status=1)
+    assert not [call for call in calls(server) if call[0] == "DELETE"]
+    assert only_conversation(server)
+
+
 @pytest.mark.parametrize("hide", [False, True])
 def test_tools_are_seen_at_work(server: ChatUI, person: Callable[..., Person], hide: bool) -> None:
     ada = person(*ASK, *(["-R"] if hide else []), "[[tools]]")
