@@ -3435,7 +3435,7 @@ class Answer:
             return _call_events(event)
         if isinstance(event, LocalCall):
             self.calls.append(event)
-            return _call_events(event, event.problem)
+            return _call_events(event)
         if isinstance(event, Returned):
             return [_result_event(event)]
         if isinstance(event, File):
@@ -3456,7 +3456,8 @@ class Answer:
         return []
 
 
-def _call_events(called: Called | LocalCall, problem: str = "") -> list[StreamEvent]:
+def _call_events(called: Called | LocalCall) -> list[StreamEvent]:
+    problem = called.problem if isinstance(called, LocalCall) else ""
     common: dict[str, Any] = {
         "tool_call_id": called.id or None,
         "server_executed": isinstance(called, Called),
@@ -4441,6 +4442,11 @@ class Run:
     def is_settled(self) -> bool:
         """Does nothing go on at the server that a further message could spoil?"""
         return self.state in (State.NEW, State.STORED)
+
+    @property
+    def is_untaken(self) -> bool:
+        """Has no try of the message been taken, nor may one still be on its way?"""
+        return self.state is State.NEW and not self._sending.failed
 
     @property
     def is_held(self) -> bool:
@@ -6569,7 +6575,7 @@ class Turn:
         """Delete the conversation if it was made for a message that the server does not take."""
         refused = isinstance(error, Refused) and error.reply.status < 500
         first = bool(self._id) and self._plan.parent is None and not self._resumed
-        unused = first and refused and self._run.state is State.NEW
+        unused = first and refused and self._run.is_untaken
         if unused:
             delete = self._client.change(self._access, "DELETE", api_path(self._id))
             await asyncio.wait([self._client.beside(delete)], timeout=STOP_WITHIN)
@@ -7400,6 +7406,11 @@ class _HuggingChat:
                 filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
 
 
+def _is_made_up(key: str | None) -> bool:
+    """Is this the key of a session that was made up for a server without logins?"""
+    return bool(key and '"made_up": true' in key)
+
+
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
     """The key for a server, and where it comes from: --key, the store, or the environment.
 
@@ -7422,7 +7433,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
             raise foreign("That key")
         return stored_key(explicit) or explicit, "--key"
     stored, given = stored_key(server.key_name), os.environ.get(KEY_VARIABLE) or None
-    if stored and not (given and near and '"made_up": true' in stored):
+    if stored and not (given and near and _is_made_up(stored)):
         return stored, f"llm keys ({server.key_name})"
     if given and not near:
         raise foreign(KEY_VARIABLE)
@@ -8129,7 +8140,7 @@ def logout(yes: bool) -> None:
     """
     server = current_server()
     known = stored_key(server.key_name)
-    if known and '"made_up": true' in known and not yes:
+    if _is_made_up(known) and not yes:
         lost = f"{server.host} has no logins: your conversations there cannot be reached again."
         click.confirm(f"{lost} Forget the cookies?", abort=True, err=True)
     if known:
@@ -9348,8 +9359,10 @@ def artifacts(
         llm huggingchat artifacts --open
     """
     access = _access()
-    latest_one = None if name else _latest_named(access.server)[1]
-    named = latest_one or _named(cast(str, name), access.server, shared=True)
+    if name:
+        named = _named(name, access.server, shared=True)
+    else:
+        _, named = _latest_named(access.server)
     tree = _run(access, lambda client: read_tree(client, access, named))
     branch = next(iter(all_branches(tree, _now())), [])
     found, lost = artifacts_of(

@@ -1484,10 +1484,8 @@ def test_resume_that_is_refused_leaves_the_conversation(
     server: ChatUI, person: Callable[..., Person]
 ) -> None:
     """It holds the question, and what was answered."""
-    ada = person(*ASK, "[[elicit_ends]]")
-    ada.answers(("Answer? ", "y\n"), ("City", ""))
-    server.faults["POST", "/conversation/*"] = [Fault(status=429)]
-    ada.types("Rome\n")
+    ada = person(*ASK, "[[elicit_ends]] [[then_status=429]]")
+    ada.answers(("Answer? ", "y\n"), ("City", "Rome\n"))
     assert "wants a pause (HTTP 429" in ada.leaves(status=1)
     assert not [call for call in calls(server) if call[0] == "DELETE"]
     assert only_conversation(server)

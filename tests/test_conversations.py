@@ -806,6 +806,10 @@ def test_first_message_that_a_proxy_refused_may_still_arrive(
     with pytest.raises(llm.ModelError) as error:
         ask_sync("one")
     assert only_conversation(server).id in str(error.value)
+    server.faults["POST", "/conversation/*"] = [Fault(status=502), Fault(status=413)]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two")
+    assert len(server.conversations) == 2
 
 
 def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
