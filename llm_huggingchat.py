@@ -126,21 +126,47 @@ def frozen(cls: type[T]) -> type[T]:
     return dataclass(eq=False)(cls)
 
 
-SILENCE = 9.0  # seconds without a byte after which a stream or a log is dead: both beat
-CALL_LIMIT = 60.0  # seconds that any other call may take in all
-UPLINK = 20_000  # bytes a second that the slowest line sends: what an upload may take longer
-PATIENCE = 30.0  # seconds without a sign of life after which a turn is given up
-PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts; the last one repeats
-TRIES = 4  # attempts at a call, or at sending a message, before its failure is told
-LOOK_AGAIN = 0.5  # seconds after which a message that is not there is looked for once more
+@dataclass
+class Limits:
+    """How long things may take, in seconds. The tests shorten them.
+
+    `read_timeout` is how long a stream or a log may be silent: both send a sign of life all the
+    time. `call_timeout` is for any other call, all in all. An upload may take longer, at
+    `slowest_upload` bytes a second. A turn is given up when the server was not heard of for
+    `reconnect_timeout`. `backoff` are the pauses between attempts, of which the last repeats;
+    `max_attempts` is how often a call, or a message, is tried. `look_again`: when to look once
+    more for a message that is not there. `stop_timeout` is for telling the server to stop,
+    `id_timeout` for the answer's id after its last character, `tail_timeout` for its storing.
+    A run without a turn is waited for during `store_timeout`: chat-ui ends dead ones.
+    `stop_marker`: chat-ui lets a stop also stop the conversation's next run for so long.
+    `settle_timeout` is how long reading a conversation waits for an answer to be stored.
+    `rate_window`: chat-ui counts a message for so long, also one that it refused with 429.
+    Unused connections are kept for `keep_alive`; the catalogue is refreshed after `catalogue_age`;
+    transcribing may take `transcribe_timeout`, as chat-ui gives up after 60 seconds.
+    """
+
+    read_timeout: float = 9.0
+    call_timeout: float = 60.0
+    slowest_upload: int = 20_000
+    reconnect_timeout: float = 30.0
+    backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    max_attempts: int = 4
+    look_again: float = 0.5
+    stop_timeout: float = 0.7
+    id_timeout: float = 2.0
+    tail_timeout: float = 0.2
+    store_timeout: float = 180.0
+    stop_marker: float = 5.5
+    settle_timeout: float = 10.0
+    rate_window: float = 60.0
+    keep_alive: float = 60.0
+    catalogue_age: float = 86_400.0
+    transcribe_timeout: float = 90.0
+
+
+limits = Limits()
+
 CLOSE_GRACE = 1.0  # seconds that a question which is closed may take to leave the screen
-STOP_WITHIN = 0.7  # seconds that telling the server to stop may take
-ID_GRACE = 2.0  # seconds that the answer's id is waited for after its last character
-TAIL_GRACE = 0.2  # seconds that a turn waits, after its answer, until the server has stored it
-STORE_LIMIT = 180.0  # seconds that a run without a turn is waited for: chat-ui ends dead ones
-STOP_MARKER = 5.5  # seconds for which chat-ui lets a stop also stop the conversation's next run
-READ_LIMIT = 10.0  # seconds that reading a conversation waits for an answer to be stored
-MINUTE = 60.0  # seconds for which chat-ui counts a message, also one that it refused with 429
 LONGEST_PAUSE = 8  # times MINUTE, while tries are in vain
 HELD_LIMIT = 3_600.0  # seconds ahead that a message is noted as waiting: more is another clock's
 RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
@@ -158,13 +184,10 @@ SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
 MODELS_LIMIT = 5_000  # models of one server, which every `llm` command reads: the service has 140
 LIST_LIMIT = 30_000  # conversations of one account
 LIST_TIME = 600.0  # seconds that listing them may take
-LINGER = 60.0  # seconds that unused connections are kept
-CATALOGUE_AGE = 86_400.0  # seconds after which the catalogue is refreshed beside a prompt
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback gives to curl to have the exchange ended
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
 TRANSCRIPT_LIMIT = 1_000_000  # bytes of a transcript: who speaks for ten hours says less
-HEARING_LIMIT = 90.0  # seconds that transcribing may take: chat-ui gives up after 60
 AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
 AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
 
@@ -229,7 +252,7 @@ def utf16_length(text: str) -> int:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _whole(text: str) -> str:
+def join_surrogates(text: str) -> str:
     """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
     if not _SURROGATE.search(text):
         return text
@@ -260,12 +283,12 @@ def _table(rows: str) -> dict[str, str]:
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
 
 
-def no_sense(host: str, what: str) -> llm.ModelError:
+def protocol_error(host: str, what: str) -> llm.ModelError:
     """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
     return llm.ModelError(f"{host} gave an answer that makes no sense: {what}.")
 
 
-class TooMuch(llm.ModelError):
+class TooLarge(llm.ModelError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
@@ -452,7 +475,7 @@ def current_server() -> Server:
     return parse_server(os.environ.get(SERVER_VARIABLE) or SERVICE)
 
 
-def allowed_wait() -> float:
+def max_wait() -> float:
     """How many seconds a prompt may wait, in all, when the server wants a pause; 0 unless set.
 
     Raises llm.ModelError for a value that is no such number.
@@ -469,7 +492,7 @@ def allowed_wait() -> float:
     return seconds
 
 
-def impersonated() -> str | None:
+def impersonated_browser() -> str | None:
     """The browser that every request is to look like, or None: then it says who it is.
 
     Raises llm.ModelError for one that curl_cffi cannot be.
@@ -511,7 +534,7 @@ def browser_headers(browser: str, server: Server, method: str) -> dict[str, str 
 
 def form_boundary() -> str:
     """What separates the parts of a form, as the browser would write it."""
-    browser = impersonated() or ""
+    browser = impersonated_browser() or ""
     if not browser:
         return f"llm-huggingchat-{uuid.uuid4().hex}"
     if browser.startswith(("firefox", "tor")):
@@ -1012,7 +1035,7 @@ MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it wi
 
 
 @frozen
-class Told:
+class SentInstructions:
     """What a conversation was last told: the schema itself, digests of the tools and of a
     system prompt that came with a later turn."""
 
@@ -1026,7 +1049,7 @@ class Told:
 
 
 @frozen
-class Wishes:
+class PromptedFeatures:
     """What an answer may call, and what it has to be like.
 
     HuggingChat knows neither tools on this side nor structured output, so both are asked
@@ -1037,13 +1060,13 @@ class Wishes:
     schema: dict[str, Any] | None = None
 
     @property
-    def told(self) -> Told:
+    def told(self) -> SentInstructions:
         """What a conversation knows that was told of these."""
         tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
-        return Told(_digest(tools), self.schema)
+        return SentInstructions(_digest(tools), self.schema)
 
 
-NO_WISHES = Wishes()
+NO_FEATURES = PromptedFeatures()
 
 
 def _digest(text: str) -> str:
@@ -1051,7 +1074,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if text else ""
 
 
-def definition(tool: llm.Tool) -> dict[str, Any]:
+def tool_definition(tool: llm.Tool) -> dict[str, Any]:
     """A tool as models are trained to read it."""
     described = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
     parameters = tool.input_schema or {"type": "object", "properties": {}}
@@ -1059,7 +1082,7 @@ def definition(tool: llm.Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def instructions(wishes: Wishes, before: Told) -> str:
+def instructions(wishes: PromptedFeatures, before: SentInstructions) -> str:
     """What a conversation has to be told that was last told `before`; often nothing."""
     now = wishes.told
     said: list[str] = []
@@ -1089,7 +1112,7 @@ Write one such block for each call, then end your answer. The next message bring
 called in no other way. Where none is needed, answer as usual."""
 
 
-def _about_schema(wishes: Wishes) -> str:
+def _about_schema(wishes: PromptedFeatures) -> str:
     if not wishes.schema:
         return "From here on no JSON is wanted: answer in words again."
     calls = " Call the functions that you need first; the document is the answer after that."
@@ -1100,7 +1123,7 @@ The schema:
 {json.dumps(wishes.schema, ensure_ascii=False)}"""
 
 
-def ask_to_repair(wishes: Wishes, problem: str) -> str:
+def ask_to_repair(wishes: PromptedFeatures, problem: str) -> str:
     """The message after an answer that is not what the schema wants."""
     return f"That answer cannot be used: {problem}.\n\n{_about_schema(wishes)}"
 
@@ -1203,7 +1226,7 @@ class Parent:
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
-    told: Told = Told()
+    told: SentInstructions = SentInstructions()
 
 
 @frozen
@@ -1218,7 +1241,7 @@ class Plan:
     system: str | None
     text: str
     attachments: tuple[llm.Attachment, ...] = ()
-    told: Told = Told()
+    told: SentInstructions = SentInstructions()
 
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
@@ -1235,7 +1258,7 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
                 known_id(kept.get("message_id")) or None,
                 known_id(kept.get("generation_id")) or None,
                 _string(kept.get("model")) or None,
-                Told(
+                SentInstructions(
                     _string(kept.get("tools")),
                     _mapping(kept.get("schema")) or None,
                     _string(kept.get("system")),
@@ -1341,7 +1364,7 @@ def make_plan(
     *,
     system: str | None = None,
     retry: bool = False,
-    wishes: Wishes = NO_WISHES,
+    wishes: PromptedFeatures = NO_FEATURES,
     heard: Mapping[str, str] = NOTHING,
 ) -> Plan:
     """Read what to send off llm's chain of messages, which is the truth.
@@ -1391,7 +1414,7 @@ def make_plan(
         while leading < len(after) and after[leading].role == "system":
             leading += 1
         said = [_said(message) for message in after[:leading]] or chain_system[:1]
-        said.append(instructions(wishes, Told()))
+        said.append(instructions(wishes, SentInstructions()))
         preprompt = "\n\n".join(filter(None, said)) or None
         after = after[leading:]
     elif told := instructions(wishes, parent.told):
@@ -1472,7 +1495,7 @@ class Reasoning:
 
 
 @frozen
-class Called:
+class ToolCall:
     """The model called a tool on the server."""
 
     id: str
@@ -1481,7 +1504,7 @@ class Called:
 
 
 @frozen
-class LocalCall:
+class LocalToolCall:
     """Not from the server: the model called a tool on this side, in the text.
 
     `problem` says why a call could not be read; `arguments` hold its text then.
@@ -1494,7 +1517,7 @@ class LocalCall:
 
 
 @frozen
-class Returned:
+class ToolResult:
     """What a tool gave back: its output as text, or why it failed."""
 
     id: str
@@ -1519,7 +1542,7 @@ class Title:
 
 
 @frozen
-class Router:
+class RouterMetadata:
     """Who answered. An empty field says nothing: it is unknown, not gone."""
 
     route: str
@@ -1528,7 +1551,7 @@ class Router:
 
 
 @frozen
-class Final:
+class FinalAnswer:
     """The answer as stored; with tools, only the part after the last one."""
 
     text: str
@@ -1585,7 +1608,7 @@ class AskedField:
 
 
 @frozen
-class Asked:
+class Elicitation:
     """A tool asks the person something: to fill in a form, or to open an address.
 
     `mode` is form or url, and empty where the question makes no sense here. `until` is when
@@ -1608,7 +1631,7 @@ class Asked:
 
 
 @frozen
-class Resolved:
+class ElicitationResolved:
     """A question is closed. `resolution` says by whom or what: user, expired, aborted (the
     run was stopped) or withdrawn (the tool did not wait any longer)."""
 
@@ -1620,7 +1643,7 @@ class Resolved:
 class Parked:
     """Not from the server: the run has ended with questions open; their answers resume it."""
 
-    questions: tuple[Asked, ...]
+    questions: tuple[Elicitation, ...]
 
 
 @frozen
@@ -1639,17 +1662,17 @@ class Finished:
 
 
 @frozen
-class Alive:
+class KeepAlive:
     """Anything else that shows a run at work."""
 
 
 @frozen
-class Again:
+class Replay:
     """Not from the server: what follows repeats the run from its start."""
 
 
 @frozen
-class End:
+class LogEnd:
     """The end of an event log: completed, error, interrupted or gone."""
 
     status: str
@@ -1658,26 +1681,26 @@ class End:
 Event = (
     Text
     | Reasoning
-    | Called
-    | LocalCall
-    | Returned
+    | ToolCall
+    | LocalToolCall
+    | ToolResult
     | File
     | Title
-    | Router
-    | Final
+    | RouterMetadata
+    | FinalAnswer
     | Failed
     | Progress
-    | Asked
-    | Resolved
+    | Elicitation
+    | ElicitationResolved
     | Parked
     | Finished
-    | Alive
-    | Again
+    | KeepAlive
+    | Replay
     | Resumed
 )
 """What a run's stream and its log tell."""
 # Events after which no text continues a piece.
-ENDS_TEXT = (Called, Returned, LocalCall, File, Final)
+ENDS_TEXT = (ToolCall, ToolResult, LocalToolCall, File, FinalAnswer)
 
 
 def _finite(text: str) -> float:
@@ -1837,10 +1860,10 @@ def event_of(update: Any) -> Event | None:
     if kind == "stream":
         # chat-ui pads tokens with NUL characters to hide their length on the wire.
         token = _string(update.get("token")).rstrip("\0")
-        return Text(token) if token else Alive()
+        return Text(token) if token else KeepAlive()
     if kind == "reasoning" and subtype == "stream":
         token = _string(update.get("token")).rstrip("\0")
-        return Reasoning(token) if token else Alive()
+        return Reasoning(token) if token else KeepAlive()
     if kind == "tool":
         return _tool_event(update)
     if kind == "file" and (sha := known_id(update.get("sha"))):
@@ -1848,9 +1871,9 @@ def event_of(update: Any) -> Event | None:
     if kind == "title":
         return Title(plain(re.sub(r"</?think>", "", _string(update.get("title"))), 200))
     if kind == "routerMetadata":
-        return router_of(update)
+        return router_metadata(update)
     if kind == "finalAnswer":
-        return Final(_string(update.get("text")), update.get("interrupted") is True)
+        return FinalAnswer(_string(update.get("text")), update.get("interrupted") is True)
     if kind == "status" and update.get("status") == "error":
         status = update.get("statusCode")
         message = plain(_string(update.get("message")))
@@ -1864,13 +1887,15 @@ def event_of(update: Any) -> Event | None:
         and subtype == "resolved"
         and (id := known_id(update.get("elicitationId")))
     ):
-        return Resolved(id, plain(_string(update.get("resolution")), 50))
-    return Alive() if kind in ("status", "reasoning") else None
+        return ElicitationResolved(id, plain(_string(update.get("resolution")), 50))
+    return KeepAlive() if kind in ("status", "reasoning") else None
 
 
-def router_of(value: dict[str, Any]) -> Router:
+def router_metadata(value: dict[str, Any]) -> RouterMetadata:
     """Who answered, as an event or a stored answer says it."""
-    return Router(*(plain(_string(value.get(x)), 200) for x in ("route", "model", "provider")))
+    return RouterMetadata(
+        *(plain(_string(value.get(x)), 200) for x in ("route", "model", "provider"))
+    )
 
 
 def _tool_event(update: dict[str, Any]) -> Event | None:
@@ -1885,22 +1910,22 @@ def _tool_event(update: dict[str, Any]) -> Event | None:
             raw = read_json(_string(update.get("argumentsRaw")) or "null")
         except ValueError:
             raw = None
-        return Called(id, _string(call.get("name")), raw if isinstance(raw, dict) else arguments)
+        return ToolCall(id, _string(call.get("name")), raw if isinstance(raw, dict) else arguments)
     if subtype == "error":
-        return Returned(id, "", "", _string(update.get("message")) or "the tool failed")
+        return ToolResult(id, "", "", _string(update.get("message")) or "the tool failed")
     if subtype == "result":
         result = _mapping(update.get("result"))
         name = _string(_mapping(result.get("call")).get("name"))
         if result.get("status") == "error":
-            return Returned(id, name, "", _string(result.get("message")) or "the tool failed")
+            return ToolResult(id, name, "", _string(result.get("message")) or "the tool failed")
         outputs = map(_output_text, _mappings(result.get("outputs")))
-        return Returned(id, name, "\n".join(filter(None, outputs)))
+        return ToolResult(id, name, "\n".join(filter(None, outputs)))
     done = _number(update.get("progress"))
     if subtype == "progress" and done is not None:
         return Progress(
             id, done, _number(update.get("total")), plain(_string(update.get("message")))
         )
-    return Alive()
+    return KeepAlive()
 
 
 FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
@@ -1909,7 +1934,7 @@ DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats 
 QUESTIONS = 50  # that tools may ask in one answer
 
 
-def _asked(update: dict[str, Any]) -> Asked:
+def _asked(update: dict[str, Any]) -> Elicitation:
     """A tool's question. Whatever makes no sense leaves it without a `mode`."""
     request = _mapping(update.get("request"))
     id, mode = known_id(request.get("elicitationId")), _string(request.get("mode"))
@@ -1920,7 +1945,7 @@ def _asked(update: dict[str, Any]) -> Asked:
     small = sum(map(_size_of_field, fields)) <= FORM_LIMIT
     whole = len(address) <= 2000  # what is opened is what is shown
     sound = apart and small if mode == "form" else mode == "url" and whole and leads_to(address)
-    return Asked(
+    return Elicitation(
         id,
         plain(_string(request.get("server")), 100),
         plain(_string(request.get("message")), 2000),
@@ -2025,7 +2050,7 @@ def _decoded(line: bytes) -> Event | None:
         return None
 
 
-class Stream:
+class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, an event a line. They have no numbers."""
 
     seq = 0
@@ -2043,7 +2068,7 @@ class Stream:
         return [event] if event else []
 
 
-def joined(events: Iterable[Event | End]) -> Iterator[Event | End]:
+def joined(events: Iterable[Event | LogEnd]) -> Iterator[Event | LogEnd]:
     """`events` that came at the same moment: text that is cut among them is one piece.
 
     A model may be faster than its reader. What has piled up then costs little more than one.
@@ -2055,7 +2080,7 @@ def joined(events: Iterable[Event | End]) -> Iterator[Event | End]:
             yield from alike
 
 
-class Log:
+class EventStreamDecoder:
     """A run's event log: server-sent events. `seq` is the number of the last whole one."""
 
     def __init__(self) -> None:
@@ -2065,9 +2090,9 @@ class Log:
         self._name = ""
         self._data: list[bytes] = []
 
-    def feed(self, data: bytes) -> list[Event | End]:
+    def feed(self, data: bytes) -> list[Event | LogEnd]:
         """The events that end in `data`, and the log's own end. Raises nothing."""
-        events: list[Event | End] = []
+        events: list[Event | LogEnd] = []
         for line in self._lines.feed(data):
             line = line.removesuffix(b"\r")
             name, _, value = line.partition(b":")
@@ -2078,12 +2103,12 @@ class Log:
             elif name == b"data":
                 self._data.append(value.removeprefix(b" "))
             elif line.startswith(b":") and not self._data:  # else no end of it would count
-                events.append(Alive())
+                events.append(KeepAlive())
             elif not line:
                 events += self._dispatch()
         return events
 
-    def _dispatch(self) -> list[Event | End]:
+    def _dispatch(self) -> list[Event | LogEnd]:
         line, name, id = b"\n".join(self._data), self._name, self._id
         self._data, self._name, self._id = [], "", ""
         if re.fullmatch(r"[0-9]{1,15}", id, re.ASCII):
@@ -2092,9 +2117,9 @@ class Log:
             event = _decoded(line)
             return [event] if event else []
         try:
-            return [End(_string(_mapping(read_json(line)).get("status")))]
+            return [LogEnd(_string(_mapping(read_json(line)).get("status")))]
         except ValueError:
-            return [End("")]
+            return [LogEnd("")]
 
     def end(self) -> list[Event]:
         """Nothing: an event that did not come whole comes again."""
@@ -2128,8 +2153,8 @@ def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event],
     """
     content = _string(message.get("content")).encode("utf-16-le", "surrogatepass")
     at, events, finished, reasoned = 0, list[Event](), False, bool(after)
-    final: Final | None = None
-    open_questions: dict[str, Asked] = {}
+    final: FinalAnswer | None = None
+    open_questions: dict[str, Elicitation] = {}
     for number, update in enumerate(updates_of(message)):
         if _mapping(update).get("type") == "stream":
             length = update.get("len")
@@ -2142,15 +2167,15 @@ def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event],
         if number < after:
             continue
         event = event_of(update)
-        if isinstance(event, Final):
+        if isinstance(event, FinalAnswer):
             final = event
             continue
         if isinstance(event, Finished):
             finished = True
             continue
-        if isinstance(event, Asked):
+        if isinstance(event, Elicitation):
             open_questions[event.id] = event
-        elif isinstance(event, Resolved):
+        elif isinstance(event, ElicitationResolved):
             if finished:  # this is how a run begins that resumes the one before
                 final, finished = None, False
             open_questions.pop(event.id, None)
@@ -2168,7 +2193,7 @@ def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event],
         # The stored text is whole, so the final answer has nothing to add to it. Without
         # one, the model died on the way, or the server did.
         cut = final is None or final.interrupted or message.get("interrupted") is True
-        events.append(Final("", cut))
+        events.append(FinalAnswer("", cut))
     return events, over
 
 
@@ -2649,7 +2674,7 @@ def _safe_stem(identifier: str) -> str:
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Stage(Protocol):
+class Filter(Protocol):
     """A part of the way from what a run tells to what is given of it.
 
     Text may be cut anywhere. A stage holds back what it cannot judge yet, and gives it
@@ -2698,7 +2723,7 @@ class Replayed:
         self._skip = 0
 
     def _new(self, text: str) -> str:
-        text = _whole(text)
+        text = join_surrogates(text)
         passed = min(self._skip, len(text))
         self._skip -= passed
         if text := text[passed:]:
@@ -2706,7 +2731,7 @@ class Replayed:
         return text
 
 
-class Once:
+class Deduplicator:
     """Passes each event of a run on once.
 
     A run's log repeats it from the start, its text in other pieces; `Again` says that this
@@ -2739,7 +2764,7 @@ class Once:
         if isinstance(event, Reasoning):
             thought = self._reasoning.take(event.text)
             return [Reasoning(thought)] if thought else []
-        if isinstance(event, Again):
+        if isinstance(event, Replay):
             self._text.rewind()
             self._reasoning.rewind()
             self._skip_files = self._files
@@ -2750,14 +2775,14 @@ class Once:
             self._files = self._skip_files = 0
             return held
         held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (Called, Returned)):
+        if isinstance(event, (ToolCall, ToolResult)):
             return [*held, *self._tool(event)]
         if isinstance(event, File):
             self._files += not self._skip_files
             if self._skip_files:
                 self._skip_files -= 1
                 return held
-        if isinstance(event, Final):
+        if isinstance(event, FinalAnswer):
             return [*held, *self._rest(event), event]
         return [*held, event]
 
@@ -2772,27 +2797,27 @@ class Once:
         self._segment.append(text)
         return [Text(text)]
 
-    def _tool(self, event: Called | Returned) -> list[Event]:
+    def _tool(self, event: ToolCall | ToolResult) -> list[Event]:
         key = (event.id, type(event))
         if key in self._tools:
             return []
-        self._tools[key] = name = event.name or self._tools.get((event.id, Called), "")
+        self._tools[key] = name = event.name or self._tools.get((event.id, ToolCall), "")
         self._segment = []
         return [replace(event, name=name)]
 
-    def _rest(self, final: Final) -> list[Event]:
+    def _rest(self, final: FinalAnswer) -> list[Event]:
         """Text that was never streamed: it is in the final answer alone."""
         everything = "".join(self._text.pieces)
         # Of a run that was stopped, chat-ui tells the whole text, cut where the stop says.
         segment = everything if final.interrupted else "".join(self._segment)
-        text = _whole(final.text.replace("\0", ""))
+        text = join_surrogates(final.text.replace("\0", ""))
         if everything.endswith(text) or not text.startswith(segment):
             return []
         self._text.all_new()
         return self._said(self._text.take(text[len(segment) :])) + self.end()
 
 
-class Thinking:
+class ThinkTags:
     """Splits `<think>...</think>` off text whose pieces may cut a tag anywhere.
 
     A tag opens reasoning only where a model starts to think: at the beginning, after a
@@ -2807,7 +2832,7 @@ class Thinking:
         if isinstance(event, Text):
             return self._split(event.text)
         held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (Called, Returned)):
+        if isinstance(event, (ToolCall, ToolResult)):
             self._state = "start"
         return [*held, event]
 
@@ -2870,7 +2895,7 @@ class Paragraphs:
             self._said, self._lines, self._after_tool = True, 1, False
             return [*held, event]
         held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (Called, Returned)):
+        if isinstance(event, (ToolCall, ToolResult)):
             self._after_tool = True
         return [*held, event]
 
@@ -3002,9 +3027,9 @@ _QUOTED = re.compile(r'\\.|"', re.DOTALL)
 _UNQUOTED = re.compile(rf'"|{CALL_END}')
 
 
-def read_calls(text: str) -> tuple[list[LocalCall], str]:
+def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
     """The calls in a block, at least one, and the words that stand after them."""
-    calls: list[LocalCall] = []
+    calls: list[LocalToolCall] = []
     at = _end_of(_BETWEEN_CALLS, text, 0)
     while at < len(text) and (not calls or text[at] in "{["):
         try:
@@ -3017,7 +3042,7 @@ def read_calls(text: str) -> tuple[list[LocalCall], str]:
     return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
 
 
-def _local_call(value: Any) -> LocalCall:
+def _local_call(value: Any) -> LocalToolCall:
     """The call that a value means. Models are trained on more than one form of it."""
     said = _mapping(value)
     said = _mapping(said.get("function")) or said
@@ -3030,11 +3055,11 @@ def _local_call(value: Any) -> LocalCall:
         return _malformed(_dumped(value), 'it is not an object with a "name"')
     if not isinstance(arguments, dict):
         return _malformed(_dumped(value), 'its "arguments" are not an object')
-    return LocalCall(_new_id(), _whole(name), json.loads(_dumped(arguments)))
+    return LocalToolCall(_new_id(), join_surrogates(name), json.loads(_dumped(arguments)))
 
 
-def _malformed(text: str, problem: str) -> LocalCall:
-    return LocalCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
+def _malformed(text: str, problem: str) -> LocalToolCall:
+    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
 
 
 def _new_id() -> str:
@@ -3043,7 +3068,7 @@ def _new_id() -> str:
 
 def _dumped(value: Any) -> str:
     """`value` as JSON that can be printed."""
-    return _whole(json.dumps(value, ensure_ascii=False))
+    return join_surrogates(json.dumps(value, ensure_ascii=False))
 
 
 class _Block:
@@ -3076,7 +3101,7 @@ class _Block:
         return None
 
 
-class ToolCalls:
+class ToolCallFilter:
     """Takes `<tool_call>...</tool_call>` out of text whose pieces may cut it anywhere.
 
     Models write one call or several in such a block, fence them, and forget the tag at the
@@ -3096,7 +3121,7 @@ class ToolCalls:
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
             return self._read(event.text)
-        cut = isinstance(event, Final) and event.interrupted
+        cut = isinstance(event, FinalAnswer) and event.interrupted
         return [*(self._rest(cut) if isinstance(event, ENDS_TEXT) else []), event]
 
     def end(self) -> list[Event]:
@@ -3144,7 +3169,7 @@ class ToolCalls:
             return True
         return None if any(start.startswith(body) for start in ("```", *self._starts)) else False
 
-    def _call(self, calls: list[LocalCall]) -> list[LocalCall]:
+    def _call(self, calls: list[LocalToolCall]) -> list[LocalToolCall]:
         self._before = (self._before if self._called else "") or self._space
         self._space, self._called = "", True
         return calls
@@ -3160,7 +3185,7 @@ class ToolCalls:
         return [Text(space + said)]
 
 
-def _unclosed(block: str, cut: bool) -> tuple[list[LocalCall], str]:
+def _unclosed(block: str, cut: bool) -> tuple[list[LocalToolCall], str]:
     """The calls in a block that no tag ends, and the text after them."""
     end = block.find(CALL_END)  # if there is one, it was in quotes that no quote ends
     if end >= 0:
@@ -3184,7 +3209,7 @@ class Measured:
     def feed(self, event: Event) -> list[Event]:
         self.size += _size_of(event)
         if self.size > ANSWER_LIMIT:
-            raise TooMuch(
+            raise TooLarge(
                 f"The answer does not end: it has {self.size:,} characters, more than any real one."
             )
         return [event]
@@ -3207,7 +3232,7 @@ class Gathered:
 
     def feed(self, event: Event) -> list[Event]:
         if self._given > 5 * MANY:
-            raise TooMuch(
+            raise TooLarge(
                 f"The answer does not end: it has {self._given:,} pieces, more than any real one."
             )
         if not isinstance(event, Text | Reasoning):
@@ -3229,9 +3254,9 @@ def _size_of(event: Event) -> int:
     """How many characters of an event are kept."""
     if isinstance(event, Text | Reasoning):
         return len(event.text)
-    if isinstance(event, Called | LocalCall):
+    if isinstance(event, ToolCall | LocalToolCall):
         return 100 + len(event.name) + len(json.dumps(event.arguments))
-    if isinstance(event, Returned):
+    if isinstance(event, ToolResult):
         return 100 + len(event.name) + len(event.output) + len(event.error or "")
     if isinstance(event, File):
         return 100 + min(len(event.name), 200)
@@ -3271,8 +3296,8 @@ class JsonDocument:
             return [] if self._wait else self._give()
         if isinstance(event, File):
             return []
-        self.done = self.done or isinstance(event, LocalCall)
-        return [*(self.end() if isinstance(event, Final) else []), event]
+        self.done = self.done or isinstance(event, LocalToolCall)
+        return [*(self.end() if isinstance(event, FinalAnswer) else []), event]
 
     def end(self) -> list[Event]:
         said = self.said
@@ -3368,16 +3393,16 @@ class Answer:
     def __init__(
         self,
         file_link: Callable[[File], str],
-        calls: Iterable[Stage] = (),
-        documents: Iterable[Stage] = (),
+        calls: Iterable[Filter] = (),
+        documents: Iterable[Filter] = (),
     ) -> None:
         self._file_link = file_link
-        self._once = Once()
+        self._once = Deduplicator()
         self._measured = Measured()
-        self._stages: tuple[Stage, ...] = (
+        self._stages: tuple[Filter, ...] = (
             self._once,
             self._measured,
-            Thinking(),
+            ThinkTags(),
             Paragraphs(),
             *calls,
             Artifacts(),
@@ -3385,9 +3410,9 @@ class Answer:
             Gathered(),
         )
         self.title = ""
-        self.router = Router("", "", "")
-        self.final: Final | None = None
-        self.calls: list[LocalCall] = []
+        self.router = RouterMetadata("", "", "")
+        self.final: FinalAnswer | None = None
+        self.calls: list[LocalToolCall] = []
         self.last_is_text = False
 
     @property
@@ -3431,43 +3456,46 @@ class Answer:
             return [StreamEvent(type="text", chunk=event.text)]
         if isinstance(event, Reasoning):
             return [StreamEvent(type="reasoning", chunk=event.text)]
-        if isinstance(event, Called):
+        if isinstance(event, ToolCall):
             return _call_events(event)
-        if isinstance(event, LocalCall):
+        if isinstance(event, LocalToolCall):
             self.calls.append(event)
             return _call_events(event)
-        if isinstance(event, Returned):
+        if isinstance(event, ToolResult):
             return [_result_event(event)]
         if isinstance(event, File):
             label = re.sub(r"[\[\]]", "", plain(event.name, 200))
             return [StreamEvent(type="text", chunk=f"\n[{label}]({self._file_link(event)})\n")]
         if isinstance(event, Title):
             self.title = event.title or self.title
-        elif isinstance(event, Router):
+        elif isinstance(event, RouterMetadata):
             # An empty field never overwrites a known one.
             known = self.router
-            self.router = Router(
+            self.router = RouterMetadata(
                 event.route or known.route,
                 event.model or known.model,
                 event.provider or known.provider,
             )
-        elif isinstance(event, Final):
+        elif isinstance(event, FinalAnswer):
             self.final = event
         return []
 
 
-def _call_events(called: Called | LocalCall) -> list[StreamEvent]:
-    problem = called.problem if isinstance(called, LocalCall) else ""
+def _call_events(called: ToolCall | LocalToolCall) -> list[StreamEvent]:
+    problem = called.problem if isinstance(called, LocalToolCall) else ""
     common: dict[str, Any] = {
         "tool_call_id": called.id or None,
-        "server_executed": isinstance(called, Called),
+        "server_executed": isinstance(called, ToolCall),
     }
     arguments = json.dumps(called.arguments, ensure_ascii=False, allow_nan=False)
     metadata = {"huggingchat": {"problem": problem}} if problem else None
     return [
-        StreamEvent(type="tool_call_name", chunk=_whole(called.name), **common),
+        StreamEvent(type="tool_call_name", chunk=join_surrogates(called.name), **common),
         StreamEvent(
-            type="tool_call_args", chunk=_whole(arguments), provider_metadata=metadata, **common
+            type="tool_call_args",
+            chunk=join_surrogates(arguments),
+            provider_metadata=metadata,
+            **common,
         ),
     ]
 
@@ -3478,19 +3506,19 @@ def hearing_events(name: str, id: str, text: str) -> list[StreamEvent]:
     It stands right below the attachments in `llm logs`, and the next turns find it there.
     `name` and `id` are the attachment's.
     """
-    called = Called(_new_id(), HEARING, {"file": name})
-    events = [*_call_events(called), _result_event(Returned(called.id, HEARING, text))]
+    called = ToolCall(_new_id(), HEARING, {"file": name})
+    events = [*_call_events(called), _result_event(ToolResult(called.id, HEARING, text))]
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
 
 
-def _result_event(returned: Returned) -> StreamEvent:
+def _result_event(returned: ToolResult) -> StreamEvent:
     # llm's stream events have no field for a tool's failure, so it is in the output.
-    error = returned.error and _whole(returned.error)
+    error = returned.error and join_surrogates(returned.error)
     return StreamEvent(
         type="tool_result",
-        chunk=f"Error: {error}" if error else _whole(returned.output),
+        chunk=f"Error: {error}" if error else join_surrogates(returned.output),
         tool_call_id=returned.id or None,
-        tool_name=_whole(returned.name),
+        tool_name=join_surrogates(returned.name),
         server_executed=True,
         provider_metadata={"huggingchat": {"error": error}} if error else None,
     )
@@ -3792,7 +3820,7 @@ def fit(text: str, columns: int) -> str:
     return kept
 
 
-AtWork = Called | Progress | Returned  # what tells of a tool on the server
+AtWork = ToolCall | Progress | ToolResult  # what tells of a tool on the server
 
 
 @frozen
@@ -3923,7 +3951,7 @@ class Screen:
             self.tell(self._latest.pop(id))
 
     def _told(self, event: AtWork) -> None:
-        if isinstance(event, Called):
+        if isinstance(event, ToolCall):
             if event.id in self._known:
                 return  # a log tells it again
             name = self._known[event.id] = plain(event.name, 100)
@@ -3933,7 +3961,7 @@ class Screen:
             self._line(f"Tool: {name} {plain(arguments, 1000)}".rstrip(), event.id)
         elif event.id not in self._running:
             return
-        elif isinstance(event, Returned):
+        elif isinstance(event, ToolResult):
             del self._running[event.id]
             if event.error:
                 self._line(f"Tool: {self._known[event.id]} failed: {plain(event.error, 1000)}")
@@ -3976,7 +4004,7 @@ class Screen:
 
     # Questions
 
-    def can_ask(self, asked: Asked) -> bool:
+    def can_ask(self, asked: Elicitation) -> bool:
         """Can a person answer this here and now?"""
         try:
             Keyboard().close()
@@ -4001,7 +4029,7 @@ class Screen:
             for event in later.values():
                 self.tell(event)
 
-    async def answer(self, asked: Asked, problem: str = "") -> Answered:
+    async def answer(self, asked: Elicitation, problem: str = "") -> Answered:
         """Have a person answer. `problem` is why the server did not take the answer before.
 
         Cancelled at any moment, it leaves the terminal as it was. Raises OSError if there is
@@ -4039,7 +4067,7 @@ class Screen:
         wrapped = click.wrap_text(text, self._columns(), subsequent_indent="  ")
         self._write(click.style(wrapped, dim=dim) + "\n")
 
-    def _introduce(self, asked: Asked) -> None:
+    def _introduce(self, asked: Elicitation) -> None:
         what = "asks you to open an address" if asked.mode == "url" else "asks"
         heading = f"The tool server {asked.server or 'without a name'} {what}:"
         self._write(click.style(heading, bold=True) + "\n")
@@ -4053,7 +4081,7 @@ class Screen:
         some = f"{count} fields, of which {needed} must be filled in" if count > 1 else "One field"
         self._say(f"  {some if count else 'Nothing to fill in'}. {self._goes_to(asked)}", dim=True)
 
-    def _goes_to(self, asked: Asked) -> str:
+    def _goes_to(self, asked: Elicitation) -> str:
         until = ""
         if asked.until is not None:
             with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -4109,7 +4137,7 @@ class Screen:
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """A connection could not be made, broke, or fell silent.
 
     `sent` says whether the whole request had left, so that it may have arrived; `silent`
@@ -4124,7 +4152,7 @@ class Lost(Exception):
 
 
 @frozen
-class Reply:
+class HttpResponse:
     """A whole HTTP answer. `body` is decompressed; of a refusal, only how it begins is kept."""
 
     status: int
@@ -4151,7 +4179,7 @@ class Reply:
         try:
             return read_json(self.body)
         except TooRich:
-            raise TooMuch(
+            raise TooLarge(
                 "The server answered with JSON that takes more memory than any real answer."
             ) from None
         except ValueError:
@@ -4203,21 +4231,21 @@ class Reply:
             return "" if html else plain(text, 300)
 
 
-class Refused(Exception):
+class HttpError(Exception):
     """The server answered, with a status other than 200.
 
     `waited` is how many seconds were spent on the pause that it wanted, if any were allowed.
     `again`: an earlier try of the same call may have arrived.
     """
 
-    def __init__(self, reply: Reply, waited: float | None = None) -> None:
+    def __init__(self, reply: HttpResponse, waited: float | None = None) -> None:
         super().__init__(f"HTTP {reply.status}")
         self.reply = reply
         self.waited = waited
         self.again = False
 
 
-class Gone(Exception):
+class NotFound(Exception):
     """The conversation is not there for this account; or `answer`, the one to continue after."""
 
     def __init__(self, *, answer: bool = False) -> None:
@@ -4225,7 +4253,7 @@ class Gone(Exception):
         self.answer = answer
 
 
-class Broken(Exception):
+class IncompleteAnswer(Exception):
     """An answer is not whole, and the server has no more of it."""
 
 
@@ -4247,15 +4275,15 @@ class Backoff:
 
     def pause(self, now: float) -> float | None:
         """Seconds until the next attempt, after one that failed; None to give up."""
-        pause = PAUSES[min(self.failed, len(PAUSES) - 1)]
+        pause = limits.backoff[min(self.failed, len(limits.backoff) - 1)]
         self.failed += 1
         if self.tries is not None:
             return pause if self.failed < self.tries else None
-        left = self.life + PATIENCE - now
+        left = self.life + limits.reconnect_timeout - now
         return min(pause, left) if left > 0 else None
 
 
-class Gate:
+class RateLimiter:
     """When messages may go to a server that wants a pause, for all runs of this process.
 
     chat-ui counts what was sent within a minute, also what it refused. So after a refusal
@@ -4278,26 +4306,26 @@ class Gate:
         self._until = -math.inf  # so long: it may have ended without a word
         self._vain = 0  # tries that were refused, one after another
         self._told = False
-        self.refusal = Refused(Reply(429, "", b""))  # the latest
+        self.refusal = HttpError(HttpResponse(429, "", b""))  # the latest
 
     def pause(self, run: str, now: float) -> float:
         """Seconds after which `run` is to ask again; 0 when it may send, now."""
         with self._lock:
             wait = max(self._opens - now, 0.0)
-            if not wait and now - max(self._held, self._opens) < MINUTE:
+            if not wait and now - max(self._held, self._opens) < limits.rate_window:
                 if self._trying not in ("", run) and now < self._until:
-                    wait = PAUSES[0]
+                    wait = limits.backoff[0]
                 else:
-                    self._trying, self._until = run, now + MINUTE
+                    self._trying, self._until = run, now + limits.rate_window
             self._held = now if wait else self._held
             return wait
 
-    def refused(self, run: str, refusal: Refused, now: float) -> None:
+    def refused(self, run: str, refusal: HttpError, now: float) -> None:
         """The server wants a pause: it refused the message of `run`."""
         with self._lock:
             self.refusal = refusal
             self._told = self._told and now < self._opens
-            pause = MINUTE
+            pause = limits.rate_window
             if self._trying == run:
                 self._vain += 1
                 pause *= random.uniform(1, min(2 ** (self._vain - 1), LONGEST_PAUSE))
@@ -4379,7 +4407,7 @@ class Done:
 class Fail:
     """There is nothing more that could be done."""
 
-    why: Lost | Refused | Gone | Broken
+    why: ConnectionLost | HttpError | NotFound | IncompleteAnswer
 
 
 Step = Send | Look | Follow | Wait | Done | Fail
@@ -4409,27 +4437,27 @@ class Run:
         state: State = State.NEW,
         after: int = 0,
         *,
-        gate: Gate | None = None,
+        gate: RateLimiter | None = None,
         wait: float = 0.0,
     ) -> None:
         self.generation_id = generation_id
         self.state = state
-        self._gate = gate or Gate()
+        self._gate = gate or RateLimiter()
         self._wait = wait
         self._held: float | None = None  # since when the message waits
-        self.outcome: Final | Failed | Parked | None = None
+        self.outcome: FinalAnswer | Failed | Parked | None = None
         self._after = after
-        self._asked: dict[str, Asked | None] = {}  # by id; None once it is closed
+        self._asked: dict[str, Elicitation | None] = {}  # by id; None once it is closed
         self.died = False  # the model broke off: no final answer came before the end
         self.end = ""  # how the log says that it ended
-        self._trouble: Lost | Refused | Gone | Broken | None = None
-        self._refusal: Refused | None = None  # of a message that may have been taken
+        self._trouble: ConnectionLost | HttpError | NotFound | IncompleteAnswer | None = None
+        self._refusal: HttpError | None = None  # of a message that may have been taken
         self._step: Step = Done()
         self._pause = 0.0
         self._since = now
         self._chatter = 0  # events that came with nothing new in them
         self._backoff = Backoff(now)
-        self._sending = Backoff(now, TRIES)
+        self._sending = Backoff(now, limits.max_attempts)
         self._looking = Backoff(now, 2)
         self._look_until = 0.0
         self._begun = False  # something of an answer came
@@ -4477,7 +4505,7 @@ class Run:
 
     # What happened
 
-    def took(self, event: Event | End, now: float, seq: int = 0) -> list[Event]:
+    def took(self, event: Event | LogEnd, now: float, seq: int = 0) -> list[Event]:
         """An event came, the log's number `seq`. Returns what is to be made of it.
 
         Raises TooMuch when what comes is nothing new, for ever.
@@ -4485,7 +4513,7 @@ class Run:
         self._backoff.alive(now)
         if not (isinstance(event, (Text, Reasoning)) and event.text.strip("\0")):
             self._chatted(now)
-        if isinstance(event, End):
+        if isinstance(event, LogEnd):
             self._log_ended(event)
             return []
         if self.state is State.SENT:
@@ -4493,10 +4521,10 @@ class Run:
         self.state = max(self.state, State.TAKEN)
         if self.state is State.ANSWERED:
             self._finished = self._finished or isinstance(event, (Finished, Failed))
-            return [event] if isinstance(event, (Title, Router)) else []
+            return [event] if isinstance(event, (Title, RouterMetadata)) else []
         # The log of a run that says nothing begins with a heartbeat, which has no number.
         self._seq = max(seq, self._seq) if isinstance(self._step, Follow) else seq
-        if isinstance(event, Final):
+        if isinstance(event, FinalAnswer):
             # An empty answer is not the end: the reason follows as a failure.
             if not (event.text or event.interrupted or self._begun):
                 return []
@@ -4508,27 +4536,27 @@ class Run:
             else:
                 # The model died on the way. What it said is stored, and can be continued.
                 self.died = self._begun
-                event = Final("", True) if self._begun else NO_OUTPUT
+                event = FinalAnswer("", True) if self._begun else NO_OUTPUT
             self._answered(event)
         elif isinstance(event, Failed):
             self._finished = True
             self._answered(event)
-        elif isinstance(event, Asked):
+        elif isinstance(event, Elicitation):
             if event.id in self._asked:
                 return []  # told again
             self._asked[event.id] = event
-        elif isinstance(event, Resolved):
+        elif isinstance(event, ElicitationResolved):
             if self._asked.get(event.id, event) is None:
                 return []
             self._asked[event.id] = None
         elif isinstance(event, (Text, Reasoning)):
             self._begun = self._begun or bool(event.text.strip("\0"))
-        elif isinstance(event, (Called, Returned, File)):
+        elif isinstance(event, (ToolCall, ToolResult, File)):
             self._begun = True
-        over = isinstance(self.outcome, (Final, Failed))
+        over = isinstance(self.outcome, (FinalAnswer, Failed))
         # chat-ui does not tell that a stop has closed a question.
         left = filter(None, self._asked.values() if over else ())
-        return [*(Resolved(asked.id, "aborted") for asked in left), event]
+        return [*(ElicitationResolved(asked.id, "aborted") for asked in left), event]
 
     def ended(self, now: float) -> None:
         """The connection ended, as it should."""
@@ -4538,7 +4566,7 @@ class Run:
         else:
             self._again(now)
 
-    def lost(self, lost: Lost, now: float) -> None:
+    def lost(self, lost: ConnectionLost, now: float) -> None:
         """The connection could not be made, or broke."""
         if lost.final:
             self._trouble = lost
@@ -4548,9 +4576,9 @@ class Run:
             self._send_again(lost, now)
         elif lost.silent:
             # It may be slow, or on its way. To send again would be to say it twice.
-            self._look_until = now + PATIENCE
+            self._look_until = now + limits.reconnect_timeout
 
-    def refused(self, refused: Refused, now: float, *, first: bool = False) -> None:
+    def refused(self, refused: HttpError, now: float, *, first: bool = False) -> None:
         """The server answered with another status than 200.
 
         `first`: the message was to be the first in its conversation.
@@ -4566,7 +4594,7 @@ class Run:
             self._gate.refused(self.generation_id, refused, now)
         elif isinstance(self._step, Send):
             self.state = State.NEW
-            self._trouble = Gone() if refused.reply.is_hidden and not first else refused
+            self._trouble = NotFound() if refused.reply.is_hidden and not first else refused
         elif status >= 500:
             self._again(now)
         else:
@@ -4584,7 +4612,7 @@ class Run:
     def gone(self) -> None:
         """The conversation is not there any more, and the run with it."""
         self.state = State.NEW if self.state is State.SENT else State.STORED
-        self._trouble = Gone()
+        self._trouble = NotFound()
 
     def looked(
         self, stored: dict[str, Any] | None, now: float, *, parent: bool = True
@@ -4608,7 +4636,7 @@ class Run:
         if not (complete or is_settled(stored, self._after)):
             self._still_grows(len(events), now)
             return []
-        given = [Again(), *(out for event in events for out in self.took(event, now))]
+        given = [Replay(), *(out for event in events for out in self.took(event, now))]
         if self.state is State.TAKEN:
             self._answered(NO_OUTPUT)
             given.append(NO_OUTPUT)
@@ -4623,7 +4651,7 @@ class Run:
         waited = now - self._held
         if waited + pause <= self._wait:
             return Wait(pause)
-        self._trouble = Refused(self._gate.refusal.reply, waited)
+        self._trouble = HttpError(self._gate.refusal.reply, waited)
         return Fail(self._trouble)
 
     def _chatted(self, now: float, events: int = 1) -> None:
@@ -4633,15 +4661,15 @@ class Run:
         """
         self._chatter += events
         if self._chatter > 5 * MANY + CHATTER * (now - self._since):
-            raise TooMuch(
+            raise TooLarge(
                 f"The answer does not end: {self._chatter:,} events came with nothing new in them, "
                 "more than from any server at work."
             )
 
-    def _answered(self, outcome: Final | Failed | Parked) -> None:
+    def _answered(self, outcome: FinalAnswer | Failed | Parked) -> None:
         self.state, self.outcome = State.ANSWERED, outcome
 
-    def _log_ended(self, end: End) -> None:
+    def _log_ended(self, end: LogEnd) -> None:
         self.end = end.status
         if self.state is State.ANSWERED:
             self.state = State.STORED
@@ -4651,10 +4679,12 @@ class Run:
     def _again(self, now: float) -> None:
         pause = self._backoff.pause(now)
         if pause is None:
-            self._trouble = Lost(f"it did not come back within {PATIENCE:.0f} seconds", sent=True)
+            self._trouble = ConnectionLost(
+                f"it did not come back within {limits.reconnect_timeout:.0f} seconds", sent=True
+            )
         self._pause = pause or 0.0
 
-    def _send_again(self, why: Lost | Refused, now: float) -> None:
+    def _send_again(self, why: ConnectionLost | HttpError, now: float) -> None:
         self.state = State.NEW
         pause = self._sending.pause(now)
         if pause is None:
@@ -4666,22 +4696,24 @@ class Run:
         """Looked for twice, as the message may still be on its way, or for longer."""
         pause = self._looking.pause(now)
         if pause is not None or now < self._look_until:
-            self._pause = LOOK_AGAIN
+            self._pause = limits.look_again
         elif self._refusal and self._refusal.reply.status == 500:
             # An unknown parent is a 500 as well.
             self.state = State.NEW
-            self._trouble = self._refusal if parent else Gone(answer=True)
+            self._trouble = self._refusal if parent else NotFound(answer=True)
         else:
-            self._send_again(self._refusal or Lost("it did not take the message", sent=True), now)
+            self._send_again(
+                self._refusal or ConnectionLost("it did not take the message", sent=True), now
+            )
 
     def _vanished(self, now: float) -> None:
         if self.state is State.ANSWERED:
             self.state = State.STORED
         elif self._begun:
-            self._trouble = Broken("The server lost the answer.")
+            self._trouble = IncompleteAnswer("The server lost the answer.")
         else:
             self._logless = False
-            self._send_again(Lost("it did not take the message", sent=True), now)
+            self._send_again(ConnectionLost("it did not take the message", sent=True), now)
 
     def _still_grows(self, length: int, now: float) -> None:
         """The answer is not complete: does the run go on without a log?"""
@@ -4692,7 +4724,9 @@ class Run:
         if pause is None and self.state is State.ANSWERED:
             self.state = State.STORED  # nothing comes of it any more
         elif pause is None:
-            self._trouble = Broken("The answer broke off, and the server has no end of it.")
+            self._trouble = IncompleteAnswer(
+                "The answer broke off, and the server has no end of it."
+            )
         self._pause = pause or 0.0
 
 
@@ -4858,7 +4892,7 @@ async def one_login() -> AsyncIterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(llm.user_dir() / ".huggingchat_login.lock", timeout=0)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + limits.reconnect_timeout
     while time.monotonic() < end:
         try:
             lock.acquire()
@@ -4890,7 +4924,7 @@ class Catalogue:
     @property
     def is_old(self) -> bool:
         """Should it be refreshed? One from the future should, too."""
-        return self.time is None or not 0 <= time.time() - self.time < CATALOGUE_AGE
+        return self.time is None or not 0 <= time.time() - self.time < limits.catalogue_age
 
 
 CACHE = "huggingchat_models.json"
@@ -5240,7 +5274,7 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._news = asyncio.Event()
         self._silence = silence
-        upload = len(body or b"") / UPLINK
+        upload = len(body or b"") / limits.slowest_upload
         self._end = self._loop.time() + limit + upload
         self._beat = self._loop.time() + upload
         self._late = False
@@ -5263,7 +5297,7 @@ class Exchange:
         )
         self.task = asyncio.create_task(self._run())
         self._watch = self._loop.call_at(self._deadline, self._look)
-        self.reply = Reply(0, "", b"")
+        self.reply = HttpResponse(0, "", b"")
         self.head = bytearray()  # how the body begins: what a refusal says
 
     @property
@@ -5280,7 +5314,9 @@ class Exchange:
 
     def _take(self, piece: bytes) -> int:
         if self._is_stream:  # a byte now and then is no sign of life, but a long line takes time
-            self._beat = min(max(self._beat, self._loop.time()), self._beat + len(piece) / UPLINK)
+            self._beat = min(
+                max(self._beat, self._loop.time()), self._beat + len(piece) / limits.slowest_upload
+            )
         else:
             self._beat = self._loop.time()
         if len(self.head) < 10_000:
@@ -5291,7 +5327,7 @@ class Exchange:
             self._pieces.clear()
             return CURL_WRITEFUNC_ERROR
         if self._is_file:
-            self._end += len(piece) / UPLINK
+            self._end += len(piece) / limits.slowest_upload
         self._pieces.append(piece)
         self._news.set()
         return len(piece)
@@ -5311,7 +5347,7 @@ class Exchange:
             kind = str(response.headers.get("content-type") or "").lower()
             disposition = str(response.headers.get("content-disposition") or "")
             headers = tuple(response.headers.multi_items())
-            self.reply = Reply(response.status_code, kind, b"", disposition, headers)
+            self.reply = HttpResponse(response.status_code, kind, b"", disposition, headers)
         except RequestException as error:
             if self._count > self._most or self._is_endless:
                 raise self.too_much() from None
@@ -5323,7 +5359,7 @@ class Exchange:
             why = f"the server said nothing for {waited}"
             if self._loop.time() >= self._end:
                 why = f"it did not answer within {waited}"
-            raise Lost(why, sent=self._sent, silent=True) from None
+            raise ConnectionLost(why, sent=self._sent, silent=True) from None
         finally:
             self._watch.cancel()
             self._news.set()
@@ -5332,10 +5368,10 @@ class Exchange:
     def _is_endless(self) -> bool:
         return self._is_stream and self._all > STREAM_LIMIT
 
-    def too_much(self) -> TooMuch:
+    def too_much(self) -> TooLarge:
         """The error for a body that is longer than any real one."""
         most = STREAM_LIMIT if self._is_endless else self._most
-        return TooMuch(
+        return TooLarge(
             f"{self._host} sent more than {most // 1_000_000:,} MB, which is more than any real "
             "answer has. The connection was closed."
         )
@@ -5358,7 +5394,7 @@ class Exchange:
             self._news.clear()
             await self._news.wait()
 
-    async def whole(self, into: BinaryIO | None = None) -> Reply:
+    async def whole(self, into: BinaryIO | None = None) -> HttpResponse:
         """The exchange's answer once it is all there; its body is in `into` if that is given.
 
         Raises Lost, TooMuch, or Refused for any status but 200.
@@ -5374,7 +5410,7 @@ class Exchange:
             self.drop()
         reply = replace(self.reply, body=cast(bytes, body))  # not copied: it may be large
         if reply.status != 200:
-            raise Refused(replace(reply, body=bytes(self.head)))
+            raise HttpError(replace(reply, body=bytes(self.head)))
         return reply
 
     def drop(self) -> None:
@@ -5392,7 +5428,7 @@ def _heard(task: asyncio.Future[Any]) -> None:
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
-def _lost(error: RequestException, sent: bool) -> Lost:
+def _lost(error: RequestException, sent: bool) -> ConnectionLost:
     """A libcurl error in words, as far as a person can act on it."""
     code = 97 if "tunnel failed" in str(error) else int(error.code or 0)
     words = {
@@ -5411,7 +5447,7 @@ def _lost(error: RequestException, sent: bool) -> Lost:
     why = words.get(code, f"the connection broke (curl error {code})")
     if code in (60, 77):
         why += certificate_hint()
-    return Lost(why, sent=sent, final=code in (3, 60, 77))
+    return ConnectionLost(why, sent=sent, final=code in (3, 60, 77))
 
 
 def certificate_hint() -> str:
@@ -5425,17 +5461,17 @@ def certificate_hint() -> str:
 
 
 @frozen
-class Access:
+class Credentials:
     """A server, and the cookies for it."""
 
     server: Server
     cookies: Cookies | None
 
     @property
-    def public(self) -> Access:
+    def public(self) -> Credentials:
         """For calls that need no login: with nothing but what the firewall gave."""
         waf = self.cookies and self.cookies.waf
-        return Access(self.server, Cookies(None, waf=waf) if waf else None)
+        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
 
 
 @dataclass
@@ -5448,9 +5484,9 @@ class _Known:
     stored: bool = False
 
 
-def _may_help(trouble: Lost | Refused, twice: bool) -> bool:
+def _may_help(trouble: ConnectionLost | HttpError, twice: bool) -> bool:
     """May trying again help? `twice` says that the server may have had the call already."""
-    if isinstance(trouble, Refused):
+    if isinstance(trouble, HttpError):
         return twice and trouble.reply.status in (502, 503, 504)
     return not (trouble.final or trouble.silent) and (twice or not trouble.sent)
 
@@ -5459,7 +5495,7 @@ def _may_help(trouble: Lost | Refused, twice: bool) -> bool:
 _successors: dict[tuple[str, str | None, str | None], Cookies] = {}
 
 
-def latest(access: Access) -> Access:
+def latest(access: Credentials) -> Credentials:
     """`access` with the session that was made after its own had ended, if one was."""
     cookies = access.cookies
     while cookies:
@@ -5471,7 +5507,7 @@ def latest(access: Access) -> Access:
     return replace(access, cookies=cookies)
 
 
-def _succeeds(access: Access, newer: Cookies) -> None:
+def _succeeds(access: Credentials, newer: Cookies) -> None:
     """Remember that `newer` goes on where the session of `access` has ended."""
     key_name, old = access.server.key_name, cast(Cookies, access.cookies)
     _successors.pop((key_name, newer.hf_chat, newer.token), None)  # no session after itself
@@ -5528,16 +5564,16 @@ class Client:
         loop = asyncio.get_running_loop()
         try:
             while self._is_used():  # noqa: ASYNC110 - it waits for a time, not for an event
-                await asyncio.sleep(LINGER / 4)
+                await asyncio.sleep(limits.keep_alive / 4)
         finally:
             if _clients.get(loop) is self:
                 del _clients[loop]
             if self.turns:  # they are being cancelled too, and have to tell the server
-                await asyncio.wait(list(self.turns), timeout=STOP_WITHIN)
+                await asyncio.wait(list(self.turns), timeout=limits.stop_timeout)
             for task in list(self._tasks):
                 task.cancel()
             if self._tasks:
-                await asyncio.wait(list(self._tasks), timeout=STOP_WITHIN)
+                await asyncio.wait(list(self._tasks), timeout=limits.stop_timeout)
             await self._session.close()
 
     async def close(self) -> None:
@@ -5549,7 +5585,7 @@ class Client:
 
     def _is_used(self) -> bool:
         at_work = self._tasks or any(not turn.done() for turn in self.turns)
-        return bool(at_work) or time.monotonic() - self._used < LINGER
+        return bool(at_work) or time.monotonic() - self._used < limits.keep_alive
 
     def busy(self, conversation_id: str) -> asyncio.Lock:
         """Held by the run that goes on in a conversation: chat-ui can keep only one."""
@@ -5586,7 +5622,7 @@ class Client:
 
     def open(
         self,
-        access: Access,
+        access: Credentials,
         method: str,
         path: str,
         *,
@@ -5608,7 +5644,7 @@ class Client:
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        browser = impersonated()
+        browser = impersonated_browser()
         if browser:
             headers = browser_headers(browser, server, method)
         if cookies := latest(access).cookies:
@@ -5630,7 +5666,9 @@ class Client:
             method,
             server.url + path,
             body=body,
-            silence=SILENCE if beats else max(CALL_LIMIT, min(limit, HEARING_LIMIT)),
+            silence=limits.read_timeout
+            if beats
+            else max(limits.call_timeout, min(limit, limits.transcribe_timeout)),
             limit=limit,
             most=most or LINE_LIMIT,
             stream=beats,
@@ -5642,18 +5680,18 @@ class Client:
 
     async def call(
         self,
-        access: Access,
+        access: Credentials,
         method: str,
         path: str,
         value: Any = None,
         *,
-        tries: int = TRIES,
+        tries: int = limits.max_attempts,
         twice: bool = True,
         body: bytes | Upload | None = None,
         limit: float | None = None,
         most: int | None = None,
         into: BinaryIO | None = None,
-    ) -> Reply:
+    ) -> HttpResponse:
         """One whole exchange, tried again when the connection fails or the server is away.
 
         `value` is sent as JSON, or `body` as it is. `twice`: the call may safely be made
@@ -5668,7 +5706,7 @@ class Client:
             most += 8 * len(body)  # what was sent may be in the answer, quoted, and twice
         access = await self.with_session(access)
         begun = time.monotonic()
-        end = begun + (CALL_LIMIT if limit is None else limit)
+        end = begun + (limits.call_timeout if limit is None else limit)
         backoff = Backoff(begun, tries)
         renewed = arrived = False
         while True:
@@ -5686,50 +5724,54 @@ class Client:
                     into.seek(0)
                     into.truncate()
                 return await exchange.whole(into)
-            except (Lost, Refused) as trouble:
+            except (ConnectionLost, HttpError) as trouble:
                 if not renewed and await self.has_ended(access, trouble, path):
                     access, renewed = await self.renew(access), True
                     continue
                 again = _may_help(trouble, twice)
                 pause = backoff.pause(time.monotonic()) if again else None
-                if isinstance(trouble, Refused):
+                if isinstance(trouble, HttpError):
                     trouble.again = arrived
                 if pause is None:
                     raise
-                arrived = arrived or isinstance(trouble, Refused) or trouble.sent
+                arrived = arrived or isinstance(trouble, HttpError) or trouble.sent
             await asyncio.sleep(pause)
 
     async def change(
-        self, access: Access, method: str, path: str, value: Any = None, **options: Any
-    ) -> Reply:
+        self, access: Credentials, method: str, path: str, value: Any = None, **options: Any
+    ) -> HttpResponse:
         """`call` for something of a conversation. Raises Gone when that is not there."""
         try:
             return await self.call(access, method, path, value, **options)
-        except Refused as refused:
+        except HttpError as refused:
             if refused.reply.is_hidden:
-                raise Gone from None
+                raise NotFound from None
             raise
 
     async def get(
-        self, access: Access, path: str, tries: int = TRIES, most: int | None = None
+        self,
+        access: Credentials,
+        path: str,
+        tries: int = limits.max_attempts,
+        most: int | None = None,
     ) -> Any:
         """The JSON at `path`, of at most `most` bytes. Raises Lost, Refused, llm.ModelError."""
         reply = await self.call(access, "GET", path, tries=tries, most=most)
         return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
 
-    async def user(self, access: Access) -> dict[str, Any]:
+    async def user(self, access: Credentials) -> dict[str, Any]:
         """The account that is logged in; empty for nobody."""
         return _mapping(unwrap(await self.get(access, "/api/v2/user")))
 
-    async def flags(self, access: Access) -> dict[str, Any]:
+    async def flags(self, access: Credentials) -> dict[str, Any]:
         """What the server offers, by chat-ui's names; no login is needed."""
         return _mapping(unwrap(await self.get(access.public, "/api/v2/feature-flags")))
 
-    async def wants_login(self, access: Access) -> bool:
+    async def wants_login(self, access: Credentials) -> bool:
         """Has the server accounts at all?"""
         return (await self.flags(access)).get("loginEnabled") is not False
 
-    async def transcribe(self, access: Access, recording: Upload) -> str:
+    async def transcribe(self, access: Credentials, recording: Upload) -> str:
         """What is said in a recording; "" for silence. Its type is one of AUDIO_TYPES' values.
 
         chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. It
@@ -5742,42 +5784,44 @@ class Client:
             "POST",
             "/api/transcribe",
             body=recording,
-            limit=HEARING_LIMIT,
+            limit=limits.transcribe_timeout,
             most=TRANSCRIPT_LIMIT,
             twice=False,
         )
         try:
             reply = await ask()
-        except Lost as lost:
+        except ConnectionLost as lost:
             if not lost.sent or lost.silent:
                 raise
             reply = await ask()
         text = _mapping(reply.json()).get("text")
         if not isinstance(text, str):
-            raise no_sense(access.server.host, "a transcript without a text")
-        return _whole(text).strip()
+            raise protocol_error(access.server.host, "a transcript without a text")
+        return join_surrogates(text).strip()
 
-    async def with_session(self, access: Access) -> Access:
+    async def with_session(self, access: Credentials) -> Credentials:
         """`access` with its latest session, which is made if `token` is all there is."""
         access = latest(access)
         if access.cookies and access.cookies.token and access.cookies.hf_chat is None:
             return await self.renew(access)
         return access
 
-    async def has_ended(self, access: Access, trouble: Lost | Refused, path: str = "") -> bool:
+    async def has_ended(
+        self, access: Credentials, trouble: ConnectionLost | HttpError, path: str = ""
+    ) -> bool:
         """Was a call refused because the session of `access` has ended, and can it be renewed?
 
         To read a stranger's conversation is refused as if there were none.
         """
         can = access.cookies and access.cookies.token
-        if not can or isinstance(trouble, Lost) or trouble.reply.is_firewall:
+        if not can or isinstance(trouble, ConnectionLost) or trouble.reply.is_firewall:
             return False
         private = path.startswith(("/conversation/", "/api/v2/conversations/"))
         if private and trouble.reply.is_hidden:
             return await self.wants_login(access) and not await self.user(access)
         return trouble.reply.wants_login
 
-    async def renew(self, access: Access) -> Access:
+    async def renew(self, access: Credentials) -> Credentials:
         """`access` with a new session, as its own has ended, or as it has none.
 
         The session is made from `token`, once for all who ask at the same time, in this
@@ -5787,7 +5831,7 @@ class Client:
         if newer != access:
             return newer
         if cookies is None or cookies.token is None:
-            raise logged_out(access.server, cookies)
+            raise login_error(access.server, cookies)
         name = access.server.key_name, cookies.token
         task = self._renewing.get(name)
         if task is None:
@@ -5796,21 +5840,21 @@ class Client:
         await asyncio.shield(task)  # of one who leaves, the others still get theirs
         return latest(access)
 
-    async def _renew(self, access: Access) -> None:
+    async def _renew(self, access: Credentials) -> None:
         server, cookies = access.server, cast(Cookies, access.cookies)
         async with one_login():
             kept = keys_of(server, cookies).get(server.key_name)
             if kept and kept.hf_chat not in (None, cookies.hf_chat):
                 # Somebody made one meanwhile, unless that has ended as well.
                 theirs = replace(cookies, hf_chat=kept.hf_chat).pairs()
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(HttpError):
                     if await self.user(
-                        Access(server, Cookies(None, passing=tuple(theirs.items())))
+                        Credentials(server, Cookies(None, passing=tuple(theirs.items())))
                     ):
                         return _succeeds(access, kept)
             try:
                 made = await self._log_in(access)
-            except (Refused, llm.ModelError):
+            except (HttpError, llm.ModelError):
                 if cookies.hf_chat or await self.wants_login(access):
                     raise
                 made = replace(cookies, hf_chat=str(uuid.uuid4()))  # any will do
@@ -5822,7 +5866,7 @@ class Client:
                     note(f"{error} The new session is for this process alone.")
         return _succeeds(access, made)
 
-    async def _log_in(self, access: Access) -> Cookies:
+    async def _log_in(self, access: Credentials) -> Cookies:
         """A session from `token`: GET BASE/login, and where it leads (login_renewed.json).
 
         The login provider of the service shares its origin. Nothing else is followed, as
@@ -5831,10 +5875,10 @@ class Client:
         server, cookies = access.server, cast(Cookies, access.cookies)
         jar, url = replace(cookies, hf_chat=None).pairs(), f"{server.url}/login"
         for _ in range(LOGIN_STEPS):
-            step = Access(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
+            step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
             try:
                 reply = await self.call(step, "GET", url.removeprefix(server.origin))
-            except Refused as refused:
+            except HttpError as refused:
                 reply = refused.reply
                 if reply.is_firewall or reply.status == 429 or reply.status >= 500:
                     raise
@@ -5848,9 +5892,9 @@ class Client:
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
                 return replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
-        raise logged_out(server, cookies)
+        raise login_error(server, cookies)
 
-    async def catalogue(self, access: Access) -> tuple[ModelInfo, ...]:
+    async def catalogue(self, access: Credentials) -> tuple[ModelInfo, ...]:
         """The server's models; no login is needed, so none is sent."""
         try:
             return read_catalogue(await self.get(access.public, "/api/v2/models"))
@@ -5861,32 +5905,36 @@ class Client:
             ) from None
 
     async def conversation(
-        self, access: Access, id: str, tries: int = TRIES, most: int | None = None
+        self,
+        access: Credentials,
+        id: str,
+        tries: int = limits.max_attempts,
+        most: int | None = None,
     ) -> dict[str, Any]:
         """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
         try:
             value = await self.get(access, api_path(id), tries, most or TREE_LIMIT)
             conversation = _mapping(unwrap(value))
-        except Refused as refused:
+        except HttpError as refused:
             # 400 is a malformed id, 403 another account's, 404 a deleted one.
             if refused.reply.is_hidden or refused.reply.status == 400:
-                raise Gone from None
+                raise NotFound from None
             raise
         if not isinstance(conversation.get("messages"), list):
-            raise no_sense(access.server.host, "a conversation without messages")
+            raise protocol_error(access.server.host, "a conversation without messages")
         if isinstance(conversation.get("model"), str):
             self.known(id).model = conversation["model"]
         return conversation
 
-    async def stop(self, access: Access, id: str, generation_id: str, seen: int) -> None:
+    async def stop(self, access: Credentials, id: str, generation_id: str, seen: int) -> None:
         """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
         value = {"generationId": generation_id, "seenContentLength": seen}
-        with contextlib.suppress(Lost, Refused):
+        with contextlib.suppress(ConnectionLost, HttpError):
             await self.call(access, "POST", f"{chat_path(id)}/stop-generating", value)
 
 
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}
-_gates: dict[str, Gate] = {}  # by the server's address, for all loops
+_gates: dict[str, RateLimiter] = {}  # by the server's address, for all loops
 
 
 _closing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -5924,27 +5972,31 @@ def _close_all() -> None:
 atexit.register(_close_all)
 
 
-def in_words(
-    error: Lost | Refused | Gone | Broken, access: Access, *, model: str = "", page: str = ""
+def model_error(
+    error: ConnectionLost | HttpError | NotFound | IncompleteAnswer,
+    access: Credentials,
+    *,
+    model: str = "",
+    page: str = "",
 ) -> llm.ModelError:
     """The llm.ModelError that tells a person what `error` means and what to do next."""
     server, cookies = access.server, access.cookies
     where = f" The conversation is at {page}" if page else ""
-    if isinstance(error, Lost):
+    if isinstance(error, ConnectionLost):
         told = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
         verb = "No connection to" if not error.sent else "No answer from"
         return llm.ModelError(f"{verb} {server.host}: {error}.{told}{where}")
-    if isinstance(error, Broken):
+    if isinstance(error, IncompleteAnswer):
         return llm.ModelError(f"{error}{where}")
-    if isinstance(error, Gone):
+    if isinstance(error, NotFound):
         what = "answer to go on from" if error.answer else "conversation"
         return llm.ModelError(f"There is no such {what} on {server.host} for this account.")
     status, said = error.reply.status, error.reply.message
     quoted = f": {said}" if said else ""
     if error.reply.is_firewall:
-        return behind_firewall(server, status)
+        return firewall_error(server, status)
     if error.reply.wants_login:
-        return logged_out(server, cookies)
+        return login_error(server, cookies)
     if status in REDIRECTS:
         address = "somewhere"
         with contextlib.suppress(ValueError):
@@ -6017,9 +6069,9 @@ def failed(model: str, failure: Failed) -> llm.ModelError:
     return llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
 
 
-def behind_firewall(server: Server, status: int) -> llm.ModelError:
+def firewall_error(server: Server, status: int) -> llm.ModelError:
     """A firewall lets browsers pass, and not this client: what helps."""
-    browser = impersonated() or ""
+    browser = impersonated_browser() or ""
     other = f"another browser than {browser}" if browser else "a browser"
     example = "firefox" if browser.startswith("chrome") else "chrome"
     return llm.ModelError(
@@ -6029,7 +6081,7 @@ def behind_firewall(server: Server, status: int) -> llm.ModelError:
     )
 
 
-def logged_out(server: Server, cookies: Cookies | None) -> llm.ModelError:
+def login_error(server: Server, cookies: Cookies | None) -> llm.ModelError:
     """Why the server does not take the cookies, and how to give it better ones."""
     again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
     if cookies is None or cookies.made_up:
@@ -6194,7 +6246,7 @@ def _loggable_url(url: str) -> str:
 
 
 async def select_tools(
-    client: Client, access: Access, tools: Iterable[llm.ServerSideTool]
+    client: Client, access: Credentials, tools: Iterable[llm.ServerSideTool]
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
 
@@ -6254,10 +6306,10 @@ def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
 
 
 @frozen
-class Ask:
+class TurnRequest:
     """All that one turn needs. `anew` is the plan for when the conversation is gone."""
 
-    access: Access
+    access: Credentials
     model: str
     plan: Plan
     anew: Plan | None
@@ -6265,13 +6317,13 @@ class Ask:
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
     note: Callable[[str], None] = note
-    wishes: Wishes = NO_WISHES
+    wishes: PromptedFeatures = NO_FEATURES
     wait: float = 0.0  # seconds that the message may wait when the server wants a pause
     screen: Screen | None = None
 
 
 @dataclass
-class Outcome:
+class TurnResult:
     """What became of a turn; filled while it runs."""
 
     server: str
@@ -6280,10 +6332,10 @@ class Outcome:
     message_id: str | None = None
     generation_id: str | None = None
     title: str = ""
-    router: Router = Router("", "", "")
+    router: RouterMetadata = RouterMetadata("", "", "")
     interrupted: bool = False
-    told: Told = Told()
-    calls: list[LocalCall] = field(default_factory=list)
+    told: SentInstructions = SentInstructions()
+    calls: list[LocalToolCall] = field(default_factory=list)
     size: int = 0  # characters of the answer
 
     @property
@@ -6343,7 +6395,7 @@ _CLOSED = {
 class Questions:
     """The questions of an answer's tools: each is put to a person, after the one before it."""
 
-    def __init__(self, client: Client, ask: Ask) -> None:
+    def __init__(self, client: Client, ask: TurnRequest) -> None:
         self._client = client
         self._ask = ask
         self._count = 0
@@ -6353,7 +6405,7 @@ class Questions:
         self._typing: dict[str, asyncio.Task[Answered]] = {}
         self._closed: dict[str, str] = {}  # why, where no answer had been typed yet
 
-    def put(self, asked: Asked, conversation_id: str) -> Aside:
+    def put(self, asked: Elicitation, conversation_id: str) -> Aside:
         """Have a person answer, once all that was given before is on the screen.
 
         Raises llm.ModelError where there is nobody to ask.
@@ -6366,7 +6418,7 @@ class Questions:
             )
         self._count += 1
         if self._count > QUESTIONS:
-            raise TooMuch(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
+            raise TooLarge(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         self._closed.pop(asked.id, None)  # a resumed run may ask again
         put = self._put(asked, conversation_id, screen, ready, self._last)
@@ -6375,11 +6427,11 @@ class Questions:
             putting.add_done_callback(self._tell_of_trouble)
         return Aside(lambda: loop.call_soon_threadsafe(ready.set))
 
-    async def answered(self, asked: Asked) -> None:
+    async def answered(self, asked: Elicitation) -> None:
         """Wait until a question is. Raises llm.ModelError when it cannot be."""
         await self._puttings[asked.id]
 
-    async def close(self, resolved: Resolved) -> None:
+    async def close(self, resolved: ElicitationResolved) -> None:
         """A question is closed: whoever is still typing an answer comes too late.
 
         What is said of it on the screen comes before the answer goes on.
@@ -6398,7 +6450,7 @@ class Questions:
 
     async def _put(
         self,
-        asked: Asked,
+        asked: Elicitation,
         conversation_id: str,
         screen: Screen,
         ready: asyncio.Event,
@@ -6429,7 +6481,7 @@ class Questions:
         finally:
             screen.closed(words)
 
-    async def _send(self, asked: Asked, answered: Answered, conversation_id: str) -> str:
+    async def _send(self, asked: Elicitation, answered: Answered, conversation_id: str) -> str:
         """Give the server the answer to a question; what is wrong with it, if anything.
 
         Raises llm.ModelError when it cannot be given.
@@ -6440,16 +6492,16 @@ class Questions:
         access, path = self._ask.access, f"{chat_path(conversation_id)}/elicitation"
         try:
             await self._client.call(access, "POST", path, value)
-        except (Lost, Refused) as trouble:
-            reply = trouble.reply if isinstance(trouble, Refused) else Reply(0, "", b"")
-            if reply.status == 409 and cast(Refused, trouble).again:
+        except (ConnectionLost, HttpError) as trouble:
+            reply = trouble.reply if isinstance(trouble, HttpError) else HttpResponse(0, "", b"")
+            if reply.status == 409 and cast(HttpError, trouble).again:
                 return ""  # it had arrived
             if reply.status == 400 and answered.content:
                 return reply.message or "no reason given"
             if reply.status in (404, 409):
                 why = reply.message or "it is not open any more"
                 raise self._not_answered(why, conversation_id) from None
-            told = in_words(trouble, access, page=access.server.page(conversation_id))
+            told = model_error(trouble, access, page=access.server.page(conversation_id))
             raise llm.ModelError(f"The answer was not given. {told}") from None
         return ""
 
@@ -6472,11 +6524,11 @@ class Turn:
     def __init__(
         self,
         client: Client,
-        ask: Ask,
+        ask: TurnRequest,
         plan: Plan,
-        outcome: Outcome,
-        calls: Iterable[Stage] = (),
-        documents: Iterable[Stage] = (),
+        outcome: TurnResult,
+        calls: Iterable[Filter] = (),
+        documents: Iterable[Filter] = (),
     ) -> None:
         self._client = client
         self._ask = ask
@@ -6484,13 +6536,15 @@ class Turn:
         self._plan = plan
         self._outcome = outcome
         self.answer = Answer(self._file_link, calls, documents)
-        self._gate = _gates.setdefault(ask.access.server.url, Gate()) if ask.wait else Gate()
+        self._gate = (
+            _gates.setdefault(ask.access.server.url, RateLimiter()) if ask.wait else RateLimiter()
+        )
         self._run = self._new_run()
         self._driven = self._driving(self._run)
         self._said: dict[str, Any] = {}  # with every message of this turn
         self._form = Form("", ())
         self._questions = Questions(client, ask)
-        self._parked: list[Asked] = []  # questions whose answers resume the answer
+        self._parked: list[Elicitation] = []  # questions whose answers resume the answer
         self._resumed = False
         self._renewed = False  # the session, for this turn
         self._kept_until = 0.0  # when its note has to be renewed, while the message waits
@@ -6538,19 +6592,19 @@ class Turn:
                     for given in self.answer.take(resumed):
                         yield given
                 self._judge()
-            except (Lost, Refused, Gone, Broken, llm.ModelError):
+            except (ConnectionLost, HttpError, NotFound, IncompleteAnswer, llm.ModelError):
                 for given in self.answer.end():  # what was printed stays
                     yield given
                 raise
             await self._finish()
-        except (Lost, Refused, Broken) as error:
+        except (ConnectionLost, HttpError, IncompleteAnswer) as error:
             page = "" if await self._unmade(error) else self._page
-            raise in_words(error, self._access, model=self._ask.model, page=page) from None
-        except Gone:
+            raise model_error(error, self._access, model=self._ask.model, page=page) from None
+        except NotFound:
             if self._run.state is not State.STORED and not self._resumed:
                 raise
             raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
-        except (asyncio.CancelledError, GeneratorExit, TooMuch):
+        except (asyncio.CancelledError, GeneratorExit, TooLarge):
             wanted = False
             raise
         finally:
@@ -6563,22 +6617,22 @@ class Turn:
         """What else an event means: a question to put or close, a tool to show, an id to fetch."""
         if self._fetch is None and self.answer.begun:
             self._begin_beside()
-        if isinstance(event, Asked):
+        if isinstance(event, Elicitation):
             return self._questions.put(event, self._id)
-        if isinstance(event, Resolved):
+        if isinstance(event, ElicitationResolved):
             await self._questions.close(event)
         elif isinstance(event, AtWork) and self._ask.screen:
             return self._ask.screen.telling(event)
         return None
 
-    async def _unmade(self, error: Lost | Refused | Broken) -> bool:
+    async def _unmade(self, error: ConnectionLost | HttpError | IncompleteAnswer) -> bool:
         """Delete the conversation if it was made for a message that the server does not take."""
-        refused = isinstance(error, Refused) and error.reply.status < 500
+        refused = isinstance(error, HttpError) and error.reply.status < 500
         first = bool(self._id) and self._plan.parent is None and not self._resumed
         unused = first and refused and self._run.is_untaken
         if unused:
             delete = self._client.change(self._access, "DELETE", api_path(self._id))
-            await asyncio.wait([self._client.beside(delete)], timeout=STOP_WITHIN)
+            await asyncio.wait([self._client.beside(delete)], timeout=limits.stop_timeout)
         return unused
 
     async def _leave(self, wanted: bool) -> None:
@@ -6595,7 +6649,7 @@ class Turn:
         id, seen = self._run.generation_id, self.answer.seen_length
         telling = self._client.beside(self._client.stop(self._access, self._id, id, seen))
         releasing = self._client.beside(self._release(stopped=time.time()))
-        await asyncio.wait([telling, releasing], timeout=STOP_WITHIN)
+        await asyncio.wait([telling, releasing], timeout=limits.stop_timeout)
 
     # Before the message
 
@@ -6629,13 +6683,13 @@ class Turn:
         value = {"model": self._ask.model}
         if self._plan.system:
             value["preprompt"] = self._plan.system
-        backoff = Backoff(time.monotonic(), TRIES)
+        backoff = Backoff(time.monotonic(), limits.max_attempts)
         conversation: dict[str, str] | None = None
         while conversation is None:
             call = self._client.call(self._access, "POST", "/conversation", value, twice=False)
             try:
                 conversation = self._made(await call)
-            except (Lost, Refused) as trouble:
+            except (ConnectionLost, HttpError) as trouble:
                 # What was not sent has been tried again already.
                 pause = backoff.pause(time.monotonic()) if _may_help(trouble, True) else None
                 if pause is None:
@@ -6646,10 +6700,10 @@ class Turn:
         await self._take_conversation(None)
         return conversation["rootMessageId"]
 
-    def _made(self, reply: Reply) -> dict[str, str]:
+    def _made(self, reply: HttpResponse) -> dict[str, str]:
         """The conversation in the answer to its making."""
         if "html" in reply.content_type:
-            raise Refused(reply)
+            raise HttpError(reply)
         made = _mapping(reply.json())
         try:
             conversation = _mapping(unwrap(read_json(_string(made.get("conversation")))))
@@ -6692,7 +6746,7 @@ class Turn:
             stored = _mapping(stored_answer(conversation, parent.generation_id))
             message_id = known_id(stored.get("id"))
         if not message_id:
-            raise Gone(answer=True)
+            raise NotFound(answer=True)
         if (known.model or parent.model) != self._ask.model:
             value = {"model": self._ask.model}
             await self._client.change(self._access, "PATCH", api_path(id), value)
@@ -6721,27 +6775,27 @@ class Turn:
             while True:
                 run = Run(noted.generation_id, time.monotonic(), State.ANSWERED)
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(_exhaust(self._driving(run)), STORE_LIMIT)
+                    await asyncio.wait_for(_exhaust(self._driving(run)), limits.store_timeout)
                 # Of a run that a turn is about to send, the server knows nothing yet. One
                 # that goes on has its turn; without, it is one that could not be stored.
                 if run.end not in ("gone", ""):
                     break
                 still = await _beside_loop(still_noted, noted.generation_id)
                 noted = still or noted
-                within = CALL_LIMIT if run.is_settled else math.inf
+                within = limits.call_timeout if run.is_settled else math.inf
                 if not still or not noted.has_a_turn(within):
                     break
                 # One that is to be sent at a known time is not asked about before.
                 ahead = noted.since - time.time()
-                await asyncio.sleep(min(max(ahead, PAUSES[0]), PAUSES[3]))
+                await asyncio.sleep(min(max(ahead, limits.backoff[0]), limits.backoff[3]))
             if run.end != "interrupted" and noted.stopped:  # the stop came too late for it
-                await asyncio.sleep(noted.stopped + STOP_MARKER - time.time())
+                await asyncio.sleep(noted.stopped + limits.stop_marker - time.time())
         finally:
             told.cancel()
         await _beside_loop(forget_run, noted.generation_id)
 
     async def _tell_of_waiting(self) -> None:
-        await asyncio.sleep(sum(PAUSES[:4]))
+        await asyncio.sleep(sum(limits.backoff[:4]))
         self._ask.note("waiting for the end of another turn of this conversation")
 
     # The answer
@@ -6768,9 +6822,9 @@ class Turn:
                     async with contextlib.aclosing(self._read(run, step)) as events:
                         async for event in events:
                             yield event
-            except Lost as lost:
+            except ConnectionLost as lost:
                 run.lost(lost, time.monotonic())
-            except Refused as refused:
+            except HttpError as refused:
                 if not self._renewed and await self._client.has_ended(access, refused):
                     self._renewed = True
                     run.not_taken()
@@ -6778,7 +6832,7 @@ class Turn:
                 else:
                     first = self._plan.parent is None or self._resumed
                     run.refused(refused, time.monotonic(), first=first)
-            except Gone:
+            except NotFound:
                 run.gone()
 
     async def _keep_waiting(self, seconds: float) -> None:
@@ -6790,16 +6844,16 @@ class Turn:
                 f"{host} wants a pause; waiting, for {self._ask.wait:.0f} seconds at most"
             )
         if now + seconds > self._kept_until:
-            later = max(seconds, CALL_LIMIT / 2)
+            later = max(seconds, limits.call_timeout / 2)
             self._kept_until = now + later
             await _beside_loop(keep_run, self._run.generation_id, later)
 
     async def _read(self, run: Run, step: Send | Follow) -> AsyncGenerator[Event, None]:
         """One connection: the answer to the message, or the run's log."""
         path = chat_path(self._id)
-        decoder: Stream | Log
+        decoder: JsonLinesDecoder | EventStreamDecoder
         if isinstance(step, Send):
-            decoder = Stream()
+            decoder = JsonLinesDecoder()
             exchange = self._client.open(
                 self._access,
                 "POST",
@@ -6808,11 +6862,11 @@ class Turn:
                 beats=True,
             )
         else:
-            decoder = Log()
+            decoder = EventStreamDecoder()
             query = f"generationId={run.generation_id}&fromSeq={step.after}"
             exchange = self._client.open(self._access, "GET", f"{path}/stream?{query}", beats=True)
             if step.after == 0:
-                yield Again()
+                yield Replay()
         quiet = 0  # bytes since the last event
         try:
             async for piece in exchange.pieces():
@@ -6828,7 +6882,7 @@ class Turn:
                     if run.state is State.STORED:
                         return
             if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
-                raise Refused(replace(exchange.reply, body=bytes(exchange.head)))
+                raise HttpError(replace(exchange.reply, body=bytes(exchange.head)))
             for event in decoder.end():
                 for taken in run.took(event, time.monotonic()):
                     yield taken
@@ -6860,7 +6914,7 @@ class Turn:
     def _judge(self) -> None:
         """Raises llm.ModelError when the run came to something else than an answer."""
         outcome, model = self._run.outcome, self._ask.model
-        if not self.answer.begun and isinstance(outcome, Final):
+        if not self.answer.begun and isinstance(outcome, FinalAnswer):
             outcome = NO_OUTPUT
         if self._run.died:
             self._ask.note(f"the model {model} broke off its answer")
@@ -6886,7 +6940,9 @@ class Turn:
         conversation = await self._client.conversation(self._access, self._id)
         stored = stored_answer(conversation, last.generation_id)
         if stored is None or not last.is_settled:
-            raise Broken("The answer cannot be resumed: it goes on elsewhere, or is not stored.")
+            raise IncompleteAnswer(
+                "The answer cannot be resumed: it goes on elsewhere, or is not stored."
+            )
         self._found(conversation, stored)
         self._run, self._kept_until = self._new_run(len(updates_of(stored))), 0.0
         self._driven, self._resumed, self._tail = self._driving(self._run), True, None
@@ -6918,14 +6974,14 @@ class Turn:
             self._found(conversation, stored)
 
     async def _refresh(self) -> None:
-        with contextlib.suppress(Lost, Refused, llm.ModelError):
+        with contextlib.suppress(ConnectionLost, HttpError, llm.ModelError):
             keep_catalogue(self._access.server.url, await self._client.catalogue(self._access))
 
     async def _finish(self) -> None:
         """The answer is there. Its id is worth a little time, and so is its storing."""
         if self._fetch is None:
             self._begin_beside()
-        for task, grace in ((self._fetch, ID_GRACE), (self._tail, TAIL_GRACE)):
+        for task, grace in ((self._fetch, limits.id_timeout), (self._tail, limits.tail_timeout)):
             await asyncio.wait([cast("asyncio.Task[None]", task)], timeout=grace)
         outcome, answer = self._outcome, self.answer
         if outcome.model != self._ask.model:
@@ -6938,8 +6994,15 @@ class Turn:
     async def _until_stored(self, events: AsyncGenerator[Event, None]) -> None:
         """See the run stored. What comes meanwhile: who answered, a title."""
         try:
-            await asyncio.wait_for(_exhaust(events, self.answer.take), STORE_LIMIT)
-        except (Lost, Refused, Gone, Broken, llm.ModelError, asyncio.TimeoutError):
+            await asyncio.wait_for(_exhaust(events, self.answer.take), limits.store_timeout)
+        except (
+            ConnectionLost,
+            HttpError,
+            NotFound,
+            IncompleteAnswer,
+            llm.ModelError,
+            asyncio.TimeoutError,
+        ):
             pass  # it stays noted, and the next turn asks
         finally:
             await self._release()
@@ -7008,7 +7071,7 @@ async def _ahead(
             task.add_done_callback(_heard)
 
 
-def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
+def last_event(answer: Answer, outcome: TurnResult) -> StreamEvent:
     """An event without text that carries what the next turn needs.
 
     llm drops the metadata of a text part without text, so a part of its own is made
@@ -7018,7 +7081,7 @@ def last_event(answer: Answer, outcome: Outcome) -> StreamEvent:
     return StreamEvent(type=kind, chunk="", provider_metadata=outcome.metadata())
 
 
-async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[Given, None]:
+async def converse(ask: TurnRequest, outcome: TurnResult) -> AsyncGenerator[Given, None]:
     """One turn, in the conversation it belongs to, or in a new one when that is gone.
 
     An answer that is not what the schema wants is asked for once more.
@@ -7033,9 +7096,9 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[Given, None]:
             async with contextlib.aclosing(turn.events()) as events:
                 async for event in events:
                     yield event
-        except Gone as gone:
+        except NotFound as gone:
             if plan.parent is None or ask.anew is None:
-                raise in_words(Gone(answer=gone.answer or ask.retry), ask.access) from None
+                raise model_error(NotFound(answer=gone.answer or ask.retry), ask.access) from None
             page = ask.access.server.page(plan.parent.conversation_id)
             what = f"{page} is not there for this account"
             if gone.answer:
@@ -7058,17 +7121,17 @@ async def converse(ask: Ask, outcome: Outcome) -> AsyncGenerator[Given, None]:
         repairing = True
 
 
-def _forms(wishes: Wishes) -> tuple[list[ToolCalls], list[JsonDocument]]:
+def _forms(wishes: PromptedFeatures) -> tuple[list[ToolCallFilter], list[JsonDocument]]:
     """The stages that take out of an answer what was wished for. Raises llm.ModelError."""
     names = [str(tool["function"]["name"]) for tool in wishes.tools]
     schema = wishes.schema
     return (
-        [ToolCalls(names)] if names else [],
+        [ToolCallFilter(names)] if names else [],
         [JsonDocument(checker(schema), tools=bool(names))] if schema else [],
     )
 
 
-def _unusable(document: JsonDocument, outcome: Outcome) -> llm.ModelError:
+def _unusable(document: JsonDocument, outcome: TurnResult) -> llm.ModelError:
     """There is no document, and none will come: people are shown what there is."""
     when = "was broken off" if outcome.interrupted else "is not what the schema wants, asked twice"
     said = plain(document.said, 1000) or "nothing"
@@ -7188,7 +7251,7 @@ def upload_of(attachment: llm.Attachment, type: str, content: bytes, id: str = "
 
 
 async def transcribed(
-    client: Client, access: Access, recordings: Iterable[Upload], tell: Callable[[str], None]
+    client: Client, access: Credentials, recordings: Iterable[Upload], tell: Callable[[str], None]
 ) -> AsyncGenerator[tuple[Upload, str], None]:
     """What is said in each recording, in their order; a few are transcribed at once.
 
@@ -7197,14 +7260,14 @@ async def transcribed(
     """
 
     async def say_so(name: str) -> None:
-        await asyncio.sleep(sum(PAUSES[:4]))
+        await asyncio.sleep(sum(limits.backoff[:4]))
         tell(f"{name} is being transcribed")
 
     async def hear(recording: Upload) -> str:
         told = client.beside(say_so(recording.name))
         try:
             text = await client.transcribe(access, recording)
-        except (Lost, Refused) as error:
+        except (ConnectionLost, HttpError) as error:
             raise unheard(error, access, recording, flags) from None
         finally:
             told.cancel()
@@ -7214,8 +7277,8 @@ async def transcribed(
 
     try:
         flags = await client.flags(access)
-    except (Lost, Refused) as error:
-        raise in_words(error, access) from None
+    except (ConnectionLost, HttpError) as error:
+        raise model_error(error, access) from None
     if flags.get("transcriptionEnabled") is not True:
         raise llm.ModelError(
             f"{access.server.host} does not transcribe recordings: it has no model for that."
@@ -7226,14 +7289,14 @@ async def transcribed(
 
 
 def unheard(
-    error: Lost | Refused, access: Access, recording: Upload, flags: dict[str, Any]
+    error: ConnectionLost | HttpError, access: Credentials, recording: Upload, flags: dict[str, Any]
 ) -> llm.ModelError:
     """Why a recording was not transcribed. `flags` is what the server offers.
 
     chat-ui hands on the status of the service that it asks, with words before its answer.
     """
     host, name = access.server.host, recording.name
-    if isinstance(error, Refused) and not error.reply.is_firewall:
+    if isinstance(error, HttpError) and not error.reply.is_firewall:
         status, said = error.reply.status, error.reply.message
         if said.startswith("Transcription failed:"):
             why = said.partition(":")[2].strip() or "its transcription service did not say why"
@@ -7249,9 +7312,9 @@ def unheard(
             )
         if status == 401 and flags.get("loginEnabled") is False:
             return llm.ModelError(f"{host} has no key for the service that transcribes.")
-    if isinstance(error, Lost) and error.silent:
+    if isinstance(error, ConnectionLost) and error.silent:
         return llm.ModelError(f"{name} was not transcribed by {host}: {error}.")
-    return in_words(error, access)
+    return model_error(error, access)
 
 
 class _HuggingChat:
@@ -7350,8 +7413,8 @@ class _HuggingChat:
         if tools and not self.info.tools:
             raise llm.ModelError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
         messages, system = prompt.messages, prompt.system
-        wishes = Wishes(
-            tuple(definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
+        wishes = PromptedFeatures(
+            tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
             cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
         )
 
@@ -7364,10 +7427,10 @@ class _HuggingChat:
         if key:
             cookies = parse_cookies(key, server.host)
         else:
-            cookies = await _beside_loop(made_up_session, server, tell)
-        access = Access(server, cookies)
-        outcome = Outcome(server.url, self.info.id)
-        wait = allowed_wait()
+            cookies = await _beside_loop(anonymous_session, server, tell)
+        access = Credentials(server, cookies)
+        outcome = TurnResult(server.url, self.info.id)
+        wait = max_wait()
         recordings = {upload.id: upload for upload in uploads if upload.is_recording}
         said: dict[str, str] = {}
         try:
@@ -7379,7 +7442,7 @@ class _HuggingChat:
                         for heard in hearing_events(recording.name, recording.id, text):
                             yield heard
                 plan, anew = plans(said)
-            ask = Ask(
+            ask = TurnRequest(
                 access,
                 self.info.id,
                 plan,
@@ -7406,7 +7469,7 @@ class _HuggingChat:
                 filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
 
 
-def _is_made_up(key: str | None) -> bool:
+def is_anonymous(key: str | None) -> bool:
     """Is this the key of a session that was made up for a server without logins?"""
     return bool(key and '"made_up": true' in key)
 
@@ -7433,7 +7496,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
             raise foreign("That key")
         return stored_key(explicit) or explicit, "--key"
     stored, given = stored_key(server.key_name), os.environ.get(KEY_VARIABLE) or None
-    if stored and not (given and near and _is_made_up(stored)):
+    if stored and not (given and near and is_anonymous(stored)):
         return stored, f"llm keys ({server.key_name})"
     if given and not near:
         raise foreign(KEY_VARIABLE)
@@ -7450,7 +7513,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
 _made_up: dict[str, Cookies] = {}
 
 
-def made_up_session(server: Server, tell: Callable[[str], None]) -> Cookies:
+def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which takes any value.
 
     It goes into llm's key store before it is used, so that prompts that begin at the same
@@ -7517,7 +7580,10 @@ async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[byt
             timeout=60, max_redirects=3, curl_options=cast(Any, only)
         ) as session:
             response = await session.get(
-                url, content_callback=take, verify=True, impersonate=cast(Any, impersonated())
+                url,
+                content_callback=take,
+                verify=True,
+                impersonate=cast(Any, impersonated_browser()),
             )
     except RequestException as error:
         if len(content) > most:
@@ -7565,11 +7631,11 @@ class _Background:
             for task in tasks:
                 task.cancel()
             if tasks:
-                await asyncio.wait(tasks, timeout=STOP_WITHIN)
+                await asyncio.wait(tasks, timeout=limits.stop_timeout)
             loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), loop)
-        thread.join(timeout=STOP_WITHIN + 0.2)
+        thread.join(timeout=limits.stop_timeout + 0.2)
         self._loop = None
 
 
@@ -7687,7 +7753,7 @@ def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
             if not done.is_set():
                 running.cancel()
                 if not _background.is_here():
-                    done.wait(STOP_WITHIN + 0.15)
+                    done.wait(limits.stop_timeout + 0.15)
 
 
 class _Signals:
@@ -7793,7 +7859,7 @@ async def in_task(
     finally:
         if not task.done():
             task.cancel()
-            await asyncio.wait([task], timeout=STOP_WITHIN + 0.15)
+            await asyncio.wait([task], timeout=limits.stop_timeout + 0.15)
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
@@ -7876,27 +7942,27 @@ def huggingchat() -> None:
     """
 
 
-def _access() -> Access:
+def current_credentials() -> Credentials:
     """The current server, with the cookies for it. Raises llm.ModelError."""
     server = current_server()
     key = find_key(server)[0]
-    return Access(server, parse_cookies(key, server.host) if key else None)
+    return Credentials(server, parse_cookies(key, server.host) if key else None)
 
 
-async def _told(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+async def _told(access: Credentials, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     """Make calls to the server. Raises llm.ModelError for all that goes wrong."""
     client = Client.here()
     try:
         try:
             return await work(client)
-        except Gone:
+        except NotFound:
             await _demand_login(client, access)
             raise
-    except (Lost, Refused, Gone) as error:
-        raise in_words(error, access) from None
+    except (ConnectionLost, HttpError, NotFound) as error:
+        raise model_error(error, access) from None
 
 
-def _run(access: Access, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+def _run(access: Credentials, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
     """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
     return _run_alone(_told(access, work))
 
@@ -7910,7 +7976,7 @@ def _run_alone(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-async def _who(client: Client, access: Access) -> tuple[bool, str]:
+async def _who(client: Client, access: Credentials) -> tuple[bool, str]:
     """Does the server want a login, and who is logged in? "" for nobody.
 
     A session that has ended is renewed.
@@ -7930,7 +7996,7 @@ async def _who(client: Client, access: Access) -> tuple[bool, str]:
     return wanted, plain(next(filter(None, names), ""), 80)
 
 
-async def _demand_login(client: Client, access: Access) -> bool:
+async def _demand_login(client: Client, access: Credentials) -> bool:
     """Raises llm.ModelError when nobody is logged in: a stranger is told of no conversations.
 
     Returns whether the session has ended, and was renewed.
@@ -7938,7 +8004,7 @@ async def _demand_login(client: Client, access: Access) -> bool:
     before = latest(access)
     wanted, user = await _who(client, access)
     if wanted and not user:
-        raise logged_out(access.server, access.cookies)
+        raise login_error(access.server, access.cookies)
     return latest(access) != before
 
 
@@ -8017,12 +8083,12 @@ def login(browser: str | None) -> None:
         llm huggingchat login < cookies.txt
     """
     server = current_server()
-    stranger = Access(server, None)
+    stranger = Credentials(server, None)
     if not _run(stranger, lambda client: _who(client, stranger))[0]:
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
     meant = [browser_cookies(browser, server)] if browser else _asked_cookies(server)
-    for access in [Access(server, cookies) for cookies in meant]:
+    for access in [Credentials(server, cookies) for cookies in meant]:
         user = _run(access, functools.partial(_who, access=access))[1]
         if user:
             keep_key(server.key_name, cast(Cookies, latest(access).cookies).to_key())
@@ -8030,7 +8096,7 @@ def login(browser: str | None) -> None:
                 f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store."
             )
             return
-    raise llm.ModelError(f"{logged_out(server, meant[-1])} These cookies are not kept.")
+    raise llm.ModelError(f"{login_error(server, meant[-1])} These cookies are not kept.")
 
 
 def _asked_cookies(server: Server) -> list[Cookies]:
@@ -8140,7 +8206,7 @@ def logout(yes: bool) -> None:
     """
     server = current_server()
     known = stored_key(server.key_name)
-    if _is_made_up(known) and not yes:
+    if is_anonymous(known) and not yes:
         lost = f"{server.host} has no logins: your conversations there cannot be reached again."
         click.confirm(f"{lost} Forget the cookies?", abort=True, err=True)
     if known:
@@ -8199,12 +8265,12 @@ def status(ctx: click.Context, json_: bool) -> None:
         key, source = find_key(server)
         if key:
             state.cookies = source
-        access = Access(server, parse_cookies(key, server.host) if key else None)
+        access = Credentials(server, parse_cookies(key, server.host) if key else None)
         state.login_needed, state.user = _run(access, lambda client: _who(client, access))
         if access.cookies:
             state.session_time = cast(Cookies, latest(access).cookies).since
         if state.login_needed and not state.user:
-            raise logged_out(server, access.cookies)
+            raise login_error(server, access.cookies)
     except llm.ModelError as error:
         state.reason = str(error)
     if json_:
@@ -8229,9 +8295,9 @@ def refresh() -> None:
     Example:
         llm huggingchat refresh
     """
-    access = Access(current_server(), None)
+    access = Credentials(current_server(), None)
     with contextlib.suppress(llm.ModelError):
-        access = _access()  # for the firewall; without a key it may do as well
+        access = current_credentials()  # for the firewall; without a key it may do as well
     before = {model.id for model in load_catalogue(access.server.url).models}
     models = _run(access, lambda client: client.catalogue(access))
     keep_catalogue(access.server.url, models)
@@ -8352,7 +8418,7 @@ def _model_named(text: str) -> str:
     return text.removeprefix("huggingchat/")
 
 
-async def _account_settings(client: Client, access: Access) -> dict[str, Any]:
+async def _account_settings(client: Client, access: Credentials) -> dict[str, Any]:
     """The account's settings. Raises llm.ModelError, also when nobody is logged in."""
     # A stranger gets the defaults. Sent back later, they would replace the account's own.
     await _demand_login(client, access)
@@ -8363,7 +8429,7 @@ async def _account_settings(client: Client, access: Access) -> dict[str, Any]:
 
 
 async def _offered_provider(
-    client: Client, access: Access, info: ModelInfo, provider: str
+    client: Client, access: Credentials, info: ModelInfo, provider: str
 ) -> str | None:
     """A provider as the server spells it; None for auto. Raises llm.ModelError if the server
     says that it would not use it."""
@@ -8434,7 +8500,7 @@ def settings_(
         raise click.UsageError("Which model? Give an alias or an id.")
     if provider is not None and not re.fullmatch(r"[\w.-]+", provider, re.ASCII):
         raise click.UsageError("A provider's name has letters, digits, dots and dashes.")
-    access = _access()
+    access = current_credentials()
     id = _model_named(name) if name else None
 
     async def work(client: Client) -> tuple[dict[str, Any], dict[str, ModelInfo]]:
@@ -8465,7 +8531,7 @@ def settings_(
                 raise llm.ModelError(f"{access.server.host} has no such setting: {setting}")
         own = access
         if own.cookies is None:  # without a session of its own, nobody would have them
-            cookies = await _beside_loop(made_up_session, access.server, note)
+            cookies = await _beside_loop(anonymous_session, access.server, note)
             own = replace(access, cookies=cookies)
         await client.call(own, "POST", SETTINGS_PATH, changed_account(account, id, changes))
         return await _account_settings(client, own), models
@@ -8496,7 +8562,7 @@ def settings_(
 
 
 @frozen
-class Named:
+class ConversationRef:
     """A conversation that somebody named; `shared` when by the link it was shared with."""
 
     id: str
@@ -8507,14 +8573,14 @@ class Named:
         return server.shared_page(self.id) if self.shared else server.page(self.id)
 
 
-def read_name(text: str, server: Server) -> Named | None:
+def parse_conversation_ref(text: str, server: Server) -> ConversationRef | None:
     """A conversation by its id or address; None for anything else.
 
     Raises llm.ModelError for an address that is not a conversation of this server.
     """
     text = text.strip()
     if re.fullmatch(r"[0-9a-fA-F]{24}", text):
-        return Named(text.lower())
+        return ConversationRef(text.lower())
     if "://" not in text:
         return None
     if server.is_service:
@@ -8527,15 +8593,15 @@ def read_name(text: str, server: Server) -> Named | None:
             f"For another server, set {SERVER_VARIABLE}."
         )
     # Ids of shared conversations have 7 characters, and are taken in either place.
-    return Named(match[2], match[1] == "r" or len(match[2]) == 7)
+    return ConversationRef(match[2], match[1] == "r" or len(match[2]) == 7)
 
 
-def _named(text: str, server: Server, *, shared: bool = False) -> Named:
+def find_conversation(text: str, server: Server, *, shared: bool = False) -> ConversationRef:
     """The conversation that `text` names: also by the id that llm's logs know it by.
 
     Raises llm.ModelError when there is none, or it is shared and must not be.
     """
-    named = read_name(text, server)
+    named = parse_conversation_ref(text, server)
     if named is None:
         with _logs() as store:
             kept = _latest_kept(store, text.strip().lower())
@@ -8544,7 +8610,7 @@ def _named(text: str, server: Server, *, shared: bool = False) -> Named:
                 f"{plain(text, 100)!r} names no conversation on {server.host}. It takes an id "
                 "of 24 hexadecimal digits, a page's address, or an id of llm logs."
             )
-        named = Named(kept[1])
+        named = ConversationRef(kept[1])
     if named.shared and not shared:
         raise llm.ModelError(
             f"{plain(text, 200)} is a shared link. This takes a conversation of your own; "
@@ -8591,17 +8657,17 @@ def _latest_kept(
     return (str(row[0]), str(row[1])) if row and known_id(row[1]) else None
 
 
-def _latest_named(server: Server | None = None) -> tuple[Server, Named]:
+def _latest_named(server: Server | None = None) -> tuple[Server, ConversationRef]:
     """The latest conversation in llm's logs, and its server. Raises llm.ModelError."""
     with _logs() as store:
         kept = _latest_kept(store, server_url=server.url if server else None)
     if kept is None:
         where = server.host if server else "HuggingChat"
         raise llm.ModelError(f"llm's logs hold no conversation of {where}. Give an id.")
-    return parse_server(kept[0]), Named(kept[1])
+    return parse_server(kept[0]), ConversationRef(kept[1])
 
 
-def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
+def logged_threads(store: LogStore, server: Server) -> dict[str, str]:
     """Conversation id -> the latest thread in llm's logs that holds something of it."""
     rows = store.db.execute(
         f"""
@@ -8619,7 +8685,7 @@ def _known_threads(store: LogStore, server: Server) -> dict[str, str]:
 
 
 @frozen
-class Listed:
+class ConversationSummary:
     """A conversation in the server's list."""
 
     id: str
@@ -8628,7 +8694,9 @@ class Listed:
     updated_at: str
 
 
-async def list_conversations(client: Client, access: Access) -> AsyncGenerator[Listed, None]:
+async def list_conversations(
+    client: Client, access: Credentials
+) -> AsyncGenerator[ConversationSummary, None]:
     """All conversations, newest first, each once, however the pages shift meanwhile.
 
     Raises TooMuch for a list that seems to have no end: no account has so many.
@@ -8638,7 +8706,7 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
     while True:
         # A page has 30. Were there fewer on each, the pages would be the measure.
         if max(len(seen), 30 * page) > LIST_LIMIT or time.monotonic() > end:
-            raise TooMuch(
+            raise TooLarge(
                 f"{access.server.host} does not come to the end of its list of conversations: "
                 f"it has told {len(seen):,} on {page:,} pages."
             )
@@ -8655,7 +8723,7 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
         seen.update(fresh)
         page += 1
         for id, entry in fresh.items():
-            yield Listed(
+            yield ConversationSummary(
                 id,
                 plain(_string(entry.get("title")), 200),
                 plain(_string(entry.get("model")), 200),
@@ -8665,9 +8733,11 @@ async def list_conversations(client: Client, access: Access) -> AsyncGenerator[L
             return
 
 
-async def _collect(client: Client, access: Access, number: int = 0, text: str = "") -> list[Listed]:
+async def _collect(
+    client: Client, access: Credentials, number: int = 0, text: str = ""
+) -> list[ConversationSummary]:
     """The first `number` conversations, or all, whose title holds `text`."""
-    found: list[Listed] = []
+    found: list[ConversationSummary] = []
     entries = list_conversations(client, access)
     async with contextlib.aclosing(entries):
         with _bar("Conversations found", shown=not number) as bar:
@@ -8694,10 +8764,10 @@ def conversations(number: int, query: str, json_: bool) -> None:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
     """
-    access = _access()
+    access = current_credentials()
     found = _run(access, lambda client: _collect(client, access, number, query))
     with _logs() as store:
-        threads = _known_threads(store, access.server)
+        threads = logged_threads(store, access.server)
     if json_:
         _echo_json(
             [
@@ -8726,7 +8796,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
 
 
 @frozen
-class Tree:
+class ConversationTree:
     """A conversation with its messages, as the server keeps it; each names its ancestors.
 
     A `shared` one is somebody else's: it can be read, but not continued. The value is not in
@@ -8754,14 +8824,14 @@ class Tree:
 
 
 @frozen
-class Exchanged:
+class StoredTurn:
     """A stored answer, and what was said by the person since the answer before it."""
 
     questions: tuple[dict[str, Any], ...]
     answer: dict[str, Any]
 
 
-def all_branches(tree: Tree, now: datetime.datetime) -> list[list[Exchanged]]:
+def branches_of(tree: ConversationTree, now: datetime.datetime) -> list[list[StoredTurn]]:
     """Every branch, from its first question to its last answer; the newest one first.
 
     Passed over are answers that hold nothing, that are still being written, and questions
@@ -8777,11 +8847,11 @@ def all_branches(tree: Tree, now: datetime.datetime) -> list[list[Exchanged]]:
     leaves = [(_string(answers[id].get("createdAt")), id) for id in answers if id not in inner]
     found = []
     for _, leaf in sorted(leaves, key=lambda leaf: leaf[0], reverse=True):
-        branch: list[Exchanged] = []
+        branch: list[StoredTurn] = []
         questions: list[dict[str, Any]] = []
         for id in [*_ancestors(answers[leaf]), leaf]:
             if id in answers:
-                branch.append(Exchanged(tuple(questions), answers[id]))
+                branch.append(StoredTurn(tuple(questions), answers[id]))
                 questions = []
             elif messages.get(id, {}).get("from") == "user":
                 questions.append(messages[id])
@@ -8800,15 +8870,15 @@ def _is_answer(message: dict[str, Any], now: datetime.datetime) -> bool:
     if not complete and message.get("generationId") and updated:
         # chat-ui saves what there is of an answer every few seconds.
         under_way = (now - updated).total_seconds() < 60
-        failed = any(isinstance(event, (Failed, Asked)) for event in events)
+        failed = any(isinstance(event, (Failed, Elicitation)) for event in events)
         if under_way and not failed:
             return False
-    return any(isinstance(event, (Text, Reasoning, Called, File)) for event in events)
+    return any(isinstance(event, (Text, Reasoning, ToolCall, File)) for event in events)
 
 
-def question_of(tree: Tree, message: dict[str, Any]) -> Message:
+def question_of(tree: ConversationTree, message: dict[str, Any]) -> Message:
     """A stored question as llm's message; its files are named by their addresses."""
-    text = _whole(_string(message.get("content")))
+    text = join_surrogates(_string(message.get("content")))
     attachments = [
         llm.Attachment(
             # Without a type, llm would ask the server for it.
@@ -8822,23 +8892,25 @@ def question_of(tree: Tree, message: dict[str, Any]) -> Message:
     return Message("user", [*parts, *(AttachmentPart(attachment=file) for file in attachments)])
 
 
-def response_of(tree: Tree, answer: dict[str, Any], history: list[Message]) -> llm.Response:
+def response_of(
+    tree: ConversationTree, answer: dict[str, Any], history: list[Message]
+) -> llm.Response:
     """A stored answer as the response that llm would have logged, had it asked.
 
     `history` is all that was said before, the question included.
     """
     given = Answer(lambda file: tree.server.file_page(tree.id, file.sha))
     events, complete = stored_events(answer)
-    router = router_of(_mapping(answer.get("routerMetadata")))
+    router = router_metadata(_mapping(answer.get("routerMetadata")))
     # When a conversation changes its model, earlier answers get the old one's name here.
     model = router.model if router.model and not router.route else tree.model
     asked = HuggingChat(ModelInfo(model))
     response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
-    for event in [*events, *(() if complete else (Final("", True),))]:
+    for event in [*events, *(() if complete else (FinalAnswer("", True),))]:
         for out in given.take(event):
             response._process_chunk(out)
     generation_id = known_id(answer.get("generationId"))
-    outcome = Outcome(
+    outcome = TurnResult(
         tree.server.url,
         tree.model,
         None if tree.shared else tree.id,
@@ -8912,11 +8984,11 @@ class Importer:
         for id in filter(None, map(known_id, ids)):
             self._hashes.setdefault(id, []).append(hash)
 
-    def knows(self, found: list[list[Exchanged]]) -> bool:
+    def knows(self, found: list[list[StoredTurn]]) -> bool:
         """Is all of these branches logged?"""
         return all(self._logged(branch[-1].answer) for branch in found)
 
-    def add(self, tree: Tree, found: list[list[Exchanged]]) -> list[Imported]:
+    def add(self, tree: ConversationTree, found: list[list[StoredTurn]]) -> list[Imported]:
         """Log what is new in these branches, all of it or nothing. Raises sqlite3.Error."""
         with self._store.db.atomic():
             return [self._add(tree, branch) for branch in found]
@@ -8933,7 +9005,7 @@ class Importer:
         ).fetchone()
         return str(row[0]) if row and row[0] else None
 
-    def _add(self, tree: Tree, branch: list[Exchanged]) -> Imported:
+    def _add(self, tree: ConversationTree, branch: list[StoredTurn]) -> Imported:
         tip, start = None, 0
         for index in range(len(branch), 0, -1):
             if tip := self._logged(branch[index - 1].answer):
@@ -8959,7 +9031,7 @@ class Importer:
                 f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
                 "cannot be read, so nothing can be added to it."
             ) from None
-        preprompt = _whole(_string(tree.value.get("preprompt")))
+        preprompt = join_surrogates(_string(tree.value.get("preprompt")))
         if tip is None and preprompt:
             history = [Message("system", [TextPart(text=preprompt)])]
         for exchanged in branch[start:]:
@@ -8974,16 +9046,18 @@ class Importer:
         return Imported(cast(str, thread_id), len(branch) - start)
 
 
-async def read_tree(client: Client, access: Access, named: Named, most: int | None = None) -> Tree:
+async def read_tree(
+    client: Client, access: Credentials, named: ConversationRef, most: int | None = None
+) -> ConversationTree:
     """A conversation with its messages; a shared one as it is. Raises Gone.
 
     A server stores an answer some time after it was given. One that a turn of this user's
     llm has just given is waited for, though not long.
     """
-    end = time.monotonic() + READ_LIMIT
+    end = time.monotonic() + limits.settle_timeout
     while True:
         value = await client.conversation(access, named.id, most=most)
-        tree = Tree(access.server, named.id, value)
+        tree = ConversationTree(access.server, named.id, value)
         unsettled = [m for m in tree.messages().values() if not is_settled(m)]
         runs = filter(None, (known_id(message.get("generationId")) for message in unsettled))
         if time.monotonic() > end or not any(map(still_noted, runs)):
@@ -8993,11 +9067,11 @@ async def read_tree(client: Client, access: Access, named: Named, most: int | No
 
 async def _tree_to_import(
     client: Client,
-    access: Access,
-    named: Named,
-    known: Callable[[Tree], bool],
+    access: Credentials,
+    named: ConversationRef,
+    known: Callable[[ConversationTree], bool],
     most: int | None = None,
-) -> Tree | None:
+) -> ConversationTree | None:
     """A conversation to import; None when it is not there for this account.
 
     A shared one that the logs do not know is first copied into the account, as the web
@@ -9011,13 +9085,13 @@ async def _tree_to_import(
         reply = await client.change(access, "POST", path, {"shareId": named.id})
         copy = known_id(_mapping(unwrap(reply.json())).get("conversationId"))
         if not copy:
-            raise no_sense(access.server.host, "a copy of the conversation without an id")
-        return await read_tree(client, access, Named(copy), most)
-    except Gone:
+            raise protocol_error(access.server.host, "a copy of the conversation without an id")
+        return await read_tree(client, access, ConversationRef(copy), most)
+    except NotFound:
         return None
 
 
-async def _missing(client: Client, access: Access, missing: list[Named]) -> None:
+async def _missing(client: Client, access: Credentials, missing: list[ConversationRef]) -> None:
     """Raises llm.ModelError when some of the conversations were not there."""
     if missing:
         await _demand_login(client, access)
@@ -9049,29 +9123,31 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     """
     if bool(names) == every:
         raise click.UsageError("Give ids or addresses of conversations, or --all.")
-    access = _access()
-    asked = [_named(name, access.server, shared=True) for name in names]
+    access = current_credentials()
+    asked = [find_conversation(name, access.server, shared=True) for name in names]
 
-    def branches(tree: Tree) -> list[list[Exchanged]]:
-        return all_branches(tree, _now())[: None if every_branch else 1]
+    def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
+        return branches_of(tree, _now())[: None if every_branch else 1]
 
     async def work(client: Client) -> None:
         wanted = dict.fromkeys(asked)
         if every:
-            wanted = dict.fromkeys(Named(entry.id) for entry in await _collect(client, access))
+            wanted = dict.fromkeys(
+                ConversationRef(entry.id) for entry in await _collect(client, access)
+            )
         shown = not sys.stdout.isatty()
         with _logs() as store, _bar("Conversations imported", len(wanted), shown) as bar:
             importer = Importer(store, access.server)
-            missing: list[Named] = []
+            missing: list[ConversationRef] = []
 
-            def known(tree: Tree) -> bool:
+            def known(tree: ConversationTree) -> bool:
                 return importer.knows(branches(tree))
 
-            async def small(named: Named) -> Tree | TooMuch | None:
+            async def small(named: ConversationRef) -> ConversationTree | TooLarge | None:
                 most = AHEAD_LIMIT if len(wanted) > 1 else None
                 try:
                     return await _tree_to_import(client, access, named, known, most)
-                except TooMuch as error:
+                except TooLarge as error:
                     if most:
                         return error
                     raise
@@ -9080,7 +9156,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
             async with contextlib.aclosing(trees):
                 async for named, tree in trees:
                     bar.update(1)
-                    if isinstance(tree, TooMuch):  # for one of several
+                    if isinstance(tree, TooLarge):  # for one of several
                         tree = await _tree_to_import(client, access, named, known)
                     if tree is None:
                         missing.append(named)
@@ -9093,7 +9169,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     _run(access, work)
 
 
-def _import_lines(tree: Tree, added: list[Imported]) -> Iterator[str]:
+def _import_lines(tree: ConversationTree, added: list[Imported]) -> Iterator[str]:
     """What was added from a conversation: thread, number of turns, title."""
     for imported in [imported for imported in added if imported.turns] or added[:1]:
         turns = f"{imported.turns} turn{'' if imported.turns == 1 else 's'} added"
@@ -9122,7 +9198,7 @@ def open_(name: str | None, only_print: bool) -> None:
     """
     if name:
         server = current_server()
-        page = _named(name, server, shared=True).page(server)
+        page = find_conversation(name, server, shared=True).page(server)
     else:
         server, named = _latest_named()
         page = named.page(server)
@@ -9141,8 +9217,8 @@ def rename(name: str, title: str) -> None:
     Example:
         llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
     """
-    access = _access()
-    id, title = _named(name, access.server).id, title.strip()
+    access = current_credentials()
+    id, title = find_conversation(name, access.server).id, title.strip()
     if not 0 < len(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     _run(access, lambda client: client.change(access, "PATCH", api_path(id), {"title": title}))
@@ -9160,8 +9236,8 @@ def share(name: str) -> None:
     Example:
         llm huggingchat share 6b039392759aa03066f1190f
     """
-    access = _access()
-    path = f"{chat_path(_named(name, access.server).id)}/share"
+    access = current_credentials()
+    path = f"{chat_path(find_conversation(name, access.server).id)}/share"
     reply = _run(access, lambda client: client.change(access, "POST", path, {}))
     share_id = known_id(_mapping(reply.json()).get("shareId"))
     if not share_id:
@@ -9185,24 +9261,24 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     """
     if bool(names) == every:
         raise click.UsageError("Give ids of conversations, or --all.")
-    access = _access()
-    wanted = list(dict.fromkeys(_named(name, access.server) for name in names))
+    access = current_credentials()
+    wanted = list(dict.fromkeys(find_conversation(name, access.server) for name in names))
     if every:
         found = _run(access, lambda client: _collect(client, access))
-        wanted = [Named(entry.id) for entry in found]
+        wanted = [ConversationRef(entry.id) for entry in found]
     what = f"{len(wanted)} conversations" if len(wanted) != 1 else f"conversation {wanted[0].id}"
     if wanted and not yes:
         click.confirm(f"Delete {what} on {access.server.host}?", abort=True, err=True)
 
-    async def delete_one(client: Client, named: Named) -> bool:
+    async def delete_one(client: Client, named: ConversationRef) -> bool:
         try:
             await client.change(access, "DELETE", api_path(named.id))
-        except Gone:
+        except NotFound:
             return False
         return True
 
     async def work(client: Client) -> None:
-        missing: list[Named] = []
+        missing: list[ConversationRef] = []
         deleted = _ahead(lambda named: delete_one(client, named), wanted)
         with _bar("Conversations deleted", len(wanted)) as bar:
             async with contextlib.aclosing(deleted):
@@ -9240,8 +9316,8 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         llm huggingchat export 6b039392759aa03066f1190f
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
     """
-    access = _access()
-    named = _named(name, access.server, shared=True)
+    access = current_credentials()
+    named = find_conversation(name, access.server, shared=True)
     if output:
         _may_write(output)
     tree = _run(access, lambda client: read_tree(client, access, named))
@@ -9255,7 +9331,7 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
         click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
 
 
-def to_json(tree: Tree) -> Iterator[str]:
+def to_json(tree: ConversationTree) -> Iterator[str]:
     """A conversation as the server gave it, in pieces: all at once it is ten times the size."""
     pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(tree.value)
     while some := "".join(itertools.islice(pieces, 10_000)):
@@ -9263,18 +9339,18 @@ def to_json(tree: Tree) -> Iterator[str]:
     yield "\n"
 
 
-def to_markdown(tree: Tree, now: datetime.datetime, *, for_model: bool = False) -> str:
+def to_markdown(tree: ConversationTree, now: datetime.datetime, *, for_model: bool = False) -> str:
     """A conversation's newest branch, for people to read, or for a model.
 
     A model is not told what others thought, as in llm's own histories: it was not said, and it
     is long. Nor is it told that it said itself ("You") what the user did.
     """
-    page = Named(tree.id, tree.shared).page(tree.server)
+    page = ConversationRef(tree.id, tree.shared).page(tree.server)
     pieces = [f"# {tree.title}", f"<{page}>"]
-    preprompt = _whole(_string(tree.value.get("preprompt")))
+    preprompt = join_surrogates(_string(tree.value.get("preprompt")))
     if preprompt:
         pieces += ["## System", preprompt]
-    for exchanged in next(iter(all_branches(tree, now)), []):
+    for exchanged in next(iter(branches_of(tree, now)), []):
         for message in exchanged.questions:
             asker = "User" if for_model else "You"
             pieces += [f"## {asker}", *_markdown(question_of(tree, message))]
@@ -9311,15 +9387,15 @@ def load_conversation(name: str) -> llm.Fragment:
       llm -f huggingchat:6b039392759aa03066f1190f 'What was decided?'
       llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
     """
-    access = _access()
-    named = _named(name, access.server, shared=True)
+    access = current_credentials()
+    named = find_conversation(name, access.server, shared=True)
 
-    async def work() -> AsyncGenerator[Tree, None]:
+    async def work() -> AsyncGenerator[ConversationTree, None]:
         yield await _told(access, lambda client: read_tree(client, access, named))
 
     # On the models' loop: it works where another runs, and a prompt then finds the connection.
     (tree,) = in_background(work())
-    if not all_branches(tree, _now()):
+    if not branches_of(tree, _now()):
         raise llm.ModelError(f"{named.page(access.server)} holds no answer yet.")
     text = to_markdown(tree, _now(), for_model=True)
     return llm.Fragment(text, source=named.page(access.server))
@@ -9358,15 +9434,15 @@ def artifacts(
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
         llm huggingchat artifacts --open
     """
-    access = _access()
+    access = current_credentials()
     if name:
-        named = _named(name, access.server, shared=True)
+        named = find_conversation(name, access.server, shared=True)
     else:
         _, named = _latest_named(access.server)
     tree = _run(access, lambda client: read_tree(client, access, named))
-    branch = next(iter(all_branches(tree, _now())), [])
+    branch = next(iter(branches_of(tree, _now())), [])
     found, lost = artifacts_of(
-        _whole(_string(exchanged.answer.get("content"))) for exchanged in branch
+        join_surrogates(_string(exchanged.answer.get("content"))) for exchanged in branch
     )
     names = artifact_names(found, every)
     files: dict[str, pathlib.Path] = {}
@@ -9469,7 +9545,7 @@ def transcribe(file: str) -> None:
     Example:
         llm huggingchat transcribe memo.mp3
     """
-    access = _access()
+    access = current_credentials()
     if file == "-":
         content = sys.stdin.buffer.read(AUDIO_LIMIT + 1)
         attachment = llm.Attachment(content=content)
@@ -9517,7 +9593,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
     """
-    access = _access()
+    access = current_credentials()
     server = access.server
     # Nothing but a file's address may get the cookies: no other page, and no way around.
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
@@ -9535,10 +9611,10 @@ def download(url: str, output: pathlib.Path | None) -> None:
     if output:
         folder = output if output.is_dir() else output.parent
 
-    async def work(client: Client) -> Reply:
+    async def work(client: Client) -> HttpResponse:
         try:
             return await client.change(access, "GET", path, most=SAVED_LIMIT, into=file)
-        except Gone:
+        except NotFound:
             await _demand_login(client, access)
             raise llm.ModelError(f"{server.host} has no such file for this account.") from None
 

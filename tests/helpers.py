@@ -24,7 +24,7 @@ import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Conversation, Message, Request
 
-Ask = Callable[..., llm.Response]
+TurnRequest = Callable[..., llm.Response]
 
 
 def ask_sync(
@@ -186,7 +186,8 @@ NEVER, AT_ONCE = 600.0, 60.0
 # For a new process: all that the module might wait for takes for ever.
 PATIENT = (
     "import llm_huggingchat as module\n"
-    f"module.SILENCE = module.PATIENCE = module.CALL_LIMIT = module.STORE_LIMIT = {NEVER}\n"
+    f"limits = module.limits; limits.read_timeout = limits.reconnect_timeout = {NEVER}\n"
+    f"limits.call_timeout = limits.store_timeout = {NEVER}\n"
 )
 
 

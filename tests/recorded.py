@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_huggingchat import Again, Answer, End, Event, Log, Run, Stream
+from llm_huggingchat import Answer, Event, EventStreamDecoder, JsonLinesDecoder, LogEnd, Replay, Run
 
 CAPTURES = pathlib.Path(__file__).parent / "captures"
 Update = dict[str, Any]
@@ -114,9 +114,9 @@ class Follower:
     def over(self) -> bool:
         return self._run.outcome is not None
 
-    def take(self, events: Iterable[Event | End]) -> Follower:
+    def take(self, events: Iterable[Event | LogEnd]) -> Follower:
         for event in events:
-            if isinstance(event, End):
+            if isinstance(event, LogEnd):
                 break
             for taken in self._run.took(event, 0.0):
                 for out in self.answer.take(taken):
@@ -135,13 +135,13 @@ class Follower:
 
 def follow(stream: bytes, log: bytes = b"") -> Follower:
     """Follow a stream that ends, then the run's log if it was not over."""
-    decoder, follower = Stream(), Follower()
+    decoder, follower = JsonLinesDecoder(), Follower()
     follower.take(decoder.feed(stream))
     if not log:
         follower.take(decoder.end())
     elif not follower.over:
-        follower.answer.take(Again())
-        follower.take(Log().feed(log))
+        follower.answer.take(Replay())
+        follower.take(EventStreamDecoder().feed(log))
     return follower
 
 

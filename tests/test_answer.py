@@ -21,20 +21,20 @@ from recorded import (
 )
 
 from llm_huggingchat import (
-    Again,
-    Called,
     Event,
+    EventStreamDecoder,
     Failed,
     File,
-    Final,
+    FinalAnswer,
     Finished,
-    Log,
+    JsonLinesDecoder,
     Reasoning,
-    Returned,
-    Router,
-    Stream,
+    Replay,
+    RouterMetadata,
     Text,
     Title,
+    ToolCall,
+    ToolResult,
     is_settled,
     stored_answer,
     stored_events,
@@ -87,14 +87,14 @@ def test_tool_call():
 
 def test_router_and_provider():
     follower = follow(only("omni_router"))
-    assert follower.answer.router == Router("default", "zai-org/GLM-4.6", "novita")
+    assert follower.answer.router == RouterMetadata("default", "zai-org/GLM-4.6", "novita")
     assert follower.answer.title == 'You said: User message: "hi there"'
 
 
 def test_stopped_answer_gives_nothing_twice():
     follower = follow(only("stop"))
     assert follower.joined("text") == "".join(f"w{n} " for n in range(19))
-    assert follower.answer.final == Final("w0 w1 w2 w3 w4 w5 w6", True)
+    assert follower.answer.final == FinalAnswer("w0 w1 w2 w3 w4 w5 w6", True)
 
 
 @pytest.mark.parametrize("name", ["empty_answer", "upstream_error_429", "upstream_error_500"])
@@ -200,12 +200,12 @@ def test_cut_again_after_any_byte_of_the_log(name):
     lines = stream[: stream.rindex(b" " * 4096)].splitlines(keepends=True)
     for taken in range(0, len(lines), 5):
         for at in range(0, len(log), 1 if taken in (0, 10) else 7):
-            follower = Follower().take(Stream().feed(b"".join(lines[:taken])))
-            follower.answer.take(Again())
-            first = Log()
+            follower = Follower().take(JsonLinesDecoder().feed(b"".join(lines[:taken])))
+            follower.answer.take(Replay())
+            first = EventStreamDecoder()
             follower.take(first.feed(log[:at]))
             # The next connection begins after the last event that came whole.
-            follower.take(Log().feed(b"".join(entries[first.seq :])))
+            follower.take(EventStreamDecoder().feed(b"".join(entries[first.seq :])))
             assert follower.given == whole.given, (taken, at)
 
 
@@ -224,7 +224,7 @@ def test_stored_answer_in_place_of_a_log_that_is_gone():
     stream = only("tool_call")
     for at in range(stream.rindex(b" " * 4096)):
         follower = follow(stream[:at])
-        follower.answer.take(Again())
+        follower.answer.take(Replay())
         assert follower.take(stored).given == follow(stream).given, at
 
 
@@ -240,9 +240,9 @@ def test_halves_of_an_emoji_in_two_tokens():
     [
         ([Text("a\ud83c"), Text("b")], "a\ufffdb"),
         ([Text("a\udf89b")], "a\ufffdb"),
-        ([Text("a\ud83c"), Final("", True)], "a\ufffd"),
-        ([Text("a\ud83c"), Final("a\ud83c", False)], "a\ufffd"),
-        ([Final("a\ud83c", False)], "a\ufffd"),
+        ([Text("a\ud83c"), FinalAnswer("", True)], "a\ufffd"),
+        ([Text("a\ud83c"), FinalAnswer("a\ud83c", False)], "a\ufffd"),
+        ([FinalAnswer("a\ud83c", False)], "a\ufffd"),
     ],
 )
 def test_half_of_an_emoji_alone_can_be_printed(events, text):
@@ -251,82 +251,94 @@ def test_half_of_an_emoji_alone_can_be_printed(events, text):
 
 @pytest.mark.parametrize(
     "between",
-    [[File("f", "1")], [Called("u", "t", {}), Returned("u", "t", "x")]],
+    [[File("f", "1")], [ToolCall("u", "t", {}), ToolResult("u", "t", "x")]],
     ids=["file", "tool"],
 )
 def test_half_of_an_emoji_before_something_else_is_not_given_twice(between):
-    events: list[Event] = [Text("a\ud83c"), *between, Text("b"), Final("b", False)]
+    events: list[Event] = [Text("a\ud83c"), *between, Text("b"), FinalAnswer("b", False)]
     whole = tell(*events)
     for at in range(len(events)):
         follower = tell(*events[:at])
-        follower.answer.take(Again())
+        follower.answer.take(Replay())
         assert follower.take(events).given == whole.given, at
 
 
 @pytest.mark.parametrize("cut", [1, 2], ids=["between the halves", "after them"])
 def test_halves_of_an_emoji_in_two_pieces_of_reasoning_are_given_once(cut):
-    pieces: list[Event] = [Reasoning("a\ud83c"), Reasoning("\udf89b"), Text("c"), Final("c", False)]
+    pieces: list[Event] = [
+        Reasoning("a\ud83c"),
+        Reasoning("\udf89b"),
+        Text("c"),
+        FinalAnswer("c", False),
+    ]
     follower = tell(*pieces[:cut])
-    follower.answer.take(Again())
-    follower.take([Reasoning("a🎉b"), Text("c"), Final("c", False)])
+    follower.answer.take(Replay())
+    follower.take([Reasoning("a🎉b"), Text("c"), FinalAnswer("c", False)])
     assert follower.joined("reasoning") == "a🎉b"
     assert follower.joined("text") == "c"
 
 
 def test_nuls_are_nowhere_in_the_answer():
-    follower = tell(Text("a\0b\0"), Text("\0"), Final("a\0b", False))
+    follower = tell(Text("a\0b\0"), Text("\0"), FinalAnswer("a\0b", False))
     assert follower.given == [("text", "ab", None, None)]
 
 
 def test_answer_that_was_never_streamed():
     text = "<think>why</think>Because."
-    assert tell(Final(text, False)).given == [
+    assert tell(FinalAnswer(text, False)).given == [
         ("reasoning", "why", None, None),
         ("text", "Because.", None, None),
     ]
 
 
 def test_only_the_end_was_not_streamed():
-    assert tell(Text("Hello"), Final("Hello there", False)).joined("text") == "Hello there"
+    assert tell(Text("Hello"), FinalAnswer("Hello there", False)).joined("text") == "Hello there"
 
 
 def test_after_a_tool_the_final_answer_is_the_last_part_alone():
-    events = (Text("Looking."), Called("u", "t", {}), Returned("u", "", "x"))
-    found = tell(*events, Text("Found."), Final("Found.", False))
+    events = (Text("Looking."), ToolCall("u", "t", {}), ToolResult("u", "", "x"))
+    found = tell(*events, Text("Found."), FinalAnswer("Found.", False))
     assert found.joined("text") == "Looking.\n\nFound."
-    assert tell(*events, Final("Found.", False)).joined("text") == "Looking.\n\nFound."
-    assert tell(*events, Final("Looking.", True)).joined("text") == "Looking."
+    assert tell(*events, FinalAnswer("Found.", False)).joined("text") == "Looking.\n\nFound."
+    assert tell(*events, FinalAnswer("Looking.", True)).joined("text") == "Looking."
 
 
 @pytest.mark.parametrize("final", ["w0", "w0 w1", "w0 w1 ", "", "other words"])
 def test_interrupted_answer_adds_nothing(final):
-    events = (Text("w0 "), Text("w1 "), Final(final, True))
+    events = (Text("w0 "), Text("w1 "), FinalAnswer(final, True))
     assert tell(*events).joined("text") == "w0 w1 "
 
 
 @pytest.mark.parametrize("seen", ["Looking it up.", "Looking", "L"])
 def test_stop_on_the_web_page_while_a_tool_works_adds_nothing(seen):
     """chat-ui cuts the whole text, not its last part, where the page was when it was stopped."""
-    tool = (Called("u", "t", {}), Returned("u", "", "", "Aborted by user"))
-    assert tell(Text("Looking it up."), *tool, Final(seen, True)).joined("text") == "Looking it up."
+    tool = (ToolCall("u", "t", {}), ToolResult("u", "", "", "Aborted by user"))
+    assert (
+        tell(Text("Looking it up."), *tool, FinalAnswer(seen, True)).joined("text")
+        == "Looking it up."
+    )
 
 
 def test_final_answer_without_the_spaces_that_were_streamed():
-    assert tell(Text(" a "), Text("b\n"), Final("a b", False)).joined("text") == " a b\n"
+    assert tell(Text(" a "), Text("b\n"), FinalAnswer("a b", False)).joined("text") == " a b\n"
 
 
 def test_nothing_known_is_overwritten_by_nothing():
     answer = new_answer()
-    for router in (Router("default", "a/b", ""), Router("", "", "novita"), Router("", "", "")):
+    for router in (
+        RouterMetadata("default", "a/b", ""),
+        RouterMetadata("", "", "novita"),
+        RouterMetadata("", "", ""),
+    ):
         answer.take(router)
-    assert answer.router == Router("default", "a/b", "novita")
+    assert answer.router == RouterMetadata("default", "a/b", "novita")
     answer.take(Title("T"))
     answer.take(Title(""))
     assert answer.title == "T"
 
 
 def test_result_without_a_name_has_that_of_its_call():
-    assert tell(Called("u", "search", {}), Returned("u", "", "x")).given[-1] == (
+    assert tell(ToolCall("u", "search", {}), ToolResult("u", "", "x")).given[-1] == (
         "tool_result",
         "x",
         "u",
@@ -335,7 +347,7 @@ def test_result_without_a_name_has_that_of_its_call():
 
 
 def test_a_tools_failure_is_told_to_llm():
-    (out,) = new_answer().take(Returned("u", "search", "", "no network"))
+    (out,) = new_answer().take(ToolResult("u", "search", "", "no network"))
     assert (out.chunk, out.server_executed) == ("Error: no network", True)
     assert out.provider_metadata == {"huggingchat": {"error": "no network"}}
 
@@ -352,7 +364,7 @@ def test_last_piece_is_text_or_not():
     assert not answer.last_is_text
     answer.take(Text("a"))
     assert answer.last_is_text
-    answer.take(Returned("u", "t", ""))
+    answer.take(ToolResult("u", "t", ""))
     assert not answer.last_is_text
     answer.take(Text("b"))
     answer.take(Finished())
@@ -427,7 +439,7 @@ def test_stored_failure():
 def test_stored_answer_that_was_stopped():
     events, complete = stored_events(answers("stop")[-1])
     assert complete
-    assert events[-1] == Final("", True)
+    assert events[-1] == FinalAnswer("", True)
     assert tell(*events).joined("text") == "w0 w1 w2 w3 w4 w5 w6"
 
 
@@ -438,7 +450,7 @@ def test_lengths_of_stored_pieces_are_javascripts():
         "updates": [{"type": "stream", "len": 3}, called, {"type": "stream", "len": 2}],
     }
     assert stored_events(message) == (
-        [Text("a🎉"), Called("u", "t", {}), Text("b\ud83d"), Text("\udca1c")],
+        [Text("a🎉"), ToolCall("u", "t", {}), Text("b\ud83d"), Text("\udca1c")],
         False,
     )
     assert tell(*stored_events(message)[0]).joined("text") == "a🎉\n\nb💡c"
@@ -472,7 +484,7 @@ def test_stored_reasoning_of_an_older_server_comes_first():
 
 def test_run_that_ended_without_a_final_answer_is_interrupted():
     message = {"content": "a", "updates": [{"type": "status", "status": "finished"}]}
-    assert stored_events(message) == ([Text("a"), Final("", True)], True)
+    assert stored_events(message) == ([Text("a"), FinalAnswer("", True)], True)
 
 
 @pytest.mark.parametrize(

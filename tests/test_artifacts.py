@@ -25,18 +25,18 @@ from test_properties import CUTS, pieces
 import llm_huggingchat
 from llm_huggingchat import (
     FENCE,
-    Again,
     Artifact,
     Artifacts,
-    Called,
     Event,
     File,
-    Final,
+    FinalAnswer,
     Reasoning,
-    Returned,
+    Replay,
     Tags,
     Text,
     Title,
+    ToolCall,
+    ToolResult,
     apply_pairs,
     artifact_names,
     artifacts_of,
@@ -325,7 +325,7 @@ def test_it_is_shown_as_it_comes():
 
 @pytest.mark.parametrize("rest", ["", "<", "</artifa", "<<</ARTIFACT"])
 def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
-    got = tell(Text(CLOCK.removesuffix("\n</artifact>") + rest), Final("", True))
+    got = tell(Text(CLOCK.removesuffix("\n</artifact>") + rest), FinalAnswer("", True))
     text = got.joined("text")
     assert fences(text) == [("html", PAGE + "\n")]
     assert text.endswith(f"\n{FENCE}")
@@ -341,23 +341,25 @@ def test_an_answer_that_fails_inside_an_artifact_ends_its_fence():
 
 def test_tags_in_reasoning_stay_reasoning():
     said = f"<think>I could write {CLOCK} now</think>"
-    assert tell(Text(said), Reasoning(CLOCK), Text("Yes."), Final("", False)).given == [
+    assert tell(Text(said), Reasoning(CLOCK), Text("Yes."), FinalAnswer("", False)).given == [
         ("reasoning", f"I could write {CLOCK} now{CLOCK}", None, None),
         ("text", "Yes.", None, None),
     ]
 
 
 def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
-    called, returned = Called("1", "search", {}), Returned("1", "search", "found")
+    called, returned = ToolCall("1", "search", {}), ToolResult("1", "search", "found")
     start, end = CLOCK.split("\n<title>")
-    assert events("Look", called, start, called, returned, "<title>" + end, Final("", False)) == [
+    assert events(
+        "Look", called, start, called, returned, "<title>" + end, FinalAnswer("", False)
+    ) == [
         Text("Look"),
         called,
         Text(f"\n\n**A clock** (`clock`)\n\n{FENCE}html\n<!doctype html>\n{FENCE}"),
         called,
         returned,
         Text("\n\n<title>" + end),
-        Final("", False),
+        FinalAnswer("", False),
     ]
 
 
@@ -365,7 +367,7 @@ def test_a_file_comes_after_the_artifact_that_it_came_in():
     start, end = CLOCK.split("Clock")
     said = events(start, File("f.png", "0f"), Title("T"), "Clock" + end, "Done.")
     assert [type(event) for event in said] == [Text, Title, Text, File, Text]
-    got = tell(Text(start), File("f.png", "0f"), Text("Clock" + end), Final("", False))
+    got = tell(Text(start), File("f.png", "0f"), Text("Clock" + end), FinalAnswer("", False))
     text = got.joined("text")
     assert fences(text) == [("html", PAGE + "\n")]
     assert text.endswith(f"{FENCE}\n[f.png](https://chat.example/output/0f)\n")
@@ -373,8 +375,8 @@ def test_a_file_comes_after_the_artifact_that_it_came_in():
 
 def test_a_run_that_is_replayed_inside_an_artifact_goes_on_there():
     half = len(CLOCK) // 2
-    healed = tell(Text(CLOCK[:half]), Again(), Text(CLOCK), Final(CLOCK, False))
-    assert healed.given == tell(Text(CLOCK), Final(CLOCK, False)).given
+    healed = tell(Text(CLOCK[:half]), Replay(), Text(CLOCK), FinalAnswer(CLOCK, False))
+    assert healed.given == tell(Text(CLOCK), FinalAnswer(CLOCK, False)).given
 
 
 def test_the_length_seen_is_that_of_what_came():
@@ -582,8 +584,8 @@ def test_the_stand_in_says_what_it_is_told(chat: ChatUI) -> None:
 def test_an_answer_that_ends_in_an_error_ends_its_fence(
     chat: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "PATIENCE", 1.0)
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
+    monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 1.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
     result = run("-m", "hf-llama", f"[[cut=12]] [[gone_incomplete]] {CLOCK} and on", status=1)
     ((word, content),) = fences(result.stdout)
     assert (word, content[:9]) == ("html", "<!doctype")
@@ -811,7 +813,7 @@ def test_what_a_tool_cuts_is_the_same_wherever_the_pieces_end(texts, cuts):
         parts: list[Event] = []
         for text in texts:
             parts += [Text(piece) for piece in cut(text)]
-            parts += [Called("1", "t", {}), File("f", "0")]
-        return tell(*parts, Final("", False)).given
+            parts += [ToolCall("1", "t", {}), File("f", "0")]
+        return tell(*parts, FinalAnswer("", False)).given
 
     assert run(lambda text: pieces(text, cuts)) == run(lambda text: [text])

@@ -40,18 +40,16 @@ from hypothesis import strategies as st
 
 import llm_huggingchat
 from llm_huggingchat import (
-    Access,
-    Again,
     Answer,
     Answered,
-    Ask,
-    Asked,
     AskedField,
-    Called,
+    Credentials,
+    Elicitation,
+    ElicitationResolved,
     Event,
     Failed,
     File,
-    Final,
+    FinalAnswer,
     Finished,
     Keyboard,
     Paragraphs,
@@ -60,14 +58,16 @@ from llm_huggingchat import (
     Progress,
     Questions,
     Reasoning,
-    Resolved,
+    Replay,
     Resumed,
-    Returned,
     Run,
     Screen,
     Server,
     State,
     Text,
+    ToolCall,
+    ToolResult,
+    TurnRequest,
     about_address,
     default_of,
     event_of,
@@ -80,12 +80,12 @@ from llm_huggingchat import (
 )
 
 
-def asked_of(*fields: dict[str, Any], **more: Any) -> Asked:
+def asked_of(*fields: dict[str, Any], **more: Any) -> Elicitation:
     """The question in an event of the server's."""
     request = {"elicitationId": "q", "server": "Exa", "mode": "form", "message": "Which?"}
     request |= {"fields": list(fields)} | more
     event = event_of({"type": "elicitation", "subtype": "request", "request": request})
-    assert isinstance(event, Asked)
+    assert isinstance(event, Elicitation)
     return event
 
 
@@ -111,7 +111,7 @@ def test_time_that_the_server_waits_is_read_in_seconds() -> None:
     event = {"type": "elicitation", "subtype": "request", "request": request}
     for told, until in ((1_795_651_200_000, 1_795_651_200.0), (None, None), ("soon", None)):
         asked = event_of(event | {"expiresAt": told})
-        assert isinstance(asked, Asked)
+        assert isinstance(asked, Elicitation)
         assert asked.until == until
 
 
@@ -358,14 +358,14 @@ def test_where_an_address_leads_is_said() -> None:
 
 # --- text before and after a tool -----------------------------------------------------
 
-CALL, BACK = Called("u", "t", {}), Returned("u", "t", "x")
+CALL, BACK = ToolCall("u", "t", {}), ToolResult("u", "t", "x")
 
 
 def through(*events: Event) -> str:
     """The text that comes out, a tool as |."""
     stage = Paragraphs()
     given = [out for event in events for out in stage.feed(event)] + stage.end()
-    shown = {Called: "|", File: "\n[f](x)\n"}
+    shown = {ToolCall: "|", File: "\n[f](x)\n"}
     return "".join(e.text if isinstance(e, Text) else shown.get(type(e), "") for e in given)
 
 
@@ -386,7 +386,7 @@ def through(*events: Event) -> str:
     ],
 )
 def test_text_after_a_tool_is_set_apart(before: str, after: str, wanted: str) -> None:
-    assert through(Text(before), CALL, BACK, Text(after), Final("", False)) == wanted
+    assert through(Text(before), CALL, BACK, Text(after), FinalAnswer("", False)) == wanted
     one_by_one = [[Text(char) for char in text] for text in (before, after)]
     assert through(*one_by_one[0], CALL, BACK, *one_by_one[1]) == wanted
 
@@ -408,9 +408,9 @@ def texts(events: Sequence[Event]) -> str:
 def test_replays_and_what_is_stored_give_the_same_text() -> None:
     run: list[Event] = [Text("a"), CALL, BACK, Text("b"), Text("c")]
     wanted = "a\n\nbc"
-    assert texts([*run, Final("bc", False)]) == wanted
-    assert texts([*run[:4], Again(), *run, Final("bc", False)]) == wanted
-    assert texts([*run[:3], Final("bc", False)]) == wanted  # it was not streamed
+    assert texts([*run, FinalAnswer("bc", False)]) == wanted
+    assert texts([*run[:4], Replay(), *run, FinalAnswer("bc", False)]) == wanted
+    assert texts([*run[:3], FinalAnswer("bc", False)]) == wanted  # it was not streamed
     call = {"type": "tool", "subtype": "call", "uuid": "u", "call": {"name": "t"}}
     final = {"type": "finalAnswer", "text": "bc", "interrupted": False}
     streamed = {"type": "stream", "len": 1}
@@ -423,7 +423,7 @@ def test_replays_and_what_is_stored_give_the_same_text() -> None:
 
 # --- a run with questions -------------------------------------------------------------
 
-ASKED = Asked("q", "Exa", "Which?", "form")
+ASKED = Elicitation("q", "Exa", "Which?", "form")
 
 
 def running() -> Run:
@@ -439,17 +439,17 @@ def test_run_goes_on_while_a_tool_waits_for_an_answer() -> None:
     assert run.state is State.TAKEN
     assert run.outcome is None
     assert run.took(ASKED, 0.0) == []  # a log tells it again
-    assert run.took(Resolved("q", "user"), 0.0) == [Resolved("q", "user")]
-    assert run.took(Resolved("q", "user"), 0.0) == []
+    assert run.took(ElicitationResolved("q", "user"), 0.0) == [ElicitationResolved("q", "user")]
+    assert run.took(ElicitationResolved("q", "user"), 0.0) == []
     assert run.took(ASKED, 0.0) == []
-    run.took(Final("x", False), 0.0)
-    assert run.outcome == Final("x", False)
+    run.took(FinalAnswer("x", False), 0.0)
+    assert run.outcome == FinalAnswer("x", False)
 
 
-@pytest.mark.parametrize("end", [Final("", True), Failed("no more", 500)])
+@pytest.mark.parametrize("end", [FinalAnswer("", True), Failed("no more", 500)])
 def test_question_of_a_run_that_was_stopped_is_closed_by_its_end(end: Event) -> None:
     run = running()
-    assert run.took(end, 0.0) == [Resolved("q", "aborted"), end]
+    assert run.took(end, 0.0) == [ElicitationResolved("q", "aborted"), end]
     assert run.outcome is end
 
 
@@ -465,7 +465,7 @@ def test_run_that_ends_with_a_question_is_parked_and_stored() -> None:
 
 def test_run_that_ends_with_two_questions_is_parked_with_both() -> None:
     run = running()
-    other = Asked("r", "Exa", "When?", "form")
+    other = Elicitation("r", "Exa", "When?", "form")
     run.took(other, 0.0)
     run.took(Finished(), 0.0)
     assert run.outcome == Parked((ASKED, other))
@@ -473,9 +473,9 @@ def test_run_that_ends_with_two_questions_is_parked_with_both() -> None:
 
 def test_run_that_ends_with_its_question_closed_is_not_parked() -> None:
     run = running()
-    run.took(Resolved("q", "expired"), 0.0)
+    run.took(ElicitationResolved("q", "expired"), 0.0)
     run.took(Finished(), 0.0)
-    assert run.outcome == Final("", True)
+    assert run.outcome == FinalAnswer("", True)
 
 
 QUESTION = {"elicitationId": "q", "server": "Exa", "message": "Which?", "mode": "form"}
@@ -507,8 +507,8 @@ def test_stored_answer_of_two_runs() -> None:
     events, complete = stored_events(whole)
     assert complete
     assert [e.text for e in events if isinstance(e, Text)] == ["💡", "b"]
-    assert events[-1] == Final("", False)
-    resumed = [Resolved("q", "user"), Text("b"), Final("", False)]
+    assert events[-1] == FinalAnswer("", False)
+    resumed = [ElicitationResolved("q", "user"), Text("b"), FinalAnswer("", False)]
     assert stored_events(whole, 4) == (resumed, True)
     assert not is_settled(parked, 4)
     assert stored_events(parked, 4) == ([], False)
@@ -519,8 +519,8 @@ def test_stored_answer_of_two_runs() -> None:
 
 def test_text_of_a_resumed_run_is_no_repetition() -> None:
     first: list[Event] = [Text("ab"), CALL]
-    second: list[Event] = [Resumed(2), BACK, Text("ab"), Again(), BACK, Text("abc")]
-    assert texts([*first, *second, Final("abc", False)]) == "ab\n\nabc"
+    second: list[Event] = [Resumed(2), BACK, Text("ab"), Replay(), BACK, Text("abc")]
+    assert texts([*first, *second, FinalAnswer("abc", False)]) == "ab\n\nabc"
     answer = Answer(lambda file: "x")
     for event in (*first, *second):
         answer.take(event)
@@ -528,16 +528,16 @@ def test_text_of_a_resumed_run_is_no_repetition() -> None:
 
 
 def test_resumed_run_that_streams_nothing() -> None:
-    assert texts([Text("ab"), Resumed(2), Final("cd", False)]) == "abcd"
+    assert texts([Text("ab"), Resumed(2), FinalAnswer("cd", False)]) == "abcd"
     answer = Answer(lambda file: "x")
-    for event in (Text("ab"), Resumed(2), Final("", True)):
+    for event in (Text("ab"), Resumed(2), FinalAnswer("", True)):
         answer.take(event)
     assert answer.begun
 
 
 def test_files_of_a_resumed_run_are_counted_anew() -> None:
     one, two, three = (File(name, name) for name in ("one", "two", "three"))
-    given = texts([one, Resumed(0), two, Again(), two, three])
+    given = texts([one, Resumed(0), two, Replay(), two, three])
     assert re.findall(r"\[(.*?)\]", given) == ["one", "two", "three"]
 
 
@@ -566,11 +566,11 @@ class Shown(Screen):
 def test_tool_is_shown_between_two_pieces_of_text() -> None:
     screen = Shown()
     screen.say("Let me look.")
-    screen.tell(Called("u", "search", {"q": "é\x1b[2J"}))
+    screen.tell(ToolCall("u", "search", {"q": "é\x1b[2J"}))
     screen.tell(Progress("u", 1, 4, "halfway"))
     screen.tell(Progress("u", 1, 4, "halfway"))  # a log tells it again
-    screen.tell(Called("u", "search", {"q": "é"}))
-    screen.tell(Returned("u", "search", "x"))
+    screen.tell(ToolCall("u", "search", {"q": "é"}))
+    screen.tell(ToolResult("u", "search", "x"))
     screen.tell(Progress("u", 2, 4))
     screen.say("\n\nFound.")
     assert screen.shown == (
@@ -583,9 +583,9 @@ def test_tool_that_fails_and_an_answer_that_begins_or_ends_with_one() -> None:
     screen = Shown()
     with screen:
         screen.tell(CALL)
-        screen.tell(Returned("u", "", "", "no\nnetwork"))
+        screen.tell(ToolResult("u", "", "", "no\nnetwork"))
         screen.say("Sorry.")
-        screen.tell(Called("v", "t", {}))
+        screen.tell(ToolCall("v", "t", {}))
     assert screen.shown == "Tool: t\nTool: t failed: no network\nSorry.\nTool: t\n"
 
 
@@ -607,9 +607,9 @@ def test_error_has_a_line_of_its_own(said: str, ending: type[BaseException], sho
 
 def test_tools_side_by_side_share_a_line() -> None:
     screen = Shown()
-    for event in (CALL, Called("v", "s", {}), Progress("u", 1), Progress("v", 2)):
+    for event in (CALL, ToolCall("v", "s", {}), Progress("u", 1), Progress("v", 2)):
         screen.tell(event)
-    screen.tell(Returned("v", "", "", "oh"))
+    screen.tell(ToolResult("v", "", "", "oh"))
     screen.tell(Progress("u", 2))
     assert screen.shown == (
         "Tool: t\nTool: s\nTools: t 1<Tools: t 1, s 2<Tool: s failed: oh\nTool: t 2"
@@ -653,7 +653,7 @@ def test_terminal_that_cannot_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_of_one_of_several_tools_leaves_its_line() -> None:
     screen = Shown()
-    for event in (Called("v", "s", {}), CALL, Progress("u", 1)):
+    for event in (ToolCall("v", "s", {}), CALL, Progress("u", 1)):
         screen.tell(event)
     assert screen.shown == "Tool: s\nTool: t\nTools: t 1"
 
@@ -723,7 +723,7 @@ def test_what_happens_while_a_person_types_is_shown_after_it() -> None:
     screen = Shown()
     screen.tell(CALL)
     screen.make_room()
-    screen.tell(Called("v", "s", {}))
+    screen.tell(ToolCall("v", "s", {}))
     assert screen.shown == "Tool: t\n"
     screen.closed("Declined.")
     assert screen.shown == "Tool: t\nDeclined.\nTool: s"
@@ -733,7 +733,7 @@ def test_what_happens_while_a_person_types_is_shown_after_it() -> None:
 def typist(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, str]]:
     """Have a question answered with these lines: the answer, and what was shown."""
 
-    def answer(asked: Asked, *lines: str | ValueError | None) -> tuple[Any, str]:
+    def answer(asked: Elicitation, *lines: str | ValueError | None) -> tuple[Any, str]:
         left = list(lines)
 
         class Typed:
@@ -816,7 +816,7 @@ def test_progress_while_a_person_types_is_shown_once() -> None:
 def test_very_many_tools_at_once_take_little_time() -> None:
     screen = Shown()
     for number in range(3000):
-        screen.tell(Called(str(number), "t", {}))
+        screen.tell(ToolCall(str(number), "t", {}))
     screen.shown = ""
     for number in range(3000):
         screen.tell(Progress(str(number), 1))
@@ -850,14 +850,14 @@ class Putting(Screen):
         self.shown: list[str] = []
         self.typed = asyncio.Event()
 
-    def can_ask(self, asked: Asked) -> bool:
+    def can_ask(self, asked: Elicitation) -> bool:
         return True
 
     def make_room(self) -> None: ...
     def closed(self, words: str) -> None:
         self.shown.append(words)
 
-    async def answer(self, asked: Asked, problem: str = "") -> Answered:
+    async def answer(self, asked: Elicitation, problem: str = "") -> Answered:
         self.shown.append(asked.id)
         await self.typed.wait()
         return Answered("accept", {})
@@ -874,12 +874,12 @@ class Taking:
 
 def questions_on(screen: Screen) -> Questions:
     plan = Plan(None, None, "Which?")
-    access = Access(Server("http://127.0.0.1/chat"), None)
-    return Questions(cast(Any, Taking()), Ask(access, "m", plan, None, screen=screen))
+    access = Credentials(Server("http://127.0.0.1/chat"), None)
+    return Questions(cast(Any, Taking()), TurnRequest(access, "m", plan, None, screen=screen))
 
 
-def question(id: str) -> Asked:
-    return Asked(id, "Exa", "Which?", "form")
+def question(id: str) -> Elicitation:
+    return Elicitation(id, "Exa", "Which?", "form")
 
 
 async def test_question_waits_for_the_text_and_the_questions_before_it() -> None:
@@ -903,7 +903,7 @@ async def test_question_that_is_closed_before_its_turn_is_not_put() -> None:
     for id in ("q", "r"):
         questions.put(question(id), "c").act()
     await settled()
-    await questions.close(Resolved("r", "expired"))
+    await questions.close(ElicitationResolved("r", "expired"))
     screen.typed.set()
     await asyncio.wait_for(questions.answered(question("r")), AT_ONCE)
     assert screen.shown == ["q", "Answered."]

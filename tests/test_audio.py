@@ -19,7 +19,7 @@ import llm
 import pytest
 from chat_ui import ChatUI, Fault, Request
 from helpers import (
-    Ask,
+    TurnRequest,
     ask_sync,
     both,
     calls,
@@ -35,7 +35,7 @@ from helpers import (
 )
 
 import llm_huggingchat
-from llm_huggingchat import AHEAD, AUDIO_LIMIT, AUDIO_TYPES, Access, Client, Server, Upload
+from llm_huggingchat import AHEAD, AUDIO_LIMIT, AUDIO_TYPES, Client, Credentials, Server, Upload
 
 ID3 = b"ID3\4\0\0\0\0\0\0\xff\xfb\x90\0"
 # How files of each kind begin, and what chat-ui is to be told that they are.
@@ -98,7 +98,7 @@ def transcribed(text: str, name: str = "memo.mp3") -> list[dict[str, Any]]:
 
 @both
 def test_words_of_a_recording_go_into_the_message(
-    server: ChatUI, ask: Ask, folder: pathlib.Path
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path
 ) -> None:
     attachment = llm.Attachment(path=str(folder / "memo.mp3"))
     response = ask("What shall I buy?", model="hf-apertus", attachments=[attachment])
@@ -109,7 +109,7 @@ def test_words_of_a_recording_go_into_the_message(
 
 
 @both
-def test_recording_needs_no_words(server: ChatUI, ask: Ask) -> None:
+def test_recording_needs_no_words(server: ChatUI, ask: TurnRequest) -> None:
     ask(attachments=[memo()])
     assert sent(server) == BUY.replace("memo", "attachment")
 
@@ -177,10 +177,12 @@ def test_new_recording_where_the_conversation_is_gone(server: ChatUI, folder: pa
 
 @both
 def test_message_is_sent_again_with_the_same_words(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
-    monkeypatch.setattr(llm_huggingchat, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(
+        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+    )
+    monkeypatch.setattr(llm_huggingchat.limits, "look_again", 0.01)
     ask("hi [[drop=before*2]]", attachments=[memo()])
     assert len(sends(server)) == 3
     assert len(heard(server)) == 1
@@ -193,7 +195,7 @@ def test_retry_transcribes_nothing(server: ChatUI, folder: pathlib.Path) -> None
 
 
 @both
-def test_same_recording_twice_is_transcribed_once(server: ChatUI, ask: Ask) -> None:
+def test_same_recording_twice_is_transcribed_once(server: ChatUI, ask: TurnRequest) -> None:
     ask("hi", attachments=[memo(), memo()])
     assert len(heard(server)) == 1
     assert sent(server).count("Buy brød") == 2
@@ -293,7 +295,7 @@ def test_recording_from_the_web(server: ChatUI, folder: pathlib.Path, type: str)
 # --- what goes wrong: in words, before anything of the message is sent ----------------
 
 
-def refused(server: ChatUI, ask: Ask, attachment: llm.Attachment | None = None) -> str:
+def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None = None) -> str:
     """What is said when a recording cannot be transcribed. Nothing of the message was sent."""
     with pytest.raises(llm.ModelError) as caught:
         ask("hello", attachments=[attachment or memo()])
@@ -304,13 +306,13 @@ def refused(server: ChatUI, ask: Ask, attachment: llm.Attachment | None = None) 
 
 @both
 @pytest.mark.parametrize("word", ["silence", "dots"])
-def test_silence(server: ChatUI, ask: Ask, word: str) -> None:
+def test_silence(server: ChatUI, ask: TurnRequest, word: str) -> None:
     said = refused(server, ask, memo(ID3 + f"[[{word}]]".encode()))
     assert "heard no words in attachment.mp3" in said
 
 
 @both
-def test_server_that_does_not_transcribe(server: ChatUI, ask: Ask) -> None:
+def test_server_that_does_not_transcribe(server: ChatUI, ask: TurnRequest) -> None:
     server.transcribes = False
     assert "does not transcribe" in refused(server, ask)
     assert calls(server) == [("GET", "/api/v2/feature-flags")]
@@ -356,7 +358,9 @@ def test_too_large_a_recording_on_standard_input(server: ChatUI) -> None:
 
 @both
 @pytest.mark.parametrize("source", ["path", "content", "url"])
-def test_too_large_a_recording(server: ChatUI, ask: Ask, folder: pathlib.Path, source: str) -> None:
+def test_too_large_a_recording(
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, source: str
+) -> None:
     content = ID3 + bytes(AUDIO_LIMIT)
     (folder / "large.mp3").write_bytes(content)
     server.faults["GET", "/large.mp3"] = [
@@ -378,7 +382,7 @@ def test_recording_of_25_megabytes(server: ChatUI) -> None:
 
 
 @both
-def test_server_that_takes_less(server: ChatUI, ask: Ask) -> None:
+def test_server_that_takes_less(server: ChatUI, ask: TurnRequest) -> None:
     """With BODY_SIZE_LIMIT, as in chat-ui's container, it says no more than this."""
     body = b'{"message":"An error occurred","errorId":"0"}'
     server.faults["POST", "/api/transcribe"] = [
@@ -400,7 +404,7 @@ def test_server_that_takes_less(server: ChatUI, ask: Ask) -> None:
         ("err=503", r"HTTP 503\): .*whisper says 503"),
     ],
 )
-def test_what_the_server_says(server: ChatUI, ask: Ask, word: str, says: str) -> None:
+def test_what_the_server_says(server: ChatUI, ask: TurnRequest, word: str, says: str) -> None:
     with pytest.raises(llm.ModelError, match=says):
         ask("hello", attachments=[memo(ID3 + f"[[{word}]]".encode())])
     assert not server.conversations
@@ -416,21 +420,21 @@ def test_key_that_the_server_lacks(server: ChatUI) -> None:
 
 
 @both
-def test_answer_that_makes_no_sense(server: ChatUI, ask: Ask) -> None:
+def test_answer_that_makes_no_sense(server: ChatUI, ask: TurnRequest) -> None:
     for body, says in ((b"{}", "makes no sense"), (b"<html>", "not JSON")):
         server.faults["POST", "/api/transcribe"] = [Fault(status=200, body=body)]
         assert says in refused(server, ask)
 
 
 @both
-def test_firewall(server: ChatUI, ask: Ask) -> None:
+def test_firewall(server: ChatUI, ask: TurnRequest) -> None:
     server.faults["POST", "/api/transcribe"] = [Fault(status=403)]
     assert "firewall" in refused(server, ask)
 
 
 @both
 @pytest.mark.parametrize("fault", [Fault(drop=True), Fault(drop=True, done=True)])
-def test_connection_that_breaks_once(server: ChatUI, ask: Ask, fault: Fault) -> None:
+def test_connection_that_breaks_once(server: ChatUI, ask: TurnRequest, fault: Fault) -> None:
     server.faults["POST", "/api/transcribe"] = [fault]
     ask("hi", attachments=[memo()])
     assert "Buy brød" in sent(server)
@@ -438,16 +442,16 @@ def test_connection_that_breaks_once(server: ChatUI, ask: Ask, fault: Fault) -> 
 
 
 @both
-def test_connection_that_breaks_again(server: ChatUI, ask: Ask) -> None:
+def test_connection_that_breaks_again(server: ChatUI, ask: TurnRequest) -> None:
     server.faults["POST", "/api/transcribe"] = [Fault(drop=True)] * 9
     assert "No answer" in refused(server, ask)
     assert len(heard(server)) == 2
 
 
 @both
-def test_silent_server(server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_huggingchat, "CALL_LIMIT", 0.5)
-    monkeypatch.setattr(llm_huggingchat, "HEARING_LIMIT", 0.5)
+def test_silent_server(server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "call_timeout", 0.5)
+    monkeypatch.setattr(llm_huggingchat.limits, "transcribe_timeout", 0.5)
     server.faults["POST", "/api/transcribe"] = [Fault(stall=True)] * 9
     assert "was not transcribed" in refused(server, ask)
     assert len(heard(server)) == 1
@@ -455,9 +459,9 @@ def test_silent_server(server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
 
 @both
 def test_transcribing_takes_longer_than_other_calls(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "CALL_LIMIT", 0.5)
+    monkeypatch.setattr(llm_huggingchat.limits, "call_timeout", 0.5)
     server.faults["POST", "/api/transcribe"] = [Fault(delay=1.0)]
     ask("hi", attachments=[memo()])
     assert "Buy brød" in sent(server)
@@ -466,14 +470,16 @@ def test_transcribing_takes_longer_than_other_calls(
 def test_long_wait_is_told(
     server: ChatUI, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(
+        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+    )
     server.faults["POST", "/api/transcribe"] = [Fault(delay=1.0)]
     shown = run("-m", "hf-llama", "hi", "-a", str(folder / "memo.mp3"))
     assert shown.stderr == "huggingchat: memo.mp3 is being transcribed\n"
 
 
 @both
-def test_one_of_several_fails(server: ChatUI, ask: Ask) -> None:
+def test_one_of_several_fails(server: ChatUI, ask: TurnRequest) -> None:
     attachments = [memo(), memo(ID3 + b"[[silence]]"), memo(ID3 + b"[[wait=20]]")]
     begun = time.monotonic()
     with pytest.raises(llm.ModelError, match="no words"):
@@ -485,7 +491,7 @@ def test_one_of_several_fails(server: ChatUI, ask: Ask) -> None:
 def test_a_few_are_transcribed_at_once(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
 
-    async def transcribe(self: Client, access: Access, recording: Upload) -> str:
+    async def transcribe(self: Client, access: Credentials, recording: Upload) -> str:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -497,7 +503,7 @@ def test_a_few_are_transcribed_at_once(server: ChatUI, monkeypatch: pytest.Monke
     recordings = [Upload(f"{n}.mp3", "audio/mpeg", str(n).encode()) for n in range(10)]
 
     async def texts() -> list[str]:
-        access = Access(Server(server.url), None)
+        access = Credentials(Server(server.url), None)
         found = llm_huggingchat.transcribed(Client.here(), access, recordings, print)
         return [text async for _, text in found]
 

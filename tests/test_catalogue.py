@@ -14,11 +14,11 @@ from recorded import capture
 from llm_huggingchat import (
     BUILT_IN,
     CACHE,
-    CATALOGUE_AGE,
     Catalogue,
     ModelInfo,
     aliases,
     keep_catalogue,
+    limits,
     load_catalogue,
     read_catalogue,
 )
@@ -265,7 +265,12 @@ def test_cache_keeps_the_models_of_each_server():
 
 @pytest.mark.parametrize(
     ("age", "old"),
-    [(0.0, False), (CATALOGUE_AGE / 2, False), (CATALOGUE_AGE * 2, True), (-CATALOGUE_AGE, True)],
+    [
+        (0.0, False),
+        (limits.catalogue_age / 2, False),
+        (limits.catalogue_age * 2, True),
+        (-limits.catalogue_age, True),
+    ],
 )
 def test_cache_is_old_after_a_day_or_from_the_future(age, old):
     assert Catalogue(BUILT_IN, time.time() - age).is_old is old

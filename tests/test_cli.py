@@ -18,7 +18,7 @@ from chat_ui import ChatUI, Fault
 from click.testing import CliRunner
 from helpers import (
     NEVER,
-    Ask,
+    TurnRequest,
     ask_async,
     both,
     failure,
@@ -38,10 +38,10 @@ BOTH_COOKIES = f"hf-chat={SESSION}; token={LOGIN}"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses, so that what is given up is given up soon."""
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,) * 6)
-    monkeypatch.setattr("llm_huggingchat.LOOK_AGAIN", 0.05)
-    monkeypatch.setattr("llm_huggingchat.PATIENCE", 1.0)
-    monkeypatch.setattr("llm_huggingchat.SILENCE", 0.5)
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.01,) * 6)
+    monkeypatch.setattr("llm_huggingchat.limits.look_again", 0.05)
+    monkeypatch.setattr("llm_huggingchat.limits.reconnect_timeout", 1.0)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", 0.5)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_service_wants_a_key_before_anything_is_asked() -> None:
 
 
 @both
-def test_login_that_ends_in_the_middle_of_a_conversation(guarded: ChatUI, ask: Ask) -> None:
+def test_login_that_ends_in_the_middle_of_a_conversation(guarded: ChatUI, ask: TurnRequest) -> None:
     first = ask("one", key=BOTH_COOKIES)
     guarded.sessions.clear()
     with pytest.raises(llm.ModelError, match="Not logged in"):
@@ -157,7 +157,7 @@ def refusal(status: int, message: str) -> Fault:
 )
 @both
 def test_refusal_is_told_in_words(
-    server: ChatUI, ask: Ask, path: str, fault: Fault, says: str
+    server: ChatUI, ask: TurnRequest, path: str, fault: Fault, says: str
 ) -> None:
     server.faults["POST", path] = [fault] * 9
     with pytest.raises(llm.ModelError, match=re.escape(says)) as caught:
@@ -198,7 +198,9 @@ def test_page_instead_of_an_answer_is_told(server: ChatUI, path: str, status: in
         ("[[die=0]]", "empty answer"),
     ],
 )
-def test_failure_of_the_model_is_told(server: ChatUI, ask: Ask, words: str, says: str) -> None:
+def test_failure_of_the_model_is_told(
+    server: ChatUI, ask: TurnRequest, words: str, says: str
+) -> None:
     with pytest.raises(llm.ModelError, match=says) as caught:
         ask(f"hello {words}")
     check_told(str(caught.value))
@@ -234,7 +236,10 @@ BREAKS_OFF = "[[tokens=9]] [[die=3]]"
 
 @both
 def test_library_notes_in_the_log(
-    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    server: ChatUI,
+    ask: TurnRequest,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert ask(BREAKS_OFF).text() == "w0 w1 w2 "
     (record,) = caplog.records
@@ -245,7 +250,7 @@ def test_library_notes_in_the_log(
 
 @both
 def test_other_programs_of_click_are_no_command_line_of_llms(
-    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture
+    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     @click.command()
     def program() -> None:
@@ -274,7 +279,9 @@ def test_nobody_listening(monkeypatch: pytest.MonkeyPatch) -> None:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", f"http://{address}/chat")
-    monkeypatch.setattr("llm_huggingchat.PATIENCE", NEVER)  # a few attempts are enough
+    monkeypatch.setattr(
+        "llm_huggingchat.limits.reconnect_timeout", NEVER
+    )  # a few attempts are enough
     with soon():
         said = failure("-m", "hf-llama", "hello")
     assert address in said
@@ -389,7 +396,7 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(
 
 
 @both
-def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: Ask) -> None:
+def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: TurnRequest) -> None:
     import traceback
 
     guarded.sessions.clear()
@@ -407,7 +414,7 @@ def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: Ask) -> None:
 )
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(
-    server: ChatUI, ask: Ask, method: str, path: str, status: int
+    server: ChatUI, ask: TurnRequest, method: str, path: str, status: int
 ) -> None:
     with ChatUI() as other:
         location = (("location", f"{other.url}/conversation"),)

@@ -28,16 +28,16 @@ from llm.logs import LogStore
 import llm_huggingchat
 from llm_huggingchat import (
     SERVICE,
+    ConversationRef,
+    ConversationTree,
     Importer,
-    Named,
     Server,
-    Tree,
     _age,
     _said,
-    all_branches,
+    branches_of,
     file_name,
+    parse_conversation_ref,
     parse_server,
-    read_name,
     ulid_of,
 )
 
@@ -56,7 +56,9 @@ def surroundings(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "DBUS_SESSION_BUS_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(
+        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+    )
 
 
 @pytest.fixture
@@ -898,12 +900,16 @@ def test_logs_that_cannot_be_used(logged_in: ChatUI, run: Run, user_path: pathli
 def test_read_name() -> None:
     server = Server(SERVICE)
     id = "6b039392759aa03066f1190F"
-    assert read_name(f" {id} ", server) == Named(id.lower())
-    assert read_name(f"{SERVICE}/conversation/{id}?leafId=1", server) == Named(id)
+    assert parse_conversation_ref(f" {id} ", server) == ConversationRef(id.lower())
+    assert parse_conversation_ref(
+        f"{SERVICE}/conversation/{id}?leafId=1", server
+    ) == ConversationRef(id)
     for link in (f"{SERVICE}/r/aB-_123", "https://hf.co/chat/r/aB-_123#x"):
-        assert read_name(link, server) == Named("aB-_123", True)
-    assert read_name(f"{SERVICE}/conversation/aB-_123", server) == Named("aB-_123", True)
-    assert read_name("01m82zgx37ee6a87wr61s3djw4", server) is None
+        assert parse_conversation_ref(link, server) == ConversationRef("aB-_123", True)
+    assert parse_conversation_ref(f"{SERVICE}/conversation/aB-_123", server) == ConversationRef(
+        "aB-_123", True
+    )
+    assert parse_conversation_ref("01m82zgx37ee6a87wr61s3djw4", server) is None
 
 
 @pytest.mark.parametrize(
@@ -946,9 +952,9 @@ def stored(id: str, kind: str, *ancestors: str, **more: Any) -> dict[str, Any]:
     return {"id": id, "from": kind, "content": id, "ancestors": list(ancestors), **more}
 
 
-def tree(*messages: Any, **more: Any) -> Tree:
+def tree(*messages: Any, **more: Any) -> ConversationTree:
     value = {"title": "T", "model": LLAMA, "messages": list(messages), **more}
-    return Tree(parse_server(SERVICE), "6" * 24, value)
+    return ConversationTree(parse_server(SERVICE), "6" * 24, value)
 
 
 def test_branches_pass_over_what_is_no_answer() -> None:
@@ -956,7 +962,7 @@ def test_branches_pass_over_what_is_no_answer() -> None:
         time = (NOW - timedelta(seconds=seconds)).isoformat()
         return {"generationId": "g", "createdAt": time, "updatedAt": time, "updates": []}
 
-    found = all_branches(
+    found = branches_of(
         tree(
             stored("root", "system"),
             stored("u1", "user", "root"),
@@ -988,9 +994,9 @@ def test_a_conversation_of_another_time_is_imported(user_path: pathlib.Path) -> 
     )
     with llm_huggingchat._logs() as store:
         importer = Importer(store, value.server)
-        (imported,) = importer.add(value, all_branches(value, NOW))
+        (imported,) = importer.add(value, branches_of(value, NOW))
         assert imported.turns == 2
-        assert importer.knows(all_branches(value, NOW))
+        assert importer.knows(branches_of(value, NOW))
         rows = list(store.db.query("select model, resolved_model from turns order by rowid"))
         assert [tuple(row.values()) for row in rows] == [
             ("huggingchat/old/Model", "old/Model"),

@@ -14,7 +14,7 @@ import pytest
 from chat_ui import ChatUI, Fault
 from curl_cffi.requests import AsyncSession
 from helpers import (
-    Ask,
+    TurnRequest,
     ask_sync,
     both,
     calls,
@@ -46,7 +46,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[ChatUI
 @both
 @pytest.mark.parametrize("name", ["http_proxy", "all_proxy", "ALL_PROXY"])
 def test_this_machine_is_asked_without_a_proxy(
-    server: ChatUI, ask: Ask, name: str, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ChatUI(base_path="") as proxy:
         monkeypatch.setenv(name, proxy.url)
@@ -55,7 +55,7 @@ def test_this_machine_is_asked_without_a_proxy(
 
 
 def test_other_machines_are_asked_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,))
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.01,))
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://chat.example.org")
     with ChatUI(base_path="") as proxy:  # it refuses to pass anything on
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -68,7 +68,7 @@ def test_other_machines_are_asked_through_the_proxy(monkeypatch: pytest.MonkeyPa
 
 @both
 def test_answer_may_take_longer_than_curl_gives_a_request(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """curl_cffi ends a request after 30 seconds unless told otherwise; here after 0.3."""
     make = AsyncSession.__init__
@@ -85,7 +85,7 @@ def test_answer_may_take_longer_than_curl_gives_a_request(
 
 
 def test_slow_upload_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_huggingchat.SILENCE", 1.2)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", 1.2)
     with stand_in(monkeypatch, uplink=150_000) as server:
         file = llm.Attachment(type="text/plain", content=b"x" * 300_000)
         response = ask_sync("[[say]]Long.[[/say]]", attachments=[file])
@@ -123,7 +123,7 @@ def test_id_that_comes_late_is_logged(server: ChatUI) -> None:
 
 
 def test_unused_connections_are_closed(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_huggingchat.LINGER", 0.2)
+    monkeypatch.setattr("llm_huggingchat.limits.keep_alive", 0.2)
     first = ask_sync("one")
     wait_for(lambda: server.open_connections == 0)
     assert first.reply("two").text() == "You said: two"
@@ -134,7 +134,7 @@ def test_unused_connections_are_closed(server: ChatUI, monkeypatch: pytest.Monke
 async def test_unused_connections_of_a_loop_are_closed(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.LINGER", 0.2)
+    monkeypatch.setattr("llm_huggingchat.limits.keep_alive", 0.2)
     first = llm.get_async_model("hf-llama").prompt("one")
     await first.text()
     await asyncio.to_thread(wait_for, lambda: server.open_connections == 0)
@@ -226,7 +226,7 @@ def test_half_a_conversation_is_an_error(cut: int, monkeypatch: pytest.MonkeyPat
 async def test_conversation_whose_reading_was_only_late_is_not_read_again(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.ID_GRACE", 0.05)
+    monkeypatch.setattr("llm_huggingchat.limits.id_timeout", 0.05)
     first = llm.get_async_model("hf-llama").prompt("one [[slowfetch=0.5]]")
     await first.text()
     assert "message_id" not in described(await first.to_sync_response())

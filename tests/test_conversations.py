@@ -22,7 +22,7 @@ import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
     NEVER,
-    Ask,
+    TurnRequest,
     ask_async,
     ask_sync,
     both,
@@ -110,7 +110,9 @@ def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> 
 
 
 @both
-def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI, ask: Ask) -> None:
+def test_later_turn_makes_one_request_before_its_first_token(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     server.store_delay = 0
     response = ask("one")
     before = len(calls(server))
@@ -178,7 +180,7 @@ async def test_async_conversation_object_continues(server: ChatUI) -> None:
 
 
 @both
-def test_chain_given_as_messages_continues(server: ChatUI, ask: Ask) -> None:
+def test_chain_given_as_messages_continues(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one")
     ask(messages=[*first.prompt.messages, *first.messages(), llm.user("two")])
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
@@ -200,7 +202,7 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
 
 
 @both
-def test_response_survives_being_stored_as_json(server: ChatUI, ask: Ask) -> None:
+def test_response_survives_being_stored_as_json(server: ChatUI, ask: TurnRequest) -> None:
     stored = json.dumps(ask("one [[reason]]").to_dict())
     response = llm.Response.from_dict(json.loads(stored))
     assert response.text() == "You said: one [[reason]]"
@@ -212,7 +214,7 @@ def test_response_survives_being_stored_as_json(server: ChatUI, ask: Ask) -> Non
 
 
 @both
-def test_two_replies_are_two_branches(server: ChatUI, ask: Ask) -> None:
+def test_two_replies_are_two_branches(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one")
     left = ask("left [[history]]", after=first)
     right = ask("right [[history]]", after=first)
@@ -272,7 +274,7 @@ def first_turn_of_logs() -> list[Message]:
 @both
 @pytest.mark.parametrize("word", ["[[nofetch]]", f"[[slowfetch={NEVER}]]"])
 def test_answer_whose_id_cannot_be_had_is_given_all_the_same(
-    server: ChatUI, ask: Ask, word: str
+    server: ChatUI, ask: TurnRequest, word: str
 ) -> None:
     with soon():
         response = ask(f"one {word}")
@@ -292,7 +294,7 @@ def test_logged_answer_without_id_is_found_again(server: ChatUI) -> None:
 
 
 @both
-def test_next_turn_waits_until_the_answer_is_stored(server: ChatUI, ask: Ask) -> None:
+def test_next_turn_waits_until_the_answer_is_stored(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one [[title_delay=0.4]]")
     ask("two", after=first)
     wait_for(lambda: "running" not in server.runs.values())
@@ -385,7 +387,7 @@ def test_nonsense_where_runs_are_noted_does_no_harm(
 
 @both
 def test_where_nothing_can_be_noted_the_last_run_is_asked_about(
-    server: ChatUI, ask: Ask, user_path: pathlib.Path
+    server: ChatUI, ask: TurnRequest, user_path: pathlib.Path
 ) -> None:
     (user_path / RUNS).mkdir()
     first = ask("one [[store=0.6]]")
@@ -434,7 +436,7 @@ async def test_run_that_is_known_to_be_stored_is_not_waited_for(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
     """Though it is noted, by a process that goes on."""
-    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.call_timeout", NEVER)
     first = llm.get_async_model("hf-llama").prompt("one")
     about = described(await first.to_sync_response())
     await asyncio.to_thread(wait_for, lambda: noted_runs(user_path) == [])
@@ -450,8 +452,8 @@ def another_process(*arguments: str) -> subprocess.Popen[bytes]:
 async def test_run_that_goes_on_elsewhere_is_waited_for_however_long(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.STORE_LIMIT", 0.2)
-    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 0.3)
+    monkeypatch.setattr("llm_huggingchat.limits.store_timeout", 0.2)
+    monkeypatch.setattr("llm_huggingchat.limits.call_timeout", 0.3)
     await asyncio.to_thread(run, "-m", "hf-llama", "one")
     (entry,) = await asyncio.to_thread(logged)
     server.may_speak.clear()
@@ -491,10 +493,10 @@ async def test_turn_that_waited_long_is_noted_as_one_that_sends_now(
 
 @both
 def test_stop_that_came_too_late_is_waited_out(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would stop the conversation's next run."""
-    monkeypatch.setattr("llm_huggingchat.STOP_MARKER", 1.0)
+    monkeypatch.setattr("llm_huggingchat.limits.stop_marker", 1.0)
     first = ask("one")
     about = described(first)
     claim_run(about["url"], "stopped")
@@ -507,7 +509,7 @@ def test_stop_that_came_too_late_is_waited_out(
 async def test_stop_that_came_in_time_is_not_waited_out(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.STOP_MARKER", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.stop_marker", NEVER)
     first = llm.get_async_model("hf-llama").prompt("one")
     await first
     async for _ in await first.reply("left [[tokens=6000]] [[delay=0.1]]"):
@@ -541,7 +543,7 @@ def test_loop_that_ends_leaves_its_run_to_the_next_turn(
 async def test_run_that_no_turn_sends_is_not_waited_for_without_a_log(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 1.0)
+    monkeypatch.setattr("llm_huggingchat.limits.call_timeout", 1.0)
     first = llm.get_async_model("hf-llama").prompt("one")
     url = (await first.json() or {})["huggingchat"]["url"]
     claim_run(url, "lost")  # in this process, which goes on
@@ -601,7 +603,7 @@ async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) 
 
 
 @both
-def test_another_model_takes_the_conversation_over(server: ChatUI, ask: Ask) -> None:
+def test_another_model_takes_the_conversation_over(server: ChatUI, ask: TurnRequest) -> None:
     server.store_delay = 0
     first = ask("one")
     before = len(calls(server))
@@ -657,7 +659,7 @@ def test_turn_of_another_provider_is_carried_once(server: ChatUI, parrot: Parrot
 
 
 @both
-def test_history_from_elsewhere_is_carried(server: ChatUI, ask: Ask) -> None:
+def test_history_from_elsewhere_is_carried(server: ChatUI, ask: TurnRequest) -> None:
     history = [
         llm.system("Be brief"),
         llm.user("my name is Ann"),
@@ -691,7 +693,7 @@ def whole_history(server: ChatUI, id: str) -> bool:
 @both
 def test_deleted_conversation_starts_anew(
     server: ChatUI,
-    ask: Ask,
+    ask: TurnRequest,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -724,7 +726,7 @@ def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
 
 @both
 def test_conversation_of_another_account_starts_anew(
-    server: ChatUI, ask: Ask, caplog: pytest.LogCaptureFixture
+    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ask("one", key="hf-chat=ann")
     ask("two", after=first, key="hf-chat=bob")
@@ -736,7 +738,9 @@ def test_conversation_of_another_account_starts_anew(
 
 
 @both
-def test_deleted_conversation_with_another_model_starts_anew(server: ChatUI, ask: Ask) -> None:
+def test_deleted_conversation_with_another_model_starts_anew(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     first = ask("one")
     server.conversations.clear()
     ask("two", after=first, model="hf-qwen")
@@ -745,7 +749,7 @@ def test_deleted_conversation_with_another_model_starts_anew(server: ChatUI, ask
 
 
 @both
-def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: Ask) -> None:
+def test_parent_that_is_not_there_starts_anew(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one")
     old = only_conversation(server)
     server.messages(old.id)  # all is stored
@@ -776,7 +780,7 @@ def test_answer_that_was_deleted_is_not_taken_for_the_conversation(
 
 
 @both
-def test_first_system_prompt_is_told_again_after_another(server: ChatUI, ask: Ask) -> None:
+def test_first_system_prompt_is_told_again_after_another(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one", system="Speak French")
     second = ask("two", after=first, system="Speak Dutch")
     ask("three", after=second, system="Speak French")
@@ -800,8 +804,8 @@ def test_first_message_that_is_refused_leaves_no_empty_conversation(
 def test_first_message_that_a_proxy_refused_may_still_arrive(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,))
-    monkeypatch.setattr(llm_huggingchat, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,))
+    monkeypatch.setattr(llm_huggingchat.limits, "look_again", 0.01)
     server.faults["POST", "/conversation/*"] = [Fault(status=502)] * 20
     with pytest.raises(llm.ModelError) as error:
         ask_sync("one")
@@ -862,7 +866,7 @@ def test_another_server_gets_the_history_but_not_the_cookies(
 
 
 @both
-def test_attachments_are_sent_once(server: ChatUI, ask: Ask) -> None:
+def test_attachments_are_sent_once(server: ChatUI, ask: TurnRequest) -> None:
     notes = llm.Attachment(type="text/plain", content=b"Rex is a dog")
     first = ask("one", attachments=[notes])
     ask("two [[history]]", after=first)
@@ -895,7 +899,7 @@ def test_attachments_and_fragments_of_earlier_turns_are_not_sent_again(
 
 @both
 def test_attachments_of_a_carried_history_are_named(
-    server: ChatUI, ask: Ask, tmp_path: Any
+    server: ChatUI, ask: TurnRequest, tmp_path: Any
 ) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Rex is a dog")
@@ -950,7 +954,7 @@ async def test_sync_model_works_where_a_loop_runs(server: ChatUI) -> None:
 
 
 @both
-def test_retry_makes_a_sibling_answer(server: ChatUI, ask: Ask) -> None:
+def test_retry_makes_a_sibling_answer(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one")
     again = ask(after=first, options={"retry": True})
     assert again.text() == "You said: one"
@@ -979,7 +983,7 @@ def test_retry_on_the_command_line(server: ChatUI, way: tuple[str, ...]) -> None
 
 @both
 @pytest.mark.parametrize("prompt", ["words", ""])
-def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: Ask, prompt: str) -> None:
+def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: TurnRequest, prompt: str) -> None:
     earlier = ask("one") if prompt else None
     before = len(sends(server))
     with pytest.raises(llm.ModelError, match="retry"):
@@ -992,9 +996,9 @@ def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: Ask, prompt: st
 
 @both
 def test_patch_that_meets_a_busy_proxy_is_tried_again(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,) * 6)
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.01,) * 6)
     first = ask("one")
     server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
     ask("two", after=first, model="hf-qwen")

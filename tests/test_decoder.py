@@ -9,26 +9,26 @@ import pytest
 from recorded import capture, streams
 
 from llm_huggingchat import (
-    Alive,
-    Asked,
-    Called,
-    End,
+    Elicitation,
+    ElicitationResolved,
     Event,
+    EventStreamDecoder,
     Failed,
     File,
-    Final,
+    FinalAnswer,
     Finished,
+    JsonLinesDecoder,
+    KeepAlive,
     Lines,
-    Log,
+    LogEnd,
     Progress,
     Reasoning,
-    Resolved,
-    Returned,
-    Router,
-    Stream,
+    RouterMetadata,
     Text,
-    Thinking,
+    ThinkTags,
     Title,
+    ToolCall,
+    ToolResult,
     event_of,
 )
 
@@ -38,7 +38,7 @@ LOG = next(x.body for x in capture("resume") if x.kind == "text/event-stream")
 
 def decoded(stream: bytes, size: int = 0) -> list[Event]:
     """The events of a stream that comes in pieces of `size` bytes."""
-    decoder = Stream()
+    decoder = JsonLinesDecoder()
     size = size or len(stream)
     events = [e for at in range(0, len(stream), size) for e in decoder.feed(stream[at : at + size])]
     return events + decoder.end()
@@ -64,9 +64,9 @@ def test_stream_is_the_same_in_pieces_of_any_size(name, size):
 def test_stream_is_the_same_cut_once_at_any_byte():
     stream = line(type="stream", token="é 🎉").replace(rb"\u00e9", "é".encode())
     stream += '{"type":"stream","token":"日本"}\n{"type":"finalAnswer","text":"é 🎉日本"}'.encode()
-    whole = [Text("é 🎉"), Text("日本"), Final("é 🎉日本", False)]
+    whole = [Text("é 🎉"), Text("日本"), FinalAnswer("é 🎉日本", False)]
     for at in range(len(stream) + 1):
-        decoder = Stream()
+        decoder = JsonLinesDecoder()
         got = decoder.feed(stream[:at]) + decoder.feed(stream[at:]) + decoder.end()
         assert got == whole
 
@@ -86,8 +86,8 @@ def test_padding_is_taken_off_the_right_only():
 
 def test_spaces_after_the_answer_belong_to_no_event():
     stream = line(type="finalAnswer", text="x") + b" " * 4096 + line(type="title", title="T")
-    assert decoded(stream, 50) == [Final("x", False), Title("T")]
-    assert decoded(line(type="finalAnswer", text="x") + b" " * 4096) == [Final("x", False)]
+    assert decoded(stream, 50) == [FinalAnswer("x", False), Title("T")]
+    assert decoded(line(type="finalAnswer", text="x") + b" " * 4096) == [FinalAnswer("x", False)]
 
 
 NOISE = [
@@ -123,10 +123,10 @@ def test_noise_between_two_events_is_passed_over(noise):
 
 
 def test_last_line_without_an_end_counts():
-    assert decoded(b'{"type":"finalAnswer","text":"x"}') == [Final("x", False)]
-    decoder = Stream()
+    assert decoded(b'{"type":"finalAnswer","text":"x"}') == [FinalAnswer("x", False)]
+    decoder = JsonLinesDecoder()
     assert decoder.feed(b'{"type":"finalAnswer","text":"x"}') == []
-    assert decoder.end() == [Final("x", False)]
+    assert decoder.end() == [FinalAnswer("x", False)]
     assert decoder.end() == []
 
 
@@ -152,24 +152,24 @@ def test_lines_end_at_line_feeds_only():
 @pytest.mark.parametrize(
     ("update", "event"),
     [
-        ({"type": "status", "status": "keepAlive"}, Alive()),
-        ({"type": "status", "status": "started"}, Alive()),
+        ({"type": "status", "status": "keepAlive"}, KeepAlive()),
+        ({"type": "status", "status": "started"}, KeepAlive()),
         ({"type": "status", "status": "finished"}, Finished()),
         (
             {"type": "status", "status": "error", "message": "no\x1b[31m\nway", "statusCode": 429},
             Failed("no[31m way", 429),
         ),
         ({"type": "status", "status": "error", "statusCode": "429"}, Failed("", None)),
-        ({"type": "stream"}, Alive()),
-        ({"type": "stream", "token": 5}, Alive()),
+        ({"type": "stream"}, KeepAlive()),
+        ({"type": "stream", "token": 5}, KeepAlive()),
         ({"type": "reasoning", "subtype": "stream", "token": "hm\0\0"}, Reasoning("hm")),
-        ({"type": "reasoning", "subtype": "status", "status": "thinking"}, Alive()),
+        ({"type": "reasoning", "subtype": "status", "status": "thinking"}, KeepAlive()),
         ({"type": "title", "title": "<think>a\nb</think>c\x07"}, Title("a bc")),
         ({"type": "title"}, Title("")),
-        ({"type": "routerMetadata", "route": "r", "model": None}, Router("r", "", "")),
-        ({"type": "finalAnswer", "text": "t", "interrupted": True}, Final("t", True)),
-        ({"type": "finalAnswer"}, Final("", False)),
-        ({"type": "finalAnswer", "text": ["t"], "interrupted": "yes"}, Final("", False)),
+        ({"type": "routerMetadata", "route": "r", "model": None}, RouterMetadata("r", "", "")),
+        ({"type": "finalAnswer", "text": "t", "interrupted": True}, FinalAnswer("t", True)),
+        ({"type": "finalAnswer"}, FinalAnswer("", False)),
+        ({"type": "finalAnswer", "text": ["t"], "interrupted": "yes"}, FinalAnswer("", False)),
         ({"type": "file", "name": "p.png", "sha": "abc"}, File("p.png", "abc")),
         ({"type": "file", "sha": "abc"}, File("file", "abc")),
         (
@@ -178,33 +178,33 @@ def test_lines_end_at_line_feeds_only():
                 "subtype": "request",
                 "request": {"server": "Exa", "message": "Which?", "url": 7},
             },
-            Asked("", "Exa", "Which?"),
+            Elicitation("", "Exa", "Which?"),
         ),
-        ({"type": "tool", "subtype": "eta", "uuid": "u", "eta": 10}, Alive()),
-        ({"type": "tool", "subtype": "progress", "uuid": "u"}, Alive()),
+        ({"type": "tool", "subtype": "eta", "uuid": "u", "eta": 10}, KeepAlive()),
+        ({"type": "tool", "subtype": "progress", "uuid": "u"}, KeepAlive()),
         (
             {"type": "tool", "subtype": "progress", "uuid": "u", "progress": 1, "message": "a\nb"},
             Progress("u", 1, None, "a b"),
         ),
         (
             {"type": "elicitation", "subtype": "resolved", "elicitationId": "q", "resolution": 5},
-            Resolved("q", ""),
+            ElicitationResolved("q", ""),
         ),
         ({"type": "elicitation", "subtype": "resolved"}, None),
-        ({"type": "tool", "subtype": "call", "uuid": "u"}, Called("u", "", {})),
+        ({"type": "tool", "subtype": "call", "uuid": "u"}, ToolCall("u", "", {})),
         (
             {"type": "tool", "subtype": "error", "uuid": "u"},
-            Returned("u", "", "", "the tool failed"),
+            ToolResult("u", "", "", "the tool failed"),
         ),
         (
             {"type": "tool", "subtype": "error", "uuid": "u", "message": "oh"},
-            Returned("u", "", "", "oh"),
+            ToolResult("u", "", "", "oh"),
         ),
         (
             {"type": "tool", "subtype": "result", "uuid": "u", "result": {"status": "error"}},
-            Returned("u", "", "", "the tool failed"),
+            ToolResult("u", "", "", "the tool failed"),
         ),
-        ({"type": "tool", "subtype": "result", "uuid": "u"}, Returned("u", "", "")),
+        ({"type": "tool", "subtype": "result", "uuid": "u"}, ToolResult("u", "", "")),
     ],
 )
 def test_event(update, event):
@@ -218,13 +218,13 @@ def call(**more: Any) -> dict[str, Any]:
 def test_tool_call_keeps_what_the_server_drops_from_the_parameters():
     named = {"name": "search", "parameters": {"query": "x"}}
     raw = '{"query": "x", "filter": {"year": [2026]}}'
-    assert event_of(call(call=named, argumentsRaw=raw)) == Called("u", "search", json.loads(raw))
+    assert event_of(call(call=named, argumentsRaw=raw)) == ToolCall("u", "search", json.loads(raw))
 
 
 @pytest.mark.parametrize("raw", [None, "", "null", "[1]", "{oops", "[" * 100_000, 5])
 def test_tool_call_without_usable_raw_arguments_has_its_parameters(raw):
     named = {"name": "search", "parameters": {"query": "x"}}
-    assert event_of(call(call=named, argumentsRaw=raw)) == Called("u", "search", {"query": "x"})
+    assert event_of(call(call=named, argumentsRaw=raw)) == ToolCall("u", "search", {"query": "x"})
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,14 @@ def test_tool_call_without_usable_raw_arguments_has_its_parameters(raw):
 def test_what_a_tool_returned(output, text):
     result = {"status": "success", "call": {"name": "search"}, "outputs": [output]}
     update = {"type": "tool", "subtype": "result", "uuid": "u", "result": result}
-    assert event_of(update) == Returned("u", "search", text)
+    assert event_of(update) == ToolResult("u", "search", text)
 
 
 # --- event logs -----------------------------------------------------------------------
 
 
-def read(log: bytes, size: int = 0) -> tuple[list[Event | End], int]:
-    decoder = Log()
+def read(log: bytes, size: int = 0) -> tuple[list[Event | LogEnd], int]:
+    decoder = EventStreamDecoder()
     size = size or len(log)
     events = [e for at in range(0, len(log), size) for e in decoder.feed(log[at : at + size])]
     return events, decoder.seq
@@ -275,14 +275,14 @@ def test_recorded_log():
     events, seq = read(LOG)
     text = "".join(event.text for event in events if isinstance(event, Text))
     assert text == "".join(f"w{n} " for n in range(40))
-    assert Final(text.strip(), False) in events
-    assert events[-2:] == [Finished(), End("completed")]
+    assert FinalAnswer(text.strip(), False) in events
+    assert events[-2:] == [Finished(), LogEnd("completed")]
     assert seq == 15
 
 
 def test_log_of_a_run_that_is_gone():
     (gone,) = (x for x in capture("resume_gone") if x.kind == "text/event-stream")
-    assert read(gone.body) == ([End("gone")], 0)
+    assert read(gone.body) == ([LogEnd("gone")], 0)
 
 
 def test_number_of_the_last_whole_event():
@@ -296,7 +296,7 @@ def test_number_of_the_last_whole_event():
 
 def test_log_with_carriage_returns_and_comments():
     assert read(b': ping\r\nid: 3\r\ndata: {"type":"stream",\r\ndata: "token":"a"}\r\n\r\n') == (
-        [Alive(), Text("a")],
+        [KeepAlive(), Text("a")],
         3,
     )
 
@@ -309,7 +309,7 @@ def test_number_that_is_none_is_passed_over(id):
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"[]", b'{"status":7}', b"[" * 100_000])
 def test_end_that_makes_no_sense_is_still_an_end(data):
-    assert read(b"event: end\ndata: " + data + b"\n\n") == ([End("")], 0)
+    assert read(b"event: end\ndata: " + data + b"\n\n") == ([LogEnd("")], 0)
 
 
 @pytest.mark.parametrize("noise", NOISE, ids=lambda noise: repr(noise[:12]))
@@ -321,12 +321,12 @@ def test_noise_in_a_log_is_passed_over(noise):
 
 # --- thinking -------------------------------------------------------------------------
 
-CALLED = Called("u", "search", {})
+CALLED = ToolCall("u", "search", {})
 
 
 def split(text: str, *cuts: int) -> tuple[str, str]:
     """What is text and what is reasoning, with the text fed in pieces."""
-    thinking, pieces = Thinking(), list[Event]()
+    thinking, pieces = ThinkTags(), list[Event]()
     for begin, end in zip((0, *cuts), (*cuts, len(text)), strict=True):
         pieces += thinking.feed(Text(text[begin:end]))
     pieces += thinking.end()
@@ -377,7 +377,7 @@ def test_thinking_wherever_the_text_is_cut(text, answer, reasoning):
 
 
 def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
-    thinking = Thinking()
+    thinking = ThinkTags()
     assert thinking.feed(Text("<thi")) == []
     assert thinking.feed(Text("s")) == [Text("<this")]
     assert thinking.feed(Text(" <think>")) == [Text(" <think>")]
@@ -387,7 +387,7 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
 
 
 def test_after_a_tool_thinking_may_begin_anew():
-    thinking = Thinking()
+    thinking = ThinkTags()
     thinking.feed(Text("Let me look."))
     assert thinking.feed(CALLED) == [CALLED]
     assert thinking.feed(Text("<think>b</think>c")) == [Reasoning("b"), Text("c")]

@@ -45,18 +45,18 @@ SUITE = settings(
 SESSION, TOKEN = "5e55-10n-of-ada", "70ke-n-of-ada"
 WITHIN = 60.0  # seconds that any of this may take, on a busy machine too
 QUICK = {
-    "SILENCE": 0.5,
-    "CALL_LIMIT": 2.0,
-    "PATIENCE": 0.5,
-    "PAUSES": (0.001,),
-    "LOOK_AGAIN": 0.001,
-    "ID_GRACE": 0.1,
-    "STOP_WITHIN": 0.1,
-    "STORE_LIMIT": 0.5,
-    "STOP_MARKER": 0.01,
-    "READ_LIMIT": 0.1,
-    "MINUTE": 0.01,
-    "HEARING_LIMIT": 2.0,
+    "read_timeout": 0.5,
+    "call_timeout": 2.0,
+    "reconnect_timeout": 0.5,
+    "backoff": (0.001,),
+    "look_again": 0.001,
+    "id_timeout": 0.1,
+    "stop_timeout": 0.1,
+    "store_timeout": 0.5,
+    "stop_marker": 0.01,
+    "settle_timeout": 0.1,
+    "rate_window": 0.01,
+    "transcribe_timeout": 2.0,
 }
 
 
@@ -397,7 +397,7 @@ def play(work: Callable[[Scene], str], plan: dict[int, Spoilt], wants: str = "")
         ChatUI(login_required=True, sessions=sessions, store_delay=0, delay=0) as chat,
     ):
         for name, value in QUICK.items():
-            monkeypatch.setattr(llm_huggingchat, name, value)
+            monkeypatch.setattr(llm_huggingchat.limits, name, value)
         user = pathlib.Path(base, "llm")
         user.mkdir()
         folder = pathlib.Path(base, "folder")

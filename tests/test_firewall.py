@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import llm
 import pytest
 from chat_ui import ChatUI, Fault
-from helpers import Ask, ask_sync, both, failure, only_conversation, run, sends
+from helpers import TurnRequest, ask_sync, both, failure, only_conversation, run, sends
 
 import llm_huggingchat
 from llm_huggingchat import BROWSER_VARIABLE, Server, browser_headers, form_boundary
@@ -47,7 +47,7 @@ def test_refused_prompt_says_that_a_firewall_stands_there(
     "call", [("POST", "/conversation/?*"), ("PATCH", "/api/v2/conversations/?*")]
 )
 def test_firewall_does_not_make_a_conversation_disappear(
-    server: ChatUI, ask: Ask, wall: Fault, call: tuple[str, str]
+    server: ChatUI, ask: TurnRequest, wall: Fault, call: tuple[str, str]
 ) -> None:
     first = ask("one")
     server.faults[call] = [wall]
@@ -110,7 +110,7 @@ def test_plugin_says_who_it_is(server: ChatUI) -> None:
     ("name", "agent"), [("chrome", "Chrome/"), ("firefox", "Firefox/"), ("safari", "Version/")]
 )
 def test_requests_are_as_the_pages_own(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch, name: str, agent: str
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch, name: str, agent: str
 ) -> None:
     monkeypatch.setenv(BROWSER_VARIABLE, name)
     assert ask("hello").text() == "You said: hello"
@@ -215,7 +215,9 @@ def is_grease(value: int) -> bool:
 def ear(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ear]:
     ear = Ear()
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", f"https://127.0.0.1:{ear.port}/chat")
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(
+        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+    )
     yield ear
     ear.close()
 

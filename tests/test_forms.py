@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from llm_huggingchat import (
     MALFORMED,
-    Called,
     Event,
     File,
-    Final,
+    Filter,
+    FinalAnswer,
     JsonDocument,
-    LocalCall,
-    Returned,
-    Stage,
+    LocalToolCall,
     Text,
-    ToolCalls,
+    ToolCall,
+    ToolCallFilter,
+    ToolResult,
     checker,
 )
 
@@ -44,9 +44,9 @@ def words(text: str) -> st.SearchStrategy[str]:
     return st.sampled_from(text.split())
 
 
-def through(stage: Stage, *texts: str, cut: bool = False) -> list[Event]:
+def through(stage: Filter, *texts: str, cut: bool = False) -> list[Event]:
     """What a stage gives of an answer whose text comes in these pieces."""
-    final = Final("".join(texts), cut)
+    final = FinalAnswer("".join(texts), cut)
     events = [out for text in texts for out in stage.feed(Text(text))] + stage.feed(final)
     assert events.pop() == final
     return events
@@ -56,7 +56,7 @@ def told(events: list[Event]) -> list[Any]:
     """Text as text, however it was cut, and calls as name and arguments."""
     found: list[Any] = []
     for event in events:
-        if isinstance(event, LocalCall):
+        if isinstance(event, LocalToolCall):
             found.append((event.name, event.arguments))
         elif isinstance(event, Text) and found and isinstance(found[-1], str):
             found[-1] += event.text
@@ -66,7 +66,7 @@ def told(events: list[Event]) -> list[Any]:
 
 
 def calls(*texts: str, cut: bool = False) -> list[Any]:
-    return told(through(ToolCalls(NAMES), *texts, cut=cut))
+    return told(through(ToolCallFilter(NAMES), *texts, cut=cut))
 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
@@ -164,26 +164,28 @@ def test_text_that_only_looks_like_a_call_is_text(text):
     ],
 )
 def test_malformed_call_says_what_was_wrong(inside, problem):
-    given = through(ToolCalls(NAMES), f"Look: {block(inside)} so.")
+    given = through(ToolCallFilter(NAMES), f"Look: {block(inside)} so.")
     assert [event for event in given if isinstance(event, Text)] == [Text("Look:"), Text(" so.")]
-    (call,) = (event for event in given if isinstance(event, LocalCall))
+    (call,) = (event for event in given if isinstance(event, LocalToolCall))
     assert call.name == MALFORMED
     assert problem in call.problem
     assert json.dumps(call.arguments)
 
 
 def test_a_good_call_before_a_malformed_one_stands():
-    good, bad = through(ToolCalls(NAMES), block(PARIS + '\n{"name": "now", "arguments": {oops}}'))
+    good, bad = through(
+        ToolCallFilter(NAMES), block(PARIS + '\n{"name": "now", "arguments": {oops}}')
+    )
     assert told([good]) == [CALLED_PARIS]
-    assert isinstance(bad, LocalCall)
+    assert isinstance(bad, LocalToolCall)
     assert bad.name == MALFORMED
     assert bad.arguments == {"text": '{"name": "now", "arguments": {oops}}'}
 
 
 def test_each_call_has_an_id_of_its_own():
-    one, two = through(ToolCalls(NAMES), block(PARIS) + block(PARIS))
-    assert isinstance(one, LocalCall)
-    assert isinstance(two, LocalCall)
+    one, two = through(ToolCallFilter(NAMES), block(PARIS) + block(PARIS))
+    assert isinstance(one, LocalToolCall)
+    assert isinstance(two, LocalToolCall)
     assert one.id != two.id
 
 
@@ -194,14 +196,14 @@ def test_call_that_the_model_was_stopped_in_is_not_made():
 
 
 def test_text_is_given_before_a_server_tool_is_called():
-    stage = ToolCalls(NAMES)
-    call = Called("a", "search", {})
+    stage = ToolCallFilter(NAMES)
+    call = ToolCall("a", "search", {})
     assert stage.feed(Text("Let me \n<tool")) == [Text("Let me")]
     assert stage.feed(call) == [Text(" \n<tool"), call]
 
 
 def test_text_comes_as_soon_as_it_is_sure():
-    stage = ToolCalls(NAMES)
+    stage = ToolCallFilter(NAMES)
     assert stage.feed(Text("Hello ")) == [Text("Hello")]
     assert stage.feed(Text("there <")) == [Text(" there")]
     assert stage.feed(Text("b>")) == [Text(" <b>")]
@@ -344,20 +346,20 @@ def test_document_is_given_as_soon_as_it_ends():
 def test_document_waits_where_a_call_may_follow():
     stage = JsonDocument(checker(PERSON), tools=True)
     assert stage.feed(Text(REX)) == []
-    assert stage.feed(Final(REX, False)) == [Text(REX), Final(REX, False)]
+    assert stage.feed(FinalAnswer(REX, False)) == [Text(REX), FinalAnswer(REX, False)]
 
 
 def test_answer_that_calls_a_tool_is_not_the_document():
-    stage, call = JsonDocument(checker(PERSON), tools=True), LocalCall("a", "now", {})
+    stage, call = JsonDocument(checker(PERSON), tools=True), LocalToolCall("a", "now", {})
     assert stage.feed(Text(f"I look first. {REX}")) == []
     assert stage.feed(call) == [call]
-    assert stage.feed(Final("", False)) == [Final("", False)]
+    assert stage.feed(FinalAnswer("", False)) == [FinalAnswer("", False)]
     assert stage.done
 
 
 def test_what_is_not_text_passes_by_a_document_except_files():
     stage = JsonDocument(checker(PERSON))
-    call, back = Called("a", "search", {}), Returned("a", "search", "found")
+    call, back = ToolCall("a", "search", {}), ToolResult("a", "search", "found")
     assert [stage.feed(event) for event in (call, back, File("a", "b"))] == [[call], [back], []]
 
 

@@ -159,7 +159,9 @@ def test_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_network(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     id = answered(server)
-    monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+    monkeypatch.setattr(
+        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+    )
     server.down()
     said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
     assert "No connection to 127.0.0.1" in said

@@ -16,7 +16,7 @@ from chat_ui import ChatUI, Fault
 from helpers import (
     AT_ONCE,
     NEVER,
-    Ask,
+    TurnRequest,
     ask_async,
     ask_sync,
     both,
@@ -33,7 +33,7 @@ from helpers import (
     wait_for,
 )
 
-from llm_huggingchat import ID_GRACE, STOP_WITHIN, TAIL_GRACE, TRIES
+from llm_huggingchat import limits
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 PLAIN = "[[tokens=12]] [[delay=0.005]]"
@@ -75,10 +75,10 @@ SILENT = ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]", "[[cut=1]] [[churn=1]]"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little patience, so that what takes long is soon over."""
-    monkeypatch.setattr("llm_huggingchat.SILENCE", 0.35)
-    monkeypatch.setattr("llm_huggingchat.PATIENCE", 1.0)
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
-    monkeypatch.setattr("llm_huggingchat.LOOK_AGAIN", 0.05)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", 0.35)
+    monkeypatch.setattr("llm_huggingchat.limits.reconnect_timeout", 1.0)
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.02, 0.05, 0.1, 0.1, 0.1, 0.1))
+    monkeypatch.setattr("llm_huggingchat.limits.look_again", 0.05)
     monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)
 
 
@@ -119,7 +119,7 @@ def test_answer_is_that_of_an_uncut_run(server: ChatUI, steering: str, words: st
 
 @both
 @pytest.mark.parametrize("words", SILENT)
-def test_silence_does_not_change_an_answer(server: ChatUI, ask: Ask, words: str) -> None:
+def test_silence_does_not_change_an_answer(server: ChatUI, ask: TurnRequest, words: str) -> None:
     check_healed(server, ask, MIXED, words)
 
 
@@ -133,7 +133,7 @@ def test_message_is_sent_until_it_arrives_and_then_not_again(server: ChatUI, wor
     check_healed(server, ask_async, MIXED, words)
 
 
-def check_healed(server: ChatUI, ask: Ask, steering: str, words: str) -> None:
+def check_healed(server: ChatUI, ask: TurnRequest, steering: str, words: str) -> None:
     """An answer is that of an uncut run, and the server has one question and one answer."""
     response = ask(f"{steering} {words}", web_search=True)
     assert tidy(response) == uncut(steering)
@@ -148,13 +148,15 @@ def test_cut_after_any_byte(server: ChatUI, size: int) -> None:
 
 
 @both
-def test_log_that_is_gone_is_read_from_the_store_with_its_tools(server: ChatUI, ask: Ask) -> None:
+def test_log_that_is_gone_is_read_from_the_store_with_its_tools(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     response = ask("[[tools]] [[cut=2]] [[gone]]", web_search=True)
     assert [part["type"] for part in parts(response)].count("tool_result") == 2
 
 
 @both
-def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: Ask) -> None:
+def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: TurnRequest) -> None:
     with pytest.raises(llm.ModelError) as caught:
         ask("[[tokens=20]] [[cut=2]] [[gone_incomplete]]")
     assert f"{server.url}/conversation/{only_conversation(server).id}" in str(caught.value)
@@ -166,7 +168,7 @@ def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: Ask) ->
     ("status", "says"), [(401, "login"), (403, "403"), (500, "did not come back"), (503, "second")]
 )
 def test_log_that_is_refused_for_good_is_an_error(
-    server: ChatUI, ask: Ask, status: int, says: str
+    server: ChatUI, ask: TurnRequest, status: int, says: str
 ) -> None:
     with soon(), pytest.raises(llm.ModelError, match=says) as caught:
         ask(f"[[tokens=5]] [[cut=1]] [[log_status={status}]]")
@@ -178,7 +180,7 @@ def test_log_that_is_refused_for_good_is_an_error(
 @both
 @pytest.mark.parametrize("words", ["", "[[log_status=502*2]]", "[[stall_resume=1]]"])
 def test_turn_asks_the_log_whether_the_one_before_it_is_stored(
-    server: ChatUI, ask: Ask, words: str
+    server: ChatUI, ask: TurnRequest, words: str
 ) -> None:
     """The first turn's own connection says nothing after the answer, and then breaks."""
     question = f"{words} [[hold]] [[store=0.8]] one"
@@ -206,7 +208,7 @@ def in_stream(server: ChatUI, act: Callable[[], None]) -> threading.Thread:
 
 @both
 def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(
-    server: ChatUI, ask: Ask
+    server: ChatUI, ask: TurnRequest
 ) -> None:
     thread = in_stream(server, server.conversations.clear)
     first = ask("[[tokens=20]] [[delay=0.02]]")
@@ -220,7 +222,7 @@ def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(
 
 @both
 def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(
-    server: ChatUI, ask: Ask
+    server: ChatUI, ask: TurnRequest
 ) -> None:
     with pytest.raises(llm.ModelError, match="was deleted") as caught:
         ask("[[tokens=9]] [[delete=2]] [[cut=3]]")
@@ -233,7 +235,7 @@ def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(
 
 @both
 @pytest.mark.parametrize("words", ["[[drop=after]]", "[[drop=before]]"])
-def test_later_message_is_never_doubled(server: ChatUI, ask: Ask, words: str) -> None:
+def test_later_message_is_never_doubled(server: ChatUI, ask: TurnRequest, words: str) -> None:
     first = ask("one")
     second = ask(f"two {words}", after=first)
     assert second.text() == f"You said: two {words}"
@@ -273,7 +275,7 @@ def test_server_that_was_restarted_between_turns(server: ChatUI) -> None:
 
 
 @both
-def test_refused_connections_are_tried_again(server: ChatUI, ask: Ask) -> None:
+def test_refused_connections_are_tried_again(server: ChatUI, ask: TurnRequest) -> None:
     server.refuse_next(2)
     assert ask("hello").text() == "You said: hello"
     assert one_message_each(server)
@@ -281,7 +283,9 @@ def test_refused_connections_are_tried_again(server: ChatUI, ask: Ask) -> None:
 
 @both
 @pytest.mark.parametrize("fault", [Fault(drop=True), Fault(status=503)], ids=["drop", "503"])
-def test_creation_that_breaks_is_tried_again(server: ChatUI, ask: Ask, fault: Fault) -> None:
+def test_creation_that_breaks_is_tried_again(
+    server: ChatUI, ask: TurnRequest, fault: Fault
+) -> None:
     server.faults["POST", "/conversation"] = [fault, fault]
     assert ask("hello").text() == "You said: hello"
     assert len(server.conversations) == 1
@@ -290,7 +294,7 @@ def test_creation_that_breaks_is_tried_again(server: ChatUI, ask: Ask, fault: Fa
 def test_creation_that_stalls_is_an_error_and_not_made_twice(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 0.3)
+    monkeypatch.setattr("llm_huggingchat.limits.call_timeout", 0.3)
     server.faults["POST", "/conversation"] = [Fault(stall=True)]
     with pytest.raises(llm.ModelError, match="did not answer"):
         ask_sync("hello")
@@ -308,7 +312,7 @@ def test_creation_that_takes_long_is_waited_for(server: ChatUI) -> None:
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("fault", [Fault(drop=True, done=True), Fault(status=502, done=True)])
 def test_conversation_that_was_made_unseen_is_found(
-    server: ChatUI, ask: Ask, system: str | None, fault: Fault
+    server: ChatUI, ask: TurnRequest, system: str | None, fault: Fault
 ) -> None:
     server.faults["POST", "/conversation"] = [fault]
     assert ask("hello", system=system).text() == "You said: hello"
@@ -349,7 +353,7 @@ async def test_conversations_that_were_made_unseen_at_once_stay_apart(server: Ch
 
 
 @both
-def test_last_line_needs_no_end(server: ChatUI, ask: Ask) -> None:
+def test_last_line_needs_no_end(server: ChatUI, ask: TurnRequest) -> None:
     body = (
         b'{"type":"status","status":"started"}\n{"type":"status","status":"error","message":"full"}'
     )
@@ -363,7 +367,7 @@ def test_last_line_needs_no_end(server: ChatUI, ask: Ask) -> None:
 def test_call_has_one_limit_for_all_its_tries(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.CALL_LIMIT", 0.8)
+    monkeypatch.setattr("llm_huggingchat.limits.call_timeout", 0.8)
     server.faults["GET", "/api/v2/conversations"] = 4 * [Fault(delay=0.5, drop=True)]
     run("huggingchat", "conversations", status=1)
     assert 1 <= len([path for _, path in calls(server) if path == "/api/v2/conversations"]) <= 2
@@ -378,7 +382,7 @@ def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:
 def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
     with pytest.raises(llm.ModelError) as caught:
         ask_async("[[drop=before*99]]")
-    assert len(sends(server)) == TRIES
+    assert len(sends(server)) == limits.max_attempts
     id = only_conversation(server).id
     assert f"{server.url}/conversation/{id}" in str(caught.value)
     assert server.messages(id, "user") == []
@@ -388,7 +392,7 @@ def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
 
 
 @both
-def test_server_comes_back_in_the_middle(server: ChatUI, ask: Ask) -> None:
+def test_server_comes_back_in_the_middle(server: ChatUI, ask: TurnRequest) -> None:
     def restart() -> None:
         server.down()
         time.sleep(0.5)
@@ -426,14 +430,14 @@ def test_log_that_stays_silent_is_an_error(server: ChatUI) -> None:
 
 @both
 def test_long_answer_outlives_unused_connections(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.LINGER", 0.2)
+    monkeypatch.setattr("llm_huggingchat.limits.keep_alive", 0.2)
     assert ask("[[wait=0.7]]").text() == "You said: [[wait=0.7]]"
 
 
 def test_thinking_is_not_silence(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_huggingchat.SILENCE", 0.8)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", 0.8)
     assert ask_async("[[wait=1.2]]").text() == "You said: [[wait=1.2]]"
     assert len(server.log) <= 4
     assert not any(request.path.endswith("/stream") for request in server.log)
@@ -442,7 +446,7 @@ def test_thinking_is_not_silence(server: ChatUI, monkeypatch: pytest.MonkeyPatch
 def test_thinking_for_longer_than_patience_on_a_resumed_stream(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.PATIENCE", 0.6)
+    monkeypatch.setattr("llm_huggingchat.limits.reconnect_timeout", 0.6)
     assert (
         ask_sync("[[wait=1.2]] [[cut_bytes=150]]").text()
         == "You said: [[wait=1.2]] [[cut_bytes=150]]"
@@ -452,9 +456,9 @@ def test_thinking_for_longer_than_patience_on_a_resumed_stream(
 
 def test_what_is_waited_for_at_the_end_is_short() -> None:
     """All else takes for ever in the tests of what is given, or gone, at once."""
-    assert STOP_WITHIN < 0.8
-    assert ID_GRACE <= 2
-    assert TAIL_GRACE <= 0.2
+    assert limits.stop_timeout < 0.8
+    assert limits.id_timeout <= 2
+    assert limits.tail_timeout <= 0.2
 
 
 @both
@@ -462,10 +466,10 @@ def test_what_is_waited_for_at_the_end_is_short() -> None:
     "words", ["[[hold]]", f"[[title_delay={NEVER}]]", f"[[cut=1]] [[title_delay={NEVER}]]"]
 )
 def test_nothing_waits_after_the_final_answer(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch, words: str
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.SILENCE", NEVER)
-    monkeypatch.setattr("llm_huggingchat.STORE_LIMIT", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.store_timeout", NEVER)
     with soon():
         assert ask(f"one {words}").text() == f"You said: one {words}"
 
@@ -481,7 +485,7 @@ def test_command_returns_after_the_final_answer(server: ChatUI) -> None:
 
 
 @both
-def test_interrupted_elsewhere_is_said(server: ChatUI, ask: Ask) -> None:
+def test_interrupted_elsewhere_is_said(server: ChatUI, ask: TurnRequest) -> None:
     def stop() -> None:
         for going in server.all_runs:
             going.stop()
@@ -496,7 +500,7 @@ def test_interrupted_elsewhere_is_said(server: ChatUI, ask: Ask) -> None:
 @both
 @pytest.mark.parametrize("words", ["", "[[cut=1]]", "[[cut=1]] [[gone]]"])
 def test_model_that_breaks_off_leaves_what_it_said(
-    server: ChatUI, ask: Ask, words: str, caplog: pytest.LogCaptureFixture
+    server: ChatUI, ask: TurnRequest, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = ask(f"[[tokens=9]] [[die=3]] {words}")
     assert response.text() == "w0 w1 w2 "
@@ -549,7 +553,7 @@ async def test_cancelled_task_stops_the_run(server: ChatUI) -> None:
 async def test_timeout_stops_the_run(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.SILENCE", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", NEVER)
     with soon(), pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(llm.get_async_model("hf-llama").prompt(words).text(), 0.4)
     await asyncio.to_thread(wait_for, lambda: interrupted(server))
@@ -586,7 +590,7 @@ def test_stop_cuts_the_answer_where_the_reader_left(server: ChatUI) -> None:
 
 @both
 @pytest.mark.parametrize("words", ["hello", "[[tools]]", "[[cut=1]]", "[[err=500]]", "[[empty]]"])
-def test_answer_that_ended_is_not_stopped(server: ChatUI, ask: Ask, words: str) -> None:
+def test_answer_that_ended_is_not_stopped(server: ChatUI, ask: TurnRequest, words: str) -> None:
     try:
         ask(words, web_search=True)
     except llm.ModelError:

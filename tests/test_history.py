@@ -24,13 +24,13 @@ from llm_huggingchat import (
     MALFORMED,
     Parent,
     Plan,
-    Told,
-    Wishes,
-    definition,
+    PromptedFeatures,
+    SentInstructions,
     instructions,
     make_plan,
     parent_of,
     pending_schema,
+    tool_definition,
     tool_response,
     transcript,
     transcripts,
@@ -228,7 +228,7 @@ def test_new_system_prompt_on_a_later_turn_is_told():
     messages = [system("Be brief"), user("1"), ours("one"), user("2")]
     plan = make_plan(messages, URL, system="Rhyme")
     text = earlier("System: Rhyme") + "\n\n2"
-    assert plan == Plan(parent(), None, text, told=Told(system=plan.told.system))
+    assert plan == Plan(parent(), None, text, told=SentInstructions(system=plan.told.system))
     assert plan.told.system
 
 
@@ -236,7 +236,7 @@ def test_new_system_prompt_for_a_history_from_elsewhere():
     messages = [system("Be brief"), user("1"), assistant("one"), user("2")]
     plan = make_plan(messages, URL, system="Rhyme")
     text = earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2"
-    assert plan == Plan(None, "Be brief", text, told=Told(system=plan.told.system))
+    assert plan == Plan(None, "Be brief", text, told=SentInstructions(system=plan.told.system))
 
 
 def test_first_system_prompt_for_a_history_from_elsewhere():
@@ -385,9 +385,9 @@ def now(zone: str = "UTC") -> str:
     return zone
 
 
-TOOLS = Wishes((definition(llm.Tool.function(now)),))
+TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(now)),))
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
-BOTH = Wishes(TOOLS.tools, SCHEMA)
+BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
 
 
 def test_tools_are_defined_as_models_are_trained_to_read_it():
@@ -418,7 +418,7 @@ def test_new_conversation_is_told_in_its_preprompt():
 def test_conversation_that_is_gone_is_told_with_its_whole_history():
     messages = [user("1"), calling(call(), **BOTH.told.metadata()), tool_message(result())]
     plan = make_plan(messages, None, wishes=BOTH)
-    assert plan.system == instructions(BOTH, Told())
+    assert plan.system == instructions(BOTH, SentInstructions())
     assert "[the tool now returned: noon]" in plan.text
 
 
@@ -431,14 +431,22 @@ def test_nothing_is_told_twice():
 @pytest.mark.parametrize(
     ("before", "wishes", "said"),
     [
-        (Wishes(), TOOLS, ["You can call functions"]),
-        (Wishes(tools=({"name": "old"},)), TOOLS, ["Now you can call these functions, and no"]),
-        (TOOLS, Wishes(), ["cannot be called any more"]),
-        (Wishes(), Wishes(schema=SCHEMA), ["exactly one JSON document"]),
-        (Wishes(schema={"type": "array"}), Wishes(schema=SCHEMA), ['{"type": "object"']),
-        (Wishes(schema=SCHEMA), Wishes(), ["no JSON is wanted"]),
+        (PromptedFeatures(), TOOLS, ["You can call functions"]),
+        (
+            PromptedFeatures(tools=({"name": "old"},)),
+            TOOLS,
+            ["Now you can call these functions, and no"],
+        ),
+        (TOOLS, PromptedFeatures(), ["cannot be called any more"]),
+        (PromptedFeatures(), PromptedFeatures(schema=SCHEMA), ["exactly one JSON document"]),
+        (
+            PromptedFeatures(schema={"type": "array"}),
+            PromptedFeatures(schema=SCHEMA),
+            ['{"type": "object"'],
+        ),
+        (PromptedFeatures(schema=SCHEMA), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, TOOLS, ["no JSON is wanted"]),
-        (BOTH, Wishes(), ["cannot be called any more", "no JSON is wanted"]),
+        (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
     ],
 )
 def test_later_turn_is_told_what_is_different(before, wishes, said):

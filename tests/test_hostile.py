@@ -20,7 +20,18 @@ import llm
 import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault
-from helpers import Ask, both, failure, logged, make_logs, only_conversation, run, sends, soon, tree
+from helpers import (
+    TurnRequest,
+    both,
+    failure,
+    logged,
+    make_logs,
+    only_conversation,
+    run,
+    sends,
+    soon,
+    tree,
+)
 from llm.parts import Message, TextPart
 
 import llm_huggingchat
@@ -112,7 +123,7 @@ def test_arguments_that_are_no_json_give_way_to_the_others(raw: str) -> None:
     event = event_of(
         {"type": "tool", "subtype": "call", "uuid": "u", "call": call, "argumentsRaw": raw}
     )
-    assert event == llm_huggingchat.Called("u", "n", {"kept": 1})
+    assert event == llm_huggingchat.ToolCall("u", "n", {"kept": 1})
 
 
 @pytest.mark.parametrize("raw", NO_NUMBERS)
@@ -213,7 +224,7 @@ ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "fil
 @both
 @pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
 def test_attachment_comes_over_http_alone(
-    server: ChatUI, ask: Ask, raw: tuple[int, list[bytes]], address: str
+    server: ChatUI, ask: TurnRequest, raw: tuple[int, list[bytes]], address: str
 ) -> None:
     port, heard = raw
     attachment = llm.Attachment(type="text/plain", url=address.format(port))
@@ -226,7 +237,7 @@ def test_attachment_comes_over_http_alone(
 @both
 @pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
 def test_attachment_is_not_redirected_to_another_protocol(
-    server: ChatUI, ask: Ask, raw: tuple[int, list[bytes]], address: str
+    server: ChatUI, ask: TurnRequest, raw: tuple[int, list[bytes]], address: str
 ) -> None:
     port, heard = raw
     elsewhere = (("location", address.format(port)),)
@@ -242,7 +253,7 @@ def test_attachment_is_not_redirected_to_another_protocol(
 @pytest.mark.parametrize("type", ["text/plain", "audio/wav"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 def test_attachment_that_is_no_file_is_not_waited_for(
-    server: ChatUI, ask: Ask, type: str, kind: str, tmp_path: pathlib.Path
+    server: ChatUI, ask: TurnRequest, type: str, kind: str, tmp_path: pathlib.Path
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -401,7 +412,7 @@ def selected_servers(server: ChatUI) -> list[dict[str, Any]]:
     ],
 )
 def test_name_and_password_in_an_address_are_refused_unseen(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch, url: str
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
     monkeypatch.setenv("HOST", f"ann:{SECRET}@mcp.example")
@@ -610,7 +621,7 @@ def test_text_for_a_terminal_moves_no_cursor() -> None:
         "\r\n",
     ],
 )
-def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: Ask, type: str) -> None:
+def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: TurnRequest, type: str) -> None:
     ask("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
     (request,) = sends(server)
     assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
@@ -657,7 +668,7 @@ def test_key_store_that_is_none_is_told(
 
 @both
 def test_session_that_cannot_be_kept_is_used_all_the_same(
-    server: ChatUI, ask: Ask, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    server: ChatUI, ask: TurnRequest, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
     first = ask("one")

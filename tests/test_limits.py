@@ -16,7 +16,7 @@ import llm
 import pytest
 from chat_ui import PICTURE, ChatUI, Fault
 from helpers import (
-    Ask,
+    TurnRequest,
     ask_sync,
     both,
     calls,
@@ -34,16 +34,16 @@ from hypothesis import strategies as st
 
 import llm_huggingchat
 from llm_huggingchat import (
-    Alive,
-    Called,
     Event,
+    EventStreamDecoder,
     Gathered,
-    Log,
+    KeepAlive,
     Measured,
     Reasoning,
-    Returned,
     Text,
-    TooMuch,
+    TooLarge,
+    ToolCall,
+    ToolResult,
     TooRich,
     Upload,
     _Body,
@@ -133,7 +133,7 @@ def test_answer_without_end(
 @both
 @pytest.mark.parametrize("what", FLOODS)
 def test_stream_without_end(
-    server: ChatUI, ask: Ask, what: str, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, LINE_LIMIT=100_000)
     fault(server, "POST", "/conversation/*", **FLOODS[what])
@@ -180,8 +180,8 @@ def test_long_thinking_is_no_flood(server: ChatUI, monkeypatch: pytest.MonkeyPat
 
 
 def test_comment_within_an_event_of_the_log_is_no_sign_of_life() -> None:
-    log = Log()
-    assert log.feed(b": beat\n") == [Alive()]
+    log = EventStreamDecoder()
+    assert log.feed(b": beat\n") == [KeepAlive()]
     assert log.feed(b'data: {"type":"stream",\n: beat\ndata: "token":"a"}\n\n') == [Text("a")]
 
 
@@ -318,8 +318,8 @@ def fed(*events: Event) -> list[Event]:
 
 
 def test_pieces_of_an_answer_are_given_as_they_come() -> None:
-    called = Called("c", "n", {})
-    events: list[Event] = [Text("a"), Text("b"), Reasoning("c"), called, Alive(), Text("d")]
+    called = ToolCall("c", "n", {})
+    events: list[Event] = [Text("a"), Text("b"), Reasoning("c"), called, KeepAlive(), Text("d")]
     assert fed(*events) == events
 
 
@@ -329,9 +329,9 @@ def test_pieces_of_a_long_answer_become_larger(monkeypatch: pytest.MonkeyPatch) 
     said = "".join(event.text for event in given if isinstance(event, Text))
     assert said.split() == [f"w{number}" for number in range(5_000)]
     assert len(given) < 60
-    held = fed(*[Text("a")] * 20, Reasoning("b"), *[Text("c")] * 20, Alive(), Text("d"))
+    held = fed(*[Text("a")] * 20, Reasoning("b"), *[Text("c")] * 20, KeepAlive(), Text("d"))
     kinds = [type(event) for event in held]
-    assert kinds[-4:] == [Reasoning, Text, Alive, Text]
+    assert kinds[-4:] == [Reasoning, Text, KeepAlive, Text]
     assert [event.text for event in held if isinstance(event, Text | Reasoning)][-3:] == [
         "b",
         "c" * 20,
@@ -341,33 +341,38 @@ def test_pieces_of_a_long_answer_become_larger(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     "event",
-    [Text("ab"), Reasoning("ab"), Called("c", "name", {"a": "b"}), llm_huggingchat.File("f", "a")],
+    [
+        Text("ab"),
+        Reasoning("ab"),
+        ToolCall("c", "name", {"a": "b"}),
+        llm_huggingchat.File("f", "a"),
+    ],
 )
 def test_endless_answer_is_given_up(event: Event, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, MANY=1_000, ANSWER_LIMIT=100_000)
-    with pytest.raises(TooMuch, match="does not end"):
-        fed(*[event, Alive()] * 200_000)
+    with pytest.raises(TooLarge, match="does not end"):
+        fed(*[event, KeepAlive()] * 200_000)
 
 
 @pytest.mark.parametrize(
-    "event", [Called("c", "name", {"a": "b" * 1_000}), Returned("c", "name", "b" * 1_000)]
+    "event", [ToolCall("c", "name", {"a": "b" * 1_000}), ToolResult("c", "name", "b" * 1_000)]
 )
 def test_few_events_that_are_large_are_given_up(
     event: Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, ANSWER_LIMIT=10_000)
-    with pytest.raises(TooMuch, match="does not end"):
+    with pytest.raises(TooLarge, match="does not end"):
         fed(*[event] * 20)
 
 
 def test_signs_of_life_are_no_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, MANY=10)
-    assert fed(*[Alive()] * 100, Text("a"))[-1] == Text("a")
+    assert fed(*[KeepAlive()] * 100, Text("a"))[-1] == Text("a")
 
 
 @both
 def test_endless_answer_is_stopped_and_what_came_is_there(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, ANSWER_LIMIT=100)
     with pytest.raises(llm.ModelError, match="does not end: it has 1"):
@@ -515,7 +520,7 @@ def test_head_without_end() -> None:
         "import os\n"
         "port = server.getsockname()[1]\n"
         "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{port}'\n"
-        "module.CALL_LIMIT = 1.0\n"
+        "module.limits.call_timeout = 1.0\n"
         "llm.cli.cli(['huggingchat', 'status'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -585,7 +590,7 @@ def test_endless_file_leaves_nothing(
 def test_refused_file_is_written_nowhere(
     server: ChatUI, link: str, tmp_path: pathlib.Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,))
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.01,))
     folder = tmp_path / "files"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -601,7 +606,7 @@ def test_file_whose_download_broke_is_whole(
     server: ChatUI, link: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second attempt begins with an empty file."""
-    monkeypatch.setattr("llm_huggingchat.PAUSES", (0.01,))
+    monkeypatch.setattr("llm_huggingchat.limits.backoff", (0.01,))
     half = Fault(status=502, body=b"x" * 1000)
     server.faults["GET", OUTPUT] = [half, Fault(drop=True), half]
     place = tmp_path / "picture.png"
@@ -613,9 +618,9 @@ def test_file_whose_download_broke_is_whole(
 async def test_file_may_take_the_longer_the_more_of_it_comes(
     server: ChatUI, file: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small(monkeypatch, UPLINK=1)
+    monkeypatch.setattr(llm_huggingchat.limits, "slowest_upload", 1)
     fault(server, "GET", "/api/v2/user", body=b"x" * 1_000, status=200)
-    access = llm_huggingchat.Access(llm_huggingchat.parse_server(server.url), None)
+    access = llm_huggingchat.Credentials(llm_huggingchat.parse_server(server.url), None)
     client = llm_huggingchat.Client.here()
     exchange = client.open(access, "GET", "/api/v2/user", limit=60, file=file)
     end = exchange._end
@@ -696,7 +701,7 @@ def test_longest_transcript_takes_little_memory(server: ChatUI, tmp_path: pathli
 @both
 @pytest.mark.parametrize("word", ["[[drop=before]]", "[[drop=after]]", "[[status=502*1]]"])
 def test_attachments_are_sent_again(
-    server: ChatUI, ask: Ask, word: str, tmp_path: pathlib.Path
+    server: ChatUI, ask: TurnRequest, word: str, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "dogs.txt"
     path.write_text("Rex is a dog")
@@ -710,7 +715,11 @@ def test_attachments_are_sent_again(
 @both
 @pytest.mark.parametrize("change", ["shorter", "gone"])
 def test_attachment_that_changes_before_it_is_sent(
-    server: ChatUI, ask: Ask, change: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI,
+    ask: TurnRequest,
+    change: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "dogs.txt"
     path.write_text("Rex is a dog")

@@ -16,11 +16,11 @@ from typing import Any
 import llm
 import pytest
 from chat_ui import ChatUI, Fault
-from helpers import Ask, both, described, failure, run, sends, tree
+from helpers import TurnRequest, both, described, failure, run, sends, tree
 from recorded import capture
 
 import llm_huggingchat
-from llm_huggingchat import Access, Client, Cookies, current_server, latest, parse_cookies
+from llm_huggingchat import Client, Cookies, Credentials, current_server, latest, parse_cookies
 
 ENDED = "11111111-2222-4333-8444-555555555555"
 TOKEN = "t-ada"
@@ -33,7 +33,9 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
     with ChatUI(login_required=True) as server:
         server.tokens[TOKEN] = "ada"
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url)
-        monkeypatch.setattr(llm_huggingchat, "PAUSES", (0.01,) * len(llm_huggingchat.PAUSES))
+        monkeypatch.setattr(
+            llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
+        )
         yield server
 
 
@@ -61,7 +63,7 @@ def renewed(cookies: Cookies) -> Cookies:
     """`Client.renewed`, in an event loop of its own."""
 
     async def work() -> Cookies:
-        access = await Client.here().renew(Access(current_server(), cookies))
+        access = await Client.here().renew(Credentials(current_server(), cookies))
         assert access.cookies
         return access.cookies
 
@@ -143,7 +145,7 @@ def test_callback_that_begins_again(chat: ChatUI) -> None:
 
 def test_server_with_a_problem_of_its_own_is_no_wrong_login(chat: ChatUI) -> None:
     chat.faults["GET", "/login"] = [Fault(status=500)]
-    with pytest.raises(llm_huggingchat.Refused, match="500"):
+    with pytest.raises(llm_huggingchat.HttpError, match="500"):
         renewed(Cookies(None, TOKEN))
     keep(chat, token=TOKEN)
     chat.faults["GET", "/login"] = [Fault(status=500)]
@@ -161,7 +163,7 @@ def test_without_token_there_is_nothing_to_make_a_session_from(chat: ChatUI) -> 
 
 def test_many_at_once_share_one(chat: ChatUI) -> None:
     async def work() -> list[Cookies | None]:
-        access = Access(current_server(), Cookies(ENDED, TOKEN))
+        access = Credentials(current_server(), Cookies(ENDED, TOKEN))
         client = Client.here()
         first = asyncio.create_task(client.renew(access))
         others = [asyncio.create_task(client.renew(access)) for _ in range(20)]
@@ -211,10 +213,10 @@ def test_session_after_a_session_after_a_session(chat: ChatUI) -> None:
         chat.sessions.clear()
         llm_huggingchat._successors.clear()
     server = current_server()
-    llm_huggingchat._succeeds(Access(server, Cookies("a", TOKEN)), Cookies("b", TOKEN))
-    llm_huggingchat._succeeds(Access(server, Cookies("b", TOKEN)), Cookies("a", TOKEN))
-    assert latest(Access(server, Cookies("b", TOKEN))).cookies == Cookies("a", TOKEN)
-    assert latest(Access(server, Cookies("a", "other"))).cookies == Cookies("a", "other")
+    llm_huggingchat._succeeds(Credentials(server, Cookies("a", TOKEN)), Cookies("b", TOKEN))
+    llm_huggingchat._succeeds(Credentials(server, Cookies("b", TOKEN)), Cookies("a", TOKEN))
+    assert latest(Credentials(server, Cookies("b", TOKEN))).cookies == Cookies("a", TOKEN)
+    assert latest(Credentials(server, Cookies("a", "other"))).cookies == Cookies("a", "other")
 
 
 # --- what is kept ---
@@ -318,7 +320,7 @@ def ended(server: ChatUI) -> None:
 
 @both
 def test_prompt_makes_its_session_from_token(
-    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+    chat: ChatUI, ask: TurnRequest, user_path: pathlib.Path
 ) -> None:
     keep(chat, token=TOKEN)
     assert ask("hello").text() == "You said: hello"
@@ -331,7 +333,7 @@ def test_prompt_makes_its_session_from_token(
 
 @both
 def test_prompts_go_on_when_the_session_has_ended(
-    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+    chat: ChatUI, ask: TurnRequest, user_path: pathlib.Path
 ) -> None:
     keep(chat, hf_chat=ENDED, token=TOKEN)
     first = ask("one")
@@ -348,7 +350,7 @@ def test_prompts_go_on_when_the_session_has_ended(
 
 @both
 def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
-    chat: ChatUI, ask: Ask
+    chat: ChatUI, ask: TurnRequest
 ) -> None:
     keep(chat, token=TOKEN)
     unread = chat.faults["GET", "/api/v2/conversations/?*"] = [Fault(status=500)] * 50
@@ -363,7 +365,7 @@ def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
 
 
 @both
-def test_deleted_conversation_is_told_from_an_ended_session(chat: ChatUI, ask: Ask) -> None:
+def test_deleted_conversation_is_told_from_an_ended_session(chat: ChatUI, ask: TurnRequest) -> None:
     keep(chat, token=TOKEN)
     first = ask("one")
     chat.conversations.clear()
@@ -373,7 +375,7 @@ def test_deleted_conversation_is_told_from_an_ended_session(chat: ChatUI, ask: A
 
 
 @both
-def test_session_is_renewed_once(chat: ChatUI, ask: Ask) -> None:
+def test_session_is_renewed_once(chat: ChatUI, ask: TurnRequest) -> None:
     keep(chat, token=TOKEN)
     ask("one")
     del chat.log[:]
@@ -391,7 +393,7 @@ def test_session_is_renewed_once(chat: ChatUI, ask: Ask) -> None:
 
 @both
 def test_prompt_with_a_wrong_token_says_where_to_log_in(
-    chat: ChatUI, ask: Ask, user_path: pathlib.Path
+    chat: ChatUI, ask: TurnRequest, user_path: pathlib.Path
 ) -> None:
     keep(chat, hf_chat=ENDED, token="t-wrong")
     with pytest.raises(llm.ModelError, match=re.escape(f"Open {chat.url}/login")):

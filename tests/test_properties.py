@@ -25,17 +25,17 @@ from recorded import Follower, Update, capture, follow, log_of, new_answer, stre
 
 from llm_huggingchat import (
     CACHE,
-    Again,
     Catalogue,
-    End,
     Event,
-    Log,
+    EventStreamDecoder,
+    JsonLinesDecoder,
+    LogEnd,
     ModelInfo,
     Plan,
     Reasoning,
-    Stream,
+    Replay,
     Text,
-    Thinking,
+    ThinkTags,
     aliases,
     event_of,
     is_settled,
@@ -116,12 +116,12 @@ def attempt(call: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def streamed(parts: list[bytes]) -> list[Event]:
-    decoder = Stream()
+    decoder = JsonLinesDecoder()
     return [event for part in parts for event in decoder.feed(part)] + decoder.end()
 
 
-def logged(parts: list[bytes]) -> tuple[list[Event | End], int]:
-    decoder = Log()
+def logged(parts: list[bytes]) -> tuple[list[Event | LogEnd], int]:
+    decoder = EventStreamDecoder()
     return [event for part in parts for event in decoder.feed(part)], decoder.seq
 
 
@@ -201,7 +201,7 @@ def expected(text: str) -> tuple[str, str]:
 
 @given(TAGGED | ANY_TEXT, CUTS)
 def test_thinking_cut_anywhere(text, cuts):
-    thinking, given_ = Thinking(), list[Event]()
+    thinking, given_ = ThinkTags(), list[Event]()
     for piece in pieces(text, cuts):
         given_ += thinking.feed(Text(piece))
     given_ += thinking.end()
@@ -254,12 +254,12 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, merge, cut, l
     run = finished(things, interrupted)
     stream, entries = stream_of(run), log_of(run, merge)
     whole = follow(stream)
-    follower = Follower().take(Stream().feed(stream[: cut % len(stream)]))
+    follower = Follower().take(JsonLinesDecoder().feed(stream[: cut % len(stream)]))
     if not follower.over:
-        follower.answer.take(Again())
-        log, first = b"".join(entries), Log()
+        follower.answer.take(Replay())
+        log, first = b"".join(entries), EventStreamDecoder()
         follower.take(first.feed(log[: log_cut % len(log)]))
-        follower.take(Log().feed(b"".join(entries[first.seq :])))
+        follower.take(EventStreamDecoder().feed(b"".join(entries[first.seq :])))
     assert follower.given == whole.given
 
 

@@ -12,44 +12,43 @@ from recorded import new_answer
 
 from llm_huggingchat import (
     BEYOND,
-    PATIENCE,
-    TRIES,
-    Again,
-    Alive,
-    Asked,
     Backoff,
-    Broken,
-    Called,
+    ConnectionLost,
     Done,
-    End,
+    Elicitation,
+    ElicitationResolved,
     Event,
     Fail,
     Failed,
-    Final,
+    FinalAnswer,
     Finished,
     Follow,
-    Gone,
+    HttpError,
+    HttpResponse,
+    IncompleteAnswer,
+    KeepAlive,
+    LogEnd,
     Look,
-    Lost,
+    NotFound,
     Progress,
     Reasoning,
-    Refused,
-    Reply,
-    Resolved,
-    Returned,
+    Replay,
     Run,
     Send,
     State,
     Text,
     Title,
-    TooMuch,
+    TooLarge,
+    ToolCall,
+    ToolResult,
     Wait,
+    limits,
 )
 
-CUT = Lost("cut", sent=True)
-UNSENT = Lost("nobody is listening there", sent=False)
-SILENT = Lost("silent", sent=True, silent=True)
-HI = Final("hi", False)
+CUT = ConnectionLost("cut", sent=True)
+UNSENT = ConnectionLost("nobody is listening there", sent=False)
+SILENT = ConnectionLost("silent", sent=True, silent=True)
+HI = FinalAnswer("hi", False)
 STORED: dict[str, Any] = {
     "content": "hi",
     "updates": [
@@ -61,8 +60,8 @@ STORED: dict[str, Any] = {
 HALF: dict[str, Any] = {"content": "h", "updates": [{"type": "stream", "len": 1}]}
 
 
-def refused(status: int) -> Refused:
-    return Refused(Reply(status, "", b""))
+def refused(status: int) -> HttpError:
+    return HttpError(HttpResponse(status, "", b""))
 
 
 def sent() -> Run:
@@ -128,7 +127,7 @@ def test_title_may_come_after_the_last_status(last):
     run = answered()
     run.took(last, 0.0)
     assert run.took(Title("T"), 0.0) == [Title("T")]
-    assert run.took(Alive(), 0.0) == []
+    assert run.took(KeepAlive(), 0.0) == []
     run.ended(0.0)
     assert state(run) is State.STORED
 
@@ -145,9 +144,9 @@ def test_answered_run_is_stored_when_its_log_says_end(status):
     run = answered()
     run.lost(CUT, 0.0)
     assert run.next(0.0) == Follow(BEYOND)
-    assert run.took(Alive(), 0.0) == []
+    assert run.took(KeepAlive(), 0.0) == []
     assert not run.is_settled
-    assert run.took(End(status), 0.0) == []
+    assert run.took(LogEnd(status), 0.0) == []
     assert run.end == status
     assert run.next(0.0) == Done()
 
@@ -155,7 +154,7 @@ def test_answered_run_is_stored_when_its_log_says_end(status):
 def test_run_of_another_turn_is_only_seen_stored():
     run = Run("g", 0.0, State.ANSWERED)
     assert run.next(0.0) == Follow(BEYOND)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     assert run.next(0.0) == Done()
 
 
@@ -164,7 +163,7 @@ def test_run_of_another_turn_is_only_seen_stored():
 
 def test_what_did_not_leave_is_sent_again_a_few_times():
     run = sent()
-    for _ in range(TRIES - 1):
+    for _ in range(limits.max_attempts - 1):
         run.lost(UNSENT, 0.0)
         assert isinstance(run.next(0.0), Wait)
         assert run.next(0.0) == Send()
@@ -175,7 +174,7 @@ def test_what_did_not_leave_is_sent_again_a_few_times():
 
 def test_hopeless_connection_is_not_tried_again():
     run = sent()
-    hopeless = Lost("its certificate is not trusted", sent=False, final=True)
+    hopeless = ConnectionLost("its certificate is not trusted", sent=False, final=True)
     run.lost(hopeless, 0.0)
     assert why(run) is hopeless
 
@@ -197,7 +196,7 @@ def test_what_fell_silent_is_looked_for_as_long_as_it_may_be_on_its_way():
     run = sent()
     run.lost(SILENT, 10.0)
     now = 10.0
-    while now < 10.0 + PATIENCE:
+    while now < 10.0 + limits.reconnect_timeout:
         assert run.next(now) == Look()
         run.looked(None, now)
         step = run.next(now)
@@ -220,16 +219,16 @@ def test_message_that_is_found_is_followed_from_the_start():
 
 def test_message_that_never_arrives_is_given_up():
     run = sent()
-    for number in range(TRIES):
+    for number in range(limits.max_attempts):
         run.lost(CUT, 0.0)
         for _ in range(2):
             while isinstance(run.next(0.0), Wait):
                 pass
             run.looked(None, 0.0)
-        if number < TRIES - 1:
+        if number < limits.max_attempts - 1:
             assert isinstance(run.next(0.0), Wait)
             assert run.next(0.0) == Send()
-    assert isinstance(why(run), Lost)
+    assert isinstance(why(run), ConnectionLost)
 
 
 @pytest.mark.parametrize("status", [400, 401, 410, 413, 429])
@@ -237,10 +236,10 @@ def test_refused_message_was_not_taken(status):
     run = sent()
     run.refused(refused(status), 0.0)
     assert run.is_settled
-    assert isinstance(why(run), Refused)
+    assert isinstance(why(run), HttpError)
 
 
-@pytest.mark.parametrize(("first", "kind"), [(True, Refused), (False, Gone)])
+@pytest.mark.parametrize(("first", "kind"), [(True, HttpError), (False, NotFound)])
 @pytest.mark.parametrize("status", [403, 404])
 def test_conversation_that_is_not_there(status, first, kind):
     run = sent()
@@ -258,7 +257,7 @@ def test_message_may_have_been_taken_before_the_server_failed(status):
     assert run.next(0.0) == Follow(0)
 
 
-@pytest.mark.parametrize(("parent", "kind"), [(True, Refused), (False, Gone)])
+@pytest.mark.parametrize(("parent", "kind"), [(True, HttpError), (False, NotFound)])
 def test_unknown_parent_is_a_500_as_well(parent, kind):
     run = sent()
     run.refused(refused(500), 0.0)
@@ -272,7 +271,7 @@ def test_unknown_parent_is_a_500_as_well(parent, kind):
 
 def test_proxys_refusal_is_told_when_it_lasts():
     run = sent()
-    for _ in range(TRIES):
+    for _ in range(limits.max_attempts):
         run.refused(refused(502), 0.0)
         for _ in range(2):
             while isinstance(run.next(0.0), Wait):
@@ -281,7 +280,7 @@ def test_proxys_refusal_is_told_when_it_lasts():
         while isinstance(step := run.next(0.0), Wait):
             pass
     assert isinstance(step, Fail)
-    assert isinstance(step.why, Refused)
+    assert isinstance(step.why, HttpError)
 
 
 def test_message_that_was_taken_is_not_sent_again_whatever_a_broken_connection_says():
@@ -294,7 +293,7 @@ def test_message_that_was_taken_is_not_sent_again_whatever_a_broken_connection_s
 def test_patience_begins_anew_when_a_message_is_found_late():
     run = sent()
     run.lost(SILENT, 0.0)
-    now = PATIENCE + 5
+    now = limits.reconnect_timeout + 5
     run.next(now)
     run.looked(HALF, now)
     assert run.next(now) == Follow(0)
@@ -318,12 +317,12 @@ def test_log_is_taken_up_after_its_last_event():
 def test_log_is_taken_up_after_its_last_event_though_only_heartbeats_came_since():
     run = taken()
     assert run.next(0.0) == Follow(0)
-    run.took(Called("c", "n", {}), 0.0, 7)
+    run.took(ToolCall("c", "n", {}), 0.0, 7)
     for _ in range(3):
         run.ended(0.0)
         assert run.next(0.0) == Wait(0.25)
         assert run.next(0.0) == Follow(7)
-        run.took(Alive(), 0.0, 0)
+        run.took(KeepAlive(), 0.0, 0)
 
 
 def test_network_that_stays_away_is_given_up_in_bounded_time():
@@ -335,8 +334,8 @@ def test_network_that_stays_away_is_given_up_in_bounded_time():
         else:
             run.lost(UNSENT, now)
     assert isinstance(step, Fail)
-    assert isinstance(step.why, Lost)
-    assert PATIENCE <= now <= PATIENCE + 1
+    assert isinstance(step.why, ConnectionLost)
+    assert limits.reconnect_timeout <= now <= limits.reconnect_timeout + 1
     assert not run.is_settled
 
 
@@ -346,7 +345,7 @@ def test_thinking_for_long_is_no_failure():
         while isinstance(step := run.next(now), Wait):
             pass
         assert step == Follow(0)
-        run.took(Alive(), now)
+        run.took(KeepAlive(), now)
         run.ended(now)
 
 
@@ -357,13 +356,13 @@ def test_run_at_work_is_never_given_up():
         assert not isinstance(run.next(now), Fail)
         for _ in range(100):
             now += 0.1
-            run.took(Alive(), now)
+            run.took(KeepAlive(), now)
         run.lost(CUT, now)
 
 
 def test_log_that_repeats_an_answer_is_followed_again_and_again():
     run = taken()
-    events: list[Event] = [Called("c", "n", {}), Returned("c", "n", "")]
+    events: list[Event] = [ToolCall("c", "n", {}), ToolResult("c", "n", "")]
     events += [Progress("c", number) for number in range(998)]
     for number in range(50):
         assert not isinstance(run.next(number), Fail)
@@ -372,7 +371,9 @@ def test_log_that_repeats_an_answer_is_followed_again_and_again():
         run.lost(CUT, number)
 
 
-@pytest.mark.parametrize("event", [Alive(), Returned("c", "n", ""), Resolved("q", "user")])
+@pytest.mark.parametrize(
+    "event", [KeepAlive(), ToolResult("c", "n", ""), ElicitationResolved("q", "user")]
+)
 def test_what_is_told_for_ever_and_is_nothing_new_is_given_up(event: Event):
     run = sent()
     for number in range(100_000):
@@ -382,7 +383,7 @@ def test_what_is_told_for_ever_and_is_nothing_new_is_given_up(event: Event):
         for number in range(100_000, 200_000):
             run.took(event, number / 1000)
 
-    with pytest.raises(TooMuch, match="nothing new"):
+    with pytest.raises(TooLarge, match="nothing new"):
         go_on()
 
 
@@ -391,7 +392,7 @@ def test_server_without_logs_is_read():
     assert run.next(0.0) == Follow(0)
     run.refused(refused(404), 0.0)
     assert run.next(0.0) == Look()
-    assert run.looked(STORED, 0.0) == [Again(), Text("hi"), Final("", False)]
+    assert run.looked(STORED, 0.0) == [Replay(), Text("hi"), FinalAnswer("", False)]
     assert run.next(0.0) == Done()
 
 
@@ -399,7 +400,7 @@ def test_server_without_logs_is_read():
 def test_log_that_ends_without_an_answer_leaves_it_to_the_store(status):
     run = taken()
     run.next(0.0)
-    run.took(End(status), 0.0)
+    run.took(LogEnd(status), 0.0)
     assert run.next(0.0) == Look()
     assert run.looked(STORED, 0.0)[-1] == run.outcome
     assert run.next(0.0) == Done()
@@ -408,7 +409,7 @@ def test_log_that_ends_without_an_answer_leaves_it_to_the_store(status):
 def test_stored_answer_that_still_grows_is_waited_for():
     run = taken()
     run.next(0.0)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     updates: list[dict[str, Any]] = []
     now = 0.0
     for _ in range(20):
@@ -417,14 +418,14 @@ def test_stored_answer_that_still_grows_is_waited_for():
         assert step == Look()
         updates.append({"type": "stream", "len": 1})
         assert run.looked({"content": "x" * 20, "updates": updates}, now) == []
-        now += PATIENCE * 0.9
+        now += limits.reconnect_timeout * 0.9
     assert state(run) is State.TAKEN
 
 
 def test_stored_answer_that_stays_half_is_an_error_in_bounded_time():
     run = taken()
     run.next(0.0)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     now = 0.0
     while isinstance(step := run.next(now), (Wait, Look)):
         if isinstance(step, Wait):
@@ -432,8 +433,8 @@ def test_stored_answer_that_stays_half_is_an_error_in_bounded_time():
         else:
             run.looked(HALF, now)
     assert isinstance(step, Fail)
-    assert isinstance(step.why, Broken)
-    assert now <= PATIENCE + 1
+    assert isinstance(step.why, IncompleteAnswer)
+    assert now <= limits.reconnect_timeout + 1
 
 
 @pytest.mark.parametrize(
@@ -441,25 +442,25 @@ def test_stored_answer_that_stays_half_is_an_error_in_bounded_time():
     [
         (
             {"content": "h", "updates": [{"type": "stream", "len": 1}], "interrupted": True},
-            [Again(), Text("h"), Final("", True)],
+            [Replay(), Text("h"), FinalAnswer("", True)],
         ),
         (
             {"content": "h", "updates": [{"type": "status", "status": "error", "message": "full"}]},
-            [Again(), Failed("full"), Text("h")],
+            [Replay(), Failed("full"), Text("h")],
         ),
         (
             {"content": "", "updates": [{"type": "finalAnswer", "text": ""}]},
-            [Again(), Failed("No output was generated")],
+            [Replay(), Failed("No output was generated")],
         ),
     ],
     ids=["stopped", "failed", "empty"],
 )
 def test_stored_answer_may_have_ended_in_other_ways(stored, given_):
     run = sent()
-    run.took(Alive(), 0.0)
+    run.took(KeepAlive(), 0.0)
     run.lost(CUT, 0.0)
     run.next(0.0)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     assert run.next(0.0) == Look()
     given = run.looked(stored, 0.0)
     assert [event for event in given if not isinstance(event, Text) or event.text] == given_[
@@ -481,23 +482,23 @@ def test_answered_run_that_is_never_stored_is_given_up_without_an_error():
         else:
             run.looked(HALF, now)
     assert step == Done()
-    assert now <= PATIENCE + 1
+    assert now <= limits.reconnect_timeout + 1
 
 
 def test_answer_that_the_server_lost_is_an_error():
     run = taken()
     run.next(0.0)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     run.looked(None, 0.0)
-    assert isinstance(why(run), Broken)
+    assert isinstance(why(run), IncompleteAnswer)
 
 
 def test_message_of_which_nothing_was_given_is_sent_again_when_the_server_lost_it():
     run = sent()
-    run.took(Alive(), 0.0)
+    run.took(KeepAlive(), 0.0)
     run.lost(CUT, 0.0)
     assert run.next(0.0) == Follow(0)
-    run.took(End("gone"), 0.0)
+    run.took(LogEnd("gone"), 0.0)
     assert run.next(0.0) == Look()
     run.looked(None, 0.0)
     assert isinstance(run.next(0.0), Wait)
@@ -512,11 +513,11 @@ def test_deleted_conversation():
     run.next(0.0)
     run.gone()
     assert state(run) is State.STORED
-    assert isinstance(why(run), Gone)
+    assert isinstance(why(run), NotFound)
     run = sent()
     run.gone()  # before anything was taken: it can go into a new one
     assert state(run) is State.NEW
-    assert isinstance(why(run), Gone)
+    assert isinstance(why(run), NotFound)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -524,7 +525,7 @@ def test_log_that_is_refused_is_an_error(status):
     run = taken()
     run.next(0.0)
     run.refused(refused(status), 0.0)
-    assert isinstance(why(run), Refused)
+    assert isinstance(why(run), HttpError)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
@@ -551,7 +552,7 @@ def test_failure_is_the_outcome_and_still_to_be_stored():
 
 def test_empty_final_answer_is_followed_by_the_reason():
     run = sent()
-    assert run.took(Final("", False), 0.0) == []
+    assert run.took(FinalAnswer("", False), 0.0) == []
     failed = Failed("No output was generated")
     assert run.took(failed, 0.0) == [failed]
     assert run.outcome is failed
@@ -559,15 +560,15 @@ def test_empty_final_answer_is_followed_by_the_reason():
 
 def test_empty_final_answer_after_a_tool_is_an_answer():
     run = sent()
-    for event in (Called("u", "t", {}), Returned("u", "t", "x"), Final("", False)):
+    for event in (ToolCall("u", "t", {}), ToolResult("u", "t", "x"), FinalAnswer("", False)):
         assert run.took(event, 0.0) == [event]
-    assert run.outcome == Final("", False)
+    assert run.outcome == FinalAnswer("", False)
 
 
 def test_model_that_died_leaves_what_it_said():
     run = sent()
     run.took(Reasoning("hm"), 0.0)
-    assert run.took(Finished(), 0.0) == [Final("", True)]
+    assert run.took(Finished(), 0.0) == [FinalAnswer("", True)]
     assert run.died
     run.ended(0.0)
     assert run.is_settled
@@ -588,12 +589,12 @@ def test_padding_is_nothing_said():
     run = sent()
     for text in ("h", "\0" * 16, ""):
         run.took(Text(text), 0.0)
-    assert run.took(Finished(), 0.0) == [Final("", True)]
+    assert run.took(Finished(), 0.0) == [FinalAnswer("", True)]
 
 
 def test_stream_that_ends_with_a_question_is_followed():
     run = sent()
-    asked = Asked("q", "Exa", "Which?", "form")
+    asked = Elicitation("q", "Exa", "Which?", "form")
     assert run.took(asked, 0.0) == [asked]
     run.ended(0.0)
     assert not run.is_settled
@@ -609,10 +610,10 @@ def test_pauses_grow_and_end():
     pauses = [backoff.pause(0.0) or 0.0 for _ in range(5)]
     assert pauses == sorted(pauses)
     assert pauses[0] > 0
-    assert backoff.pause(PATIENCE - 0.1) == pytest.approx(0.1)
-    assert backoff.pause(PATIENCE) is None
-    backoff.alive(PATIENCE)
-    assert backoff.pause(PATIENCE) == pauses[0]
+    assert backoff.pause(limits.reconnect_timeout - 0.1) == pytest.approx(0.1)
+    assert backoff.pause(limits.reconnect_timeout) is None
+    backoff.alive(limits.reconnect_timeout)
+    assert backoff.pause(limits.reconnect_timeout) == pauses[0]
 
 
 def test_number_of_tries_is_what_counts_when_it_is_given():
@@ -663,7 +664,7 @@ class World:
             if isinstance(step, Fail):
                 return step.why
             if isinstance(step, Wait):
-                assert 0 < step.seconds <= PATIENCE
+                assert 0 < step.seconds <= limits.reconnect_timeout
                 self.now += step.seconds
                 continue
             self.now += 0.01
@@ -674,7 +675,7 @@ class World:
             else:
                 self.follow(run, step)
 
-    def take(self, run: Run, event: Event | End, seq: int = 0) -> None:
+    def take(self, run: Run, event: Event | LogEnd, seq: int = 0) -> None:
         self.given += run.took(event, self.now, seq)
 
     def send(self, run: Run) -> None:
@@ -684,7 +685,7 @@ class World:
         if kind == "lost":
             return run.lost(CUT, self.now)
         if kind == "silent":
-            self.late = self.now + number / 100 * PATIENCE * 0.8
+            self.late = self.now + number / 100 * limits.reconnect_timeout * 0.8
             return run.lost(SILENT, self.now)
         if kind == "502 unsent":
             return run.refused(refused(502), self.now, first=True)
@@ -720,13 +721,13 @@ class World:
     def follow(self, run: Run, step: Follow) -> None:
         kind, number = self.fault()
         if step.after == 0:
-            self.given.append(Again())
+            self.given.append(Replay())
         if kind in ("unsent", "lost", "silent", "stall"):
             return run.lost(CUT, self.now)
         if kind in ("500", "502", "502 unsent"):
             return run.refused(refused(502), self.now)
         if kind == "gone":
-            return self.take(run, End("gone")) if self.stored else run.ended(self.now)
+            return self.take(run, LogEnd("gone")) if self.stored else run.ended(self.now)
         numbered = list(enumerate(self.events, 1))[step.after :]
         count = number % (len(numbered) + 1) if kind else len(numbered)
         for seq, event in numbered[:count]:
@@ -735,11 +736,16 @@ class World:
                 return None
         if kind or not self.stored:
             return run.ended(self.now)
-        return self.take(run, End("completed"))
+        return self.take(run, LogEnd("completed"))
 
 
 WORDS = ("one ", "two ", "three ", "four ")
-ANSWER: list[Event] = [*map(Text, WORDS), Final("".join(WORDS), False), Title("T"), Finished()]
+ANSWER: list[Event] = [
+    *map(Text, WORDS),
+    FinalAnswer("".join(WORDS), False),
+    Title("T"),
+    Finished(),
+]
 KINDS = ["unsent", "lost", "silent", "502", "502 unsent", "500", "cut", "stall", "clean", "gone"]
 FAULTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 100)), max_size=8)
 
@@ -753,13 +759,13 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, save_afte
     if trouble is None:
         assert world.arrived == 1
         assert given_ == "".join(WORDS)
-        assert isinstance(run.outcome, Final)
+        assert isinstance(run.outcome, FinalAnswer)
         assert run.is_settled
     else:
         assert "".join(WORDS).startswith(given_)
         # Only what fails again and again makes a turn fail.
-        assert isinstance(trouble, (Lost, Refused))
-        assert world.now >= PATIENCE or world.steps >= TRIES
+        assert isinstance(trouble, (ConnectionLost, HttpError))
+        assert world.now >= limits.reconnect_timeout or world.steps >= limits.max_attempts
 
 
 @given(FAULTS, st.integers(0, 5))
@@ -767,5 +773,5 @@ def test_run_of_another_turn_is_seen_stored_whatever_breaks(faults, save_after):
     world, run = World(faults, ANSWER, save_after), Run("g", 0.0, State.ANSWERED)
     world.arrive()
     trouble = world.drive(run)
-    assert trouble is None or world.now >= PATIENCE
-    assert world.given in ([], [Again()] * len(world.given))
+    assert trouble is None or world.now >= limits.reconnect_timeout
+    assert world.given in ([], [Replay()] * len(world.given))

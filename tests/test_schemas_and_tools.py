@@ -13,7 +13,7 @@ import llm
 import pytest
 from chat_ui import ChatUI
 from helpers import (
-    Ask,
+    TurnRequest,
     both,
     described,
     failure,
@@ -530,7 +530,7 @@ assert "jsonschema" in sys.modules
 
 
 @both
-def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI, ask: Ask) -> None:
+def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI, ask: TurnRequest) -> None:
     page = '<artifact identifier=\\"a\\" type=\\"html\\">\\n<p>\\n</artifact>'
     call = f'<tool_call>{{"name": "keep", "arguments": {{"text": "{page}"}}}}</tool_call>'
 

@@ -14,7 +14,7 @@ import llm
 import pytest
 from chat_ui import PICTURE, ChatUI
 from helpers import (
-    Ask,
+    TurnRequest,
     ask_sync,
     both,
     calls,
@@ -66,7 +66,7 @@ def test_tools_are_listed_for_models_that_can_use_them(server: ChatUI) -> None:
     ],
 )
 def test_tools_that_are_asked_for_are_selected(
-    server: ChatUI, ask: Ask, options: dict[str, Any], names: list[str]
+    server: ChatUI, ask: TurnRequest, options: dict[str, Any], names: list[str]
 ) -> None:
     ask("hello", **options)
     assert selected(server) == [names]
@@ -81,7 +81,9 @@ def test_tools_that_are_asked_for_are_selected(
         ("My web-search", "https://x.example/mcp"),
     ],
 )
-def test_web_search_is_found_by_what_it_is(server: ChatUI, ask: Ask, name: str, url: str) -> None:
+def test_web_search_is_found_by_what_it_is(
+    server: ChatUI, ask: TurnRequest, name: str, url: str
+) -> None:
     server.mcp_servers = [
         {"name": "Weather", "url": "https://weather.example/mcp"},
         {"name": name, "url": url},
@@ -92,7 +94,7 @@ def test_web_search_is_found_by_what_it_is(server: ChatUI, ask: Ask, name: str, 
 
 @both
 def test_tool_that_the_server_lacks_is_told_before_anything_is_sent(
-    server: ChatUI, ask: Ask
+    server: ChatUI, ask: TurnRequest
 ) -> None:
     server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
@@ -108,7 +110,7 @@ def test_model_without_tools_refuses_them(server: ChatUI) -> None:
 
 @both
 def test_own_server_is_selected_by_its_address(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MCP_SECRET", "sesame")
     headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
@@ -129,7 +131,7 @@ def test_own_server_is_selected_by_its_address(
 
 
 @both
-def test_own_servers_have_names_of_their_own(server: ChatUI, ask: Ask) -> None:
+def test_own_servers_have_names_of_their_own(server: ChatUI, ask: TurnRequest) -> None:
     """Of two with one name, chat-ui keeps the last."""
     tools = [
         MCP("https://mcp.example/x"),
@@ -156,7 +158,7 @@ def test_own_servers_have_names_of_their_own(server: ChatUI, ask: Ask) -> None:
 
 @both
 @pytest.mark.parametrize("url", ["http://mcp.example/x", "https://10.0.0.1/x", "ftp://a.b", "x"])
-def test_own_server_has_to_be_public(server: ChatUI, ask: Ask, url: str) -> None:
+def test_own_server_has_to_be_public(server: ChatUI, ask: TurnRequest, url: str) -> None:
     with pytest.raises(llm.ModelError, match="https"):
         ask("hello", tools=[MCP(url)])
     assert server.log == []
@@ -252,7 +254,7 @@ MIXED = [
 
 @both
 @pytest.mark.parametrize("words", ["", "[[noise]]", "[[split]]"])
-def test_parts_come_in_their_order(server: ChatUI, ask: Ask, words: str) -> None:
+def test_parts_come_in_their_order(server: ChatUI, ask: TurnRequest, words: str) -> None:
     response = ask(f"[[tools]] {words}", tools=[WebSearch(), HuggingFace()])
     assert parts(response) == MIXED
 
@@ -292,7 +294,7 @@ def test_tool_calls_are_shown_by_the_logs(server: ChatUI) -> None:
 
 
 @both
-def test_failed_tool_does_not_fail_the_answer(server: ChatUI, ask: Ask) -> None:
+def test_failed_tool_does_not_fail_the_answer(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("[[tool_error]]", web_search=True)
     assert parts(response) == [
         {"type": "text", "text": "Let me look that up."},
@@ -303,7 +305,7 @@ def test_failed_tool_does_not_fail_the_answer(server: ChatUI, ask: Ask) -> None:
 
 
 @both
-def test_question_of_a_tool_is_shown_with_the_page(server: ChatUI, ask: Ask) -> None:
+def test_question_of_a_tool_is_shown_with_the_page(server: ChatUI, ask: TurnRequest) -> None:
     with pytest.raises(llm.ModelError) as caught:
         ask("[[elicit]]", web_search=True)
     said = str(caught.value)
@@ -319,7 +321,7 @@ def test_question_of_a_tool_on_the_command_line(server: ChatUI) -> None:
 
 
 @both
-def test_router_with_tools_keeps_what_is_known(server: ChatUI, ask: Ask) -> None:
+def test_router_with_tools_keeps_what_is_known(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("[[tools]]", model="hf-omni", web_search=True)
     found = described(response)
     assert response.resolved_model == "moonshotai/Kimi-K2.6"
@@ -381,7 +383,7 @@ def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
 
 @both
 def test_image_reaches_a_model_that_sees(
-    server: ChatUI, ask: Ask, folder: pathlib.Path, web: str
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str
 ) -> None:
     pictures = [
         llm.Attachment(path=str(folder / "picture.png")),
@@ -436,7 +438,7 @@ def test_attachment_from_standard_input(server: ChatUI) -> None:
 
 
 @both
-def test_attachments_need_no_words(server: ChatUI, ask: Ask) -> None:
+def test_attachments_need_no_words(server: ChatUI, ask: TurnRequest) -> None:
     first = ask(attachments=[llm.Attachment(type="text/plain", content=b"Rex is a dog")])
     (request,) = sends(server)
     assert request.data
@@ -463,7 +465,7 @@ def test_attachments_in_chat(server: ChatUI, folder: pathlib.Path) -> None:
 @both
 @pytest.mark.parametrize("source", ["path", "url", "content"])
 def test_too_large_a_file_is_refused_before_anything_is_sent(
-    server: ChatUI, ask: Ask, folder: pathlib.Path, web: str, source: str
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str, source: str
 ) -> None:
     large = {
         "path": llm.Attachment(type="text/plain", path=str(folder / "large.txt")),
@@ -476,14 +478,14 @@ def test_too_large_a_file_is_refused_before_anything_is_sent(
 
 
 @both
-def test_file_of_ten_megabytes_is_taken(server: ChatUI, ask: Ask) -> None:
+def test_file_of_ten_megabytes_is_taken(server: ChatUI, ask: TurnRequest) -> None:
     ask("[[tokens=1]]", attachments=[llm.Attachment(type="text/plain", content=TOO_LARGE[1:])])
     assert uploaded(server)[0][2] == TOO_LARGE[1:]
 
 
 @both
 def test_image_for_a_text_model_is_refused_before_anything_is_sent(
-    server: ChatUI, ask: Ask, folder: pathlib.Path, web: str
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str
 ) -> None:
     for picture in (
         llm.Attachment(path=str(folder / "picture.png")),
@@ -513,7 +515,7 @@ def test_image_for_a_text_model_on_the_command_line(server: ChatUI, folder: path
     ],
 )
 def test_what_cannot_be_taken_is_told_before_anything_is_sent(
-    server: ChatUI, ask: Ask, attachment: llm.Attachment, says: str
+    server: ChatUI, ask: TurnRequest, attachment: llm.Attachment, says: str
 ) -> None:
     with pytest.raises((llm.ModelError, ValueError), match=says):
         ask("hello", model="hf-vision", attachments=[attachment])
@@ -521,7 +523,9 @@ def test_what_cannot_be_taken_is_told_before_anything_is_sent(
 
 
 @both
-def test_attachment_that_is_not_on_the_web_is_told(server: ChatUI, ask: Ask, web: str) -> None:
+def test_attachment_that_is_not_on_the_web_is_told(
+    server: ChatUI, ask: TurnRequest, web: str
+) -> None:
     with pytest.raises(llm.ModelError, match="HTTP 404"):
         ask("hello", attachments=[llm.Attachment(type="text/plain", url=f"{web}/nothing")])
     assert server.log == []
@@ -541,7 +545,7 @@ def test_attachment_that_is_not_on_the_web_is_told(server: ChatUI, ask: Ask, web
     ],
 )
 def test_file_names_are_made_safe(
-    server: ChatUI, ask: Ask, tmp_path: pathlib.Path, name: str, sent: str
+    server: ChatUI, ask: TurnRequest, tmp_path: pathlib.Path, name: str, sent: str
 ) -> None:
     (tmp_path / name).write_text("Rex is a dog")
     ask("hello", attachments=[llm.Attachment(type="text/plain", path=str(tmp_path / name))])
@@ -554,7 +558,7 @@ def test_file_names_are_made_safe(
 
 
 @both
-def test_file_between_words_and_tools(server: ChatUI, ask: Ask) -> None:
+def test_file_between_words_and_tools(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("[[tool]] [[file]]", web_search=True)
     id = kept(response)["conversation_id"]
     (link,) = re.findall(r"\n\[picture\.png\]\((\S+)\)\n", response.text())
@@ -564,7 +568,7 @@ def test_file_between_words_and_tools(server: ChatUI, ask: Ask) -> None:
 
 
 @both
-def test_two_requests_more_at_most_with_tools(server: ChatUI, ask: Ask) -> None:
+def test_two_requests_more_at_most_with_tools(server: ChatUI, ask: TurnRequest) -> None:
     ask("[[tool]]", web_search=True)
     assert calls(server)[:3] == [
         ("GET", "/api/mcp/servers"),

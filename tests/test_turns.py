@@ -9,7 +9,7 @@ import llm
 import pytest
 from chat_ui import PICTURE, ChatUI
 from helpers import (
-    Ask,
+    TurnRequest,
     ask_sync,
     both,
     calls,
@@ -27,7 +27,9 @@ from helpers import (
 
 
 @both
-def test_first_turn_makes_two_requests_before_its_first_token(server: ChatUI, ask: Ask) -> None:
+def test_first_turn_makes_two_requests_before_its_first_token(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     ask("[[wait=0.3]] hello")
     id = only_conversation(server).id
     assert calls(server) == [
@@ -40,14 +42,16 @@ def test_first_turn_makes_two_requests_before_its_first_token(server: ChatUI, as
 
 
 @both
-def test_first_turn_waits_for_nothing_but_the_model(server: ChatUI, ask: Ask) -> None:
+def test_first_turn_waits_for_nothing_but_the_model(server: ChatUI, ask: TurnRequest) -> None:
     ask("hello")
     assert server.log[0].path == "/conversation"
     assert server.log[1].data is not None
 
 
 @both
-def test_message_is_sent_after_the_root_and_selects_no_tools(server: ChatUI, ask: Ask) -> None:
+def test_message_is_sent_after_the_root_and_selects_no_tools(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     ask("hello", system="Be brief")
     root, question, _ = server.messages(only_conversation(server).id)
     (request,) = sends(server)
@@ -78,7 +82,9 @@ def test_message_says_the_time_zone(
 
 
 @both
-def test_requests_say_where_they_come_from_and_what_they_take(server: ChatUI, ask: Ask) -> None:
+def test_requests_say_where_they_come_from_and_what_they_take(
+    server: ChatUI, ask: TurnRequest
+) -> None:
     ask("hello")
     for request in server.log:
         assert request.headers["accept"] == "*/*"
@@ -87,7 +93,7 @@ def test_requests_say_where_they_come_from_and_what_they_take(server: ChatUI, as
 
 
 @both
-def test_cookies_go_with_every_call_but_the_catalogue(server: ChatUI, ask: Ask) -> None:
+def test_cookies_go_with_every_call_but_the_catalogue(server: ChatUI, ask: TurnRequest) -> None:
     ask("hello", key="hf-chat=session; token=login")
     for request in server.log:
         public = request.path == "/api/v2/models"
@@ -95,7 +101,7 @@ def test_cookies_go_with_every_call_but_the_catalogue(server: ChatUI, ask: Ask) 
 
 
 @both
-def test_system_prompt_reaches_the_model(server: ChatUI, ask: Ask) -> None:
+def test_system_prompt_reaches_the_model(server: ChatUI, ask: TurnRequest) -> None:
     text = ask("[[history]]", system="Be brief").text()
     assert '"role": "system", "content": "Be brief' in text
 
@@ -104,7 +110,7 @@ def test_system_prompt_reaches_the_model(server: ChatUI, ask: Ask) -> None:
 
 
 @both
-def test_answer_is_described(server: ChatUI, ask: Ask) -> None:
+def test_answer_is_described(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("hello")
     conversation = only_conversation(server)
     (answer,) = server.messages(conversation.id, "assistant")
@@ -130,7 +136,9 @@ def test_answer_is_described(server: ChatUI, ask: Ask) -> None:
 
 @both
 @pytest.mark.parametrize("words", ["[[reason]]", "[[tools]]", "[[file]]", "[[unstreamed]]"])
-def test_last_part_keeps_what_the_next_turn_needs(server: ChatUI, ask: Ask, words: str) -> None:
+def test_last_part_keeps_what_the_next_turn_needs(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
     response = ask(f"hello {words}", web_search=True)
     assert (
         kept(response)["message_id"] == server.messages(kept(response)["conversation_id"])[2]["id"]
@@ -145,7 +153,7 @@ def test_last_part_keeps_what_the_next_turn_needs(server: ChatUI, ask: Ask, word
 
 
 @both
-def test_answer_is_streamed_as_it_comes(server: ChatUI, ask: Ask) -> None:
+def test_answer_is_streamed_as_it_comes(server: ChatUI, ask: TurnRequest) -> None:
     prompt = "[[tokens=4]] [[delay=0.2]]"
 
     def first_sync() -> tuple[str, list[str]]:
@@ -164,7 +172,7 @@ def test_answer_is_streamed_as_it_comes(server: ChatUI, ask: Ask) -> None:
 
 
 @both
-def test_nothing_waits_for_the_title(server: ChatUI, ask: Ask) -> None:
+def test_nothing_waits_for_the_title(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("[[title_delay=30]] hello")
     assert response.text() == "You said: [[title_delay=30]] hello"
     assert "title" not in described(response)
@@ -172,7 +180,7 @@ def test_nothing_waits_for_the_title(server: ChatUI, ask: Ask) -> None:
 
 
 @both
-def test_title_that_comes_first_is_kept(server: ChatUI, ask: Ask) -> None:
+def test_title_that_comes_first_is_kept(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("[[title=A poem]] [[title_first]]")
     assert described(response)["title"] == "A poem"
 
@@ -194,7 +202,7 @@ THOUGHTS = "Let me think about\n\nthis carefully."
     ],
 )
 def test_reasoning_is_a_part_of_its_own(
-    server: ChatUI, ask: Ask, words: str, thought: str, said: str
+    server: ChatUI, ask: TurnRequest, words: str, thought: str, said: str
 ) -> None:
     response = ask(words)
     assert [part["type"] for part in parts(response)] == ["reasoning", "text"]
@@ -218,7 +226,7 @@ def test_reasoning_can_be_hidden(server: ChatUI) -> None:
 
 
 @both
-def test_words_that_only_look_like_tags_stay(server: ChatUI, ask: Ask) -> None:
+def test_words_that_only_look_like_tags_stay(server: ChatUI, ask: TurnRequest) -> None:
     prompt = "a <think> b </think> c <thin"
     assert ask(prompt).text() == f"You said: {prompt}"
 
@@ -242,7 +250,7 @@ UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 li
     ],
 )
 def test_answer_is_what_the_model_said(
-    server: ChatUI, ask: Ask, words: str, steering: str, said: str
+    server: ChatUI, ask: TurnRequest, words: str, steering: str, said: str
 ) -> None:
     response = ask(f"{steering} {words}")
     assert response.text() == said
@@ -300,7 +308,7 @@ def test_key_is_taken_from_where_people_put_it(
 
 
 @both
-def test_router_says_who_answered(server: ChatUI, ask: Ask) -> None:
+def test_router_says_who_answered(server: ChatUI, ask: TurnRequest) -> None:
     response = ask("hello", model="hf-omni")
     found = described(response)
     assert response.resolved_model == "zai-org/GLM-4.6"
@@ -316,7 +324,7 @@ def test_resolved_model_is_logged(server: ChatUI) -> None:
 
 
 @both
-def test_file_in_an_answer_is_a_link_where_it_came(server: ChatUI, ask: Ask) -> None:
+def test_file_in_an_answer_is_a_link_where_it_came(server: ChatUI, ask: TurnRequest) -> None:
     text = ask("[[file]] look here").text()
     (link,) = re.findall(r"\n\[picture\.png\]\((\S+)\)\n", text)
     assert link.startswith(f"{server.url}/conversation/{only_conversation(server).id}/output/")

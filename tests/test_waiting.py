@@ -25,7 +25,7 @@ from chat_ui import TOO_LONG, TOO_MANY, ChatUI, Fault
 from helpers import (
     AT_ONCE,
     NEVER,
-    Ask,
+    TurnRequest,
     ask_async,
     ask_sync,
     both,
@@ -43,36 +43,35 @@ from hypothesis import strategies as st
 
 import llm_huggingchat
 from llm_huggingchat import (
-    MINUTE,
-    PAUSES,
     RUNS,
     WAIT_VARIABLE,
-    Alive,
+    ConnectionLost,
     Done,
     Fail,
     Finished,
-    Gate,
-    Lost,
-    Refused,
-    Reply,
+    HttpError,
+    HttpResponse,
+    KeepAlive,
+    RateLimiter,
     Run,
     Send,
     Text,
     Wait,
-    allowed_wait,
     claim_run,
     keep_run,
+    limits,
+    max_wait,
 )
 
 BUSY = "You are sending too many messages. Try again later."
 
 
-def refused(message: str = BUSY) -> Refused:
+def refused(message: str = BUSY) -> HttpError:
     body = f'{{"message": "{message}"}}'.encode()
-    return Refused(Reply(429, "application/json", body))
+    return HttpError(HttpResponse(429, "application/json", body))
 
 
-def waiting_run(gate: Gate, name: str = "g", wait: float = 600.0) -> Run:
+def waiting_run(gate: RateLimiter, name: str = "g", wait: float = 600.0) -> Run:
     return Run(name, 0.0, gate=gate, wait=wait)
 
 
@@ -86,48 +85,48 @@ def why(run: Run, now: float) -> Exception:
 
 
 def test_refused_message_is_sent_again_after_a_minute() -> None:
-    run = waiting_run(Gate())
+    run = waiting_run(RateLimiter())
     assert run.next(0.0) == Send()
     assert not run.is_held
     run.refused(refused(), 1.0)
-    assert run.next(1.0) == Wait(MINUTE)
+    assert run.next(1.0) == Wait(limits.rate_window)
     assert run.is_held
     assert run.is_settled
-    assert run.next(1.0 + MINUTE) == Send()
+    assert run.next(1.0 + limits.rate_window) == Send()
     assert not run.is_held
     assert run.took(Text("hi"), 70.0) == [Text("hi")]
 
 
 def test_without_an_allowed_wait_it_is_an_error_at_once() -> None:
-    run = Run("g", 0.0, gate=Gate())
+    run = Run("g", 0.0, gate=RateLimiter())
     run.next(0.0)
     run.refused(refused(), 0.0)
     error = why(run, 0.0)
-    assert isinstance(error, Refused)
+    assert isinstance(error, HttpError)
     assert error.waited is None
 
 
 @pytest.mark.parametrize("message", [TOO_LONG.format(4), TOO_MANY])
 def test_what_a_pause_does_not_change_is_an_error_at_once(message: str) -> None:
-    run = waiting_run(Gate())
+    run = waiting_run(RateLimiter())
     run.next(0.0)
     run.refused(refused(message), 0.0)
-    assert isinstance(why(run, 0.0), Refused)
+    assert isinstance(why(run, 0.0), HttpError)
     assert run.is_settled
 
 
 def test_firewall_is_not_waited_for() -> None:
-    run = waiting_run(Gate())
+    run = waiting_run(RateLimiter())
     run.next(0.0)
     headers = (("x-amzn-waf-action", "challenge"),)
-    run.refused(Refused(Reply(429, "text/html", b"", headers=headers)), 0.0)
-    assert isinstance(why(run, 0.0), Refused)
+    run.refused(HttpError(HttpResponse(429, "text/html", b"", headers=headers)), 0.0)
+    assert isinstance(why(run, 0.0), HttpError)
 
 
 @pytest.mark.parametrize(("wait", "tries"), [(59, 1), (60, 2), (119, 2), (120, 3), (121, 3)])
 def test_wait_has_an_end(wait: float, tries: int) -> None:
     """The error comes when it is known that no further try is in time."""
-    run, now, sent = waiting_run(Gate(), wait=wait), 0.0, 0
+    run, now, sent = waiting_run(RateLimiter(), wait=wait), 0.0, 0
     while not isinstance(step := run.next(now), Fail):
         if isinstance(step, Wait):
             now += step.seconds
@@ -135,8 +134,8 @@ def test_wait_has_an_end(wait: float, tries: int) -> None:
             sent += 1
             run.refused(refused(), now)
     assert sent == tries
-    assert isinstance(step.why, Refused)
-    assert step.why.waited == now == MINUTE * (tries - 1)
+    assert isinstance(step.why, HttpError)
+    assert step.why.waited == now == limits.rate_window * (tries - 1)
     assert step.why.reply.message == BUSY
     assert run.is_settled
 
@@ -144,9 +143,9 @@ def test_wait_has_an_end(wait: float, tries: int) -> None:
 # --- several runs at one gate -----------------------------------------------------------
 
 
-def closed(now: float = 0.0) -> Gate:
+def closed(now: float = 0.0) -> RateLimiter:
     """A gate that a refusal has just closed."""
-    gate = Gate()
+    gate = RateLimiter()
     gate.refused("another", refused(), now)
     return gate
 
@@ -155,21 +154,21 @@ def test_who_comes_meanwhile_waits_too() -> None:
     gate = closed()
     run = waiting_run(gate)
     assert run.next(20.0) == Wait(40.0)
-    assert isinstance(why(waiting_run(gate, wait=39.0), 20.0), Refused)
+    assert isinstance(why(waiting_run(gate, wait=39.0), 20.0), HttpError)
 
 
 def test_one_goes_first_and_the_others_follow_once_it_was_taken() -> None:
     gate = closed()
     first, second, third = (waiting_run(gate, name) for name in "abc")
-    assert [run.next(0.0) for run in (first, second, third)] == [Wait(MINUTE)] * 3
+    assert [run.next(0.0) for run in (first, second, third)] == [Wait(limits.rate_window)] * 3
     assert first.next(60.0) == Send()
-    assert second.next(60.0) == Wait(PAUSES[0])
-    first.took(Alive(), 61.0)
+    assert second.next(60.0) == Wait(limits.backoff[0])
+    first.took(KeepAlive(), 61.0)
     assert third.next(61.0) == Send()
-    assert second.next(61.0) == Wait(PAUSES[0])
+    assert second.next(61.0) == Wait(limits.backoff[0])
     third.refused(refused(), 62.0)
-    assert second.next(62.0) == Wait(MINUTE)
-    assert third.next(62.0) == Wait(MINUTE)
+    assert second.next(62.0) == Wait(limits.rate_window)
+    assert third.next(62.0) == Wait(limits.rate_window)
 
 
 @pytest.mark.parametrize("what", ["lost", "stalled", "ended", "failed", "session", "left"])
@@ -178,13 +177,13 @@ def test_try_that_comes_to_something_else_holds_nobody_up(what: str) -> None:
     first, second = waiting_run(gate, "a"), waiting_run(gate, "b")
     assert first.next(60.0) == Send()
     if what == "lost":
-        first.lost(Lost("nobody is listening there", sent=False), 60.0)
+        first.lost(ConnectionLost("nobody is listening there", sent=False), 60.0)
     elif what == "stalled":
-        first.lost(Lost("silent", sent=True, silent=True), 60.0)
+        first.lost(ConnectionLost("silent", sent=True, silent=True), 60.0)
     elif what == "ended":
         first.ended(60.0)
     elif what == "failed":
-        first.refused(Refused(Reply(502, "", b"")), 60.0)
+        first.refused(HttpError(HttpResponse(502, "", b"")), 60.0)
     elif what == "session":
         first.not_taken()
     if what == "left":
@@ -201,19 +200,21 @@ def test_try_that_nobody_hears_of_again_holds_nobody_up_for_ever() -> None:
     gate = closed()
     assert waiting_run(gate, "killed").next(60.0) == Send()
     run = waiting_run(gate)
-    assert run.next(61.0) == Wait(PAUSES[0])
-    assert run.next(60.0 + MINUTE) == Send()
+    assert run.next(61.0) == Wait(limits.backoff[0])
+    assert run.next(60.0 + limits.rate_window) == Send()
 
 
 def test_all_send_at_once_when_nobody_was_held_for_a_minute() -> None:
     gate = closed()
-    assert waiting_run(gate, "a").next(MINUTE * 2) == Send()
-    assert waiting_run(gate, "b").next(MINUTE * 2) == Send()
+    assert waiting_run(gate, "a").next(limits.rate_window * 2) == Send()
+    assert waiting_run(gate, "b").next(limits.rate_window * 2) == Send()
     gate = closed()
-    assert waiting_run(gate, "a").next(MINUTE) == Send()
-    assert isinstance(waiting_run(gate, "b").next(MINUTE * 1.9), Wait)
-    assert waiting_run(gate, "c").next(MINUTE * 2.1) == Send()  # what "a" came to is not known
-    assert isinstance(waiting_run(gate, "b").next(MINUTE * 2.2), Wait)
+    assert waiting_run(gate, "a").next(limits.rate_window) == Send()
+    assert isinstance(waiting_run(gate, "b").next(limits.rate_window * 1.9), Wait)
+    assert (
+        waiting_run(gate, "c").next(limits.rate_window * 2.1) == Send()
+    )  # what "a" came to is not known
+    assert isinstance(waiting_run(gate, "b").next(limits.rate_window * 2.2), Wait)
 
 
 def test_one_note_is_enough_for_a_pause() -> None:
@@ -285,7 +286,7 @@ def let_go(
 def test_all_are_sent_once_and_one_a_minute_is_refused(
     quota: int, number: int, latency: float
 ) -> None:
-    server, gate = Minute(quota), Gate()
+    server, gate = Minute(quota), RateLimiter()
     runs = [waiting_run(gate, str(n), wait=1e6) for n in range(number)]
     assert let_go(server, runs, latency) == {}
     assert Counter(name for _, name in server.taken) == {str(n): 1 for n in range(number)}
@@ -293,19 +294,21 @@ def test_all_are_sent_once_and_one_a_minute_is_refused(
     assert all(b - a >= 60 for a, b in itertools.pairwise(later))
     # It takes as many minutes as the quota wants, and what is lost is a round trip each.
     minutes = (number - 1) // quota
-    overhead = (latency + PAUSES[0]) * (quota + 1)
+    overhead = (latency + limits.backoff[0]) * (quota + 1)
     assert server.taken[-1][0] <= minutes * (60 + overhead) + overhead
 
 
 @given(st.integers(1, 60))
 def test_those_that_wait_too_long_fail_in_time(number: int) -> None:
-    server, gate = Minute(3), Gate()
+    server, gate = Minute(3), RateLimiter()
     runs = [waiting_run(gate, str(n), wait=130.0) for n in range(number)]
     failed = let_go(server, runs)
     assert len(server.taken) == min(number, 9)
     assert len(failed) == number - len(server.taken)
     assert all(at <= 130.0 for at in server.tries)
-    assert all(isinstance(error, Refused) and error.waited is not None for error in failed.values())
+    assert all(
+        isinstance(error, HttpError) and error.waited is not None for error in failed.values()
+    )
 
 
 @pytest.mark.parametrize(("number", "quota"), [(4, 1), (10, 3), (30, 3)])
@@ -313,7 +316,7 @@ def test_processes_that_know_nothing_of_each_other_get_through(number: int, quot
     """Each has a gate of its own: at the same pace, they would refuse each other for ever."""
     random.seed(1)
     server = Minute(quota)
-    runs = [waiting_run(Gate(), str(n), wait=1e5) for n in range(number)]
+    runs = [waiting_run(RateLimiter(), str(n), wait=1e5) for n in range(number)]
     assert let_go(server, runs, 0.1, within=3.0) == {}
     assert len(server.taken) == number
     assert server.taken[-1][0] < 3600 * 1.5
@@ -328,7 +331,7 @@ def test_processes_that_know_nothing_of_each_other_get_through(number: int, quot
 def test_variable(monkeypatch: pytest.MonkeyPatch, text: str | None, seconds: float) -> None:
     if text is not None:
         monkeypatch.setenv(WAIT_VARIABLE, text)
-    assert allowed_wait() == seconds
+    assert max_wait() == seconds
 
 
 @pytest.mark.parametrize("text", ["-1", "ten", "10 minutes", "inf", "nan", "-inf", "1e999", "\x1b"])
@@ -357,7 +360,7 @@ def refuse(server: ChatUI, *tries: bool) -> None:
 @pytest.fixture
 def busy(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
     """A server that is waited for; a minute is half a second."""
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 0.5)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 0.5)
     monkeypatch.setenv(WAIT_VARIABLE, "600")
     return server
 
@@ -371,7 +374,7 @@ def each_sent_once(server: ChatUI, number: int) -> None:
 async def test_ten_prompts_at_once_are_all_answered(
     busy: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 2.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 2.0)
     busy.messages_per_minute, busy.minute = 3, 2.0
     model = llm.get_async_model("hf-llama")
     prompts = [model.prompt(f"number {n}") for n in range(10)]
@@ -383,7 +386,7 @@ async def test_ten_prompts_at_once_are_all_answered(
 def test_ten_threads_at_once_are_all_answered(
     busy: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 2.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 2.0)
     busy.messages_per_minute, busy.minute = 3, 2.0
     model = llm.get_model("hf-llama")
     with concurrent.futures.ThreadPoolExecutor(10) as threads:
@@ -394,7 +397,7 @@ def test_ten_threads_at_once_are_all_answered(
 
 def test_threads_and_loops_share_the_pause(busy: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one of them was told, the others need not ask."""
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 60.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 60.0)
     monkeypatch.setenv(WAIT_VARIABLE, "30")
     refuse(busy, True)
     for number, ask in enumerate((ask_sync, ask_async, ask_async, ask_sync)):
@@ -406,7 +409,7 @@ def test_threads_and_loops_share_the_pause(busy: ChatUI, monkeypatch: pytest.Mon
 def test_another_server_has_a_pause_of_its_own(
     busy: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 60.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 60.0)
     monkeypatch.setenv(WAIT_VARIABLE, "30")
     refuse(busy, True)
     with pytest.raises(llm.ModelError, match="wants a pause"):
@@ -446,7 +449,7 @@ async def test_many_prompts_tell_of_a_pause_once(
 
 @both
 def test_wait_that_was_too_short_says_so(
-    busy: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+    busy: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
     monkeypatch.setenv(WAIT_VARIABLE, "0.9")
     first = ask("one")
@@ -464,10 +467,10 @@ def test_wait_that_was_too_short_says_so(
 
 @both
 def test_connections_are_not_unused_while_a_message_waits(
-    busy: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    busy: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "LINGER", 0.05)
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 2.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "keep_alive", 0.05)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 2.0)
     refuse(busy, True)
     assert ask("number 0").text() == "You said: number 0"
     each_sent_once(busy, 1)
@@ -480,7 +483,7 @@ def noted(user_path: pathlib.Path) -> list[str]:
 
 @both
 def test_without_the_variable_nothing_waits(
-    server: ChatUI, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.messages_per_minute = 1
     first = ask("one")
@@ -491,7 +494,7 @@ def test_without_the_variable_nothing_waits(
 
 
 @both
-def test_limits_of_another_kind_are_told_at_once(busy: ChatUI, ask: Ask) -> None:
+def test_limits_of_another_kind_are_told_at_once(busy: ChatUI, ask: TurnRequest) -> None:
     busy.max_messages = 2
     first = ask("one")
     with pytest.raises(llm.ModelError, match=r"has a limit .*Start a new one"):
@@ -505,7 +508,7 @@ def test_limits_of_another_kind_are_told_at_once(busy: ChatUI, ask: Ask) -> None
 
 
 @both
-def test_models_own_429_stays_an_error(busy: ChatUI, ask: Ask) -> None:
+def test_models_own_429_stays_an_error(busy: ChatUI, ask: TurnRequest) -> None:
     with pytest.raises(llm.ModelError, match="failed \\(HTTP 429\\)"):
         ask("hello [[err=429]]")
     assert len(sends(busy)) == 1
@@ -561,7 +564,7 @@ async def test_task_that_is_cancelled_while_it_tries_lets_the_next_prompt_go(
     busy.faults["POST", "/conversation/*"] = [NO, Fault(stall=True)]
     trying = asyncio.create_task(model.prompt("one").text())
     await until(lambda: "wants a pause" in caplog.text)
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", NEVER)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", NEVER)
     await until(lambda: len(sends(busy)) == 2)
     trying.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -581,7 +584,7 @@ async def test_turn_waits_for_one_that_is_held_elsewhere(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that is: the two must not send at the same moment."""
-    monkeypatch.setattr(llm_huggingchat, "CALL_LIMIT", 0.6)
+    monkeypatch.setattr(llm_huggingchat.limits, "call_timeout", 0.6)
     first = llm.get_async_model("hf-llama").prompt("one")
     url = described(await first.to_sync_response())["url"]
     claim_run(url, "held")
@@ -599,7 +602,7 @@ async def test_turn_waits_for_one_that_is_held_elsewhere(
 async def test_held_turn_tells_other_processes_of_it(
     busy: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(llm_huggingchat, "MINUTE", 60.0)
+    monkeypatch.setattr(llm_huggingchat.limits, "rate_window", 60.0)
     first = llm.get_async_model("hf-llama").prompt("one")
     await first
     refuse(busy, True)
