@@ -283,12 +283,24 @@ def _table(rows: str) -> dict[str, str]:
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
 
 
+class HuggingChatError(click.ClickException, llm.ModelError):
+    """What went wrong and what to do next, in one or two lines.
+
+    A `llm.ModelError` for callers of llm's API; a `click.ClickException` because that is what
+    `llm chat` prints as one line instead of a traceback.
+    """
+
+
+class LoginRequired(HuggingChatError, llm.NeedsKeyException):
+    """The server requires a login, and there is no key for it."""
+
+
 def protocol_error(host: str, what: str) -> llm.ModelError:
     """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
-    return llm.ModelError(f"{host} gave an answer that makes no sense: {what}.")
+    return HuggingChatError(f"{host} gave an answer that makes no sense: {what}.")
 
 
-class TooLarge(llm.ModelError):
+class TooLarge(HuggingChatError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
@@ -442,7 +454,7 @@ def parse_server(text: str) -> Server:
 
     def bad(why: str) -> llm.ModelError:
         shown = plain(text.rpartition("@")[2], 100)
-        return llm.ModelError(
+        return HuggingChatError(
             f"{shown!r} cannot be the chat server's address: {why}. "
             f"Set {SERVER_VARIABLE} to one like {SERVICE}"
         )
@@ -486,7 +498,7 @@ def max_wait() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{WAIT_VARIABLE} is {plain(text, 60)!r}; it takes a number of seconds, such as 600."
         )
     return seconds
@@ -504,7 +516,7 @@ def impersonated_browser() -> str | None:
 
     known = sorted({*get_args(BrowserTypeLiteral), *REAL_TARGET_MAP})
     if name not in known:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{BROWSER_VARIABLE} is {plain(name, 60)!r}, which is no browser that curl_cffi can "
             f"look like. These are: {', '.join(known)}"
         )
@@ -653,13 +665,13 @@ def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
         if name not in COOKIE_NAMES or not cookie:
             continue
         if not _COOKIE_VALUE.fullmatch(cookie):
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"The value of the cookie {name!r} has characters that no cookie has. "
                 "Copy it again from the browser."
             )
         found.setdefault(name, cookie)
     if "hf-chat" not in found and "token" not in found:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"The key for {plain(host, 80)} holds neither 'hf-chat' nor 'token': "
             "the cookie 'token' is missing. Run: llm huggingchat login"
         )
@@ -1187,9 +1199,9 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
         kind.check_schema(schema)
     except SchemaError as error:
         why = f"{error.json_path}: {plain(error.message, 200)}"
-        raise llm.ModelError(f"That is not a JSON schema. {why}") from None
+        raise HuggingChatError(f"That is not a JSON schema. {why}") from None
     except Exception as error:  # jsonschema trips over what makes no sense at all
-        raise llm.ModelError(f"That is not a JSON schema. {plain(error, 200)}") from None
+        raise HuggingChatError(f"That is not a JSON schema. {plain(error, 200)}") from None
     # An empty registry: a reference is never fetched from somewhere.
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
@@ -1394,7 +1406,7 @@ def make_plan(
         text = text or "Go on from there."
     attachments = [*attached, *attachments]
     if not text and not attachments and not responses:
-        raise llm.ModelError("There is nothing to send. Give a prompt or an attachment.")
+        raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
     heard = {**transcripts(messages), **heard}
     voices = [spoken(attachment, heard) for attachment in attachments]
     attachments = [each for each, said in zip(attachments, voices, strict=True) if not said]
@@ -1466,12 +1478,12 @@ def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
 
 def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
     if any(message.role == "user" for message in after):
-        raise llm.ModelError(
+        raise HuggingChatError(
             "-o retry true asks again for the last answer, so it takes no words of its own. "
             "Run: llm -c '' -o retry true"
         )
     if parent is None or after:
-        raise llm.ModelError(
+        raise HuggingChatError(
             "There is nothing to retry: the last answer did not come from this server."
         )
     return Plan(parent, None, "", told=parent.told)
@@ -4183,7 +4195,7 @@ class HttpResponse:
                 "The server answered with JSON that takes more memory than any real answer."
             ) from None
         except ValueError:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"The server answered with something that is not JSON. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
@@ -4845,7 +4857,7 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
             write_whole(path, json.dumps(keys, indent=2) + "\n")
             return value
     except (OSError, ValueError) as error:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be updated: {_why(error)}"
         ) from None
 
@@ -4857,7 +4869,7 @@ def stored_key(name: str) -> str | None:
         if not isinstance(keys, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be read: {_why(error)}"
         ) from None
     return _string(keys.get(name)) or None
@@ -4965,7 +4977,7 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
             servers[server_url] = entry
             write_whole(path, json.dumps({"servers": servers}, indent=1) + "\n", mode=0o644)
     except OSError as error:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {_why(error)}"
         ) from None
 
@@ -5166,9 +5178,9 @@ class Upload:
                     left -= len(piece)
                     yield piece
         except OSError as error:
-            raise llm.ModelError(f"{self.name} cannot be read: {_why(error)}") from None
+            raise HuggingChatError(f"{self.name} cannot be read: {_why(error)}") from None
         if left:
-            raise llm.ModelError(f"{self.name} has become shorter while it was sent.")
+            raise HuggingChatError(f"{self.name} has become shorter while it was sent.")
 
 
 @frozen
@@ -5899,7 +5911,7 @@ class Client:
         try:
             return read_catalogue(await self.get(access.public, "/api/v2/models"))
         except ValueError:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"{access.server.url} gave a catalogue without models. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
@@ -5985,12 +5997,12 @@ def model_error(
     if isinstance(error, ConnectionLost):
         told = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
         verb = "No connection to" if not error.sent else "No answer from"
-        return llm.ModelError(f"{verb} {server.host}: {error}.{told}{where}")
+        return HuggingChatError(f"{verb} {server.host}: {error}.{told}{where}")
     if isinstance(error, IncompleteAnswer):
-        return llm.ModelError(f"{error}{where}")
+        return HuggingChatError(f"{error}{where}")
     if isinstance(error, NotFound):
         what = "answer to go on from" if error.answer else "conversation"
-        return llm.ModelError(f"There is no such {what} on {server.host} for this account.")
+        return HuggingChatError(f"There is no such {what} on {server.host} for this account.")
     status, said = error.reply.status, error.reply.message
     quoted = f": {said}" if said else ""
     if error.reply.is_firewall:
@@ -6002,38 +6014,38 @@ def model_error(
         with contextlib.suppress(ValueError):
             target = urlsplit(urljoin(server.url, error.reply.header("location")))
             address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
-        return llm.ModelError(
+        return HuggingChatError(
             f"{server.host} redirects to {plain(address, 200)} (HTTP {status}), which is not "
             f"followed: cookies go to the configured host alone. Is {SERVER_VARIABLE} right? "
             "If that page wants a login, run: llm huggingchat login"
         )
     if status == 400 and "too long" in said.lower():
-        return llm.ModelError("The server refused the message: it is too long. Shorten it.")
+        return HuggingChatError("The server refused the message: it is too long. Shorten it.")
     if status == 400:
         about = f"{model!r}" if model else "the request"
-        return llm.ModelError(
+        return HuggingChatError(
             f"{server.host} refused {about} (HTTP 400{quoted}). "
             "If it does not know the model, run: llm huggingchat refresh"
         )
     if status == 403:
-        return llm.ModelError(f"{server.host} refused access (HTTP 403{quoted}).{where}")
+        return HuggingChatError(f"{server.host} refused access (HTTP 403{quoted}).{where}")
     if status == 404:
-        return llm.ModelError(
+        return HuggingChatError(
             f"{server.url} knows no such page (HTTP 404{quoted}). "
             f"Is {SERVER_VARIABLE} the address of a chat-ui server?{where}"
         )
     if status == 410:
-        return llm.ModelError(
+        return HuggingChatError(
             f"The model {model or 'of this conversation'} is not available anymore. "
             "Run: llm huggingchat refresh"
         )
     if status == 413:
-        return llm.ModelError(
+        return HuggingChatError(
             f"The server refused the attachments: too large (HTTP 413{quoted}). "
             "A file may have 10 MB, and all files of a message some 11 MB together."
         )
     if status == 429 and not error.reply.wants_pause:
-        return llm.ModelError(f"{server.host} has a limit (HTTP 429{quoted}).{where}")
+        return HuggingChatError(f"{server.host} has a limit (HTTP 429{quoted}).{where}")
     if status == 429:
         later = "Try again later."
         if model:
@@ -6043,30 +6055,30 @@ def model_error(
                 f"The message waited for {error.waited:.0f} seconds, and the next try is later "
                 f"than {WAIT_VARIABLE} allows."
             )
-        return llm.ModelError(f"{server.host} wants a pause (HTTP 429{quoted}). {later}")
+        return HuggingChatError(f"{server.host} wants a pause (HTTP 429{quoted}). {later}")
     if status == 200:
-        return llm.ModelError(
+        return HuggingChatError(
             f"{server.host} answered with a web page, not with a chat. Is there a proxy or a "
             f"login page in between, or is {SERVER_VARIABLE} wrong?"
         )
     if status >= 500:
-        return llm.ModelError(
+        return HuggingChatError(
             f"{server.host} has a problem of its own (HTTP {status}{quoted}). "
             f"Try again later.{where}"
         )
-    return llm.ModelError(f"{server.host} answered HTTP {status}{quoted}.{where}")
+    return HuggingChatError(f"{server.host} answered HTTP {status}{quoted}.{where}")
 
 
 def failed(model: str, failure: Failed) -> llm.ModelError:
     """The model did not answer: what it, or its provider, says."""
     if "no output was generated" in failure.message.lower():
-        return llm.ModelError(
+        return HuggingChatError(
             f"The model {model} gave an empty answer. Try again, or another model."
         )
     status = f" (HTTP {failure.status})" if failure.status else ""
     later = " Try again later." if failure.status in (429, 500, 502, 503, 504) else ""
     said = failure.message or "it did not say why"
-    return llm.ModelError(f"The model {model} failed{status}: {said}.{later}")
+    return HuggingChatError(f"The model {model} failed{status}: {said}.{later}")
 
 
 def firewall_error(server: Server, status: int) -> llm.ModelError:
@@ -6074,7 +6086,7 @@ def firewall_error(server: Server, status: int) -> llm.ModelError:
     browser = impersonated_browser() or ""
     other = f"another browser than {browser}" if browser else "a browser"
     example = "firefox" if browser.startswith("chrome") else "chrome"
-    return llm.ModelError(
+    return HuggingChatError(
         f"A firewall before {server.host} refused this client (HTTP {status}): it asks for a "
         f"browser. Name {other} in {BROWSER_VARIABLE}, such as {example};\nor open {server.url} in "
         "your browser, and give its cookie 'aws-waf-token' with the others: llm huggingchat login"
@@ -6085,13 +6097,13 @@ def login_error(server: Server, cookies: Cookies | None) -> llm.ModelError:
     """Why the server does not take the cookies, and how to give it better ones."""
     again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
     if cookies is None or cookies.made_up:
-        return llm.NeedsKeyException(f"{server.host} wants a login, and there is no key. {again}")
+        return LoginRequired(f"{server.host} wants a login, and there is no key. {again}")
     if cookies.token is None:
-        return llm.ModelError(
+        return HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing beside 'hf-chat'. "
             f"{again}"
         )
-    return llm.ModelError(
+    return HuggingChatError(
         f"Not logged in on {server.host}: the cookie 'token' is expired or wrong, or a person has "
         f"to agree first. Open {server.url}/login in your browser.\n{again}"
     )
@@ -6181,7 +6193,7 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
         except ValueError:
             parts, host = urlsplit(""), ""
         if "@" in parts.netloc:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 "MCP's URL holds a user name or a password. Put them into a header, "
                 'like {"Authorization": "Basic $NAME"}.'
             )
@@ -6190,14 +6202,14 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
         if not (public or local):
             # The rest of the address may be a secret, or all of it.
             given = f", not {plain(f'{parts.scheme}://{host}', 100)!r}" if host else ""
-            raise llm.ModelError(
+            raise HuggingChatError(
                 "MCP wants the https address of a public server, "
                 f"like https://example.org/mcp{given}."
             )
         if self.headers is not None and not isinstance(self.headers, dict):
-            raise llm.ModelError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
         if self.label is not None and not isinstance(self.label, str):
-            raise llm.ModelError("MCP's name is text.")
+            raise HuggingChatError("MCP's name is text.")
         headers = [
             {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
             for name, value in (self.headers or {}).items()
@@ -6206,19 +6218,19 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
 
     def _filled(self, what: str, value: str) -> str:
         if HIDDEN in value:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"The value of MCP's {what} is not kept in the logs. "
                 "Give -T again, or write it as $NAME of an environment variable or llm key."
             )
 
         def value_of(match: re.Match[str]) -> str:
             if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-                raise llm.ModelError(
+                raise HuggingChatError(
                     f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
                 )
             found = os.environ.get(match[1]) or stored_key(match[1])
             if found is None:
-                raise llm.ModelError(
+                raise HuggingChatError(
                     f"MCP's {what} names ${match[1]}, which is neither an environment variable "
                     "nor a key of llm."
                 )
@@ -6299,7 +6311,7 @@ def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
                 if re.search(sign, server[field_index], re.IGNORECASE):
                     return server[0]
     there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
-    raise llm.ModelError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
+    raise HuggingChatError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
 
 
 # --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
@@ -6413,7 +6425,7 @@ class Questions:
         screen = self._ask.screen
         if screen is None or not screen.can_ask(asked):
             page = self._ask.access.server.page(conversation_id)
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"A tool asks something. {plain(asked.question)}\nAnswer it at {page}"
             )
         self._count += 1
@@ -6502,12 +6514,14 @@ class Questions:
                 why = reply.message or "it is not open any more"
                 raise self._not_answered(why, conversation_id) from None
             told = model_error(trouble, access, page=access.server.page(conversation_id))
-            raise llm.ModelError(f"The answer was not given. {told}") from None
+            raise HuggingChatError(f"The answer was not given. {told}") from None
         return ""
 
     def _not_answered(self, why: str, conversation_id: str) -> llm.ModelError:
         page = self._ask.access.server.page(conversation_id)
-        return llm.ModelError(f"The question could not be answered: {why.rstrip('.')}. See {page}")
+        return HuggingChatError(
+            f"The question could not be answered: {why.rstrip('.')}. See {page}"
+        )
 
     def _tell_of_trouble(self, putting: asyncio.Task[None]) -> None:
         """The run waits for an answer, and goes on without."""
@@ -6603,7 +6617,7 @@ class Turn:
         except NotFound:
             if self._run.state is not State.STORED and not self._resumed:
                 raise
-            raise llm.ModelError(f"The conversation was deleted: {self._page}") from None
+            raise HuggingChatError(f"The conversation was deleted: {self._page}") from None
         except (asyncio.CancelledError, GeneratorExit, TooLarge):
             wanted = False
             raise
@@ -6712,7 +6726,7 @@ class Turn:
         id = known_id(made.get("conversationId"))
         root = known_id(conversation.get("rootMessageId"))
         if not (id and root):
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"{self._access.server.host} made a conversation but did not name it. "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             )
@@ -7136,7 +7150,7 @@ def _unusable(document: JsonDocument, outcome: TurnResult) -> llm.ModelError:
     when = "was broken off" if outcome.interrupted else "is not what the schema wants, asked twice"
     said = plain(document.said, 1000) or "nothing"
     page = Server(outcome.server).page(outcome.conversation_id or "")
-    return llm.ModelError(f"The answer {when}: {document.problem}. {page}\nIt was: {said}")
+    return HuggingChatError(f"The answer {when}: {document.problem}. {page}\nIt was: {said}")
 
 
 # --- models: llm's classes, thin ------------------------------------------------------
@@ -7209,7 +7223,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
         return AUDIO_LIMIT if type in AUDIO_TYPES or not type else FILE_LIMIT
 
     def too_large(type: str) -> llm.ModelError:
-        return llm.ModelError(
+        return HuggingChatError(
             f"{name} has more than {most(type) >> 20} MB, the most that HuggingChat "
             + ("transcribes." if type in AUDIO_TYPES else "takes.")
         )
@@ -7220,12 +7234,12 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
         try:
             content = _read_some(attachment.path, most(type))
         except OSError as error:
-            raise llm.ModelError(f"{name} cannot be read: {_why(error)}") from None
+            raise HuggingChatError(f"{name} cannot be read: {_why(error)}") from None
     elif not content and attachment.url:
         content, sent_type = await _download(attachment.url, most(type), too_large(type))
         type = type or _telling(sent_type)
     if not content:
-        raise llm.ModelError(f"{name} is empty.")
+        raise HuggingChatError(f"{name} is empty.")
     type = type or guessed_type(attachment, content)
     if len(content) > most(type):
         raise too_large(type)
@@ -7236,7 +7250,7 @@ def recording_of(attachment: llm.Attachment, type: str, content: bytes) -> Uploa
     """A recording to transcribe. Raises llm.ModelError when it is none."""
     if type not in AUDIO_TYPES:
         name = shown_name(attachment)
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{name} is {plain(type, 60)}; "
             "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
         )
@@ -7272,7 +7286,7 @@ async def transcribed(
         finally:
             told.cancel()
         if not text:
-            raise llm.ModelError(f"{access.server.host} heard no words in {recording.name}.")
+            raise HuggingChatError(f"{access.server.host} heard no words in {recording.name}.")
         return text
 
     try:
@@ -7280,7 +7294,7 @@ async def transcribed(
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, access) from None
     if flags.get("transcriptionEnabled") is not True:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{access.server.host} does not transcribe recordings: it has no model for that."
         )
     async with contextlib.aclosing(_ahead(hear, recordings)) as texts:
@@ -7300,20 +7314,20 @@ def unheard(
         status, said = error.reply.status, error.reply.message
         if said.startswith("Transcription failed:"):
             why = said.partition(":")[2].strip() or "its transcription service did not say why"
-            return llm.ModelError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
+            return HuggingChatError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
         if status == 413:
             size = f"{len(recording) / 1_000_000:.1f} MB"
-            return llm.ModelError(
+            return HuggingChatError(
                 f"{name} is too large for {host}, with {size}. Many servers take no more than 15."
             )
         if status == 504:
-            return llm.ModelError(
+            return HuggingChatError(
                 f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
             )
         if status == 401 and flags.get("loginEnabled") is False:
-            return llm.ModelError(f"{host} has no key for the service that transcribes.")
+            return HuggingChatError(f"{host} has no key for the service that transcribes.")
     if isinstance(error, ConnectionLost) and error.silent:
-        return llm.ModelError(f"{name} was not transcribed by {host}: {error}.")
+        return HuggingChatError(f"{name} was not transcribed by {host}: {error}.")
     return model_error(error, access)
 
 
@@ -7364,15 +7378,15 @@ class _HuggingChat:
         name = shown_name(attachment)
         if type.startswith("image/"):
             if not self.info.multimodal:
-                raise llm.ModelError(
+                raise HuggingChatError(
                     f"{self.model_id} takes no images ({name}). These do: {_image_models()}"
                 )
             if type not in IMAGE_TYPES:
-                raise llm.ModelError(f"{name} is {plain(type, 60)}; send png, jpeg, webp or gif.")
+                raise HuggingChatError(f"{name} is {plain(type, 60)}; send png, jpeg, webp or gif.")
         elif type in AUDIO_TYPES:
             pass  # whether the server transcribes is asked for later
         elif type.startswith(("audio/", "video/", "font/")) or type == "application/pdf":
-            raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKES}")
+            raise HuggingChatError(f"{name} is {plain(type, 60)}; {TAKES}")
 
     async def _upload(self, attachment: llm.Attachment) -> Upload:
         """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
@@ -7387,7 +7401,7 @@ class _HuggingChat:
                     raise ValueError
             except ValueError:
                 name = shown_name(attachment)
-                raise llm.ModelError(f"{name} is {plain(type, 60)}; {TAKES}") from None
+                raise HuggingChatError(f"{name} is {plain(type, 60)}; {TAKES}") from None
             type = "text/plain"
         return upload_of(attachment, type, content)
 
@@ -7411,7 +7425,7 @@ class _HuggingChat:
         if options.web_search and not any(isinstance(tool, WebSearch) for tool in tools):
             tools.append(WebSearch())
         if tools and not self.info.tools:
-            raise llm.ModelError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
+            raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
         messages, system = prompt.messages, prompt.system
         wishes = PromptedFeatures(
             tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
@@ -7485,7 +7499,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     near = server.is_service or server.is_loopback
 
     def foreign(what: str) -> llm.ModelError:
-        return llm.ModelError(
+        return HuggingChatError(
             f"{what} is not for {server.host}: cookies of one host never go to another. "
             f"Run: llm keys set {server.key_name}"
         )
@@ -7503,7 +7517,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     if given:
         return given, KEY_VARIABLE
     if server.is_service:
-        raise llm.NeedsKeyException(
+        raise LoginRequired(
             "HuggingChat wants a login, and there is no key. Run: llm huggingchat login "
             f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
         )
@@ -7566,7 +7580,7 @@ async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[byt
 
     shown = plain(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
-        raise llm.ModelError(f"{shown!r} cannot be fetched: it is not a http or https address.")
+        raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
     # curl knows more protocols, some of which put chosen bytes on a raw socket.
     only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
     content = bytearray()
@@ -7589,9 +7603,9 @@ async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[byt
         if len(content) > most:
             raise too_large from None
         why = _lost(error, True)
-        raise llm.ModelError(f"{shown} cannot be fetched: {why}") from None
+        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
-        raise llm.ModelError(f"{shown} cannot be fetched: HTTP {response.status_code}")
+        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
     return bytes(content), _mime(response.headers.get("content-type"))
 
 
@@ -8096,7 +8110,7 @@ def login(browser: str | None) -> None:
                 f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store."
             )
             return
-    raise llm.ModelError(f"{login_error(server, meant[-1])} These cookies are not kept.")
+    raise HuggingChatError(f"{login_error(server, meant[-1])} These cookies are not kept.")
 
 
 def _asked_cookies(server: Server) -> list[Cookies]:
@@ -8140,7 +8154,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     try:
         store = importlib.import_module("browser_cookie3")
     except ImportError:
-        raise llm.ModelError(
+        raise HuggingChatError(
             "Reading a browser's cookies needs browser-cookie3. "
             "Run: llm install 'llm-huggingchat[browser]'"
         ) from None
@@ -8149,7 +8163,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
         with contextlib.redirect_stdout(io.StringIO()):
             jar = list(getattr(store, browser)(domain_name=host, **_place(browser)))
     except Exception as error:  # its own errors are many, and not all of one kind
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"The cookies of {name} cannot be read: {_browser_trouble(error)}"
         ) from None
     found = {
@@ -8158,7 +8172,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
         if cookie.name in COOKIE_NAMES and cookie.value and _domain_covers(cookie.domain, host)
     }
     if not found.keys() & {"hf-chat", "token"}:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{name} has no cookie 'token' of {host}. "
             f"Log in at {server.url} with {name}, and run this again."
         )
@@ -8424,7 +8438,7 @@ async def _account_settings(client: Client, access: Credentials) -> dict[str, An
     await _demand_login(client, access)
     account = _mapping(unwrap(await client.get(access, SETTINGS_PATH)))
     if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
-        raise llm.ModelError(f"{access.server.host} keeps no settings for models.")
+        raise HuggingChatError(f"{access.server.host} keeps no settings for models.")
     return account
 
 
@@ -8437,12 +8451,12 @@ async def _offered_provider(
     if wanted == "auto":
         return None
     if info.router:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{info.id} chooses a model for each message, so no provider can be set for it."
         )
     config = _mapping(unwrap(await client.get(access.public, "/api/v2/public-config")))
     if config.get("PUBLIC_APP_ASSETS") not in (None, "huggingchat"):
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{access.server.host} has no choice of providers: only HuggingChat has one."
         )
     if wanted in POLICIES:
@@ -8452,7 +8466,7 @@ async def _offered_provider(
     names = [_string(entry.get("provider")) for entry in _mappings(listed)]
     if any(names) and wanted not in map(str.lower, names):
         there = ", ".join(plain(name, 80) for name in filter(None, names))
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{info.id} has no provider {plain(provider, 80)!r}. It has: {there}; "
             f"or choose {', '.join(POLICIES)}."
         )
@@ -8507,7 +8521,7 @@ def settings_(
         account = await _account_settings(client, access)
         models = {info.id: info for info in await client.catalogue(access)}
         if id and id not in models:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"{plain(name, 100)!r} names no model of {access.server.host}. "
                 "See: llm huggingchat models"
             )
@@ -8517,7 +8531,7 @@ def settings_(
         if effort:
             reasons = _mapping(account.get("reasoningOverrides")).get(id, models[id].reasoning)
             if effort != "default" and reasons is not True:
-                raise llm.ModelError(
+                raise HuggingChatError(
                     f"{id} does not reason, so it has no reasoning effort. "
                     "See: llm huggingchat models"
                 )
@@ -8528,7 +8542,7 @@ def settings_(
             changes["artifacts"] = artifacts_
         for setting in changes:
             if not isinstance(account.get(OVERRIDES[setting]), dict):
-                raise llm.ModelError(f"{access.server.host} has no such setting: {setting}")
+                raise HuggingChatError(f"{access.server.host} has no such setting: {setting}")
         own = access
         if own.cookies is None:  # without a session of its own, nobody would have them
             cookies = await _beside_loop(anonymous_session, access.server, note)
@@ -8588,7 +8602,7 @@ def parse_conversation_ref(text: str, server: Server) -> ConversationRef | None:
     pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
     match = re.fullmatch(pattern, text)
     if not match:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{plain(text, 200)} is not the address of a conversation on {server.url}. "
             f"For another server, set {SERVER_VARIABLE}."
         )
@@ -8606,13 +8620,13 @@ def find_conversation(text: str, server: Server, *, shared: bool = False) -> Con
         with _logs() as store:
             kept = _latest_kept(store, text.strip().lower())
         if kept is None or kept[0] != server.url:
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"{plain(text, 100)!r} names no conversation on {server.host}. It takes an id "
                 "of 24 hexadecimal digits, a page's address, or an id of llm logs."
             )
         named = ConversationRef(kept[1])
     if named.shared and not shared:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{plain(text, 200)} is a shared link. This takes a conversation of your own; "
             "import makes it one."
         )
@@ -8663,7 +8677,7 @@ def _latest_named(server: Server | None = None) -> tuple[Server, ConversationRef
         kept = _latest_kept(store, server_url=server.url if server else None)
     if kept is None:
         where = server.host if server else "HuggingChat"
-        raise llm.ModelError(f"llm's logs hold no conversation of {where}. Give an id.")
+        raise HuggingChatError(f"llm's logs hold no conversation of {where}. Give an id.")
     return parse_server(kept[0]), ConversationRef(kept[1])
 
 
@@ -9027,7 +9041,7 @@ class Importer:
         try:
             history = self._store.load_chain(tip)
         except (KeyError, TypeError, ValueError, RecursionError):  # not as llm wrote them
-            raise llm.ModelError(
+            raise HuggingChatError(
                 f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
                 "cannot be read, so nothing can be added to it."
             ) from None
@@ -9096,7 +9110,7 @@ async def _missing(client: Client, access: Credentials, missing: list[Conversati
     if missing:
         await _demand_login(client, access)
         ids = ", ".join(named.id for named in missing)
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"No such conversation on {access.server.host} for this account: {ids}"
         )
 
@@ -9241,7 +9255,7 @@ def share(name: str) -> None:
     reply = _run(access, lambda client: client.change(access, "POST", path, {}))
     share_id = known_id(_mapping(reply.json()).get("shareId"))
     if not share_id:
-        raise llm.ModelError(f"{access.server.host} did not say where the shared page is.")
+        raise HuggingChatError(f"{access.server.host} did not say where the shared page is.")
     click.echo(access.server.shared_page(share_id))
 
 
@@ -9396,7 +9410,7 @@ def load_conversation(name: str) -> llm.Fragment:
     # On the models' loop: it works where another runs, and a prompt then finds the connection.
     (tree,) = in_background(work())
     if not branches_of(tree, _now()):
-        raise llm.ModelError(f"{named.page(access.server)} holds no answer yet.")
+        raise HuggingChatError(f"{named.page(access.server)} holds no answer yet.")
     text = to_markdown(tree, _now(), for_model=True)
     return llm.Fragment(text, source=named.page(access.server))
 
@@ -9599,7 +9613,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
     match = re.fullmatch(pattern, url.strip())
     if not match:
-        raise llm.ModelError(
+        raise HuggingChatError(
             f"{plain(url, 200)} is not the link of a file on {server.url}. "
             f"One looks like {server.url}/conversation/ID/output/NAME"
         )
@@ -9616,7 +9630,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
             return await client.change(access, "GET", path, most=SAVED_LIMIT, into=file)
         except NotFound:
             await _demand_login(client, access)
-            raise llm.ModelError(f"{server.host} has no such file for this account.") from None
+            raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
     # What comes may be a refusal, or half a file: only when it is there is it known what it is.
     with _unnamed(folder) as file:
