@@ -7009,14 +7009,7 @@ class Turn:
         """See the run stored. What comes meanwhile: who answered, a title."""
         try:
             await asyncio.wait_for(_exhaust(events, self.answer.take), limits.store_timeout)
-        except (
-            ConnectionLost,
-            HttpError,
-            NotFound,
-            IncompleteAnswer,
-            llm.ModelError,
-            asyncio.TimeoutError,
-        ):
+        except (TimeoutError, ConnectionLost, HttpError, NotFound, IncompleteAnswer, llm.ModelError):
             pass  # it stays noted, and the next turn asks
         finally:
             await self._release()
@@ -8057,7 +8050,7 @@ def _age(seconds: float) -> str:
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _moment(value: object) -> datetime.datetime | None:
@@ -8066,7 +8059,7 @@ def _moment(value: object) -> datetime.datetime | None:
         moment = datetime.datetime.fromisoformat(re.sub("Z$", "+00:00", _string(value)))
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def _echo_json(value: object) -> None:

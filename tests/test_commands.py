@@ -15,7 +15,7 @@ import uuid
 import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import llm
@@ -44,7 +44,7 @@ from llm_huggingchat import (
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 COOKIES = "hf-chat=s-ada; token=t-ada"
 NO_ID = "f" * 24
-NOW = datetime(2026, 8, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 
 Run = Callable[..., Result]
 
@@ -942,7 +942,7 @@ def test_ulid_of() -> None:
     assert ulid_of(old, "a") == ulid_of(old, "a")
     assert ulid_of(old, "b", "c") != ulid_of(old, "bc")
     assert ulid_of(old, "z") < ulid_of(new, "a")
-    future = datetime.now(timezone.utc) + timedelta(days=9)
+    future = datetime.now(UTC) + timedelta(days=9)
     ahead = ulid_of(future, "a")
     assert ahead[:10] <= ulid_of(None, "a")[:10]  # its time is never ahead of llm's own
     assert re.fullmatch("[0-9a-hjkmnp-tv-z]{26}", ulid_of(old, "a"))

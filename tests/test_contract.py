@@ -128,7 +128,7 @@ def test_response_is_done_when_it_says_so_and_took_as_long_as_it_says() -> None:
     response = a_response(StreamEvent(type="text", chunk="hello"))
     for name in ("_done", "_start_utcnow", "_start", "_end", "id", "response_json"):
         assert hasattr(response, name), f"llm.Response.{name} is gone (response_of sets it)"
-    begun = datetime.datetime(2026, 8, 1, tzinfo=datetime.timezone.utc)
+    begun = datetime.datetime(2026, 8, 1, tzinfo=datetime.UTC)
     response._done, response._start_utcnow, response._start, response._end = True, begun, 0.0, 1.5
     assert response.text() == "hello", "a response with _done asks the model again"
     assert response.datetime_utc() == begun.isoformat()
