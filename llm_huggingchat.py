@@ -2,9 +2,9 @@
 
 The file reads from top to bottom; each part uses only what stands above it:
 
-    words       text that may be shown in a terminal
+    text        what may be shown in a terminal
     server      an address -> where requests and cookies may go
-    cookies     text -> the cookies that count
+    cookies     whatever people paste -> the cookies that count
     catalogue   server JSON -> models, aliases
     wishes      local tools and schemas -> words for the model
     history     llm's messages -> what to send, and after which message
@@ -16,7 +16,8 @@ The file reads from top to bottom; each part uses only what stands above it:
     questions   what a tool asks -> words; what is typed -> values, checked
     terminal    where a person sees tools at work, and answers their questions
     run         one run's states, no sockets: what happened in, what to do next out
-    files       the key store, the catalogue cache, and which runs go on
+    storage     the key store, the catalogue cache, and which runs go on
+    attachments files -> what chat-ui takes of them
     client      one coroutine a server call; errors in words
     tools       llm's server-side tools -> what the server is to select
     turn        does what the run says: create or find, send, follow, look, wait, stop
@@ -40,13 +41,13 @@ import datetime
 import enum
 import errno
 import functools
-import glob
 import hashlib
 import inspect
 import io
 import ipaddress
 import itertools
 import json
+import locale
 import logging
 import math
 import mimetypes
@@ -85,6 +86,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
+import msgspec
 from llm.parts import (
     AttachmentPart,
     Message,
@@ -192,29 +194,62 @@ AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, tr
 AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
 
 
-# --- words: text that may be shown in a terminal --------------------------------------
+# --- text: what may be shown in a terminal --------------------------------------------
+
+# What can change a terminal's state or the order in which text is read: C0, DEL and C1
+# controls; marks, overrides and isolates of direction; line and paragraph separators; tags,
+# but those that make a flag of an emoji; and halves of surrogates, which cannot be printed.
+_FLAG = "\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f"
+_HARMFUL = re.compile(
+    f"({_FLAG})|[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
+    "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
-def plain(text: object, limit: int = 500) -> str:
-    """One line of `text` without control or direction characters, at most `limit` long.
+def one_line(text: object, limit: int = 500) -> str:
+    """`text` on one line of at most `limit` characters, without what can harm a terminal.
 
-    Everything from the server that this plugin itself shows goes through here. Of a very long
-    text only how it begins is looked at: to take it apart is a hundred times its memory.
+    Everything from the server that the plugin itself shows goes through here.
     """
-    kept = str(text)[: 100 * limit]
-    if not kept.isprintable():
-        shown = (char for char in kept if char.isspace() or char.isprintable())
-        kept = "".join(" " if char.isspace() else char for char in shown)
-    line = " ".join(kept.split())
+    line = _HARMFUL.sub(r"\1", " ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+plain = one_line  # its name until now, for the parts that are still to be rewritten
+
+
 def printable(text: str) -> str:
-    """Longer text as it may be shown in a terminal: its lines, tabs and spaces are kept."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) == "Zs" else plain(char)
-        for char in text
-    )
+    """Text of several lines without what can harm a terminal."""
+    return re.sub(r"[^\n\t]+", lambda line: _HARMFUL.sub(r"\1", line[0]), text)
+
+
+def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str | None:
+    """The text that `content` holds, whatever its encoding; None if it holds none.
+
+    A byte order mark decides; then UTF-8, if it is that; then what the sender (`charset`) or
+    the text itself names. With `guess` it may be the system's encoding or, where no three bytes
+    in a row are beyond ASCII, as in other languages' texts, a Western European one.
+    """
+    boms = {
+        codecs.BOM_UTF8: "utf-8-sig",
+        codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark begins the same
+        codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16",
+        codecs.BOM_UTF16_BE: "utf-16",
+    }
+    encodings = [encoding for bom, encoding in boms.items() if content.startswith(bom)]
+    named = re.search(rb"(?:charset|coding)[=:]\s*[\"']?([\w.-]{1,40})", content[:1024])
+    encodings += ["utf-8", charset, named[1].decode("ascii") if named else ""]
+    if guess and not re.search(rb"[\x00-\x08\x0e-\x1a\x7f]", content):
+        system = locale.getencoding()
+        encodings.append("" if system == "cp1252" else system)
+        encodings.append("" if re.search(rb"[\x80-\xff]{3}", content) else "cp1252")
+    for encoding in filter(None, encodings):
+        with contextlib.suppress(LookupError, ValueError):
+            text = str(content, encoding)
+            if "\0" not in text:
+                return text
+    return None
 
 
 def _string(value: object) -> str:
@@ -238,10 +273,9 @@ def _mappings(value: object) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float | None:
-    """`value` if it is a number that can be counted with, else none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) < 1e300 else None
+    """`value` if it is a number that can be counted with, else None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return cast(float, value) if is_number and abs(cast(float, value)) < 1e300 else None
 
 
 def utf16_length(text: str) -> int:
@@ -249,12 +283,9 @@ def utf16_length(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def join_surrogates(text: str) -> str:
     """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
-    if not _SURROGATE.search(text):
+    if text.isascii() or not re.search("[\ud800-\udfff]", text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -265,7 +296,7 @@ def _overlap(text: str, tag: str) -> int:
 
 
 def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, of whatever kind, else none.
+    """`value` if it can be an id of the server's, of whatever kind, else "".
 
     Ids end up in addresses, in the logs and in the terminal.
     """
@@ -295,34 +326,57 @@ class LoginRequired(HuggingChatError, llm.NeedsKeyException):
     """The server requires a login, and there is no key for it."""
 
 
+class TooLarge(HuggingChatError):
+    """A server sent more than any real answer has. It is not asked again."""
+
+
 def protocol_error(host: str, what: str) -> llm.ModelError:
     """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
     return HuggingChatError(f"{host} gave an answer that makes no sense: {what}.")
 
 
-class TooLarge(HuggingChatError):
-    """A server sent more than any real answer has. It is not asked again."""
-
-
 def note(text: str) -> None:
-    """A line on standard error: something to know that is not a failure."""
-    click.echo(f"huggingchat: {plain(text)}", err=True)
+    """Print a line on standard error: something to know that is not a failure."""
+    click.echo(f"huggingchat: {one_line(text)}", err=True)
 
 
 _log = logging.getLogger(__name__)
 
 
 def on_command_line() -> bool:
-    """Is this thread at work for llm's own command line? Else standard error is not ours."""
+    """Does this thread work for llm's own command line? Else standard error is not ours."""
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return bool(context and cli and context.find_root().command is cli.cli)
 
 
 def noting() -> Callable[[str], None]:
-    """How what is worth knowing is told to who calls: `note` on llm's command line, else
-    the log `llm_huggingchat`."""
-    return note if on_command_line() else lambda text: _log.warning("%s", plain(text))
+    """How notes reach the caller: `note` on llm's command line, else the module's logger."""
+    return note if on_command_line() else lambda text: _log.warning("%s", one_line(text))
+
+
+def attachment_name(attachment: llm.Attachment | None) -> str:
+    """A name for people: the file's or the URL's last part, else what kind it is."""
+    if attachment is None:
+        return "attachment"
+    if attachment.path:
+        return pathlib.PurePath(attachment.path).name
+    if attachment.url:
+        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
+    kind = (attachment.type or "").partition(";")[0]
+    return "attachment" + (mimetypes.guess_extension(kind) or "")
+
+
+def shown_name(attachment: llm.Attachment | None) -> str:
+    """The same, as it may be shown."""
+    return one_line(attachment_name(attachment), 100)
+
+
+def attachment_id(attachment: llm.Attachment | None) -> str:
+    """What llm's logs know an attachment by; "" if its file is not there any more."""
+    with contextlib.suppress(OSError):
+        return str(attachment.id()) if attachment else ""
+    return ""
 
 
 # --- server: an address -> where requests and cookies may go --------------------------
@@ -335,26 +389,24 @@ WAIT_VARIABLE = "LLM_HUGGINGCHAT_WAIT"
 
 
 def chat_path(conversation_id: str) -> str:
-    """Where a conversation's page is, and where its messages are sent."""
+    """The path of a conversation's page, to which its messages are sent."""
     return f"/conversation/{quote(conversation_id, safe='')}"
 
 
 def api_path(conversation_id: str) -> str:
-    """Where a conversation can be read, changed and deleted."""
+    """The path at which a conversation is read, changed and deleted."""
     return f"/api/v2/conversations/{quote(conversation_id, safe='')}"
 
 
-@frozen
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """A chat-ui server. `url` is its base address, without a slash at the end."""
 
     url: str
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port: what chat-ui wants as `Origin`, or it answers 403."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        """Scheme, host and port: chat-ui answers 403 to an `Origin` other than this."""
+        return self.url[: len(self.url) - len(urlsplit(self.url).path)]
 
     @property
     def host(self) -> str:
@@ -363,12 +415,12 @@ class Server:
 
     @property
     def is_service(self) -> bool:
-        """Is this HuggingChat itself, where every prompt needs a login?"""
+        """Is this HuggingChat itself, where every prompt requires a login?"""
         return self.host == urlsplit(SERVICE).netloc
 
     @property
     def is_loopback(self) -> bool:
-        """Is this a server on this machine, to which plain http may be spoken?"""
+        """Is this a server on this machine, which may be reached over plain http?"""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     @property
@@ -385,15 +437,15 @@ class Server:
         return f"{self.url}/r/{quote(share_id, safe='')}"
 
     def file_page(self, conversation_id: str, sha: str) -> str:
-        """Where a file of a conversation is; fetching it needs the cookies."""
+        """The address of a file in a conversation; fetching it requires the cookies."""
         return f"{self.page(conversation_id)}/output/{quote(sha, safe='')}"
 
 
 def leads_to_login(location: str) -> bool:
     """Does a redirect to `location` ask for a login?
 
-    An OpenID provider is told who asks (`client_id`); others have a path that says it. One that
-    does not say where it leads is taken for one: chat-ui has no other redirects.
+    An OpenID provider is told who asks (`client_id`); the paths of others say it. A redirect
+    without a target counts as one: chat-ui has no other redirects.
     """
     try:
         parts = urlsplit(location)
@@ -405,45 +457,44 @@ def leads_to_login(location: str) -> bool:
 
 
 def own_target(url: str, location: str) -> str:
-    """Where a redirect from `url` to `location` leads, if it stays on the origin; else ""."""
+    """The address that a redirect from `url` leads to, if it stays on the origin; else ""."""
     try:
         target = urljoin(url, location)
-        origins = {urlsplit(each)[:2] for each in (url, target)}
+        same_origin = urlsplit(url)[:2] == urlsplit(target)[:2]
     except ValueError:
         return ""
-    return target if len(origins) == 1 and re.fullmatch(r"[!-~]+", target) else ""
+    return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_private(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(host)
+        return not ipaddress.ip_address(host).is_global
     except ValueError:
         # A browser takes 127.1, 0x7f000001 and 017700000001 for addresses as well.
         number = re.search(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$", host)
         name = host.rstrip(".")
         local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
         return bool(number) or local
-    return not address.is_global
 
 
 def leads_to(address: str) -> str:
-    """The host, and port, that a web address leads to; none if it is no plain http(s) address."""
+    """The HOST[:PORT] of a plain http(s) address, else ""."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return ""
-    sound = re.fullmatch(r"https?://[!-~]+", address) and re.fullmatch(r"[a-z0-9._:-]+", host)
-    return (host + (f":{port}" if port else "")) if sound and "\\" not in address else ""
+    sound = re.fullmatch(r"https?://[!-\[\]-~]+", address)
+    if not sound or not re.fullmatch(r"[a-z0-9._:-]+", host):
+        return ""
+    return f"{host}:{port}" if port else host
 
 
 def parse_server(text: str) -> Server:
@@ -451,31 +502,30 @@ def parse_server(text: str) -> Server:
 
     Raises llm.ModelError for anything but https, or http on loopback.
     """
-
-    def bad(why: str) -> llm.ModelError:
-        shown = plain(text.rpartition("@")[2], 100)
-        return HuggingChatError(
-            f"{shown!r} cannot be the chat server's address: {why}. "
-            f"Set {SERVER_VARIABLE} to one like {SERVICE}"
-        )
-
     try:
         parts = urlsplit(text.strip())
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise bad("it is not a URL") from None
+        parts, host, port = urlsplit(""), "", None
+    why = ""
     if parts.scheme not in ("http", "https") or not host:
-        raise bad("it is not a URL")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+", host):
-        raise bad("its host is not a name")
-    if re.search(r"[\s\\<>\"'\x00-\x20\x7f]", parts.path) or not parts.path.isascii():
-        raise bad("its path is not a URL's")
-    if parts.username or parts.password or "@" in parts.netloc:
-        raise bad("it holds a user name or password")
-    if parts.query or parts.fragment:
-        raise bad("it has more than a path")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise bad("plain http is for loopback only, use https")
+        why = "it is not a URL"
+    elif not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+", host):
+        why = "its host is not a name"
+    elif not re.fullmatch(r"[!-~]*", parts.path) or re.search(r"[\\<>\"']", parts.path):
+        why = "its path is not a URL's"
+    elif "@" in parts.netloc:
+        why = "it contains a user name or password"
+    elif parts.query or parts.fragment:
+        why = "it has more than a path"
+    elif parts.scheme == "http" and not _is_loopback(host):
+        why = "plain http is for loopback only, use https"
+    if why:
+        shown = one_line(text.rpartition("@")[2], 100)
+        raise HuggingChatError(
+            f"{shown!r} cannot be the chat server's address: {why}. "
+            f"Set {SERVER_VARIABLE} to one like {SERVICE}"
+        )
     netloc = f"[{host}]" if ":" in host else host
     if port and port != {"http": 80, "https": 443}[parts.scheme]:
         netloc += f":{port}"
@@ -488,9 +538,10 @@ def current_server() -> Server:
 
 
 def max_wait() -> float:
-    """How many seconds a prompt may wait, in all, when the server wants a pause; 0 unless set.
+    """How many seconds in all a prompt may wait when the server's limit is reached.
 
-    Raises llm.ModelError for a value that is no such number.
+    `LLM_HUGGINGCHAT_WAIT`, or 0. Raises llm.ModelError for what is no number of seconds, or
+    less than the minute for which chat-ui counts a message.
     """
     text = os.environ.get(WAIT_VARIABLE, "").strip() or "0"
     try:
@@ -498,27 +549,29 @@ def max_wait() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise HuggingChatError(
-            f"{WAIT_VARIABLE} is {plain(text, 60)!r}; it takes a number of seconds, such as 600."
-        )
-    return seconds
+        why = "it takes a number of seconds, such as 600"
+    elif 0 < seconds < limits.rate_window:
+        why = "less than 60 seconds cannot help, as the server counts messages per minute"
+    else:
+        return seconds
+    raise HuggingChatError(f"{WAIT_VARIABLE} is {one_line(text, 60)!r}; {why}.")
 
 
 def impersonated_browser() -> str | None:
-    """The browser that every request is to look like, or None: then it says who it is.
+    """The browser that `LLM_HUGGINGCHAT_IMPERSONATE` names for curl_cffi, or None.
 
-    Raises llm.ModelError for one that curl_cffi cannot be.
+    Raises llm.ModelError for one that curl_cffi does not know.
     """
     name = (os.environ.get(BROWSER_VARIABLE) or "").strip()
     if not name:
         return None
     from curl_cffi.requests.impersonate import REAL_TARGET_MAP, BrowserTypeLiteral
 
-    known = sorted({*get_args(BrowserTypeLiteral), *REAL_TARGET_MAP})
-    if name not in known:
+    if name not in {*get_args(BrowserTypeLiteral), *REAL_TARGET_MAP}:
         raise HuggingChatError(
-            f"{BROWSER_VARIABLE} is {plain(name, 60)!r}, which is no browser that curl_cffi can "
-            f"look like. These are: {', '.join(known)}"
+            f"{BROWSER_VARIABLE} is {one_line(name, 60)!r}, which curl_cffi does not know. "
+            "Set it to chrome, edge, firefox, safari or tor, "
+            f"or to a version such as {REAL_TARGET_MAP['chrome']}."
         )
     return name
 
@@ -545,38 +598,55 @@ def browser_headers(browser: str, server: Server, method: str) -> dict[str, str 
 
 
 def form_boundary() -> str:
-    """What separates the parts of a form, as the browser would write it."""
+    """What separates the parts of a form, as the impersonated browser would write it."""
     browser = impersonated_browser() or ""
-    if not browser:
-        return f"llm-huggingchat-{uuid.uuid4().hex}"
     if browser.startswith(("firefox", "tor")):
         return f"----geckoformboundary{uuid.uuid4().hex}"
-    return f"----WebKitFormBoundary{uuid.uuid4().hex[:16]}"
+    if browser:
+        return f"----WebKitFormBoundary{uuid.uuid4().hex[:16]}"
+    return f"llm-huggingchat-{uuid.uuid4().hex}"
 
 
-# --- cookies: text -> the cookies that count ------------------------------------------
+# --- cookies: whatever people paste -> the cookies that count -------------------------
 
 COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
 _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_ACCESS_TOKEN = re.compile(r"\b(hf|api_org)_\w{16,}", re.ASCII)
+# `name=value` of a header, and `name: "value"` and the like of browsers and programs.
+_PAIR = re.compile(
+    rf"""(?:^|[\s;"',({{])({"|".join(COOKIE_NAMES)})["']?\s*[=:,]\s*"""
+    r"""(?:"([^"]*)"|'([^']*)'|([^;\s"']*))"""
+)
+# What a text says its cookies are for: Firefox's copy of a cookie, and a curl command.
+_SAID_HOST = re.compile(
+    r"""^\s*(?:Domain:\s*"?|curl\b[^\n]*?https?://)([^\s"'/?#]+)""", re.IGNORECASE | re.MULTILINE
+)
+WHERE_TOKEN_IS = "Copy the value of the cookie named 'token' from your browser's developer tools."
 
 
-@frozen
-class Cookies:
+class Cookies(msgspec.Struct, frozen=True):
     """`hf-chat` is the session; `token` is the huggingface.co login coupled with it.
 
     `token` alone is enough: the session is made from it. It opens the whole account, so no
-    value is ever shown: not in `repr`. `made_up` marks a session that this plugin made for a
-    server without logins, `since` is when a session was made here (seconds since 1970).
-    `waf` is the firewall's `aws-waf-token`; `passing` are cookies that a login needs while it
-    goes on: they are sent, but never kept.
+    value is ever shown: not in `repr`. `anonymous` marks a session that this plugin made for
+    a server without logins. `waf` is the firewall's `aws-waf-token`, `since` is when the
+    session was made here (seconds since 1970). `passing` are cookies that a login needs while
+    it goes on: they are sent, but never kept.
     """
 
-    hf_chat: str | None = field(repr=False)
-    token: str | None = field(default=None, repr=False)
-    made_up: bool = False
-    waf: str | None = field(default=None, repr=False, kw_only=True)
-    since: float | None = field(default=None, repr=False, kw_only=True)
-    passing: tuple[tuple[str, str], ...] = field(default=(), repr=False, kw_only=True)
+    hf_chat: str | None
+    token: str | None = None
+    anonymous: bool = False
+    waf: str | None = None
+    since: float | None = None
+    passing: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Cookies(anonymous={self.anonymous})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # msgspec's own shows all
+        return [("anonymous", self.anonymous)]
 
     def pairs(self) -> dict[str, str]:
         """Cookie name -> value, of those that count and are there."""
@@ -590,126 +660,116 @@ class Cookies:
 
     def to_key(self) -> str:
         """The value kept in llm's key store: one line of JSON."""
-        pairs: dict[str, object] = {**self.pairs()}
-        if self.made_up:
-            pairs["made_up"] = True
-        if self.since is not None:
-            pairs["since"] = self.since
-        return json.dumps(pairs)
+        about = {"anonymous": self.anonymous or None, "since": self.since}
+        return json.dumps(
+            self.pairs() | {name: value for name, value in about.items() if value is not None}
+        )
 
 
-def _pairs_of_json(value: Any, host: str) -> Iterator[tuple[str, str]]:
-    """Cookies in a JSON object, or in the list that a browser extension exports."""
-    if isinstance(value, dict) and isinstance(value.get("cookies"), list):
-        value = value["cookies"]
-    if isinstance(value, dict):
-        for name in COOKIE_NAMES:
-            if isinstance(value.get(name), str):
-                yield name, value[name]
-    for entry in _mappings(value):
-        covered = _domain_covers(entry.get("domain") or entry.get("host"), host)
-        if covered and isinstance(entry.get("value"), str):
-            yield str(entry.get("name")), entry["value"]
-
-
-def _pairs_of_text(text: str, host: str) -> Iterator[tuple[str, str]]:
-    """Cookies in a cookies.txt (Netscape) or in a `Cookie:` header."""
-    for line in text.splitlines():
-        columns = line.removeprefix("#HttpOnly_").split("\t")
-        if len(columns) >= 7:
-            if _domain_covers(columns[0], host):
-                yield columns[5], columns[6]
-            continue
-        line = re.sub(r"^\W*cookie\s*:", "", line.strip(), flags=re.IGNORECASE)
-        for pair in line.split(";"):
-            name, equals, value = pair.partition("=")
-            if equals:
-                yield name.strip(), value
-
-
-def _domain_covers(domain: object, host: str) -> bool:
+def _is_for(domain: object, host: str) -> bool:
     """May a cookie of `domain` be sent to `host`? Names such as `token` are common."""
     if not domain or not isinstance(domain, str):
         return True
-    name = re.sub(r":\d+$", "", host).strip("[]").lower()
-    domain = domain.lstrip(".").lower()
+    name, domain = (re.sub(r":\d+$", "", text).strip("[].").lower() for text in (host, domain))
     return name == domain or name.endswith("." + domain)
 
 
-def parse_cookies(text: str, host: str = urlsplit(SERVICE).netloc) -> Cookies:
-    """The cookies in whatever people can paste, of which only those that count are kept.
+def _json_pairs(value: Any, host: str) -> Iterator[tuple[str, Any]]:
+    """Cookies in a JSON object, or in the list that a browser extension exports."""
+    entries = _mapping(value).get("cookies", value)
+    if isinstance(entries, dict):
+        yield from entries.items()
+    for entry in _mappings(entries):
+        if _is_for(entry.get("domain") or entry.get("host"), host):
+            yield str(entry.get("name")), entry.get("value")
 
-    `text`: the bare `hf-chat` value, a `Cookie:` header, a JSON object or list, or a
-    cookies.txt; where the form says a cookie's domain, only those of `host` count.
-    Raises llm.ModelError, which never holds any part of `text`.
+
+def _text_pairs(text: str, host: str) -> Iterator[tuple[str, str]]:
+    """Cookies in a header, a curl command, a cookies.txt, or a row of a browser's table."""
+    if '^"' in text:  # a command for Windows' cmd
+        text = re.sub(r"\^(.)", r"\1", text)
+    text = re.sub(r"\\(?:u00|x)([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text)
+    said = _SAID_HOST.findall(text)
+    if said and not any(_is_for(domain, host) for domain in said):
+        return
+    for line in text.splitlines():
+        columns = [column.strip() for column in line.strip().split("\t")]
+        if len(columns) >= 7 and columns[1] in ("TRUE", "FALSE"):
+            domain, name, value = columns[0].removeprefix("#HttpOnly_"), columns[5], columns[6]
+        elif len(columns) > 1 and columns[0] in COOKIE_NAMES:
+            name, value, domain = [*columns, ""][:3]
+        else:
+            for found in _PAIR.finditer(line):
+                yield found[1], found[2] or found[3] or found[4] or ""
+            continue
+        if _is_for(domain, host):
+            yield name, value.strip('"')
+
+
+def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> Cookies:
+    """The cookies that count in whatever people can paste.
+
+    `pasted`: a bare value (a UUID is the session `hf-chat`, anything else is `token`), a
+    `Cookie` header, a curl command, JSON, a cookies.txt, or what a browser's cookie table
+    copies. Where the form says a cookie's domain, only those of `host` count.
+    Raises llm.ModelError, which never contains any part of `pasted`.
     """
-    text = text.strip()
-    pairs: list[tuple[str, str]]
-    try:
-        value = json.loads(text) if text[:1] in ("{", "[", '"') else None
-    except (ValueError, RecursionError):
-        value = None
+    text = (pasted if isinstance(pasted, str) else decode_text(pasted) or "").strip()
+    value: Any = None
+    if text[:1] in ("{", "[", '"'):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
     if isinstance(value, str):
         text = value.strip()
-    made_up = _mapping(value).get("made_up") is True
-    since = _number(_mapping(value).get("since"))
-    if isinstance(value, (dict, list)):
-        pairs = list(_pairs_of_json(value, host))
-    else:
-        pairs = list(_pairs_of_text(text, host))
-        if not any(name in COOKIE_NAMES for name, _ in pairs) and _COOKIE_VALUE.fullmatch(text):
-            pairs = [("hf-chat", text)]
+    is_json = isinstance(value, (dict, list))
     found: dict[str, str] = {}
-    for name, cookie in pairs:
-        cookie = cookie.strip().strip('"')
-        if name not in COOKIE_NAMES or not cookie:
-            continue
+    for name, cookie in _json_pairs(value, host) if is_json else _text_pairs(text, host):
+        if name in COOKIE_NAMES and isinstance(cookie, str) and cookie.strip():
+            found.setdefault(name, cookie.strip())
+    bare = text.strip("\"'")
+    if not found and len(bare) >= 16 and _COOKIE_VALUE.fullmatch(bare) and not is_json:
+        found["hf-chat" if _UUID.fullmatch(bare) else "token"] = bare
+    token = found.get("token")
+    if _ACCESS_TOKEN.fullmatch(token) if token else not found and _ACCESS_TOKEN.search(text):
+        raise HuggingChatError(
+            "That is an access token (hf_...), which the chat does not take; "
+            f"it was not sent. What is needed is a cookie. {WHERE_TOKEN_IS}"
+        )
+    for name, cookie in found.items():
         if not _COOKIE_VALUE.fullmatch(cookie):
             raise HuggingChatError(
                 f"The value of the cookie {name!r} has characters that no cookie has. "
                 "Copy it again from the browser."
             )
-        found.setdefault(name, cookie)
-    if "hf-chat" not in found and "token" not in found:
-        raise HuggingChatError(
-            f"The key for {plain(host, 80)} holds neither 'hf-chat' nor 'token': "
-            "the cookie 'token' is missing. Run: llm huggingchat login"
-        )
+    if not found.keys() & {"hf-chat", "token"}:
+        what = "contains no cookie 'token' or 'hf-chat'" if text else "is empty"
+        raise HuggingChatError(f"The login for {one_line(host, 80)} {what}. {WHERE_TOKEN_IS}")
+    kept = _mapping(value)  # a key of this plugin; `made_up` is what `anonymous` was called
+    since = _number(kept.get("since"))
     return Cookies(
         found.get("hf-chat"),
         found.get("token"),
-        made_up,
-        waf=found.get("aws-waf-token"),
-        since=since if since is not None and 0 <= since < 1e12 else None,
+        kept.get("anonymous") is True or kept.get("made_up") is True,
+        found.get("aws-waf-token"),
+        since if since is not None and 0 <= since < 1e12 else None,
     )
 
 
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
 
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-TEXT_TYPES = (
-    *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
-    *("application/json", "application/xml", "application/csv"),
-)
-# Recordings, by the types that llm and others know them by, as chat-ui transcribes them.
-# In a container that may also hold a picture, it is the sound that counts; 3gpp is what the
-# voice recorders of many telephones write.
-AUDIO_TYPES = _table(
-    """
-    audio/flac audio/flac audio/x-flac;
-    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
-    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
-    audio/webm audio/webm video/webm
-    """
-)
-AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+_WIRE_NAMES = {
+    "tools": "supportsTools",
+    "reasoning": "supportsReasoning",
+    "artifacts": "supportsArtifacts",
+    "router": "isRouter",
+}
 
 
-@frozen
-class ModelInfo:
-    """A model as `GET api/v2/models` describes it."""
+class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NAMES):
+    """A model as `GET api/v2/models` describes it, in JSON by chat-ui's own names.
+
+    A `removed` one is not offered any more: only its conversations are left.
+    """
 
     id: str
     multimodal: bool = False
@@ -719,15 +779,16 @@ class ModelInfo:
     router: bool = False
     unlisted: bool = False
     description: str = ""
+    removed: bool = False
 
     @property
     def name(self) -> str:
         """What comes after the organisation."""
-        return self.id.rpartition("/")[2]
+        return self.id.rpartition("/")[2] or self.id
 
     @property
     def organisation(self) -> str:
-        """Who publishes it; none for the router."""
+        """Who publishes it; "" for the router."""
         return self.id.rpartition("/")[0]
 
     @property
@@ -741,18 +802,13 @@ class ModelInfo:
             "router": self.router,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """The catalogue's own names, so that what is cached reads like what was sent."""
-        return {
-            "id": self.id,
-            "multimodal": self.multimodal,
-            "supportsTools": self.tools,
-            "supportsReasoning": self.reasoning,
-            "supportsArtifacts": self.artifacts,
-            "isRouter": self.router,
-            "unlisted": self.unlisted,
-            "description": self.description,
-        }
+
+def removed_error(model: ModelInfo, server: Server) -> llm.ModelError:
+    """The error for a prompt to a model that is left only in old conversations."""
+    return HuggingChatError(
+        f"huggingchat/{model.id} is no longer offered by {server.host}. "
+        "Continue with another model: -m MODEL"
+    )
 
 
 def unwrap(value: Any) -> Any:
@@ -760,40 +816,21 @@ def unwrap(value: Any) -> Any:
     return value["json"] if isinstance(value, dict) and "json" in value else value
 
 
-def read_catalogue(value: Any) -> tuple[ModelInfo, ...]:
-    """The models in the server's answer; entries that make no sense are passed over.
-
-    Raises ValueError when there is no model in it at all.
-    """
-    models: dict[str, ModelInfo] = {}
-    for entry in _mappings(unwrap(value))[:MODELS_LIMIT]:
-        id = _string(entry.get("id"))
-        if len(id) > 200 or not re.fullmatch(r"[\w.:+-]+(/[\w.:+-]+)*", id, re.ASCII):
-            continue
-        models.setdefault(
-            id,
-            ModelInfo(
-                id=id,
-                multimodal=entry.get("multimodal") is True,
-                tools=entry.get("supportsTools") is True,
-                reasoning=entry.get("supportsReasoning") is True,
-                artifacts=entry.get("supportsArtifacts") is True,
-                router=entry.get("isRouter") is True,
-                unlisted=entry.get("unlisted") is True,
-                description=plain(_string(entry.get("description"))),
-            ),
-        )
-    if not models:
-        raise ValueError("no model in the catalogue")
-    return tuple(models.values())
+def problem_of_id(id: str) -> str:
+    """Why `id` cannot be a model's name on a command line and in a terminal; "" if it can."""
+    if not id.strip():
+        return "it is empty"
+    if len(id) > 200:
+        return "it is longer than 200 characters"
+    return "it has control characters" if _HARMFUL.search(id) else ""
 
 
 def _built_in(rows: str) -> tuple[ModelInfo, ...]:
     models = []
     for row in rows.split():
         id, _, flags = row.partition(":")
-        i, t, r, a, o = (flag in flags for flag in "itrao")
-        models.append(ModelInfo(id, i, t, r, a, router=o))
+        images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
+        models.append(ModelInfo(id, images, tools, reasoning, artifacts, router))
     return tuple(models)
 
 
@@ -859,6 +896,47 @@ BUILT_IN = _built_in(
     """
 )
 
+
+class Catalogue(msgspec.Struct, frozen=True):
+    """The models of a server.
+
+    `time` is when they were fetched, in seconds since 1970, or None for the built-in list.
+    `removed` are ids of models, of this or another server, that the server does not offer, but
+    old conversations may name. `unusable` says in words which entries were left out, and why.
+    """
+
+    models: tuple[ModelInfo, ...] = BUILT_IN
+    time: float | None = None
+    removed: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
+
+    @property
+    def is_old(self) -> bool:
+        """Should it be refreshed? One from the future should, too."""
+        return self.time is None or not 0 <= time.time() - self.time < limits.catalogue_age
+
+
+def read_catalogue(value: Any) -> Catalogue:
+    """The models in the server's answer to `GET api/v2/models`.
+
+    Raises ValueError when it contains no model that can be used.
+    """
+    models: dict[str, ModelInfo] = {}
+    unusable: list[str] = []
+    for entry in _mappings(unwrap(value)):
+        id = _string(entry.get("id"))
+        if problem := problem_of_id(id):
+            unusable.append(f"{one_line(id, 60)!r}: {problem}")
+            continue
+        said = {name: value for name, value in entry.items() if isinstance(value, bool)}
+        about = {"id": id, "description": one_line(_string(entry.get("description")))}
+        model = msgspec.convert(said | about | {"removed": False}, ModelInfo)
+        models.setdefault(id, model)
+    if not models:
+        raise ValueError("; ".join(unusable[:3]) or "no models")
+    return Catalogue(tuple(models.values()), unusable=tuple(unusable))
+
+
 # The home of a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
 # into a Llama is a DeepSeek. Other families are at home where most of their models are.
 HOMES = {
@@ -908,8 +986,7 @@ _EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])")  # 17B-16E
 _VERSION = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])")  # V4, 5.2, M3
 
 
-@frozen
-class _Traits:
+class _Traits(msgspec.Struct, frozen=True):
     """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
 
     general: bool
@@ -1028,7 +1105,7 @@ def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
         for model in sorted(best, key=lambda model: (-traits[model.id].size, model.id))[:1]:
             found[alias] = model.id
     for model in models:
-        found.setdefault(f"hf-{model.name.lower()}", model.id)
+        found.setdefault("hf-" + "-".join(model.name.lower().split()), model.id)
     return found
 
 
@@ -1138,23 +1215,6 @@ The schema:
 def ask_to_repair(wishes: PromptedFeatures, problem: str) -> str:
     """The message after an answer that is not what the schema wants."""
     return f"That answer cannot be used: {problem}.\n\n{_about_schema(wishes)}"
-
-
-def attachment_name(attachment: llm.Attachment | None) -> str:
-    """A name for people: the file's or the URL's last part, else what kind it is."""
-    if attachment is None:
-        return "attachment"
-    if attachment.path:
-        return pathlib.PurePath(attachment.path).name
-    if attachment.url:
-        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
-    kind = (attachment.type or "").partition(";")[0]
-    return "attachment" + (mimetypes.guess_extension(kind) or "")
-
-
-def shown_name(attachment: llm.Attachment | None) -> str:
-    """The same, as it may be shown."""
-    return plain(attachment_name(attachment), 100)
 
 
 def tool_response(result: ToolResultPart, problem: str = "") -> str:
@@ -1306,13 +1366,6 @@ def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] |
 
 # The name under which a transcription is logged: a call, and what it gave.
 HEARING = "transcribe"
-
-
-def attachment_id(attachment: llm.Attachment | None) -> str:
-    """What llm's logs know an attachment by; none if its file is not there any more."""
-    with contextlib.suppress(OSError):
-        return str(attachment.id()) if attachment else ""
-    return ""
 
 
 def heard_in(part: Part) -> str:
@@ -4742,70 +4795,48 @@ class Run:
         self._pause = pause or 0.0
 
 
-# --- files: the key store, the catalogue cache, and which runs go on -------------------
+# --- storage: the key store, the catalogue cache, and which runs go on -----------------
 
 
-def write_whole(path: pathlib.Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Replace a file of our own at `path` in one step, so that no reader sees half of it.
-
-    A link stays one. The caller has locked the file, so what is left of a write that was
-    killed, perhaps with keys in it, can go. The file outlives a crash of the machine as well.
-    Raises OSError.
-    """
-    path = pathlib.Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        left.unlink(missing_ok=True)
-    with _replacing(path, mode) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+def os_error_text(error: BaseException) -> str:
+    """What went wrong with a file, without a byte of what is in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is not a JSON object"
 
 
 @contextlib.contextmanager
-def _replacing(
-    path: pathlib.Path, mode: int, like: os.stat_result | None = None
-) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of `path` when it is written, or is gone.
+def replacing(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
-    Its mode is `mode` without what the umask takes; or mode and owner are those of `like`.
+    A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
+    stay links. What cannot be replaced (a pipe, a device, a file with several names, or one in
+    a directory where none may be made) is written in place. Raises OSError.
     """
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = os.open(new, flags, 0o600 if like else mode)
+    real = pathlib.Path(os.path.realpath(path))
+    there = path.stat() if path.exists() else None
+    place = new = real.with_name(f".{real.name}.{secrets.token_hex(4)}")
     try:
-        with open(descriptor, "wb") as file:
-            if like:
-                made = os.stat(new)
-                if (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
-                    os.chown(new, like.st_uid, like.st_gid)
-                os.chmod(new, stat.S_IMODE(like.st_mode))
+        if there and not (stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
+            raise OSError
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if there else mode))
+        if there and os.name == "posix":
+            os.chown(new, there.st_uid, there.st_gid)
+    except OSError:
+        place = path
+    try:
+        with open(place, "wb") as file:
             yield file
-        os.replace(new, path)
-    except BaseException:
+            file.flush()
+            if place == new:
+                os.fsync(file.fileno())
+        if place == new:
+            if there:
+                os.chmod(new, stat.S_IMODE(there.st_mode))
+            os.replace(new, real)
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Write a file for a person, into what is there: links, pipes and devices stay such.
-
-    A file is replaced when the new one is whole, and keeps mode and owner. Where it has more
-    than one name, or nothing can be made beside it, it is written in its place. Raises OSError.
-    """
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        there = None
-    with contextlib.ExitStack() as stack:
-        file: BinaryIO | None = None
-        if there is None or (stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
-            real = pathlib.Path(os.path.realpath(path))
-            with contextlib.suppress(OSError):
-                file = stack.enter_context(_replacing(real, 0o666, there))
-        yield file or stack.enter_context(open(path, "wb"))
+            new.unlink()
 
 
 def _unnamed(folder: pathlib.Path) -> BinaryIO:
@@ -4821,7 +4852,7 @@ def _unnamed(folder: pathlib.Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _updating(name: str) -> Iterator[pathlib.Path]:
-    """A file of llm's user directory, ours alone while it is read, changed and written."""
+    """A file of llm's user directory, locked while it is read, changed and written."""
     from filelock import FileLock
 
     path = llm.user_dir() / name
@@ -4836,17 +4867,14 @@ KEY_NOTE = {"// Note": "This file stores secret API credentials. Do not share!"}
 def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     """Set key `name` in llm's key store, or forget it with None; no other key changes.
 
-    With `anew` a key that is there already stays. Gives the key that is there now.
+    With `anew` a key that is there already stays. Returns the key that is there now.
     Raises llm.ModelError when the store cannot be read or written.
     """
     try:
         with _updating("keys.json") as path:
-            try:
-                keys = read_json(path.read_bytes())
-            except FileNotFoundError:
-                keys = {}
+            keys = json.loads(path.read_bytes()) if path.exists() else {}
             if not isinstance(keys, dict):
-                raise ValueError("not an object")
+                raise ValueError
             if anew and (kept := _string(keys.get(name))):
                 return kept
             if value is None:
@@ -4854,12 +4882,11 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
                 keys = {} if keys == KEY_NOTE else keys
             else:
                 keys = (keys or KEY_NOTE) | {name: value}
-            write_whole(path, json.dumps(keys, indent=2) + "\n")
+            with replacing(path, 0o600) as file:
+                file.write(json.dumps(keys, indent=2).encode() + b"\n")
             return value
-    except (OSError, ValueError) as error:
-        raise HuggingChatError(
-            f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be updated: {_why(error)}"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _key_store_error("updated", error) from None
 
 
 def stored_key(name: str) -> str | None:
@@ -4867,12 +4894,15 @@ def stored_key(name: str) -> str | None:
     try:
         keys = llm.load_keys()
         if not isinstance(keys, dict):
-            raise ValueError("not an object")
+            raise ValueError
     except (OSError, ValueError, RecursionError) as error:
-        raise HuggingChatError(
-            f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be read: {_why(error)}"
-        ) from None
+        raise _key_store_error("read", error) from None
     return _string(keys.get(name)) or None
+
+
+def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
+    path = llm.user_dir() / "keys.json"
+    return HuggingChatError(f"llm's key store, {path}, cannot be {done}: {os_error_text(error)}")
 
 
 def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
@@ -4893,6 +4923,83 @@ def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
                 if kept.token == cookies.token and (own or alias):
                     found[name] = kept
     return found
+
+
+def is_anonymous(key: str | None) -> bool:
+    """Is this the key of a session that this plugin made for a server without logins?"""
+    return bool(re.search(r'"(anonymous|made_up)": true', key or ""))
+
+
+def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
+    """The key for a server, and where it comes from: --key, the store, or the environment.
+
+    An anonymous session gives way to the environment. `LLM_HUGGINGCHAT_KEY` and the key
+    `huggingchat` are for the service and for loopback. Raises llm.NeedsKeyException when the
+    service has none, llm.ModelError when there are only cookies of another host.
+    """
+    near = server.is_service or server.is_loopback
+    given = os.environ.get(KEY_VARIABLE) or None
+    foreign = ""
+    if explicit:
+        ours = (server.key_name, "huggingchat") if near else (server.key_name,)
+        if not re.match(r"huggingchat(:|$)", explicit) or explicit in ours:
+            return stored_key(explicit) or explicit, "--key"
+        foreign = "That key"
+    else:
+        stored = stored_key(server.key_name)
+        if stored and not (given and near and is_anonymous(stored)):
+            return stored, f"llm keys ({server.key_name})"
+        if given and near:
+            return given, KEY_VARIABLE
+        foreign = KEY_VARIABLE if given else ""
+    if foreign:
+        raise HuggingChatError(
+            f"{foreign} is not for {server.host}: cookies of one host never go to another. "
+            f"Run: llm keys set {server.key_name}"
+        )
+    if server.is_service:
+        raise LoginRequired(
+            "HuggingChat requires a login, and there is no key. Run: llm huggingchat login "
+            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
+        )
+    return None, "none"
+
+
+def cookies_of_key(server: Server, key: str) -> Cookies:
+    """The cookies in a key for a server. Raises llm.ModelError, which names `login`."""
+    try:
+        return parse_cookies(key, server.host)
+    except llm.ModelError as error:
+        raise HuggingChatError(f"{error} Run: llm huggingchat login") from None
+
+
+_anonymous: dict[str, Cookies] = {}  # by the server's address, for this process
+
+
+def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
+    """A session for a server without logins, which accepts any value.
+
+    It is stored in llm's key store before it is used, so that prompts that begin at the same
+    time share one. If it cannot be stored, this process uses it, and `tell` is called with
+    words that say so.
+    """
+    if server.url not in _anonymous:
+        cookies = Cookies(str(uuid.uuid4()), anonymous=True)
+        try:
+            kept = keep_key(server.key_name, cookies.to_key(), anew=True)
+            cookies = parse_cookies(kept or "", server.host)
+        except llm.ModelError as error:
+            tell(f"the session is not kept, so it cannot be continued later. {error}")
+        _anonymous.setdefault(server.url, cookies)
+    return _anonymous[server.url]
+
+
+def forget_session(server: Server) -> None:
+    """Drop an anonymous session of this process: the server requires a login."""
+    cookies = _anonymous.pop(server.url, None)
+    with contextlib.suppress(llm.ModelError):
+        if cookies and cookies.to_key() == stored_key(server.key_name):
+            keep_key(server.key_name, None)
 
 
 @contextlib.asynccontextmanager
@@ -4919,67 +5026,79 @@ async def one_login() -> AsyncIterator[None]:
         lock.release()
 
 
-def _why(error: BaseException) -> str:
-    """What went wrong with a file, without a byte of what is in it."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return "it is not a JSON object"
-
-
-@frozen
-class Catalogue:
-    """The models of a server. `time` is seconds since 1970, or None for the built-in list."""
-
-    models: tuple[ModelInfo, ...] = BUILT_IN
-    time: float | None = None
-
-    @property
-    def is_old(self) -> bool:
-        """Should it be refreshed? One from the future should, too."""
-        return self.time is None or not 0 <= time.time() - self.time < limits.catalogue_age
-
-
 CACHE = "huggingchat_models.json"
 
 
-def _read_cache(path: pathlib.Path) -> dict[str, Any]:
-    """What is cached, by the server's address. Raises OSError, ValueError.
+class _CachedServer(msgspec.Struct, omit_defaults=True):
+    """What is cached of a server. `former` are ids that it offered, or that llm's logs name."""
 
-    Every `llm` command does this: it waits for no pipe, and reads no file that is not ours.
-    """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode) or about.st_size > JSON_LIMIT:
-        raise ValueError("no cache")
-    return _mapping(_mapping(read_json(path.read_bytes())).get("servers"))
+    time: float | None = None
+    models: tuple[ModelInfo, ...] = ()
+    former: list[str] = msgspec.field(default_factory=list)
+
+    def remember(self, ids: Iterable[str]) -> bool:
+        """Add ids to `former`, and tell whether any is new."""
+        new = [id for id in dict.fromkeys(ids) if id not in self.former and not problem_of_id(id)]
+        self.former.extend(new)
+        return bool(new)
+
+
+class _Cache(msgspec.Struct):
+    servers: dict[str, _CachedServer] = msgspec.field(default_factory=dict)
+
+
+def _read_cache() -> dict[str, _CachedServer]:
+    """What is cached, by the server's address; nothing if the file cannot be read."""
+    try:
+        content = (llm.user_dir() / CACHE).read_bytes()
+        return msgspec.json.decode(content, type=_Cache).servers
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return {}
+
+
+def _write_cache(path: pathlib.Path, servers: dict[str, _CachedServer]) -> None:
+    with replacing(path) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n")
 
 
 def load_catalogue(server_url: str) -> Catalogue:
     """The cached models of a server, else the built-in ones. Raises nothing."""
-    try:
-        entry = _mapping(_read_cache(llm.user_dir() / CACHE).get(server_url))
-        seconds = _number(entry.get("time"))
-        if seconds is None or seconds < 0:
-            return Catalogue()
-        return Catalogue(read_catalogue(entry.get("models")), seconds)
-    except (OSError, ValueError):
-        return Catalogue()
+    servers = _read_cache()
+    here = servers.get(server_url, _CachedServer())
+    models, when = (here.models, here.time) if here.models and here.time else (BUILT_IN, None)
+    former = dict.fromkeys(itertools.chain(*(server.former for server in servers.values())))
+    removed = former.keys() - {model.id for model in models}
+    return Catalogue(models, when, tuple(id for id in former if id in removed))
 
 
 def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     """Cache a server's models beside those of other servers. Raises llm.ModelError."""
     try:
         with _updating(CACHE) as path:
-            try:
-                servers = _read_cache(path)
-            except (OSError, ValueError):
-                servers = {}
-            entry = {"time": time.time(), "models": [model.to_json() for model in models]}
-            servers[server_url] = entry
-            write_whole(path, json.dumps({"servers": servers}, indent=1) + "\n", mode=0o644)
+            servers, models = _read_cache(), tuple(models)
+            here = servers.setdefault(server_url, _CachedServer())
+            offered = {model.id for model in models}
+            here.remember(model.id for model in here.models if model.id not in offered)
+            here.time, here.models = time.time(), models
+            _write_cache(path, servers)
     except OSError as error:
         raise HuggingChatError(
-            f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {_why(error)}"
+            f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {os_error_text(error)}"
         ) from None
+
+
+def remember_models(server_url: str, ids: Iterable[str]) -> None:
+    """Remember models that llm's logs name, so that their conversations can go on.
+
+    Raises nothing: without the cache, only a model that is removed cannot be resolved.
+    """
+    ids = list(ids)
+    if not _read_cache().get(server_url, _CachedServer()).remember(ids):
+        return
+    with contextlib.suppress(OSError), _updating(CACHE) as path:
+        servers = _read_cache()
+        servers.setdefault(server_url, _CachedServer()).remember(ids)
+        _write_cache(path, servers)
 
 
 RUNS = "huggingchat_runs.db"
@@ -5135,96 +5254,223 @@ def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/"))
         return None
 
 
-# --- client: one coroutine a server call; errors in words -----------------------------
+# --- attachments: files -> what chat-ui takes of them ---------------------------------
+
+# Type as llm or a server calls it -> type as chat-ui takes it.
+IMAGE_TYPES = _table(
+    """
+    image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;
+    image/webp image/webp; image/gif image/gif
+    """
+)
+# Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
+# sound that counts; 3gpp is what the voice recorders of many telephones write.
+AUDIO_TYPES = _table(
+    """
+    audio/flac audio/flac audio/x-flac;
+    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
+    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
+    audio/webm audio/webm video/webm
+    """
+)
+AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+TEXT_TYPES = (
+    *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
+    *("application/json", "application/xml", "application/csv"),
+)
+TAKES = (
+    "HuggingChat takes text, JSON, XML, CSV, images, "
+    "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
+)
+BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
+
+# Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
+# takes for something else; chat-ui then drops the file without a word.
+_MISREAD = re.compile(
+    rb"""
+    BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
+    |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
+    |MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns|regf
+    |solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF|-----BEGIN\ PGP\ MESSAGE-----
+    |\.RMF|\{\\rtf|\x0bw|x\x01|\x7fELF|\x04"M\x18|~[\x10\x18]\x04.0MIE
+    |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
+    |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
-PIECE = 48 * 1024  # bytes of a file that are read at once: a multiple of three, for base64
+class Upload(msgspec.Struct, frozen=True):
+    """A file to send, by its type as chat-ui takes it.
 
-
-@frozen
-class Upload:
-    """A file to send. `content` is its bytes, or the path of a file that has `size` of them.
-
-    `id` is what llm's logs know the attachment by. As a body of its own it is sent as it is.
+    `id` is what llm's logs know the attachment by.
     """
 
     name: str
     type: str
-    content: bytes | str = field(repr=False)
+    content: bytes
     id: str = ""
-    size: int = -1
-
-    @property
-    def content_type(self) -> str:
-        return self.type
 
     @property
     def is_recording(self) -> bool:
         """Is it to be transcribed, instead of sent?"""
-        return self.type in AUDIO_TYPES.values()
-
-    def __len__(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.size
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The content, read piece by piece.
-
-        Raises llm.ModelError when the file is not any more what it was.
-        """
-        left, content = len(self), self.content
-        try:
-            with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
-                while left and (piece := file.read(min(left, PIECE))):
-                    left -= len(piece)
-                    yield piece
-        except OSError as error:
-            raise HuggingChatError(f"{self.name} cannot be read: {_why(error)}") from None
-        if left:
-            raise HuggingChatError(f"{self.name} has become shorter while it was sent.")
+        return self.type in AUDIO_TYPES
 
 
-@frozen
-class Form:
-    """A message's body. Files are encoded while they are sent: base64 is a third longer."""
+def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
+    """A message's body and its content type: `data` as JSON, and each file in base64.
 
-    boundary: str
-    parts: tuple[tuple[bytes, Upload | None], ...]  # how each begins, and its file
-
-    @property
-    def content_type(self) -> str:
-        return f"multipart/form-data; boundary={self.boundary}"
-
-    def __len__(self) -> int:
-        heads = sum(len(head) + 2 for head, _ in self.parts)
-        files = sum(4 * -(-len(upload) // 3) for _, upload in self.parts if upload is not None)
-        return heads + files + len(self._mark) * (len(self.parts) + 1) + 2 * len(self.parts) + 4
-
-    @property
-    def _mark(self) -> bytes:
-        return f"--{self.boundary}".encode()
-
-    def __iter__(self) -> Iterator[bytes]:
-        for head, upload in self.parts:
-            yield self._mark + b"\r\n" + head
-            if upload is not None:
-                yield from map(base64.b64encode, upload)
-            yield b"\r\n"
-        yield self._mark + b"--\r\n"
-
-
-def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> Form:
-    """A message's body: a part `data` (JSON), a part `files` each file."""
-    said = json.dumps(data, allow_nan=False).encode("utf-8")
-    parts: list[tuple[bytes, Upload | None]] = [
-        (b'Content-Disposition: form-data; name="data"\r\n\r\n' + said, None)
-    ]
+    Raises llm.ModelError for a body that chat-ui would refuse as too large.
+    """
+    boundary, uploads = form_boundary(), tuple(uploads)
+    text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
+    parts = [(b'Content-Disposition: form-data; name="data"', text)]
     for upload in uploads:
         head = (
             f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
-            f"Content-Type: {upload.type}\r\n\r\n"
+            f"Content-Type: {upload.type}"
         )
-        parts.append((head.encode("utf-8"), upload))
-    return Form(form_boundary(), tuple(parts))
+        parts.append((head.encode(), base64.b64encode(upload.content)))
+    mark = b"--" + boundary.encode()
+    body = b"".join(b"%s\r\n%s\r\n\r\n%s\r\n" % (mark, *part) for part in parts) + mark + b"--\r\n"
+    if len(body) > BODY_LIMIT:
+        files = f" and {_megabytes(len(body) - len(text))} of files (in base64)" if uploads else ""
+        raise HuggingChatError(
+            f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
+            f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
+        )
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MB"
+
+
+def mime_type(content_type: str | None) -> str:
+    """The type without parameters, in lower case; "" for what is no type."""
+    type = (content_type or "").partition(";")[0].strip().lower()
+    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of `text` that has at most `size` bytes."""
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
+
+
+def upload_name(attachment: llm.Attachment, type: str) -> str:
+    """A safe file name: no path, no control characters, nothing that ends a header."""
+    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
+    name = re.sub(r'[";\r\n]', "_", one_line(name, 200)).strip(". ") or "attachment"
+    stem, dot, ending = name.rpartition(".")
+    if not dot:
+        return _cut(name, 100) + (mimetypes.guess_extension(type) or "")
+    ending = _cut(ending, 20)
+    return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
+
+
+def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
+    """The type that an attachment's name says, or its content."""
+    name = upload_name(attachment, "")
+    ending = pathlib.PurePath(name).suffix.lower()
+    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
+    type = type or llm.Attachment(content=content).resolve_type()
+    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
+        type = "audio/mpeg"  # a frame of MPEG's layer III: what has no ID3 tag begins so
+    return type or "application/octet-stream"
+
+
+def upload_of(
+    model: ModelInfo, attachment: llm.Attachment, content: bytes, content_type: str
+) -> Upload:
+    """An attachment as chat-ui takes it. Raises llm.ModelError for one that it does not.
+
+    Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
+    it keeps chat-ui from taking it for something else.
+    """
+    type, name = mime_type(content_type), shown_name(attachment)
+    charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
+    is_media = type.startswith(("image/", "audio/", "video/", "font/"))
+    text = decode_text(content, charset[1] if charset else "", guess=not is_media)
+    if text is not None and not content.startswith(b"%PDF-"):
+        content = text.encode()
+        while _MISREAD.match(content):
+            content = b"\n" + content
+        type = type if type.startswith("text/") or type in TEXT_TYPES else "text/plain"
+    elif type in AUDIO_TYPES:
+        return recording_of(attachment, content, type)
+    elif type.startswith("image/"):
+        type = _image_type(model, name, type)
+    elif type.startswith("text/") or type in TEXT_TYPES:
+        raise HuggingChatError(
+            f"{name} is {one_line(type, 60)}, but its encoding cannot be told. Save it as UTF-8."
+        )
+    else:
+        raise HuggingChatError(f"{name} is {one_line(type, 60)}; {TAKES}")
+    if len(content) > FILE_LIMIT:
+        raise too_large(name, FILE_LIMIT)
+    return Upload(upload_name(attachment, type), type, content)
+
+
+def _image_type(model: ModelInfo, name: str, type: str) -> str:
+    """The type of image `name` as chat-ui takes it. Raises llm.ModelError."""
+    if not model.multimodal:
+        try:
+            models = load_catalogue(current_server().url).models
+        except llm.ModelError:
+            models = BUILT_IN
+        able = [f"huggingchat/{model.id}" for model in models if model.multimodal]
+        more = f" and {len(able) - 5} more" if len(able) > 5 else ""
+        raise HuggingChatError(
+            f"huggingchat/{model.id} takes no images ({name}). "
+            f"These do: {', '.join(able[:5])}{more}"
+        )
+    if type not in IMAGE_TYPES:
+        raise HuggingChatError(f"{name} is {one_line(type, 60)}; send png, jpeg, webp or gif.")
+    return IMAGE_TYPES[type]
+
+
+def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) -> Upload:
+    """A recording to transcribe. Raises llm.ModelError when it is none."""
+    type, name = mime_type(content_type), shown_name(attachment)
+    if type not in AUDIO_TYPES:
+        raise HuggingChatError(
+            f"{name} is {one_line(type, 60)}; "
+            "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
+        )
+    if len(content) > AUDIO_LIMIT:
+        raise too_large(name, AUDIO_LIMIT)
+    sent = AUDIO_TYPES[type]
+    return Upload(upload_name(attachment, sent), sent, content, attachment_id(attachment))
+
+
+def too_large(name: str, most: int) -> llm.ModelError:
+    """The error for a file of more than `most` bytes."""
+    does = "transcribes" if most == AUDIO_LIMIT else "takes"
+    return HuggingChatError(
+        f"{name} has more than {most >> 20} MB, the most that HuggingChat {does}."
+    )
+
+
+def read_file(attachment: llm.Attachment) -> bytes:
+    """The content of an attachment that is a file, of at most AUDIO_LIMIT bytes and one.
+
+    Raises llm.ModelError for one that cannot be read, also for a pipe: what is read of it is
+    gone, and llm reads it again.
+    """
+    path = pathlib.Path(attachment.path or "")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+        with open(path, "rb") as file:
+            return file.read(AUDIO_LIMIT + 1)
+    except OSError as error:
+        why = os_error_text(error)
+        raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
+
+
+# --- client: one coroutine a server call; errors in words -----------------------------
 
 
 class _Body:
@@ -5235,8 +5481,8 @@ class _Body:
     again, and when, is decided here alone. It also tells how far sending came.
     """
 
-    def __init__(self, body: bytes | Form | Upload) -> None:
-        self._pieces = iter([body] if isinstance(body, bytes) else body)
+    def __init__(self, body: bytes) -> None:
+        self._pieces = iter([body])
         self._piece = memoryview(b"")
         self._left = len(body)
 
@@ -5273,7 +5519,7 @@ class Exchange:
         method: str,
         url: str,
         *,
-        body: bytes | Form | Upload | None,
+        body: bytes | None,
         silence: float,
         limit: float,
         most: int,
@@ -5515,7 +5761,7 @@ def latest(access: Credentials) -> Credentials:
         if name not in _successors:
             break
         newer = _successors[name]
-        cookies = replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
+        cookies = msgspec.structs.replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
     return replace(access, cookies=cookies)
 
 
@@ -5638,7 +5884,7 @@ class Client:
         method: str,
         path: str,
         *,
-        body: bytes | Form | Upload | None = None,
+        body: bytes | tuple[bytes, str] | None = None,
         beats: bool = False,
         limit: float = math.inf,
         most: int | None = None,
@@ -5662,7 +5908,7 @@ class Client:
         if cookies := latest(access).cookies:
             headers["Cookie"] = cookies.header()
         if body is not None:
-            kind = "application/json" if isinstance(body, bytes) else body.content_type
+            body, kind = (body, "application/json") if isinstance(body, bytes) else body
             headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
         options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
         if beats:
@@ -5699,7 +5945,7 @@ class Client:
         *,
         tries: int = limits.max_attempts,
         twice: bool = True,
-        body: bytes | Upload | None = None,
+        body: bytes | tuple[bytes, str] | None = None,
         limit: float | None = None,
         most: int | None = None,
         into: BinaryIO | None = None,
@@ -5795,7 +6041,7 @@ class Client:
             access,
             "POST",
             "/api/transcribe",
-            body=recording,
+            body=(recording.content, recording.type),
             limit=limits.transcribe_timeout,
             most=TRANSCRIPT_LIMIT,
             twice=False,
@@ -5858,7 +6104,7 @@ class Client:
             kept = keys_of(server, cookies).get(server.key_name)
             if kept and kept.hf_chat not in (None, cookies.hf_chat):
                 # Somebody made one meanwhile, unless that has ended as well.
-                theirs = replace(cookies, hf_chat=kept.hf_chat).pairs()
+                theirs = msgspec.structs.replace(cookies, hf_chat=kept.hf_chat).pairs()
                 with contextlib.suppress(HttpError):
                     if await self.user(
                         Credentials(server, Cookies(None, passing=tuple(theirs.items())))
@@ -5869,9 +6115,11 @@ class Client:
             except (HttpError, llm.ModelError):
                 if cookies.hf_chat or await self.wants_login(access):
                     raise
-                made = replace(cookies, hf_chat=str(uuid.uuid4()))  # any will do
+                made = msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))  # any will do
             for name, kept in keys_of(server, cookies).items():
-                value = replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
+                value = msgspec.structs.replace(
+                    kept, hf_chat=made.hf_chat, since=made.since
+                ).to_key()
                 try:
                     keep_key(name, value)
                 except llm.ModelError as error:
@@ -5885,7 +6133,7 @@ class Client:
         `token` would go there: it opens the whole account.
         """
         server, cookies = access.server, cast(Cookies, access.cookies)
-        jar, url = replace(cookies, hf_chat=None).pairs(), f"{server.url}/login"
+        jar, url = msgspec.structs.replace(cookies, hf_chat=None).pairs(), f"{server.url}/login"
         for _ in range(LOGIN_STEPS):
             step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
             try:
@@ -5903,16 +6151,16 @@ class Client:
             if was == f"{server.url}/login/callback" and "hf-chat" in reply.set_cookies():
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
-                return replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
+                return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
         raise login_error(server, cookies)
 
-    async def catalogue(self, access: Credentials) -> tuple[ModelInfo, ...]:
+    async def catalogue(self, access: Credentials) -> Catalogue:
         """The server's models; no login is needed, so none is sent."""
         try:
             return read_catalogue(await self.get(access.public, "/api/v2/models"))
-        except ValueError:
+        except ValueError as error:
             raise HuggingChatError(
-                f"{access.server.url} gave a catalogue without models. "
+                f"{access.server.url} gave a catalogue without models ({error}). "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
 
@@ -6096,7 +6344,7 @@ def firewall_error(server: Server, status: int) -> llm.ModelError:
 def login_error(server: Server, cookies: Cookies | None) -> llm.ModelError:
     """Why the server does not take the cookies, and how to give it better ones."""
     again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
-    if cookies is None or cookies.made_up:
+    if cookies is None or cookies.anonymous:
         return LoginRequired(f"{server.host} wants a login, and there is no key. {again}")
     if cookies.token is None:
         return HuggingChatError(
@@ -6556,7 +6804,7 @@ class Turn:
         self._run = self._new_run()
         self._driven = self._driving(self._run)
         self._said: dict[str, Any] = {}  # with every message of this turn
-        self._form = Form("", ())
+        self._form = (b"", "")
         self._questions = Questions(client, ask)
         self._parked: list[Elicitation] = []  # questions whose answers resume the answer
         self._resumed = False
@@ -6989,7 +7237,8 @@ class Turn:
 
     async def _refresh(self) -> None:
         with contextlib.suppress(ConnectionLost, HttpError, llm.ModelError):
-            keep_catalogue(self._access.server.url, await self._client.catalogue(self._access))
+            catalogue = await self._client.catalogue(self._access)
+            keep_catalogue(self._access.server.url, catalogue.models)
 
     async def _finish(self) -> None:
         """The answer is there. Its id is worth a little time, and so is its storing."""
@@ -7009,7 +7258,14 @@ class Turn:
         """See the run stored. What comes meanwhile: who answered, a title."""
         try:
             await asyncio.wait_for(_exhaust(events, self.answer.take), limits.store_timeout)
-        except (TimeoutError, ConnectionLost, HttpError, NotFound, IncompleteAnswer, llm.ModelError):
+        except (
+            TimeoutError,
+            ConnectionLost,
+            HttpError,
+            NotFound,
+            IncompleteAnswer,
+            llm.ModelError,
+        ):
             pass  # it stays noted, and the next turn asks
         finally:
             await self._release()
@@ -7160,101 +7416,66 @@ class HuggingChatOptions(llm.Options):
     )
 
 
-def _mime(text: str | None) -> str:
-    """The type that `text` names, without parameters; none if it is no type."""
-    type = (text or "").partition(";")[0].strip().lower()
-    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
+async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+    """An attachment from the web, fetched without cookies, and its content type.
 
+    Raises llm.ModelError.
+    """
+    from curl_cffi import CurlOpt
+    from curl_cffi.requests import AsyncSession
+    from curl_cffi.requests.exceptions import RequestException
 
-def _telling(text: str | None) -> str:
-    """The same, but none for a type that says nothing."""
-    type = _mime(text)
-    return "" if type.endswith("/octet-stream") else type
+    url = attachment.url or ""
+    shown = one_line(url, 200)
+    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+        raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
+    # curl knows more protocols, some of which put chosen bytes on a raw socket.
+    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
+    content = bytearray()
 
+    def take(piece: bytes) -> int:
+        content.extend(piece)
+        return len(piece) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
 
-def _cut(text: str, size: int) -> str:
-    """The beginning of `text` that has at most `size` bytes."""
-    return text.encode("utf-8")[:size].decode("utf-8", "ignore")
-
-
-def upload_name(attachment: llm.Attachment, type: str) -> str:
-    """A safe file name: no path, no control characters, nothing that ends a header."""
-    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
-    name = re.sub(r'[";\r\n]', "_", plain(name, 200)).strip(". ") or "attachment"
-    stem, dot, ending = name.rpartition(".")
-    if not dot:
-        return _cut(name, 100) + (mimetypes.guess_extension(type) or "")
-    ending = _cut(ending, 20)
-    return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
-
-
-TAKES = (
-    "HuggingChat takes text, JSON, XML, CSV, images, "
-    "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
-)
-
-
-def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
-    """The type that an attachment's name says, or its content."""
-    name = upload_name(attachment, "")
-    ending = pathlib.PurePath(name).suffix.lower()
-    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
-    type = type or llm.Attachment(content=content).resolve_type()
-    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
-        type = "audio/mpeg"  # a frame of MPEG's layer III: what has no ID3 tag begins so
-    return type or "application/octet-stream"
+    try:
+        async with AsyncSession[Any](
+            timeout=60, max_redirects=3, curl_options=cast(Any, only)
+        ) as session:
+            response = await session.get(
+                url,
+                content_callback=take,
+                verify=True,
+                impersonate=cast(Any, impersonated_browser()),
+            )
+    except RequestException as error:
+        if len(content) > AUDIO_LIMIT:
+            is_recording = mime_type(attachment.type) in AUDIO_TYPES
+            most = AUDIO_LIMIT if is_recording else FILE_LIMIT
+            raise too_large(shown_name(attachment), most) from None
+        why = _lost(error, True)
+        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
+    if response.status_code != 200:
+        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
+    return bytes(content), response.headers.get("content-type") or ""
 
 
 async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
-    """An attachment's bytes and its type, which is found out if nothing says it.
+    """An attachment's bytes and content type, which is found out if nothing says it.
 
-    Raises llm.ModelError for one that cannot be read, is empty or too large.
+    Raises llm.ModelError for one that cannot be read or is empty.
     """
-    name = shown_name(attachment)
-
-    def most(type: str) -> int:
-        return AUDIO_LIMIT if type in AUDIO_TYPES or not type else FILE_LIMIT
-
-    def too_large(type: str) -> llm.ModelError:
-        return HuggingChatError(
-            f"{name} has more than {most(type) >> 20} MB, the most that HuggingChat "
-            + ("transcribes." if type in AUDIO_TYPES else "takes.")
-        )
-
-    type = _telling(attachment.type)
-    content = attachment.content or b""
+    content, content_type = attachment.content or b"", attachment.type or ""
     if not content and attachment.path:
-        try:
-            content = _read_some(attachment.path, most(type))
-        except OSError as error:
-            raise HuggingChatError(f"{name} cannot be read: {_why(error)}") from None
+        content = read_file(attachment)
     elif not content and attachment.url:
-        content, sent_type = await _download(attachment.url, most(type), too_large(type))
-        type = type or _telling(sent_type)
+        content, sent_type = await download_attachment(attachment)
+        same = mime_type(sent_type) == mime_type(content_type)  # it alone has the charset
+        content_type = sent_type if same or not content_type else content_type
     if not content:
-        raise HuggingChatError(f"{name} is empty.")
-    type = type or guessed_type(attachment, content)
-    if len(content) > most(type):
-        raise too_large(type)
-    return content, type
-
-
-def recording_of(attachment: llm.Attachment, type: str, content: bytes) -> Upload:
-    """A recording to transcribe. Raises llm.ModelError when it is none."""
-    if type not in AUDIO_TYPES:
-        name = shown_name(attachment)
-        raise HuggingChatError(
-            f"{name} is {plain(type, 60)}; "
-            "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
-        )
-    sent = AUDIO_TYPES[type]
-    return upload_of(attachment, sent, content, attachment_id(attachment))
-
-
-def upload_of(attachment: llm.Attachment, type: str, content: bytes, id: str = "") -> Upload:
-    """An attachment to send; one that is a file is read again then, and not kept."""
-    source = content if attachment.content or not attachment.path else attachment.path
-    return Upload(upload_name(attachment, type), type, source, id, len(content))
+        raise HuggingChatError(f"{shown_name(attachment)} is empty.")
+    if mime_type(content_type) in ("", "application/octet-stream", "binary/octet-stream"):
+        content_type = guessed_type(attachment, content)
+    return content, content_type
 
 
 async def transcribed(
@@ -7309,7 +7530,7 @@ def unheard(
             why = said.partition(":")[2].strip() or "its transcription service did not say why"
             return HuggingChatError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
         if status == 413:
-            size = f"{len(recording) / 1_000_000:.1f} MB"
+            size = f"{len(recording.content) / 1_000_000:.1f} MB"
             return HuggingChatError(
                 f"{name} is too large for {host}, with {size}. Many servers take no more than 15."
             )
@@ -7363,40 +7584,11 @@ class _HuggingChat:
         return self.key or find_key(current_server(), explicit_key)[0]
 
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
-        """Refuse what can be refused without reading it; the rest is looked at later."""
-        for attachment in attachments or ():
-            self._check_type(attachment, _mime(attachment.type))
-
-    def _check_type(self, attachment: llm.Attachment, type: str) -> None:
-        name = shown_name(attachment)
-        if type.startswith("image/"):
-            if not self.info.multimodal:
-                raise HuggingChatError(
-                    f"{self.model_id} takes no images ({name}). These do: {_image_models()}"
-                )
-            if type not in IMAGE_TYPES:
-                raise HuggingChatError(f"{name} is {plain(type, 60)}; send png, jpeg, webp or gif.")
-        elif type in AUDIO_TYPES:
-            pass  # whether the server transcribes is asked for later
-        elif type.startswith(("audio/", "video/", "font/")) or type == "application/pdf":
-            raise HuggingChatError(f"{name} is {plain(type, 60)}; {TAKES}")
+        """Nothing: what an attachment is shows when it is read, before anything is sent."""
 
     async def _upload(self, attachment: llm.Attachment) -> Upload:
         """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
-        content, type = await read_attachment(attachment)
-        self._check_type(attachment, type)
-        if type in AUDIO_TYPES:
-            return recording_of(attachment, type, content)
-        if not type.startswith(("image/", "text/")) and type not in TEXT_TYPES:
-            # Source code and the like: whatever its name, text is text.
-            try:
-                if "\0" in content.decode("utf-8"):
-                    raise ValueError
-            except ValueError:
-                name = shown_name(attachment)
-                raise HuggingChatError(f"{name} is {plain(type, 60)}; {TAKES}") from None
-            type = "text/plain"
-        return upload_of(attachment, type, content)
+        return upload_of(self.info, attachment, *await read_attachment(attachment))
 
     async def _events(
         self,
@@ -7412,6 +7604,8 @@ class _HuggingChat:
         abandoned one would be noticed only by the garbage collector, much later.
         """
         server = current_server()
+        if self.info.removed:
+            raise removed_error(self.info, server)
         options = cast(HuggingChatOptions, prompt.options)
         retry = bool(options.retry)
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
@@ -7432,7 +7626,7 @@ class _HuggingChat:
         plan, anew = plans()
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
         if key:
-            cookies = parse_cookies(key, server.host)
+            cookies = cookies_of_key(server, key)
         else:
             cookies = await _beside_loop(anonymous_session, server, tell)
         access = Credentials(server, cookies)
@@ -7474,132 +7668,6 @@ class _HuggingChat:
             filled.response_json = outcome.response_json()
             for call in outcome.calls:
                 filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
-
-
-def is_anonymous(key: str | None) -> bool:
-    """Is this the key of a session that was made up for a server without logins?"""
-    return bool(key and '"made_up": true' in key)
-
-
-def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
-    """The key for a server, and where it comes from: --key, the store, or the environment.
-
-    A session that was made up for a server without logins gives way to the environment.
-    `LLM_HUGGINGCHAT_KEY` and the key `huggingchat` are for the service and for loopback.
-    Raises llm.NeedsKeyException when the service has none, llm.ModelError when there are
-    only cookies of another host.
-    """
-    near = server.is_service or server.is_loopback
-
-    def foreign(what: str) -> llm.ModelError:
-        return HuggingChatError(
-            f"{what} is not for {server.host}: cookies of one host never go to another. "
-            f"Run: llm keys set {server.key_name}"
-        )
-
-    if explicit:
-        ours = (server.key_name, "huggingchat") if near else (server.key_name,)
-        if re.match(r"huggingchat(:|$)", explicit) and explicit not in ours:
-            raise foreign("That key")
-        return stored_key(explicit) or explicit, "--key"
-    stored, given = stored_key(server.key_name), os.environ.get(KEY_VARIABLE) or None
-    if stored and not (given and near and is_anonymous(stored)):
-        return stored, f"llm keys ({server.key_name})"
-    if given and not near:
-        raise foreign(KEY_VARIABLE)
-    if given:
-        return given, KEY_VARIABLE
-    if server.is_service:
-        raise LoginRequired(
-            "HuggingChat wants a login, and there is no key. Run: llm huggingchat login "
-            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
-        )
-    return None, "none"
-
-
-_made_up: dict[str, Cookies] = {}
-
-
-def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
-    """A session for a server without logins, which takes any value.
-
-    It goes into llm's key store before it is used, so that prompts that begin at the same
-    time share one. Where it cannot be kept, it is good for this process, and `tell` is
-    called with words that say so.
-    """
-    if server.url not in _made_up:
-        cookies = Cookies(str(uuid.uuid4()), None, made_up=True)
-        try:
-            kept = keep_key(server.key_name, cookies.to_key(), anew=True)
-            cookies = parse_cookies(kept or "", server.host)
-        except llm.ModelError as error:
-            tell(f"the session is not kept, so it cannot be continued later. {error}")
-        _made_up.setdefault(server.url, cookies)
-    return _made_up[server.url]
-
-
-def forget_session(server: Server) -> None:
-    """The server wants a login: a session that was just made up for it is worth nothing."""
-    cookies = _made_up.pop(server.url, None)
-    with contextlib.suppress(llm.ModelError):
-        if cookies and cookies.to_key() == stored_key(server.key_name):
-            keep_key(server.key_name, None)
-
-
-def _image_models() -> str:
-    try:
-        catalogue = load_catalogue(current_server().url)
-    except llm.ModelError:
-        catalogue = Catalogue()
-    names = [model.id for model in catalogue.models if model.multimodal and not model.unlisted]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"huggingchat/{name}" for name in names[:5]) + more
-
-
-def _read_some(path: str, most: int) -> bytes:
-    """How a file begins. Raises OSError, also for a pipe: it would be waited for, for ever, and
-    what is read of it is gone, where llm and the upload read it again."""
-    if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.exists(path):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
-    with open(path, "rb") as file:
-        return file.read(most + 1)
-
-
-async def _download(url: str, most: int, too_large: llm.ModelError) -> tuple[bytes, str]:
-    """An attachment from the web, without cookies: at most so many bytes, and content type."""
-    from curl_cffi import CurlOpt
-    from curl_cffi.requests import AsyncSession
-    from curl_cffi.requests.exceptions import RequestException
-
-    shown = plain(url, 200)
-    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
-        raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    # curl knows more protocols, some of which put chosen bytes on a raw socket.
-    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
-    content = bytearray()
-
-    def take(piece: bytes) -> int:
-        content.extend(piece)
-        return len(piece) if len(content) <= most else CURL_WRITEFUNC_ERROR
-
-    try:
-        async with AsyncSession[Any](
-            timeout=60, max_redirects=3, curl_options=cast(Any, only)
-        ) as session:
-            response = await session.get(
-                url,
-                content_callback=take,
-                verify=True,
-                impersonate=cast(Any, impersonated_browser()),
-            )
-    except RequestException as error:
-        if len(content) > most:
-            raise too_large from None
-        why = _lost(error, True)
-        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
-    if response.status_code != 200:
-        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return bytes(content), _mime(response.headers.get("content-type"))
 
 
 class _Background:
@@ -7935,7 +8003,7 @@ class _Commands(click.Group):
             raise  # the reader has had enough: click knows
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{name}{_why(error)}") from None
+            raise click.ClickException(f"{name}{os_error_text(error)}") from None
 
 
 @click.group(name="huggingchat", cls=_Commands)
@@ -8162,7 +8230,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     found = {
         cookie.name: str(cookie.value)
         for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
-        if cookie.name in COOKIE_NAMES and cookie.value and _domain_covers(cookie.domain, host)
+        if cookie.name in COOKIE_NAMES and cookie.value and _is_for(cookie.domain, host)
     }
     if not found.keys() & {"hf-chat", "token"}:
         raise HuggingChatError(
@@ -8306,12 +8374,14 @@ def refresh() -> None:
     with contextlib.suppress(llm.ModelError):
         access = current_credentials()  # for the firewall; without a key it may do as well
     before = {model.id for model in load_catalogue(access.server.url).models}
-    models = _run(access, lambda client: client.catalogue(access))
-    keep_catalogue(access.server.url, models)
-    after = {model.id for model in models}
+    catalogue = _run(access, lambda client: client.catalogue(access))
+    keep_catalogue(access.server.url, catalogue.models)
+    after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
             click.echo(f"{what}: huggingchat/{id}")
+    for model in catalogue.unusable:
+        click.echo(f"Left out: {model}")
     changed = "" if after != before else ", nothing changed"
     click.echo(f"{len(after)} models on {access.server.host}{changed}.")
 
@@ -8512,7 +8582,7 @@ def settings_(
 
     async def work(client: Client) -> tuple[dict[str, Any], dict[str, ModelInfo]]:
         account = await _account_settings(client, access)
-        models = {info.id: info for info in await client.catalogue(access)}
+        models = {info.id: info for info in (await client.catalogue(access)).models}
         if id and id not in models:
             raise HuggingChatError(
                 f"{plain(name, 100)!r} names no model of {access.server.host}. "
@@ -9330,7 +9400,7 @@ def export(name: str, format_: str, output: pathlib.Path | None) -> None:
     tree = _run(access, lambda client: read_tree(client, access, named))
     text = to_json(tree) if format_ == "json" else iter([to_markdown(tree, _now())])
     if output and output != DASH:
-        with writing(output) as file:
+        with replacing(output) as file:
             for piece in text:
                 file.write(piece.encode("utf-8"))
         return
@@ -9464,7 +9534,7 @@ def artifacts(
         files = {file: folder / file for version, file in names if version.kind in SHOWN_KINDS}
     for version, file in names:
         if file in files:
-            with writing(files[file]) as written:
+            with replacing(files[file]) as written:
                 written.write(version.content.encode("utf-8"))
     if json_:
         _echo_json([_artifact_json(artifact) for artifact in found])
@@ -9562,8 +9632,7 @@ def transcribe(file: str) -> None:
         attachment = llm.Attachment(path=file)
 
     async def work(client: Client) -> str:
-        content, type = await read_attachment(attachment)
-        recording = recording_of(attachment, type, content)
+        recording = recording_of(attachment, *await read_attachment(attachment))
         async with contextlib.aclosing(transcribed(client, access, [recording], note)) as texts:
             return "\n".join([text async for _, text in texts])
 
@@ -9637,7 +9706,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
             name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
             output = folder / name
             _may_write(output)
-        with writing(output) as place:
+        with replacing(output) as place:
             shutil.copyfileobj(file, place)
     click.echo(f"{output} ({size} bytes)")
 
@@ -9655,6 +9724,8 @@ def register_models(register: Callable[..., None]) -> None:
     names = aliases_of(catalogue.models)
     for info in catalogue.models:
         register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
+    for info in (ModelInfo(id, removed=True) for id in catalogue.removed):
+        register(HuggingChat(info), AsyncHuggingChat(info))
 
 
 @llm.hookimpl

@@ -51,7 +51,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.delenv(name.upper(), raising=False)
     yield path
     llm_huggingchat._background.close()  # the next test makes connections of its own,
-    llm_huggingchat._made_up.clear()  # and sessions
+    llm_huggingchat._anonymous.clear()  # and sessions
     llm_huggingchat._successors.clear()
     llm_huggingchat._gates.clear()
 
