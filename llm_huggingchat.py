@@ -615,7 +615,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _ACCESS_TOKEN = re.compile(r"\b(hf|api_org)_\w{16,}", re.ASCII)
 # `name=value` of a header, and `name: "value"` and the like of browsers and programs.
 _PAIR = re.compile(
-    rf"""(?:^|[\s;"',({{])({"|".join(COOKIE_NAMES)})["']?\s*[=:,]\s*"""
+    rf"""(?:^|[\s:;"',({{])({"|".join(COOKIE_NAMES)})["']?\s*[=:,]\s*"""
     r"""(?:"([^"]*)"|'([^']*)'|([^;\s"']*))"""
 )
 # What a text says its cookies are for: Firefox's copy of a cookie, and a curl command.
@@ -670,7 +670,8 @@ def _is_for(domain: object, host: str) -> bool:
     """May a cookie of `domain` be sent to `host`? Names such as `token` are common."""
     if not domain or not isinstance(domain, str):
         return True
-    name, domain = (re.sub(r":\d+$", "", text).strip("[].").lower() for text in (host, domain))
+    bare = [re.sub(r"^([^:]*|\[.*\]):\d+$", r"\1", each) for each in (host, domain)]
+    name, domain = (each.strip("[].").lower() for each in bare)
     return name == domain or name.endswith("." + domain)
 
 
@@ -5292,9 +5293,9 @@ _MISREAD = re.compile(
     rb"""
     BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
     |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
-    |MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns|regf
+    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns|regf
     |solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF|-----BEGIN\ PGP\ MESSAGE-----
-    |\.RMF|\{\\rtf|\x0bw|x\x01|\x7fELF|\x04"M\x18|~[\x10\x18]\x04.0MIE
+    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04|\.RMF|\{\\rtf
     |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
     |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
     """,
@@ -5362,7 +5363,7 @@ def _cut(text: str, size: int) -> str:
 def upload_name(attachment: llm.Attachment, type: str) -> str:
     """A safe file name: no path, no control characters, nothing that ends a header."""
     name = re.split(r"[/\\]", attachment_name(attachment))[-1]
-    name = re.sub(r'[";\r\n]', "_", one_line(name, 200)).strip(". ") or "attachment"
+    name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
     stem, dot, ending = name.rpartition(".")
     if not dot:
         return _cut(name, 100) + (mimetypes.guess_extension(type) or "")

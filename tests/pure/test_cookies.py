@@ -1,0 +1,266 @@
+"""Cookies in every form that people paste."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import llm
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_huggingchat import Cookies, parse_cookies
+
+SESSION, TOKEN = "5e551017-aaaa-4bbb-8ccc-123456789abc", "the-token-of-nobody"
+BOTH = Cookies(SESSION, TOKEN)
+PAIRS = f"_ga=GA1.1; hf-chat={SESSION}; token={TOKEN}"
+
+
+def exported(*cookies: tuple[str, str, str]) -> str:
+    """What a browser extension exports: domain, name, value."""
+    entries = [
+        {"domain": domain, "name": name, "value": value, "path": "/", "secure": True}
+        for domain, name, value in cookies
+    ]
+    return json.dumps(entries, indent=4)
+
+
+def cookies_txt(*cookies: tuple[str, str, str]) -> str:
+    """The same in a cookies.txt."""
+    lines = [
+        f"{domain}\tTRUE\t/\tTRUE\t1800000000\t{name}\t{value}" for domain, name, value in cookies
+    ]
+    return "# Netscape HTTP Cookie File\n# https://curl.se/docs/http-cookies.html\n\n" + "\n".join(
+        lines
+    )
+
+
+OWN = [("huggingface.co", "hf-chat", SESSION), (".huggingface.co", "token", TOKEN)]
+OTHERS = [
+    (".example.org", "token", "their-token"),
+    ("nothuggingface.co", "hf-chat", "their-session"),
+    ("chat.huggingface.co", "hf-chat", "another-session"),
+    (".huggingface.co", "_ga", "GA1.1.1"),
+]
+FORMS = {
+    "header": f"Cookie: {PAIRS}",
+    "header without spaces": f"cookie:hf-chat={SESSION};token={TOKEN};",
+    "half of a curl option": f"'Cookie: {PAIRS}",
+    "quoted": f'hf-chat="{SESSION}"; token="{TOKEN}"',
+    "lines": f"hf-chat={SESSION}\ntoken={TOKEN}\n",
+    "spaces": f"  hf-chat = {SESSION} ;  token = {TOKEN}  ",
+    "twice": f"{PAIRS}; hf-chat=later; token=later",
+    "colons": f"hf-chat: {SESSION}\ntoken: {TOKEN}",
+    "quoted colons": f"hf-chat:'{SESSION}'\ntoken:\"{TOKEN}\"",
+    "set-cookie": f"set-cookie: hf-chat={SESSION}; Path=/\nset-cookie: token={TOKEN}; Secure",
+    "object": json.dumps({"hf-chat": SESSION, "token": TOKEN, "_ga": "GA1.1", "n": 5}, indent=2),
+    "string": json.dumps(PAIRS),
+    "half of an object": f'"hf-chat": "{SESSION}",\n  "token": "{TOKEN}"}}',
+    "extension": exported(*OTHERS, *OWN),
+    "extension's object": json.dumps({"url": "x", "cookies": json.loads(exported(*OWN))}),
+    "entries without a domain": json.dumps(
+        [{"name": "hf-chat", "value": SESSION}, {"name": "token", "value": TOKEN}]
+    ),
+    "cookies.txt": cookies_txt(*OTHERS, *OWN),
+    "cookies.txt of Windows": cookies_txt(*OWN).replace("\n", "\r\n"),
+    "cookies.txt, http only": cookies_txt(("#HttpOnly_huggingface.co", *OWN[0][1:]), OWN[1]),
+    "Chrome's table": (
+        f"hf-chat\t{SESSION}\thuggingface.co\t/chat\t2026-09-01T10:00:00.000Z\t43\t✓\t✓\tLax\t\n"
+        f"token\t{TOKEN}\t.huggingface.co\t/\t2027-08-01T10:00:00.000Z\t44\t✓\t✓\tLax\t\tMedium"
+    ),
+    "Firefox's table": (
+        f'hf-chat\t"{SESSION}"\thuggingface.co\t/chat\tTue, 01 Sep 2026 10:00:00 GMT\n'
+        f"token\t{TOKEN}\t.huggingface.co\t/\tSession"
+    ),
+    "Firefox's copy": (
+        f'hf-chat:"{SESSION}"\ntoken:"{TOKEN}"\nCreated:"Mon, 03 Aug 2026"\n'
+        'Domain:".huggingface.co"\nSecure:true'
+    ),
+    "curl -b": f"curl 'https://huggingface.co/chat/' \\\n  -H 'accept: */*' \\\n  -b '{PAIRS}' -v",
+    "curl -H": f"curl 'https://huggingface.co/chat/?x=1' -H 'cookie: {PAIRS}' --compressed",
+    "curl --cookie": f'curl https://huggingface.co:443/chat --cookie "{PAIRS}"',
+    "curl with escapes": f"curl 'https://huggingface.co/chat/' -b $'a=\\u0021; {PAIRS}'",
+    "curl of Windows": (
+        'curl ^"https://huggingface.co/chat/^" ^\r\n  -H ^"sec-ch-ua: ^\\^"Chromium^\\^"^" ^\r\n'
+        f'  -b ^"a=^%^20b; {PAIRS}^" ^\r\n  -H ^"accept: */*^"'
+    ),
+    "fetch": f'fetch("https://huggingface.co/chat/", {{"headers": {{"cookie": "{PAIRS}"}}}});',
+    "PowerShell": (
+        f'$session.Cookies.Add((New-Object System.Net.Cookie("hf-chat", "{SESSION}", "/")))\n'
+        f'$session.Cookies.Add((New-Object System.Net.Cookie("token", "{TOKEN}", "/")))'
+    ),
+}
+
+
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
+def test_both_cookies_in_any_form(text: str) -> None:
+    assert parse_cookies(text) == BOTH
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_cookies_in_a_file_of_any_encoding(encoding: str) -> None:
+    assert parse_cookies(cookies_txt(*OWN).encode(encoding)) == BOTH
+    assert parse_cookies(TOKEN.encode(encoding)) == Cookies(None, TOKEN)
+
+
+@pytest.mark.parametrize("form", ["{}", "\n {}\t", "'{}'", '"{}"', "  {}\r\n"])
+def test_bare_value_is_a_session_if_it_is_a_uuid_and_else_a_token(form: str) -> None:
+    assert parse_cookies(form.format(SESSION)) == Cookies(SESSION)
+    assert parse_cookies(form.format(SESSION.upper())) == Cookies(SESSION.upper())
+    assert parse_cookies(form.format(TOKEN)) == Cookies(None, TOKEN)
+    assert parse_cookies(form.format(TOKEN + "==")) == Cookies(None, TOKEN + "==")
+
+
+@pytest.mark.parametrize(
+    ("text", "cookies"),
+    [
+        (f"hf-chat={SESSION}; token=", Cookies(SESSION)),
+        (json.dumps({"hf-chat": SESSION, "token": None}), Cookies(SESSION)),
+        (cookies_txt(OWN[0], *OTHERS), Cookies(SESSION)),
+        (f"token={TOKEN}", Cookies(None, TOKEN)),
+        (f"token: {TOKEN}", Cookies(None, TOKEN)),
+        (exported(OWN[1], *OTHERS[:3]), Cookies(None, TOKEN)),
+        (f"csrf-token=x; token={TOKEN}; x-token=y", Cookies(None, TOKEN)),
+        (f"token={TOKEN}; aws-waf-token=w:1/a==", Cookies(None, TOKEN, waf="w:1/a==")),
+        ("hf-chat=a==; token=b=c", Cookies("a==", "b=c")),
+    ],
+)
+def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text: str, cookies: Cookies) -> None:
+    assert parse_cookies(text) == cookies
+
+
+@pytest.mark.parametrize(
+    ("domain", "host"),
+    [
+        ("chat.example.org", "chat.example.org:8443"),
+        (".example.org", "chat.example.org"),
+        ("Chat.Example.org", "chat.example.org"),
+        ("127.0.0.1", "127.0.0.1:3100"),
+        ("::1", "[::1]:3100"),
+    ],
+)
+def test_domain_of_another_host(domain: str, host: str) -> None:
+    text = exported((domain, "hf-chat", SESSION))
+    assert parse_cookies(text, host) == Cookies(SESSION)
+    with pytest.raises(llm.ModelError):
+        parse_cookies(text)
+
+
+SAYING_A_HOST = [exported(*OWN), *(form for form in FORMS.values() if "huggingface.co" in form)]
+
+
+@pytest.mark.parametrize("host", ["evil-huggingface.co", "huggingface.co.example.net", "co"])
+def test_cookies_of_one_host_are_for_no_other(host: str) -> None:
+    for text in SAYING_A_HOST:
+        if "fetch(" in text:
+            continue  # what a program does with it is not read
+        with pytest.raises(llm.ModelError, match="contains no cookie 'token'"):
+            parse_cookies(text, host)
+
+
+@pytest.mark.parametrize("value", ["hf_" + "x" * 34, "api_org_" + "x" * 34])
+@pytest.mark.parametrize(
+    "form", ["{}", "'{}'", "token={}", "token: {}", '{{"token": "{}"}}', "Authorization: Bearer {}"]
+)
+def test_access_token_is_told_from_the_cookie(form: str, value: str) -> None:
+    with pytest.raises(llm.ModelError, match=r"access token.*cookie named 'token'") as raised:
+        parse_cookies(form.format(value))
+    assert value not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        (b"\xff\xfe", "is empty"),
+        ("yes", "contains no cookie"),
+        ("two x-secret words", "contains no cookie"),
+        ("<!doctype html><p>x-secret", "contains no cookie"),
+        (f"aws-waf-token={TOKEN}", "contains no cookie"),
+        (json.dumps({"hf-chat": 5}), "contains no cookie"),
+        (json.dumps({"cookies": "x-secret"}), "contains no cookie"),
+        (json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]), "contains no cookie"),
+        (exported(*OTHERS), "contains no cookie"),
+        (cookies_txt(*OTHERS), "contains no cookie"),
+        ("x-secret=1; y-secret=2", "contains no cookie"),
+        ("[" * 100_000 + '"x-secret"', "contains no cookie"),
+        (f"hf-chat=x-secret\x00; token={TOKEN}", "'hf-chat' has characters that no cookie has"),
+        (f"hf-chat={SESSION}; token=x-secretä", "'token' has characters that no cookie has"),
+        (json.dumps({"hf-chat": "x-secret\r\nEvil: 1"}), "'hf-chat' has characters"),
+        (json.dumps({"hf-chat": "x-secret, y"}), "'hf-chat' has characters"),
+        (json.dumps({"hf-chat": "a;b=x-secret"}), "'hf-chat' has characters"),
+    ],
+)
+def test_what_holds_no_cookie_is_told_without_any_part_of_it(text: str, says: str) -> None:
+    with pytest.raises(llm.ModelError, match=says) as raised:
+        parse_cookies(text)
+    message = str(raised.value)
+    assert "llm huggingchat login" not in message, "it is told inside login"
+    for secret in (SESSION, TOKEN, "secret", "their-", "Evil"):
+        assert secret not in message
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "cookies",
+    [
+        BOTH,
+        Cookies(SESSION),
+        Cookies(SESSION, anonymous=True),
+        Cookies("a=!~"),
+        Cookies(SESSION, TOKEN, waf="w", since=1_790_000_000.5),
+    ],
+)
+def test_kept_key_is_read_back(cookies: Cookies) -> None:
+    assert parse_cookies(cookies.to_key()) == cookies
+    assert "\n" not in cookies.to_key()
+
+
+def test_keys_that_people_have_are_read() -> None:
+    assert parse_cookies(f'{{"hf-chat": "{SESSION}", "made_up": true}}').anonymous
+    assert not parse_cookies(f'{{"hf-chat": "{SESSION}", "made_up": "yes"}}').anonymous
+    assert not parse_cookies(f"hf-chat={SESSION}; made_up=true").anonymous
+
+
+@pytest.mark.parametrize("since", [None, "x", True, -1, 1e12, float("nan"), float("inf"), [1]])
+def test_session_of_no_sensible_age_is_of_unknown_age(since: object) -> None:
+    assert parse_cookies(json.dumps({"hf-chat": SESSION, "since": since})).since is None
+
+
+def test_header_has_what_is_sent() -> None:
+    cookies = Cookies(SESSION, TOKEN, waf="w", since=1.5, passing=(("a", "b"),))
+    assert cookies.header() == f"hf-chat={SESSION}; token={TOKEN}; aws-waf-token=w; a=b"
+    assert "a=b" not in cookies.to_key()
+
+
+def test_values_are_never_shown() -> None:
+    every = Cookies(SESSION, TOKEN, waf="w-secret", passing=(("a", "b-secret"),))
+    for shown in (repr(every), str(every), f"{every}", repr(list(every.__rich_repr__()))):
+        assert not re.search(rf"secret|{SESSION}|{TOKEN}", shown)
+
+
+WORDS = 'hf-chat token aws-waf-token = : ; " \' Cookie: { [ x1 .example.org curl -b TRUE'.split()
+PASTED = st.one_of(
+    st.text(st.characters(), max_size=30),
+    st.binary(max_size=60),
+    st.lists(st.sampled_from([*WORDS, " ", "\t", "\n"]), max_size=20).map("".join),
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    ).map(json.dumps),
+)
+
+
+@settings(max_examples=300)
+@given(PASTED)
+def test_anything_pasted_is_cookies_or_told(pasted: str | bytes) -> None:
+    try:
+        cookies = parse_cookies(pasted)
+    except llm.ModelError as error:
+        assert str(error).startswith(  # noqa: PT017
+            ("The login for", "The value of the cookie", "That is an access token")
+        )
+    else:
+        assert re.fullmatch(r"[!-~ ]+", cookies.header())
+        assert parse_cookies(cookies.to_key()) == cookies

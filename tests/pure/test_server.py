@@ -1,0 +1,231 @@
+"""Addresses of servers, and what the environment configures."""
+
+from __future__ import annotations
+
+import re
+
+import llm
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_huggingchat import (
+    SERVICE,
+    Server,
+    browser_headers,
+    current_server,
+    form_boundary,
+    impersonated_browser,
+    leads_to_login,
+    max_wait,
+    own_target,
+    parse_server,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://huggingface.co/chat", "https://huggingface.co/chat"),
+        (" https://huggingface.co/chat/ \n", "https://huggingface.co/chat"),
+        ("https://HuggingFace.co:443/chat//", "https://huggingface.co/chat"),
+        ("HTTPS://chat.example.org", "https://chat.example.org"),
+        ("https://chat.example.org:8443/a/b", "https://chat.example.org:8443/a/b"),
+        ("https://192.0.2.1/chat", "https://192.0.2.1/chat"),
+        ("https://[2001:db8::1]:8443/chat", "https://[2001:db8::1]:8443/chat"),
+        ("http://127.0.0.1:3100/chat", "http://127.0.0.1:3100/chat"),
+        ("http://127.9.9.9", "http://127.9.9.9"),
+        ("http://localhost:80/chat", "http://localhost/chat"),
+        ("http://chat.localhost:3000", "http://chat.localhost:3000"),
+        ("http://[::1]:3000/chat", "http://[::1]:3000/chat"),
+    ],
+)
+def test_address(text: str, url: str) -> None:
+    assert parse_server(text) == Server(url)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is not a URL"),
+        ("huggingface.co/chat", "it is not a URL"),
+        ("ftp://huggingface.co/chat", "it is not a URL"),
+        ("https:///chat", "it is not a URL"),
+        ("https://[::1", "it is not a URL"),
+        ("https://host:99999/", "it is not a URL"),
+        ("https://a b/chat", "its host is not a name"),
+        ("https://bücher.example/chat", "its host is not a name"),
+        ("https://host/cha t", "its path is not a URL's"),
+        ("https://host/chät", "its path is not a URL's"),
+        ("https://host/chat?x=1", "it has more than a path"),
+        ("https://host/chat#x", "it has more than a path"),
+        ("http://huggingface.co/chat", "plain http is for loopback only, use https"),
+        ("http://192.168.0.1/chat", "plain http is for loopback only, use https"),
+        ("http://localhost.example.org/", "plain http is for loopback only, use https"),
+        ("http://127.0.0.1.example.org/", "plain http is for loopback only, use https"),
+        ("nonsense\x1b[31m\nsecond line", "it is not a URL"),
+    ],
+)
+def test_address_that_is_refused(text: str, why: str) -> None:
+    says = f"cannot be the chat server's address: {why}. Set LLM_HUGGINGCHAT_URL"
+    with pytest.raises(llm.ModelError, match=re.escape(says)) as raised:
+        parse_server(text)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://ada:s3cret@huggingface.co/chat",
+        "https://s3cret@huggingface.co/chat",
+        "http://127.0.0.1:s3cret@huggingface.co/chat",
+    ],
+)
+def test_password_in_an_address_is_not_repeated(text: str) -> None:
+    with pytest.raises(llm.ModelError, match="huggingface.co") as raised:
+        parse_server(text)
+    assert "s3cret" not in str(raised.value)
+    assert "ada" not in str(raised.value)
+
+
+PIECES = "https http :// / : @ [ ] ::1 127.0.0.1 localhost a.b 80 ? # % huggingface.co . \\ é".split()
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from([*PIECES, "\n", " ", "\uff19", "\ud83c"]), max_size=8))
+def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
+    try:
+        server = parse_server("".join(pieces))
+    except llm.ModelError as error:
+        assert str(error).isprintable()  # noqa: PT017
+        return
+    assert parse_server(server.url) == server
+    assert server.url.startswith("https://") or server.is_loopback
+    assert re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", server.host)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (SERVICE, "huggingchat"),
+        ("https://chat.example.org/chat", "huggingchat:chat.example.org"),
+        ("https://chat.example.org:8443", "huggingchat:chat.example.org:8443"),
+        ("http://[::1]:3100/chat", "huggingchat:[::1]:3100"),
+        ("https://huggingface.co:8443/chat", "huggingchat:huggingface.co:8443"),
+        ("https://huggingface.co.example.org/chat", "huggingchat:huggingface.co.example.org"),
+    ],
+)
+def test_every_host_has_a_key_of_its_own(url: str, name: str) -> None:
+    server = parse_server(url)
+    assert server.key_name == name
+    assert server.is_service == (name == "huggingchat")
+
+
+def test_origin_and_pages() -> None:
+    server = parse_server("https://chat.example.org:8443/base/chat/")
+    assert server.origin == "https://chat.example.org:8443"
+    assert parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
+    assert server.page("6b03") == "https://chat.example.org:8443/base/chat/conversation/6b03"
+    assert server.page("../../x?y") == f"{server.url}/conversation/..%2F..%2Fx%3Fy"
+    assert server.shared_page("aBc") == f"{server.url}/r/aBc"
+    assert server.file_page("6b03", "0/f") == f"{server.url}/conversation/6b03/output/0%2Ff"
+
+
+@pytest.mark.parametrize(
+    ("location", "asks"),
+    [
+        ("", True),
+        ("/chat/login", True),
+        ("https://huggingface.co/oauth/authorize?client_id=x", True),
+        ("https://id.example.org/realms/x?client_id=chat", True),
+        ("https://id.example.org/saml2/start", True),
+        ("/chat/conversation/6b03", False),
+        ("/chat/loginless", False),
+        ("https://[", False),
+    ],
+)
+def test_redirect_to_a_login_is_known(location: str, asks: bool) -> None:
+    assert leads_to_login(location) is asks
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/chat/", "https://a.example/chat/"),
+        ("callback?code=1", "https://a.example/chat/callback?code=1"),
+        ("https://a.example/x", "https://a.example/x"),
+        ("http://a.example/x", ""),
+        ("https://a.example:8443/x", ""),
+        ("//b.example/x", ""),
+        ("https://a.example/\x00", ""),
+        ("https://[", ""),
+    ],
+)
+def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) -> None:
+    assert own_target("https://a.example/chat/login", location) == target
+
+
+# --- the environment ------------------------------------------------------------------
+
+
+def test_server_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert current_server() == Server(SERVICE)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://localhost:3000/chat")
+    assert current_server() == Server("http://localhost:3000/chat")
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "")
+    assert current_server() == Server(SERVICE)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("", 0), ("0", 0), ("60", 60), (" 600.5 ", 600.5)])
+def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, seconds: float) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
+    assert max_wait() == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("10", "less than 60 seconds cannot help"),
+        ("59.9", "less than 60 seconds cannot help"),
+        ("soon", "it takes a number of seconds"),
+        ("-5", "it takes a number of seconds"),
+        ("inf", "it takes a number of seconds"),
+        ("nan", "it takes a number of seconds"),
+    ],
+)
+def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
+    with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {says}"):
+        max_wait()
+
+
+def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", "netscape")
+    with pytest.raises(llm.ModelError, match="'netscape'.*chrome, edge, firefox") as raised:
+        impersonated_browser()
+    assert len(str(raised.value)) < 250
+    named = re.findall(r"\b(?:chrome|edge|firefox|safari|tor)\w*", str(raised.value))
+    for name in named:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", name)
+        assert impersonated_browser() == name
+
+
+@pytest.mark.parametrize(
+    ("browser", "boundary"),
+    [("", "llm-huggingchat-"), ("chrome", "----WebKitForm"), ("firefox", "----geckoform")],
+)
+def test_form_is_that_of_the_browser(
+    monkeypatch: pytest.MonkeyPatch, browser: str, boundary: str
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", browser)
+    assert form_boundary().startswith(boundary)
+    assert form_boundary() != form_boundary()
+
+
+def test_headers_of_a_browser_are_those_of_a_fetch() -> None:
+    server = Server(SERVICE)
+    got = browser_headers("chrome", server, "GET")
+    assert got["Referer"] == "https://huggingface.co/chat/"
+    assert "Origin" not in got
+    assert browser_headers("chrome", server, "POST")["Origin"] == "https://huggingface.co"
+    assert browser_headers("firefox", server, "GET")["Priority"] == "u=4"

@@ -1,0 +1,338 @@
+"""llm's key store, the catalogue's cache, and files that are replaced in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import stat
+import sys
+import threading
+from typing import Any
+
+import llm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import llm_huggingchat
+from llm_huggingchat import (
+    BUILT_IN,
+    CACHE,
+    SERVICE,
+    Cookies,
+    ModelInfo,
+    Server,
+    anonymous_session,
+    cookies_of_key,
+    find_key,
+    forget_session,
+    is_anonymous,
+    keep_catalogue,
+    keep_key,
+    keys_of,
+    load_catalogue,
+    parse_cookies,
+    remember_models,
+    replacing,
+    stored_key,
+)
+
+HERE = Server(SERVICE)
+LOCAL, OTHER = Server("http://127.0.0.1:3100/chat"), Server("https://chat.example.org")
+TOKEN = "the-token-of-nobody"
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pipes")
+
+
+# --- replacing a file -----------------------------------------------------------------
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "answer.md"
+    path.write_bytes(b"before")
+    with replacing(path) as file:
+        file.write(b"half")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"half"
+    with pytest.raises(RuntimeError), replacing(path) as file:  # noqa: PT012
+        file.write(b"other")
+        raise RuntimeError
+    assert path.read_bytes() == b"half"
+    assert sorted(os.listdir(tmp_path)) == ["answer.md", "llm"]
+
+
+@posix
+def test_new_file_has_the_mode_that_any_has_and_an_old_one_keeps_its(
+    tmp_path: pathlib.Path,
+) -> None:
+    plain, new, old = tmp_path / "plain", tmp_path / "new", tmp_path / "old"
+    plain.touch()
+    write(new, b"x")
+    assert new.stat().st_mode == plain.stat().st_mode
+    old.touch(0o640)
+    old.chmod(0o604)
+    write(old, b"x")
+    assert stat.S_IMODE(old.stat().st_mode) == 0o604
+
+
+@posix
+def test_links_stay_links(tmp_path: pathlib.Path) -> None:
+    target, link, name = tmp_path / "target", tmp_path / "link", tmp_path / "name"
+    link.symlink_to("target")
+    write(link, b"made")
+    assert link.is_symlink()
+    os.link(target, name)
+    write(target, b"written")
+    assert link.read_bytes() == name.read_bytes() == b"written"
+
+
+@posix
+def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
+    pipe, got = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write(pipe, b"through it")
+    reader.join()
+    assert got == [b"through it"]
+    write(pathlib.Path(os.devnull), b"away")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_file_where_there_is_no_directory_is_told(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        write(tmp_path / "nowhere" / "file", b"x")
+
+
+# --- keys -----------------------------------------------------------------------------
+
+
+def test_keys_are_kept_beside_those_of_others(user_path: pathlib.Path) -> None:
+    keys = user_path / "keys.json"
+    keep_key("huggingchat", "mine")
+    assert json.loads(keys.read_text())["// Note"]
+    keys.write_text(json.dumps({"openai": "theirs", "huggingchat": "mine"}))
+    assert keep_key("huggingchat", "new", anew=True) == "mine"
+    assert keep_key("huggingchat", "new") == stored_key("huggingchat") == "new"
+    keep_key("huggingchat", None)
+    assert json.loads(keys.read_text()) == {"openai": "theirs"}
+    assert stored_key("huggingchat") is None
+
+
+@posix
+def test_key_store_is_for_the_user_alone(user_path: pathlib.Path) -> None:
+    keep_key("huggingchat", "mine")
+    assert stat.S_IMODE((user_path / "keys.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"secret"])
+def test_key_store_that_is_none_is_told_and_left_alone(
+    user_path: pathlib.Path, content: bytes
+) -> None:
+    (user_path / "keys.json").write_bytes(content)
+    for use in (lambda: keep_key("huggingchat", "x"), lambda: stored_key("huggingchat")):
+        with pytest.raises(llm.ModelError, match=r"keys\.json, cannot be .*: it is not a JSON"):
+            use()
+    assert (user_path / "keys.json").read_bytes() == content
+
+
+def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(llm.NeedsKeyException, match="llm huggingchat login"):
+        find_key(HERE)
+    assert find_key(LOCAL) == (None, "none")
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "of-the-environment")
+    for server in (HERE, LOCAL):
+        assert find_key(server) == ("of-the-environment", "LLM_HUGGINGCHAT_KEY")
+        keep_key(server.key_name, Cookies("s", anonymous=True).to_key())
+        assert find_key(server)[0] == "of-the-environment", "an anonymous session gives way"
+        keep_key(server.key_name, "stored")
+        assert find_key(server) == ("stored", f"llm keys ({server.key_name})")
+    keep_key("mine", "named")
+    assert find_key(HERE, "mine") == ("named", "--key")
+    assert find_key(HERE, "token=x") == ("token=x", "--key")
+
+
+def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_key("huggingchat", "of-the-service")
+    assert find_key(OTHER) == (None, "none")
+    for server, name in ((OTHER, "huggingchat"), (HERE, "huggingchat:chat.example.org")):
+        with pytest.raises(llm.ModelError, match="never go to another"):
+            find_key(server, name)
+    assert find_key(LOCAL, "huggingchat")[0] == "of-the-service"
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "of-the-service")
+    with pytest.raises(llm.ModelError, match=r"Run: llm keys set huggingchat:chat\.example\.org"):
+        find_key(OTHER)
+
+
+def test_key_that_holds_no_cookies_says_where_to_log_in() -> None:
+    assert cookies_of_key(HERE, TOKEN) == Cookies(None, TOKEN)
+    with pytest.raises(llm.ModelError, match="Run: llm huggingchat login$"):
+        cookies_of_key(HERE, "what?")
+
+
+def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
+    cookies = Cookies("s-1", TOKEN)
+    for name in ("huggingchat", "mine", "huggingchat:chat.example.org"):
+        keep_key(name, cookies.to_key())
+    keep_key("other", Cookies("s-2", TOKEN).to_key())
+    keep_key("another", Cookies("s-1", "token-of-bob").to_key())
+    assert keys_of(HERE, cookies) == {"huggingchat": cookies, "mine": cookies}
+    assert keys_of(HERE, Cookies("s-9", TOKEN)) == {"huggingchat": cookies}
+    assert keys_of(HERE, Cookies("s-1")) == {}
+
+
+def test_anonymous_session_is_kept_and_shared() -> None:
+    notes: list[str] = []
+    made = anonymous_session(LOCAL, notes.append)
+    assert made.anonymous
+    assert parse_cookies(stored_key(LOCAL.key_name) or "") == made
+    assert is_anonymous(stored_key(LOCAL.key_name))
+    assert is_anonymous('{"hf-chat": "x", "made_up": true}')
+    assert not is_anonymous(Cookies("s").to_key())
+    assert anonymous_session(LOCAL, notes.append) == made
+    forget_session(LOCAL)
+    assert stored_key(LOCAL.key_name) is None
+    assert anonymous_session(LOCAL, notes.append) != made
+    assert notes == []
+
+
+def test_anonymous_session_that_cannot_be_kept_is_used_all_the_same(
+    user_path: pathlib.Path,
+) -> None:
+    (user_path / "keys.json").write_text("[]")
+    notes: list[str] = []
+    assert anonymous_session(LOCAL, notes.append) == anonymous_session(LOCAL, notes.append)
+    (told,) = notes
+    assert "cannot be continued later" in told
+
+
+# --- the cache ------------------------------------------------------------------------
+
+PHI, QWEN = ModelInfo("microsoft/phi-4", tools=True), ModelInfo("Qwen/Qwen3-8B", description="d")
+
+
+def test_cache_keeps_the_models_of_each_server() -> None:
+    assert load_catalogue(SERVICE).models == BUILT_IN
+    keep_catalogue(SERVICE, [PHI, QWEN])
+    keep_catalogue(OTHER.url, [QWEN])
+    assert load_catalogue(SERVICE).models == (PHI, QWEN)
+    assert load_catalogue(OTHER.url).models == (QWEN,)
+    assert load_catalogue(LOCAL.url).models == BUILT_IN
+    assert not load_catalogue(SERVICE).is_old
+
+
+def test_model_that_was_removed_is_remembered() -> None:
+    keep_catalogue(SERVICE, [PHI, QWEN])
+    keep_catalogue(SERVICE, [QWEN])
+    keep_catalogue(SERVICE, [QWEN])
+    assert load_catalogue(SERVICE).removed == (PHI.id,)
+    keep_catalogue(SERVICE, [PHI])
+    assert load_catalogue(SERVICE).removed == (QWEN.id,)
+
+
+def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
+    keep_catalogue(SERVICE, [PHI])
+    remember_models(SERVICE, [PHI.id, "old/model", "old/model", "bad\x1b"])
+    assert load_catalogue(SERVICE).removed == ("old/model",)
+    keep_catalogue(OTHER.url, [QWEN])
+    remember_models(OTHER.url, ["their/model", QWEN.id])
+    assert set(load_catalogue(OTHER.url).removed) == {PHI.id, "old/model", "their/model"}
+    assert QWEN.id in load_catalogue(SERVICE).removed
+
+
+def test_remembering_what_is_known_writes_nothing(user_path: pathlib.Path) -> None:
+    remember_models(SERVICE, [PHI.id])
+    before = (user_path / CACHE).stat()
+    remember_models(SERVICE, [PHI.id])
+    assert (user_path / CACHE).stat().st_mtime_ns == before.st_mtime_ns
+    (user_path / CACHE).unlink()
+    (user_path / CACHE).mkdir()
+    remember_models(SERVICE, [PHI.id])  # nothing is raised where nothing can be written
+
+
+def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
+    entry = {
+        **{"id": "a/b", "multimodal": True, "supportsTools": False, "supportsReasoning": True},
+        **{"supportsArtifacts": False, "isRouter": False, "unlisted": False, "description": "d"},
+    }
+    cache = {"servers": {SERVICE: {"time": 1_790_000_000.5, "models": [entry]}}}
+    (user_path / CACHE).write_text(json.dumps(cache))
+    catalogue = load_catalogue(SERVICE)
+    (model,) = catalogue.models
+    assert model == ModelInfo("a/b", multimodal=True, reasoning=True, description="d")
+    assert catalogue.time == 1_790_000_000.5
+    keep_catalogue(SERVICE, [QWEN])
+    assert load_catalogue(SERVICE).removed == ("a/b",)
+
+
+def test_removed_model_can_be_resolved_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keep_catalogue(SERVICE, [PHI, QWEN])
+    keep_catalogue(SERVICE, [QWEN])
+    for model in (llm.get_model(f"huggingchat/{PHI.id}"), llm.get_model("hf-qwen")):
+        assert model.needs_key == "huggingchat"
+    with pytest.raises(llm.UnknownModelError):
+        llm.get_model("hf-phi-4")
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", TOKEN)
+    says = "huggingchat/microsoft/phi-4 is no longer offered by huggingface.co.*-m MODEL"
+    with pytest.raises(llm.ModelError, match=says):
+        llm.get_model(f"huggingchat/{PHI.id}").prompt("hi").text()
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", OTHER.url)
+    remember_models(SERVICE, [PHI.id, QWEN.id])
+    ids = [model.model.model_id for model in llm.get_models_with_aliases()]
+    keep_catalogue(OTHER.url, [ModelInfo("their/model")])
+    ids = [model.model.model_id for model in llm.get_models_with_aliases()]
+    ours = [id for id in ids if id.startswith("huggingchat/")]
+    assert ours[0] == "huggingchat/their/model", "what is offered comes first"
+    assert {f"huggingchat/{PHI.id}", f"huggingchat/{QWEN.id}"} <= set(ours)
+
+
+BROKEN: list[Any] = [
+    *(None, [], {SERVICE: None}, {SERVICE: []}, {SERVICE: {"models": [{"id": "a/b"}]}}),
+    {SERVICE: {"models": [{"id": "a/b"}], "time": "now"}},
+    {SERVICE: {"models": [{"id": "a/b"}], "time": 10**400}},
+    {SERVICE: {"models": [], "time": 1}},
+    {SERVICE: {"models": {"a": "b"}, "time": 1}},
+    {SERVICE: {"time": 1}},
+]
+CACHES = [
+    *(b"", b"{", b"[" * 100_000, b"\0", b"null", b"[]", b"{}", b"\xff\xfe\x00"),
+    b'{"servers": {"x": {"y": ' + b"[" * 100_000,
+    *(json.dumps({"servers": servers}).encode() for servers in BROKEN),
+]
+
+
+@pytest.mark.parametrize("content", CACHES, ids=lambda content: repr(content[:40]))
+def test_broken_cache_is_as_none_and_is_mended(content: bytes, user_path: pathlib.Path) -> None:
+    (user_path / CACHE).write_bytes(content)
+    assert load_catalogue(SERVICE).models == BUILT_IN
+    keep_catalogue(SERVICE, [PHI])
+    assert load_catalogue(SERVICE).models == (PHI,)
+
+
+def test_cache_that_cannot_be_written_is_told(user_path: pathlib.Path) -> None:
+    (user_path / CACHE).mkdir()
+    assert load_catalogue(SERVICE).models == BUILT_IN
+    with pytest.raises(llm.ModelError, match="The catalogue cannot be kept in"):
+        keep_catalogue(SERVICE, [PHI])
+
+
+@given(st.binary(max_size=60))
+def test_any_file_as_the_cache(content: bytes) -> None:
+    pathlib.Path(os.environ["LLM_USER_PATH"], CACHE).write_bytes(content)
+    catalogue = load_catalogue(SERVICE)
+    assert catalogue.models == BUILT_IN
+    assert catalogue.is_old
+
+
+async def test_one_process_at_a_time_logs_in() -> None:
+    async with llm_huggingchat.one_login():
+        pass
+    async with llm_huggingchat.one_login():
+        pass  # it was released

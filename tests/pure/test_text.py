@@ -1,0 +1,128 @@
+"""What may be shown in a terminal, and which text some bytes are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_huggingchat import decode_text, join_surrogates, one_line, printable, utf16_length
+
+ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
+KEPT = {
+    "family": "👨\u200d👩\u200d👧\u200d👦",
+    "coloured": "❤️ ✌🏽",
+    "flag": "🇮🇷 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    "persian": "می\u200cخواهم",
+    "hindi": "क्\u200dष र्\u200cय",
+    "thai": "ภาษา\u200bไทย",
+    "accents": "e\u0301 ñ 日本",
+    "powerline": "\ue0b0",
+}
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_text_of_any_language_is_shown_as_it_is(text: str) -> None:
+    assert one_line(text) == text
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("\x1b[31mred\x1b[0m\x07\x9b", "[31mred[0m"),
+        ("a\u202eb\u200fc\u2066d\u061ce", "abcde"),
+        ("a\u2028b\x85c", "a b c"),
+        ("a\U000e0041b\U000e007f", "ab"),
+        ("half \ud83c of one", "half  of one"),
+        (None, "None"),
+        ("", ""),
+    ],
+)
+def test_line_for_a_terminal_controls_nothing(text: object, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_lines_for_a_terminal_stay_lines() -> None:
+    assert printable("a\n\tb \x1b[2Jc\r\n\u202ed\u200c") == "a\n\tb [2Jc\nd\u200c"
+
+
+def test_long_line_is_cut() -> None:
+    assert one_line("x" * 500) == "x" * 500
+    assert one_line("x" * 501) == "x" * 499 + "…"
+    assert one_line("abc", 2) == "a…"
+
+
+@given(ANY_TEXT, st.integers(1, 20))
+def test_any_text_is_safe_in_a_terminal(text: str, limit: int) -> None:
+    shown = one_line(text, limit)
+    assert len(shown) <= limit
+    for written in (shown, printable(text)):
+        written.encode()
+        assert not set(written) & {"\x1b", "\r", "\x07", "\x7f", "\x9b", "\u202e", "\u2066"}
+
+
+@given(ANY_TEXT)
+def test_halves_of_surrogate_pairs_are_joined_or_replaced(text: str) -> None:
+    joined = join_surrogates(text)
+    joined.encode()
+    assert utf16_length(joined) == utf16_length(text)
+    assert join_surrogates("\ud83c\udf89 \ud83c") == "🎉 \ufffd"
+
+
+GREETING = "Grüße, où? «ça» – 5 €"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+def test_text_is_read_in_the_encoding_that_it_has(encoding: str) -> None:
+    assert decode_text(GREETING.encode(encoding)) == GREETING
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-32-be"])
+def test_big_endian_text_is_told_by_its_mark(encoding: str) -> None:
+    assert decode_text(("\ufeff" + GREETING).encode(encoding)) == GREETING
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("cp1251", "Привет"), ("shift_jis", "こんにちは"), ("utf-16-le", "漢字 a"), ("latin-1", "été")],
+)
+def test_text_is_read_as_its_sender_says(encoding: str, text: str) -> None:
+    assert decode_text(text.encode(encoding), encoding) == text
+    assert decode_text("Füße".encode(), encoding) == "Füße", "UTF-8 cannot be mistaken"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<?xml version="1.0" encoding="windows-1251"?><a>Привет</a>',
+        "<html><meta charset=windows-1251><p>Привет",
+        "# -*- coding: windows-1251 -*-\nprint('Привет')",
+    ],
+)
+def test_text_is_read_as_it_says_itself(text: str) -> None:
+    assert decode_text(text.encode("cp1251")) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Привет".encode("cp1251"),
+        "こんにちは".encode("shift_jis"),
+        "καλημέρα".encode("iso8859-7"),
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"PK\x03\x04\x14\0\x08\0",
+        b"caf\xe9 \x01\x02",
+        b"\0",
+    ],
+)
+def test_what_may_be_anything_is_no_text(content: bytes) -> None:
+    assert decode_text(content) is None
+    assert decode_text(content, "no-such-charset") is None
+    assert decode_text(content, "hex") is None
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff")))
+def test_any_text_in_utf8_is_itself(text: str) -> None:
+    assert decode_text(text.encode()) == text
