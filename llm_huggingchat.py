@@ -728,7 +728,8 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
         if name in COOKIE_NAMES and isinstance(cookie, str) and cookie.strip():
             found.setdefault(name, cookie.strip())
     bare = text.strip("\"'")
-    if not found and len(bare) >= 16 and _COOKIE_VALUE.fullmatch(bare) and not is_json:
+    is_word = bare.isalnum() and len(bare) < 16  # nobody's token, but a word or a number
+    if not (found or is_json or is_word) and _COOKIE_VALUE.fullmatch(bare):
         found["hf-chat" if _UUID.fullmatch(bare) else "token"] = bare
     token = found.get("token")
     if _ACCESS_TOKEN.fullmatch(token) if token else not found and _ACCESS_TOKEN.search(text):
@@ -743,8 +744,10 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
                 "Copy it again from the browser."
             )
     if not found.keys() & {"hf-chat", "token"}:
-        what = "contains no cookie 'token' or 'hf-chat'" if text else "is empty"
-        raise HuggingChatError(f"The login for {one_line(host, 80)} {what}. {WHERE_TOKEN_IS}")
+        why = "the cookie 'token' is missing" if text else "it is empty"
+        raise HuggingChatError(
+            f"That is no login for {one_line(host, 80)}: {why}. {WHERE_TOKEN_IS}"
+        )
     kept = _mapping(value)  # a key of this plugin; `made_up` is what `anonymous` was called
     since = _number(kept.get("since"))
     return Cookies(
@@ -5009,22 +5012,16 @@ async def one_login() -> AsyncIterator[None]:
 
     Where no lock can be had they go on without: two sessions are no harm.
     """
-    from filelock import FileLock, Timeout
+    from filelock import AsyncFileLock
 
-    lock = FileLock(llm.user_dir() / ".huggingchat_login.lock", timeout=0)
-    end = time.monotonic() + limits.reconnect_timeout
-    while time.monotonic() < end:
-        try:
-            lock.acquire()
-            break
-        except Timeout:
-            await asyncio.sleep(0.05)
-        except OSError:
-            break
+    path = llm.user_dir() / ".huggingchat_login.lock"
+    lock = AsyncFileLock(path, timeout=limits.reconnect_timeout, thread_local=False)
+    with contextlib.suppress(OSError):  # a filelock.Timeout is one, too
+        await lock.acquire()
     try:
         yield
     finally:
-        lock.release()
+        await lock.release()
 
 
 CACHE = "huggingchat_models.json"
@@ -5033,7 +5030,7 @@ CACHE = "huggingchat_models.json"
 class _CachedServer(msgspec.Struct, omit_defaults=True):
     """What is cached of a server. `former` are ids that it offered, or that llm's logs name."""
 
-    time: float | None = None
+    time: float = 0.0
     models: tuple[ModelInfo, ...] = ()
     former: list[str] = msgspec.field(default_factory=list)
 
@@ -5066,7 +5063,7 @@ def load_catalogue(server_url: str) -> Catalogue:
     """The cached models of a server, else the built-in ones. Raises nothing."""
     servers = _read_cache()
     here = servers.get(server_url, _CachedServer())
-    models, when = (here.models, here.time) if here.models and here.time else (BUILT_IN, None)
+    models, when = (here.models, here.time) if here.models and here.time > 0 else (BUILT_IN, None)
     former = dict.fromkeys(itertools.chain(*(server.former for server in servers.values())))
     removed = former.keys() - {model.id for model in models}
     return Catalogue(models, when, tuple(id for id in former if id in removed))
@@ -5293,9 +5290,9 @@ _MISREAD = re.compile(
     rb"""
     BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
     |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
-    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns|regf
-    |solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF|-----BEGIN\ PGP\ MESSAGE-----
-    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04|\.RMF|\{\\rtf
+    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
+    |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
+    |-----BEGIN\ PGP\ MESSAGE-----|[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04|\.RMF|\{\\rtf
     |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
     |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
     """,

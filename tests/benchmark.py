@@ -232,10 +232,9 @@ def bare_request(url: str, words: str) -> tuple[str, bytes, dict[str, str]]:
     made = requests.post(f"{url}/conversation", json={"model": MODEL}, headers=cookie).json()
     root = json.loads(made["conversation"])["json"]["rootMessageId"]
     data = {"id": root, "inputs": words, "selectedMcpServerNames": []}
-    form = llm_huggingchat.multipart(data, ())
-    body = b"".join(form)
+    body, content_type = llm_huggingchat.multipart(data, ())
     origin = llm_huggingchat.Server(url).origin
-    head = {**cookie, "Content-Type": form.content_type, "Origin": origin, "Accept": "*/*"}
+    head = {**cookie, "Content-Type": content_type, "Origin": origin, "Accept": "*/*"}
     return f"{url}/conversation/{made['conversationId']}", body, head
 
 
@@ -694,7 +693,7 @@ def keep_service() -> None:
 
     (exchange,) = capture("models_service")
     models = llm_huggingchat.read_catalogue(exchange.json())
-    llm_huggingchat.keep_catalogue(llm_huggingchat.current_server().url, models)
+    llm_huggingchat.keep_catalogue(llm_huggingchat.current_server().url, models.models)
 
 
 def versions() -> str:

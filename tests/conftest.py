@@ -18,6 +18,7 @@ from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession, Headers
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
+from hypothesis import settings
 from vcr import VCR  # type: ignore[import-untyped]
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
@@ -27,6 +28,9 @@ import llm_huggingchat
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 # What needs a terminal, a signal, a pipe or a file's mode.
 collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
+# The same examples every time, and as long as they take: no test depends on chance or time.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.load_profile("suite")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 

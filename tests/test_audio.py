@@ -497,7 +497,7 @@ def test_a_few_are_transcribed_at_once(server: ChatUI, monkeypatch: pytest.Monke
         most = max(most, now)
         await asyncio.sleep(0.01)
         now -= 1
-        return b"".join(recording).decode()
+        return recording.content.decode()
 
     monkeypatch.setattr(Client, "transcribe", transcribe)
     recordings = [Upload(f"{n}.mp3", "audio/mpeg", str(n).encode()) for n in range(10)]

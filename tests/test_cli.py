@@ -85,8 +85,8 @@ def test_both_cookies_let_in(guarded: ChatUI, way: tuple[str, ...]) -> None:
         ("token=stale", "expired"),
         ("aws-waf-token=stale", "'token' is missing"),
         ("hf-chat=stale; token=stale", "expired"),
-        ("some words that are no cookie", "'hf-chat'"),
-        ('{"cookies": []}', "'hf-chat'"),
+        ("some words that are no cookie", "'token' is missing"),
+        ('{"cookies": []}', "'token' is missing"),
         ("hf-chat=a\x01b; token=x", "characters that no cookie has"),
     ],
 )
@@ -441,9 +441,9 @@ def test_made_up_session_is_kept_for_the_next_command(
     run("-m", "hf-llama", "one")
     (name,) = (name for name in stored(user_path) if not name.startswith("//"))
     assert name == f"huggingchat:{host(server)}"
-    assert json.loads(stored(user_path)[name])["made_up"] is True
+    assert json.loads(stored(user_path)[name])["anonymous"] is True
     assert (user_path / "keys.json").stat().st_mode & 0o077 == 0
-    llm_huggingchat._made_up.clear()  # as in a process of its own
+    llm_huggingchat._anonymous.clear()  # as in a process of its own
     run("-c", "two")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
 

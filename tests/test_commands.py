@@ -178,7 +178,7 @@ def test_login_keeps_what_works_and_nothing_else(
     chat: ChatUI, run: Run, user_path: pathlib.Path
 ) -> None:
     keys = user_path / "keys.json"
-    assert "'token' is missing" in run("login", input="s-ada", fails=True).stderr
+    assert "'token' is missing" in run("login", input="hf-chat=s-ada", fails=True).stderr
     assert not keys.exists()
     result = run("login", input="Cookie: hf-chat=s-ada; other=1; token=t-ada\n")
     assert "as ada" in result.stdout
@@ -323,7 +323,7 @@ def test_status(logged_in: ChatUI, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LLM_HUGGINGCHAT_URL")
     result = run("status", fails=True)  # the service, without a key: no request is made
     assert SERVICE in result.stdout
-    assert "wants a login" in result.stderr
+    assert "requires a login" in result.stderr
 
 
 def test_status_without_logins(open_chat: ChatUI, run: Run) -> None:

@@ -432,7 +432,7 @@ def play(work: Callable[[Scene], str], plan: dict[int, Spoilt], wants: str = "")
             logger.removeHandler(everything)
             logger.setLevel(level)
             llm_huggingchat._background.close()
-            llm_huggingchat._made_up.clear()
+            llm_huggingchat._anonymous.clear()
             llm_huggingchat._successors.clear()
             llm_huggingchat._gates.clear()
         assert time.monotonic() - begun < WITHIN

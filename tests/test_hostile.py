@@ -30,7 +30,6 @@ from helpers import (
     run,
     sends,
     soon,
-    tree,
 )
 from llm.parts import Message, TextPart
 
@@ -40,14 +39,12 @@ from llm_huggingchat import (
     SERVICE,
     Parent,
     event_of,
-    file_name,
     find_key,
     keep_key,
     known_id,
     load_catalogue,
     parent_of,
     parse_server,
-    printable,
     read_json,
 )
 
@@ -221,17 +218,6 @@ def raw() -> Iterator[tuple[int, list[bytes]]]:
 ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
 
 
-@both
-@pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
-def test_attachment_comes_over_http_alone(
-    server: ChatUI, ask: TurnRequest, raw: tuple[int, list[bytes]], address: str
-) -> None:
-    port, heard = raw
-    attachment = llm.Attachment(type="text/plain", url=address.format(port))
-    with pytest.raises(llm.ModelError, match="http"):
-        ask("hello", attachments=[attachment])
-    assert heard == []
-    assert server.log == []
 
 
 @both
@@ -335,15 +321,6 @@ def test_file_that_cannot_be_written_whole_stays_as_it_was(
 # --- files of our own -----------------------------------------------------------------
 
 
-def test_key_store_that_is_a_link_stays_one(user_path: pathlib.Path) -> None:
-    real = user_path.parent / "dotfiles"
-    real.mkdir()
-    (real / "keys").write_text('{"openai": "sk-mine"}')
-    (user_path / "keys.json").symlink_to(real / "keys")
-    keep_key("huggingchat", "value")
-    assert (user_path / "keys.json").is_symlink()
-    assert json.loads((real / "keys").read_text()) == {"openai": "sk-mine", "huggingchat": "value"}
-    assert [path.name for path in real.iterdir()] == ["keys"]
 
 
 # --- cookies and secrets --------------------------------------------------------------
@@ -604,9 +581,6 @@ def test_kept_id_that_is_odd_is_not_opened(server: ChatUI) -> None:
 # --- the terminal, and the names and types of files -----------------------------------
 
 
-def test_text_for_a_terminal_moves_no_cursor() -> None:
-    text = "a\tb  c\u3000d\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\x1b[31me\u202e\x9bf\n\n g\r\n"
-    assert printable(text) == "a\tb  c\u3000d\n[31mef\n\n g\n"
 
 
 @both
@@ -628,13 +602,6 @@ def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: TurnRequest, 
     assert b"evil" not in request.body.lower()
 
 
-@pytest.mark.parametrize("char", ["a", "é", "日", "👩"])
-def test_name_of_a_file_is_shortened_by_bytes(tmp_path: pathlib.Path, char: str) -> None:
-    for ending in ("", ".txt", "." + char * 300):
-        name = file_name(f'attachment; filename="{char * 300}{ending}"', "", "text/plain")
-        (tmp_path / name).write_text("")
-        assert 60 < len(name.encode()) <= 120
-        assert name.startswith(char * 10)
 
 
 # --- files of our own that are broken -------------------------------------------------
@@ -651,31 +618,8 @@ def test_catalogue_of_no_time(server: ChatUI, user_path: pathlib.Path, time: str
     assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "[]", '["a"]', "5", "null"])
-def test_key_store_that_is_none_is_told(
-    server: ChatUI, user_path: pathlib.Path, content: str
-) -> None:
-    (user_path / "keys.json").write_text(content)
-    said = failure("-m", "hf-llama", "hello")
-    assert "keys.json" in said
-    assert run("huggingchat", "status", status=1).stderr == said
-    assert failure("-m", "hf-llama", "hello", "--key", "mine") == said
-    with pytest.raises(llm.ModelError, match="cannot be updated"):
-        keep_key("name", "value")
-    assert (user_path / "keys.json").read_text() == content
-    assert server.log == []
 
 
-@both
-def test_session_that_cannot_be_kept_is_used_all_the_same(
-    server: ChatUI, ask: TurnRequest, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
-    first = ask("one")
-    ask("two", after=first)
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-    assert caplog.text.count("session is not kept") == 1
-    assert not (user_path / "keys.json").exists()
 
 
 def test_first_prompts_at_once_use_one_session(server: ChatUI, user_path: pathlib.Path) -> None:
@@ -692,29 +636,8 @@ def test_first_prompts_at_once_use_one_session(server: ChatUI, user_path: pathli
     assert len(server.conversations) == 3
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
-@pytest.mark.parametrize("kind", ["pipe", "huge"])
-def test_cache_that_is_none_keeps_no_command_waiting(
-    server: ChatUI, user_path: pathlib.Path, kind: str
-) -> None:
-    path = user_path / "huggingchat_models.json"
-    if kind == "pipe":
-        os.mkfifo(path)
-    else:
-        with path.open("wb") as file:
-            file.truncate(10**12)
-    command = [sys.executable, "-m", "llm", "huggingchat", "models"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "built-in list" in done.stderr
-    run("huggingchat", "refresh")
-    assert load_catalogue(server.url).time
 
 
-def test_catalogue_with_more_models_than_there_are() -> None:
-    entries = [{"id": "a" * 100_000}, *({"id": f"o/m{number}"} for number in range(100_000))]
-    models = llm_huggingchat.read_catalogue(entries)
-    assert len(models) < 10_000
-    assert max(len(model.id) for model in models) < 1_000
 
 
 @pytest.mark.parametrize(

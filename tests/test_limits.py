@@ -45,10 +45,7 @@ from llm_huggingchat import (
     ToolCall,
     ToolResult,
     TooRich,
-    Upload,
-    _Body,
     json_cost,
-    multipart,
     read_json,
 )
 
@@ -631,50 +628,12 @@ async def test_file_may_take_the_longer_the_more_of_it_comes(
 # --- attachments ----------------------------------------------------------------------
 
 
-def body_of(form: llm_huggingchat.Form, size: int) -> bytes:
-    body = _Body(form)
-    assert not body.sent
-    read = b"".join(iter(lambda: body.read(size), b""))
-    assert body.sent
-    return read
 
 
-@pytest.mark.parametrize("size", [1, 5, 1_000, 65_536])
-@pytest.mark.parametrize("length", [0, 1, 2, 3, 48 * 1024 - 1, 48 * 1024 + 1])
-def test_form_is_as_long_as_it_says(tmp_path: pathlib.Path, size: int, length: int) -> None:
-    path = tmp_path / "file"
-    content = os.urandom(length)
-    path.write_bytes(content)
-    uploads = [
-        Upload("ä.txt", "text/plain", source, size=length) for source in (content, str(path))
-    ]
-    for number in range(3):
-        form = multipart({"inputs": "hé" * 100}, uploads[:number])
-        read = body_of(form, size if length < 100 or size > 100 else 500)
-        assert len(read) == len(form)
-        assert body_of(form, 10_000) == read  # it can be sent again
-        assert read.count(form.boundary.encode()) == number + 2
 
 
-def test_file_that_grows_is_sent_as_long_as_it_was(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "note.txt").write_bytes(b"one two")
-    upload = Upload("note.txt", "text/plain", str(tmp_path / "note.txt"), size=3)
-    assert b"".join(upload) == b"one"
 
 
-def test_large_attachments_take_little_memory(server: ChatUI, tmp_path: pathlib.Path) -> None:
-    options = []
-    for number in range(4):
-        path = tmp_path / f"{number}.txt"
-        path.write_bytes((b"%d" % number) * 10 * 1024 * 1024)
-        options += ["-a", str(path)]
-    megabytes, _, _ = peak("-m", "hf-llama", "[[say]]ok[[/say]]", *options, "-n", status=0)
-    (request,) = sends(server)
-    assert [(name, len(content), content[:1]) for name, _, content in request.files] == [
-        (f"{number}.txt", 10 * 1024 * 1024, b"%d" % number) for number in range(4)
-    ]
-    assert int(request.headers["content-length"]) == len(request.body)
-    assert megabytes < 125
 
 
 def test_transcript_without_end(server: ChatUI, tmp_path: pathlib.Path) -> None:
@@ -712,27 +671,6 @@ def test_attachments_are_sent_again(
         assert [content for _, _, content in request.files] == [b"Rex is a dog", b"Ida"]
 
 
-@both
-@pytest.mark.parametrize("change", ["shorter", "gone"])
-def test_attachment_that_changes_before_it_is_sent(
-    server: ChatUI,
-    ask: TurnRequest,
-    change: str,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "dogs.txt"
-    path.write_text("Rex is a dog")
-    real = llm_huggingchat.multipart
-
-    def late(*arguments: Any) -> llm_huggingchat.Form:
-        path.write_text("Rex") if change == "shorter" else path.unlink()
-        return real(*arguments)
-
-    monkeypatch.setattr(llm_huggingchat, "multipart", late)
-    with pytest.raises(llm.ModelError, match=r"dogs.txt (has become shorter|cannot be read)"):
-        ask("hello", attachments=[llm.Attachment(path=str(path))])
-    assert sends(server) == []
 
 
 def test_export_of_a_long_conversation_is_written_in_pieces(

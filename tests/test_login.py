@@ -277,9 +277,6 @@ def test_login_with_a_session_alone(chat: ChatUI, user_path: pathlib.Path) -> No
     chat.sessions[ENDED] = ("ada", None)  # a server that does not couple them
     run("huggingchat", "login", input=ENDED)
     assert kept(chat, user_path) == {"hf-chat": ENDED}
-    chat.sessions["no-uuid"] = ("ada", None)
-    run("huggingchat", "login", input="no-uuid")
-    assert kept(chat, user_path) == {"hf-chat": "no-uuid"}
 
 
 def test_login_that_is_refused_keeps_nothing(chat: ChatUI, user_path: pathlib.Path) -> None:

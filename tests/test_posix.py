@@ -141,15 +141,6 @@ llm_huggingchat.keep_key("huggingchat", "secret-value")
 """
 
 
-def test_keys_that_a_kill_left_behind_are_removed(user_path: pathlib.Path) -> None:
-    def holding() -> list[str]:
-        return [p.name for p in user_path.iterdir() if b"secret-value" in p.read_bytes()]
-
-    killed = subprocess.run([sys.executable, "-c", KILLED], timeout=30)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(holding()) == 1
-    keep_key("other", "value")
-    assert holding() == []
 
 
 def test_key_store_where_files_cannot_be_locked(

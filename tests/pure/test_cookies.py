@@ -155,7 +155,7 @@ def test_cookies_of_one_host_are_for_no_other(host: str) -> None:
     for text in SAYING_A_HOST:
         if "fetch(" in text:
             continue  # what a program does with it is not read
-        with pytest.raises(llm.ModelError, match="contains no cookie 'token'"):
+        with pytest.raises(llm.ModelError, match="cookie 'token' is missing"):
             parse_cookies(text, host)
 
 
@@ -175,17 +175,17 @@ def test_access_token_is_told_from_the_cookie(form: str, value: str) -> None:
         ("", "is empty"),
         (" \n", "is empty"),
         (b"\xff\xfe", "is empty"),
-        ("yes", "contains no cookie"),
-        ("two x-secret words", "contains no cookie"),
-        ("<!doctype html><p>x-secret", "contains no cookie"),
-        (f"aws-waf-token={TOKEN}", "contains no cookie"),
-        (json.dumps({"hf-chat": 5}), "contains no cookie"),
-        (json.dumps({"cookies": "x-secret"}), "contains no cookie"),
-        (json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]), "contains no cookie"),
-        (exported(*OTHERS), "contains no cookie"),
-        (cookies_txt(*OTHERS), "contains no cookie"),
-        ("x-secret=1; y-secret=2", "contains no cookie"),
-        ("[" * 100_000 + '"x-secret"', "contains no cookie"),
+        ("yes", "the cookie 'token' is missing"),
+        ("two x-secret words", "the cookie 'token' is missing"),
+        ("<!doctype html><p>x-secret", "the cookie 'token' is missing"),
+        (f"aws-waf-token={TOKEN}", "the cookie 'token' is missing"),
+        (json.dumps({"hf-chat": 5}), "the cookie 'token' is missing"),
+        (json.dumps({"cookies": "x-secret"}), "the cookie 'token' is missing"),
+        (json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]), "the cookie 'token' is missing"),
+        (exported(*OTHERS), "the cookie 'token' is missing"),
+        (cookies_txt(*OTHERS), "the cookie 'token' is missing"),
+        ("x-secret=1; y-secret=2", "the cookie 'token' is missing"),
+        ("[" * 100_000 + '"x-secret"', "the cookie 'token' is missing"),
         (f"hf-chat=x-secret\x00; token={TOKEN}", "'hf-chat' has characters that no cookie has"),
         (f"hf-chat={SESSION}; token=x-secretä", "'token' has characters that no cookie has"),
         (json.dumps({"hf-chat": "x-secret\r\nEvil: 1"}), "'hf-chat' has characters"),
@@ -241,7 +241,17 @@ def test_values_are_never_shown() -> None:
         assert not re.search(rf"secret|{SESSION}|{TOKEN}", shown)
 
 
-WORDS = 'hf-chat token aws-waf-token = : ; " \' Cookie: { [ x1 .example.org curl -b TRUE'.split()
+WORDS = [
+    "hf-chat",
+    "token",
+    "aws-waf-token",
+    "Cookie:",
+    "curl -b",
+    "TRUE",
+    ".example.org",
+    *"=:;\"'{[x1",
+]
+
 PASTED = st.one_of(
     st.text(st.characters(), max_size=30),
     st.binary(max_size=60),
@@ -259,7 +269,7 @@ def test_anything_pasted_is_cookies_or_told(pasted: str | bytes) -> None:
         cookies = parse_cookies(pasted)
     except llm.ModelError as error:
         assert str(error).startswith(  # noqa: PT017
-            ("The login for", "The value of the cookie", "That is an access token")
+            ("That is no login for", "The value of the cookie", "That is an access token")
         )
     else:
         assert re.fullmatch(r"[!-~ ]+", cookies.header())

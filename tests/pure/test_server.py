@@ -82,17 +82,17 @@ def test_address_that_is_refused(text: str, why: str) -> None:
     ],
 )
 def test_password_in_an_address_is_not_repeated(text: str) -> None:
-    with pytest.raises(llm.ModelError, match="huggingface.co") as raised:
+    with pytest.raises(llm.ModelError, match="huggingface") as raised:
         parse_server(text)
     assert "s3cret" not in str(raised.value)
     assert "ada" not in str(raised.value)
 
 
-PIECES = "https http :// / : @ [ ] ::1 127.0.0.1 localhost a.b 80 ? # % huggingface.co . \\ é".split()
+PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]
 
 
 @settings(max_examples=300)
-@given(st.lists(st.sampled_from([*PIECES, "\n", " ", "\uff19", "\ud83c"]), max_size=8))
+@given(st.lists(st.sampled_from([*PIECES, *"80?#%.\\é\n \uff19\ud83c"]), max_size=8))
 def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
     try:
         server = parse_server("".join(pieces))
@@ -201,7 +201,7 @@ def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str, says: 
 
 def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", "netscape")
-    with pytest.raises(llm.ModelError, match="'netscape'.*chrome, edge, firefox") as raised:
+    with pytest.raises(llm.ModelError, match=r"'netscape'.*chrome, edge, firefox") as raised:
         impersonated_browser()
     assert len(str(raised.value)) < 250
     named = re.findall(r"\b(?:chrome|edge|firefox|safari|tor)\w*", str(raised.value))

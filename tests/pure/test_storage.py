@@ -171,8 +171,8 @@ def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -
 
 def test_key_that_holds_no_cookies_says_where_to_log_in() -> None:
     assert cookies_of_key(HERE, TOKEN) == Cookies(None, TOKEN)
-    with pytest.raises(llm.ModelError, match="Run: llm huggingchat login$"):
-        cookies_of_key(HERE, "what?")
+    with pytest.raises(llm.ModelError, match=r"Run: llm huggingchat login$"):
+        cookies_of_key(HERE, "what")
 
 
 def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
@@ -257,8 +257,14 @@ def test_remembering_what_is_known_writes_nothing(user_path: pathlib.Path) -> No
 
 def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
     entry = {
-        **{"id": "a/b", "multimodal": True, "supportsTools": False, "supportsReasoning": True},
-        **{"supportsArtifacts": False, "isRouter": False, "unlisted": False, "description": "d"},
+        "id": "a/b",
+        "multimodal": True,
+        "supportsTools": False,
+        "supportsReasoning": True,
+        "supportsArtifacts": False,
+        "isRouter": False,
+        "unlisted": False,
+        "description": "d",
     }
     cache = {"servers": {SERVICE: {"time": 1_790_000_000.5, "models": [entry]}}}
     (user_path / CACHE).write_text(json.dumps(cache))
