@@ -5292,7 +5292,8 @@ _MISREAD = re.compile(
     |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
     |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
     |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
-    |-----BEGIN\ PGP\ MESSAGE-----|[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04|\.RMF|\{\\rtf
+    |-----BEGIN\ PGP\ MESSAGE-----|\.RMF|\{\\rtf
+    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
     |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
     |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
     """,

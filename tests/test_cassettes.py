@@ -164,7 +164,7 @@ def test_logged_out(monkeypatch):
 def test_half_logged_in(monkeypatch):
     at(monkeypatch, LOGIN)
     with pytest.raises(llm.ModelError, match="the cookie 'token' is missing"):
-        ask_sync("Hello", key="only-a-session")
+        ask_sync("Hello", key="hf-chat=only-a-session")
 
 
 def test_model_that_the_server_does_not_know():
@@ -202,8 +202,8 @@ def test_deleted_conversation_goes_on_in_a_new_one(caplog):
 
 
 def test_conversation_of_another_account_goes_on_in_a_new_one(caplog):
-    first = ask_sync("My name is Ada", key="session-of-ada")
-    second = ask_sync("Who am I?", after=first, key="session-of-bob")
+    first = ask_sync("My name is Ada", key="hf-chat=session-of-ada")
+    second = ask_sync("Who am I?", after=first, key="hf-chat=session-of-bob")
     assert kept(second)["conversation_id"] != kept(first)["conversation_id"]
     assert "User: My name is Ada" in second.text()
     assert "is not there for this account" in caplog.text
