@@ -7605,6 +7605,7 @@ class _HuggingChat:
         server = current_server()
         if self.info.removed:
             raise removed_error(self.info, server)
+        remember_models(server.url, [self.info.id])
         options = cast(HuggingChatOptions, prompt.options)
         retry = bool(options.retry)
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]

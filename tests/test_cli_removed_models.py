@@ -1,0 +1,44 @@
+"""Conversations with a model that the server does not offer any more."""
+
+from __future__ import annotations
+
+import pytest
+from chat_ui import ChatUI
+from helpers import failure, run, sends
+
+from llm_huggingchat import keep_catalogue, load_catalogue
+
+
+@pytest.fixture
+def removed(server: ChatUI) -> ChatUI:
+    """One question was put to a Llama, which then left the catalogue."""
+    run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    models = load_catalogue(server.url).models
+    keep_catalogue(server.url, [model for model in models if "Llama-3.3" not in model.id])
+    return server
+
+
+def test_conversation_goes_on_with_another_model(removed: ChatUI) -> None:
+    assert run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"
+    assert len({request.path for request in sends(removed)}) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")]
+)
+def test_error_says_how_to_go_on(removed: ChatUI, command: tuple[str, ...]) -> None:
+    said = failure(*command, "Who am I?")
+    assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
+    assert "-m MODEL" in said
+    assert len(sends(removed)) == 1
+
+
+def test_conversation_is_found_from_another_server(
+    removed: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        run("huggingchat", "refresh")
+        models = load_catalogue(other.url).models
+        keep_catalogue(other.url, [model for model in models if "Llama-3.3" not in model.id])
+        assert "You said" in run("-c", "-m", "hf-qwen", "Who am I?").stdout
