@@ -729,7 +729,7 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
             found.setdefault(name, cookie.strip())
     bare = text.strip("\"'")
     is_word = bare.isalnum() and len(bare) < 16  # nobody's token, but a word or a number
-    if not (found or is_json or is_word) and _COOKIE_VALUE.fullmatch(bare):
+    if not (found or is_json or is_word) and re.fullmatch(r"[\w.~+/=%-]{5,}", bare, re.ASCII):
         found["hf-chat" if _UUID.fullmatch(bare) else "token"] = bare
     token = found.get("token")
     if _ACCESS_TOKEN.fullmatch(token) if token else not found and _ACCESS_TOKEN.search(text):
