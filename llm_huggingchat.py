@@ -226,9 +226,10 @@ def printable(text: str) -> str:
 def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str | None:
     """The text that `content` holds, whatever its encoding; None if it holds none.
 
-    A byte order mark decides; then UTF-8, if it is that; then what the sender (`charset`) or
-    the text itself names. With `guess` it may be the system's encoding or, where no three bytes
-    in a row are beyond ASCII, as in other languages' texts, a Western European one.
+    A byte order mark decides. Otherwise it is UTF-8 if it can be, then the encoding that the
+    sender (`charset`) or the text itself names. With `guess`, the system's encoding comes next,
+    then cp1252, but only for text without three bytes beyond ASCII in a row: such a row is
+    rare in Western European languages, and common in others.
     """
     boms = {
         codecs.BOM_UTF8: "utf-8-sig",
@@ -728,7 +729,7 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
         if name in COOKIE_NAMES and isinstance(cookie, str) and cookie.strip():
             found.setdefault(name, cookie.strip())
     bare = text.strip("\"'")
-    is_word = bare.isalnum() and len(bare) < 16  # nobody's token, but a word or a number
+    is_word = bare.isalnum() and len(bare) < 16  # too short for a token
     if not (found or is_json or is_word) and re.fullmatch(r"[\w.~+/=%-]{5,}", bare, re.ASCII):
         found["hf-chat" if _UUID.fullmatch(bare) else "token"] = bare
     token = found.get("token")
@@ -1037,8 +1038,8 @@ def is_general(model: ModelInfo) -> bool:
 def family(model: ModelInfo) -> str:
     """The short name of a model's kin: `qwen` for Qwen/Qwen3-235B, `gemma` for any Gemma.
 
-    The family at home with its organisation, if that is in its name; else the first word
-    that says more than who made it, how large it is or how it is stored.
+    The family that its organisation publishes, if the name contains it; else the first word
+    that is not the organisation, a size or a number format.
     """
     name, home = model.name.lower(), model.organisation.lower()
     for known, organisation in HOMES.items():
@@ -1074,7 +1075,7 @@ def _best(models: Iterable[ModelInfo], traits: dict[str, _Traits]) -> ModelInfo:
 def _kin(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
     """Family -> those of `models` that the organisation at its home publishes.
 
-    Those of others stand in where the home has none: a server of one's own lists what it likes.
+    If that organisation has none in the list, the one with the most models takes its place.
     """
     families: dict[str, dict[str, list[ModelInfo]]] = {}
     for model in models:
@@ -4910,10 +4911,10 @@ def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
 
 
 def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
-    """Name -> cookies: what llm's key store has for this login on this server.
+    """The keys in llm's key store that belong to this login on this server, by name.
 
-    That is the server's own key if it has the same `token`, and those that `--key` may have
-    named: with the same session too. Raises nothing.
+    These are the server's own key, if it has the same `token`, and keys that `--key` may name,
+    if they have the same session too. Raises nothing.
     """
     found: dict[str, Cookies] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -5008,9 +5009,9 @@ def forget_session(server: Server) -> None:
 
 @contextlib.asynccontextmanager
 async def one_login() -> AsyncIterator[None]:
-    """Held by the one process that makes a session; the others wait, but not for ever.
+    """Held by the one process that makes a session; others wait for `limits.reconnect_timeout`.
 
-    Where no lock can be had they go on without: two sessions are no harm.
+    Without a lock they go on: two sessions do no harm.
     """
     from filelock import AsyncFileLock
 
@@ -5086,9 +5087,9 @@ def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
 
 
 def remember_models(server_url: str, ids: Iterable[str]) -> None:
-    """Remember models that llm's logs name, so that their conversations can go on.
+    """Remember models that llm's logs name, so that llm can resolve them after their removal.
 
-    Raises nothing: without the cache, only a model that is removed cannot be resolved.
+    Raises nothing. Writes only if an id is new.
     """
     ids = list(ids)
     if not _read_cache().get(server_url, _CachedServer()).remember(ids):
