@@ -6,12 +6,11 @@ The file reads from top to bottom; each part uses only what stands above it:
     server      an address -> where requests and cookies may go
     cookies     text -> the cookies that count
     catalogue   server JSON -> models, aliases
-    wishes      local tools and schemas -> words for the model
+    artifacts   tags in an answer's text -> Markdown; versions -> files
+    prompting   schemas and local tools, asked for and read as text
     history     llm's messages -> what to send, and after which message
     decoder     bytes, cut anywhere -> events
-    artifacts   tags in an answer's text -> fences, versions, files
     stages      events, perhaps replayed -> the answer's events, each once
-    forms       calls of local tools, and JSON documents, out of an answer's text
     answer      a run's events -> llm's stream events
     questions   what a tool asks -> words; what is typed -> values, checked
     terminal    where a person sees tools at work, and answers their questions
@@ -85,6 +84,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
+import msgspec
 from llm.parts import (
     AttachmentPart,
     Message,
@@ -1040,40 +1040,454 @@ def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
     return names
 
 
-# --- wishes: local tools and schemas -> words for the model ---------------------------
+# --- artifacts: tags in an answer's text -> Markdown; versions -> files ----------------
+
+UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an identifier
+TAG_LIMIT = 2000  # characters of attributes; a longer `<artifact ...` is text
+FENCE = "`" * 16  # longer than the fences that models write inside an artifact
+
+# What a model may give as type -> the kind that it is on the web page; others are code.
+_KINDS = _table(
+    """
+    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
+    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
+    update update
+    """
+)
+_CODE_TYPES = ("code", "application/vnd.ant.code")
+# The kind -> the word after a fence. Code has the name of its language there.
+_FENCE_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
+_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
+_FILE_ENDINGS = _table(
+    """
+    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
+    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
+    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
+    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
+    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
+    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
+    """
+)
+
+_TAG_FLAGS = re.IGNORECASE | re.ASCII
+
+
+def _beginning_of(word: str) -> str:
+    """A pattern for any beginning of `word`, from none of it to all of it."""
+    pattern = ""
+    for char in reversed(word):
+        pattern = f"(?:{re.escape(char)}{pattern})?"
+    return pattern
+
+
+# Models double the bracket of a tag. The line end before a closing tag is not content.
+_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG_FLAGS)
+_OPENING_BEGUN = re.compile(
+    rf"(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG_FLAGS
+)
+_CLOSING = re.compile(r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>", _TAG_FLAGS)
+_CLOSING_BEGUN = re.compile(
+    rf"(\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z", _TAG_FLAGS
+)
+_ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
+# Models swap the closing tags of a pair, so either will do.
+_PAIR = re.compile(
+    r"(?<!<)<+old_str>(.*?)(?<!<)<+/(?:old|new)_str>\s*<+new_str>"
+    r"(.*?)(?<!<)<+/(?:old|new)_str>",
+    re.DOTALL,
+)
+# A fence that a model put around an artifact, against its instructions. With no word after
+# it, it could be the end of another.
+_WRAPPING_FENCE = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
+
+
+class OpeningTag(msgspec.Struct, frozen=True):
+    """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
+
+    `title` may be empty; `language` is set for code only, in lower case, and may be empty.
+    """
+
+    identifier: str
+    kind: str
+    title: str
+    language: str
+
+
+def opening_tag(attributes: str) -> OpeningTag:
+    """The opening tag with these attributes, as they stand in it."""
+    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
+    type = given.get("type", "").strip().lower()
+    kind = _KINDS.get(type, "code")
+    language = given.get("language", "").strip().lower()
+    if kind == "code" and not language and type not in _CODE_TYPES:
+        language = type if re.fullmatch(r"[\w+#-]+", type) else ""  # type="python"
+    identifier = given.get("identifier") or given.get("id") or UNNAMED
+    return OpeningTag(identifier, kind, given.get("title", ""), language)
+
+
+def _fence_word(kind: str, language: str) -> str:
+    language = _LANGUAGE_WORDS.get(language, language)
+    return _FENCE_WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
+
+
+def _without_start(content: str) -> str:
+    """Content without the line end after the opening tag, or a doubled bracket (`<<svg`)."""
+    content = re.sub(r"\A\r?\n", "", content)
+    return re.sub(r"\A(\s*)<{2,}(?=[!/a-zA-Z])", r"\1<", content)
+
+
+class ArtifactFilter:
+    """Shows artifacts in streamed text as Markdown: a line with the title, then a fence.
+
+    Text may be cut anywhere. What may be the beginning of a tag is held back until more text
+    comes, and an update until it closes.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""  # may be the beginning of a tag
+        self._tag: OpeningTag | None = None  # the artifact that is open
+        self._wrapping_fence = ""  # the model's own fence around it
+        self._content: list[str] = []  # an update, or how content begins
+        self._content_begun = False
+        self._links: list[str] = []  # inserted inside an artifact
+        self._tail = ""  # the end of what was shown
+        self._after_fence = False  # an artifact ended, and no text followed yet
+
+    def feed(self, text: str) -> str:
+        """What to show of the next piece of the model's text."""
+        shown: list[str] = []
+        text = self._held + text
+        while True:
+            whole, begun = (_CLOSING, _CLOSING_BEGUN) if self._tag else (_OPENING, _OPENING_BEGUN)
+            tag = whole.search(text) if ">" in text else None
+            found = tag or begun.search(text)
+            before = text[: found.start()] if found else text
+            shown.append(self._inside(before) if self._tag else self._outside(before))
+            if tag is None:
+                self._held = text[len(before) :]
+                return "".join(shown)
+            shown.append(self._close(self._tag) if self._tag else self._open(tag[1]))
+            text = text[tag.end() :]
+
+    def insert(self, link: str) -> str:
+        """What to show where text that is not the model's comes, with line ends of its own.
+
+        Inside an artifact nothing: a later call shows it after the artifact's fence.
+        """
+        if self._tag:
+            self._links.append(link)
+            return ""
+        held, self._held = self._outside(self._held), ""
+        self._tail, self._after_fence = link, False
+        return held + link
+
+    def end(self) -> str:
+        """The rest of a piece of text: a server-side tool is called, or the answer has ended.
+
+        An artifact that is open ends, as on the web page. More text may be fed afterwards.
+        """
+        held, self._held = self._held, ""
+        if self._tag is None:
+            return self._outside(held)
+        return self._inside(held.partition("<")[0]) + self._close(self._tag, cut=True)
+
+    def _open(self, attributes: str) -> str:
+        """The title in a paragraph of its own, and the fence's first line."""
+        self._tag = tag = opening_tag(attributes)
+        self._content, self._content_begun = [], False
+        wrapping = _WRAPPING_FENCE.search(self._tail)
+        self._wrapping_fence = wrapping[1] if wrapping else ""
+        self._after_fence = False
+        if wrapping:
+            return ""
+        words = self._tail.rstrip()
+        space = self._tail[len(words) :]
+        line_ends = max((2 if words else 0) - space.count("\n"), 0)
+        if space and not space.endswith("\n"):
+            line_ends = max(line_ends, 1)
+        identifier = plain(tag.identifier, 100).replace("`", "'")
+        title = plain(tag.title, 200) or identifier
+        what, word = f"`{identifier}`", _fence_word(tag.kind, tag.language)
+        if tag.kind == "update":
+            what, word = f"update of {what}", "diff"
+        return "\n" * line_ends + f"**{title}** ({what})\n\n{FENCE}{word}\n"
+
+    def _inside(self, text: str) -> str:
+        if self._content_begun:
+            return text
+        self._content.append(text)
+        if self._tag and self._tag.kind == "update":
+            return ""
+        start = "".join(self._content)
+        if re.fullmatch(r"\s*<*", start):
+            return ""
+        self._content_begun = True
+        return _without_start(start)
+
+    def _close(self, tag: OpeningTag, cut: bool = False) -> str:
+        """The rest of the content, the fence's last line, and the links inserted meanwhile.
+
+        The model ends its own fence, unless the artifact was cut.
+        """
+        if tag.kind == "update":
+            shown = _diff("".join(self._content))
+        elif self._content_begun:
+            shown = "\n"
+        else:
+            shown = _without_start("".join(self._content))
+            shown += "\n" if shown else ""
+        if cut or not self._wrapping_fence:
+            shown += self._wrapping_fence or FENCE
+        links = "".join(self._links)
+        self._tag, self._links = None, []
+        self._tail, self._after_fence = links or FENCE, not links
+        return shown + links
+
+    def _outside(self, text: str) -> str:
+        if self._after_fence:
+            text = text.lstrip(" \t\r")
+            if not text:
+                return ""
+            self._after_fence = False
+            if self._wrapping_fence:
+                text = text.removeprefix("\n")
+            elif text[0] != "\n":
+                text = f"\n\n{text}"
+        self._tail = (self._tail + text)[-200:]
+        return text
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A change in an update: the first `old` becomes `new`. `between` stands before it."""
+
+    between: str
+    old: str
+    new: str
+
+
+def read_pairs(text: str) -> tuple[list[Pair], str]:
+    """The pairs in an update, and what follows the last of them."""
+    pairs, at = [], 0
+    for match in _PAIR.finditer(text):
+        pairs.append(Pair(text[at : match.start()], match[1], match[2]))
+        at = match.end()
+    return pairs, text[at:]
+
+
+def _diff(update: str) -> str:
+    """The lines of a diff that shows an update.
+
+    What is in no pair changes nothing on the web page; it is shown as lines that stay.
+    """
+    pairs, rest = read_pairs(update)
+    lines = ""
+    for pair in pairs:
+        lines += _marked(" ", pair.between) + _marked("-", pair.old) + _marked("+", pair.new)
+    return lines + _marked(" ", rest)
+
+
+def _marked(mark: str, text: str) -> str:
+    if mark == " ":
+        text = text.strip("\r\n") if text.strip() else ""
+    lines = re.split(r"\r\n?|\n", text)
+    if lines[-1] == "":
+        lines.pop()
+    return "".join(f"{mark}{line}\n" for line in lines)
+
+
+class Version(msgspec.Struct, frozen=True):
+    """An artifact as one answer left it.
+
+    `operation` is create, rewrite or update; `cut` says that it was never closed, as where
+    an answer breaks off. `missed` are the texts of an update that were not found, and so not
+    replaced; an empty one stands for an update that changes nothing.
+    """
+
+    number: int
+    operation: str
+    kind: str
+    title: str
+    language: str
+    content: str
+    cut: bool
+    missed: tuple[str, ...] = ()
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """What a conversation's answers made of one artifact; the latest version is the last."""
+
+    identifier: str
+    versions: tuple[Version, ...]
+
+    @property
+    def latest(self) -> Version:
+        """The newest version."""
+        return self.versions[-1]
+
+
+# Kinds of quotes and dashes, which do not matter.
+_ALIKE = str.maketrans(
+    "\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f\u2033"
+    "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    5 * "'" + 5 * '"' + 7 * "-",
+)
+
+
+def find_in(content: str, wanted: str) -> tuple[int, int] | None:
+    """Where `wanted` first stands in `content`: from, to.
+
+    As on the web page: kinds of quotes and dashes do not matter. Where it is not found as it
+    is, amounts of white space and doubled brackets do not matter either.
+    """
+    content, wanted = content.translate(_ALIKE), wanted.translate(_ALIKE)
+    if (at := content.find(wanted)) >= 0:
+        return at, at + len(wanted)
+    words = [
+        "<+".join(map(re.escape, re.split("<+", word))) for word in re.split(r"\s+", wanted.strip())
+    ]
+    match = re.search(r"\s+".join(words), content) if any(words) else None
+    return match.span() if match else None
+
+
+def apply_pairs(content: str, pairs: Iterable[Pair]) -> tuple[str, tuple[str, ...]]:
+    """`content` with each pair's change, and the old texts that were not in it."""
+    missed = []
+    for pair in pairs:
+        found = find_in(content, pair.old) if pair.old else None
+        if found:
+            content = content[: found[0]] + pair.new + content[found[1] :]
+        else:
+            missed.append(pair.old)
+    return content, tuple(missed)
+
+
+def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
+    """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
+
+    `answers` are texts as the server stores them. The second list has the identifiers of
+    updates that came before any artifact, and so change nothing.
+    """
+    made: dict[str, list[Version]] = {}
+    lost: list[str] = []
+    for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
+        if tag.kind == "update":
+            identifier = _updated_artifact(tag.identifier, list(made))
+            if not identifier:
+                lost.append(tag.identifier)
+                continue
+            base, pairs = made[identifier][-1], read_pairs(inside)[0]
+            content, missed = apply_pairs(base.content, pairs)
+            version = msgspec.structs.replace(
+                base,
+                operation="update",
+                title=tag.title or base.title,
+                content=content,
+                cut=cut,
+                missed=missed if pairs else ("",),
+            )
+        else:
+            identifier = tag.identifier
+            operation = "rewrite" if identifier in made else "create"
+            title, content = tag.title or identifier, _without_start(inside)
+            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+        versions = made.setdefault(identifier, [])
+        versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
+    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
+
+
+def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
+    """Each artifact's opening tag, what is inside, and whether it was never closed."""
+    # The web page's panel takes any <think> for reasoning, wherever it stands.
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG_FLAGS | re.DOTALL)
+    while opening := _OPENING.search(text):
+        text = text[opening.end() :]
+        if closing := _CLOSING.search(text):
+            yield opening_tag(opening[1]), text[: closing.start()], False
+            text = text[closing.end() :]
+        else:
+            inside = re.sub(rf"<+{_beginning_of('/artifact')}\Z", "", text, flags=_TAG_FLAGS)
+            yield opening_tag(opening[1]), inside, True
+            return
+
+
+def _updated_artifact(identifier: str, names: list[str]) -> str:
+    """The artifact that an update is about: models change names, so else the one made last."""
+    if identifier in names:
+        return identifier
+    wanted = identifier.strip().lower()
+    alike = [name for name in names if name.strip().lower() == wanted]
+    return alike[0] if len(alike) == 1 else next(reversed(names), "")
+
+
+def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
+    """Each latest version with a safe file name, or with `every` all versions.
+
+    No two names are the same, also where capitals do not count.
+    """
+    names: list[tuple[Version, str]] = []
+    taken: set[str] = set()
+    for artifact in artifacts:
+        stem = _safe_stem(artifact.identifier)
+        for version in artifact.versions if every else artifact.versions[-1:]:
+            number = f".v{version.number}" if every else ""
+            ending = _FILE_ENDINGS.get(_fence_word(version.kind, version.language), "txt")
+            name, copies = f"{stem}{number}.{ending}", itertools.count(2)
+            while name.lower() in taken:
+                name = f"{stem}-{next(copies)}{number}.{ending}"
+            taken.add(name.lower())
+            names.append((version, name))
+    return names
+
+
+def _safe_stem(identifier: str) -> str:
+    """A file name without its ending: no path, nothing hidden, no option, no device."""
+    stem = re.sub(r'[/\\:*?"<>|]+', "_", plain(identifier)).strip(" .").lstrip("-. ")
+    stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
+    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
+        stem = f"_{stem}"
+    return stem or UNNAMED
+
+
+# --- prompting: schemas and local tools, asked for and read as text --------------------
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it with an error
 
 
-@frozen
-class SentInstructions:
-    """What a conversation was last told: the schema itself, digests of the tools and of a
-    system prompt that came with a later turn."""
+class SentInstructions(msgspec.Struct, frozen=True):
+    """The instructions that a conversation has had last.
+
+    `schema` is the schema itself; `tools` and `system` are digests of the local tools and of
+    a system prompt that was sent with a later turn.
+    """
 
     tools: str = ""
     schema: dict[str, Any] | None = None
     system: str = ""
 
     def metadata(self) -> dict[str, Any]:
-        """What is kept of it for the next turn."""
-        return {name: value for name, value in vars(self).items() if value}
+        """What the next turn needs to know of them, for llm's `provider_metadata`."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value}
 
 
-@frozen
-class PromptedFeatures:
-    """What an answer may call, and what it has to be like.
+class PromptedFeatures(msgspec.Struct, frozen=True):
+    """What an answer may call, and the schema that it has to match.
 
-    HuggingChat knows neither tools on this side nor structured output, so both are asked
-    for in words. `tools` are definitions, `schema` is a JSON schema.
+    HuggingChat has neither local tools nor structured output, so both are asked for in the
+    prompt. `tools` are definitions as `tool_definition` makes them; `schema` is a JSON schema.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
     schema: dict[str, Any] | None = None
 
     @property
-    def told(self) -> SentInstructions:
-        """What a conversation knows that was told of these."""
+    def tool_names(self) -> list[str]:
+        """The names of the local tools."""
+        return [str(tool["function"]["name"]) for tool in self.tools]
+
+    @property
+    def sent(self) -> SentInstructions:
+        """These features, as a conversation has been instructed about them."""
         tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
         return SentInstructions(_digest(tools), self.schema)
 
@@ -1082,30 +1496,30 @@ NO_FEATURES = PromptedFeatures()
 
 
 def _digest(text: str) -> str:
-    """What text can be known by; nothing for no text."""
+    """A short hash of `text`; empty for no text."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if text else ""
 
 
 def tool_definition(tool: llm.Tool) -> dict[str, Any]:
-    """A tool as models are trained to read it."""
-    described = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
+    """A tool in the JSON form that models are trained on."""
+    description = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
     parameters = tool.input_schema or {"type": "object", "properties": {}}
-    function = {"name": tool.name, **described, "parameters": parameters}
+    function = {"name": tool.name, **description, "parameters": parameters}
     return {"type": "function", "function": function}
 
 
-def instructions(wishes: PromptedFeatures, before: SentInstructions) -> str:
-    """What a conversation has to be told that was last told `before`; often nothing."""
-    now = wishes.told
-    said: list[str] = []
+def instructions(features: PromptedFeatures, before: SentInstructions) -> str:
+    """The instructions for `features` that differ from those sent `before`; often none."""
+    now = features.sent
+    texts: list[str] = []
     if now.tools != before.tools:
-        said.append(_about_tools(wishes.tools, again=bool(before.tools)))
+        texts.append(_tool_instructions(features.tools, again=bool(before.tools)))
     if now.schema != before.schema:
-        said.append(_about_schema(wishes))
-    return "\n\n".join(said)
+        texts.append(_schema_instructions(features))
+    return "\n\n".join(texts)
 
 
-def _about_tools(tools: tuple[dict[str, Any], ...], again: bool) -> str:
+def _tool_instructions(tools: tuple[dict[str, Any], ...], again: bool) -> str:
     """The Hermes form, which open models are trained on."""
     if not tools:
         return "The functions that you were told of cannot be called any more."
@@ -1124,20 +1538,20 @@ Write one such block for each call, then end your answer. The next message bring
 called in no other way. Where none is needed, answer as usual."""
 
 
-def _about_schema(wishes: PromptedFeatures) -> str:
-    if not wishes.schema:
+def _schema_instructions(features: PromptedFeatures) -> str:
+    if not features.schema:
         return "From here on no JSON is wanted: answer in words again."
     calls = " Call the functions that you need first; the document is the answer after that."
     return f"""A program reads your answer. It must be exactly one JSON document that is valid \
 against the JSON schema below, and nothing else: no words before or after it, no code fence, no \
-artifact.{calls if wishes.tools else ""}
+artifact.{calls if features.tools else ""}
 The schema:
-{json.dumps(wishes.schema, ensure_ascii=False)}"""
+{json.dumps(features.schema, ensure_ascii=False)}"""
 
 
-def ask_to_repair(wishes: PromptedFeatures, problem: str) -> str:
-    """The message after an answer that is not what the schema wants."""
-    return f"That answer cannot be used: {problem}.\n\n{_about_schema(wishes)}"
+def repair_request(features: PromptedFeatures, problem: str) -> str:
+    """The message after an answer that does not match the schema."""
+    return f"That answer cannot be used: {problem}.\n\n{_schema_instructions(features)}"
 
 
 def attachment_name(attachment: llm.Attachment | None) -> str:
@@ -1158,20 +1572,20 @@ def shown_name(attachment: llm.Attachment | None) -> str:
 
 
 def tool_response(result: ToolResultPart, problem: str = "") -> str:
-    """What a local tool gave back, as the model gets it.
+    """The message for a local tool's result.
 
-    `problem` is what was wrong with a call that could not be read.
+    `problem` says what was wrong with a call that could not be read.
     """
-    said: dict[str, Any]
+    value: dict[str, Any]
     if problem:
-        said = {"error": f"This was no call: {problem}. Write it again, like this: "}
-        said["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
+        value = {"error": f"This was no call: {problem}. Write it again, like this: "}
+        value["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
     else:
-        said = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
+        value = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
     if names := [attachment_name(attachment) for attachment in result.attachments]:
-        said["attachments"] = names
+        value["attachments"] = names
     # A result must not be able to end its own block.
-    text = json.dumps(said, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
+    text = json.dumps(value, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
     return f"<tool_response>\n{text}\n</tool_response>"
 
 
@@ -1184,10 +1598,10 @@ def _value_of(output: str) -> Any:
     return value if isinstance(value, (dict, list)) else output
 
 
-def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
-    """A function that says what is wrong with a value; nothing is, if it says nothing.
+def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
+    """A function that says what is wrong with a value, "" if it matches `schema`.
 
-    Raises llm.ModelError when `schema` is not a JSON schema.
+    Raises HuggingChatError when `schema` is not a JSON schema.
     """
     from jsonschema.exceptions import SchemaError, best_match
     from jsonschema.validators import Draft202012Validator, validator_for
@@ -1202,7 +1616,7 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
         raise HuggingChatError(f"That is not a JSON schema. {why}") from None
     except Exception as error:  # jsonschema trips over what makes no sense at all
         raise HuggingChatError(f"That is not a JSON schema. {plain(error, 200)}") from None
-    # An empty registry: a reference is never fetched from somewhere.
+    # With a registry of its own, jsonschema does not fetch references from the network.
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
@@ -1216,64 +1630,321 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
             return "it is nested too deeply"
         except Exception as error:
             return f"the schema cannot be used to check it: {plain(error, 200)}"
-        told = [f"{plain(e.json_path, 100)}: {plain(e.message, 200)}" for e in errors[:3] if e]
-        return "; ".join(told)
+        return "; ".join(
+            f"{plain(error.json_path, 100)}: {plain(error.message, 200)}"
+            for error in errors[:3]
+            if error
+        )
 
     return problem_of
 
 
+class LocalToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool on this side, which the model wrote into its text.
+
+    `problem` says why a call could not be read; `arguments` hold its text then.
+    """
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    problem: str = ""
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number that is too large for JSON")
+    return value
+
+
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+# Models write line ends into strings. What is logged must be readable by others: no NaN.
+_lenient_json = json.JSONDecoder(parse_float=_finite_number, parse_constant=_not_json, strict=False)
+_CALL_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
+# What a block of calls contains up to its closing tag: a tag in a string is part of it.
+_CALL_BLOCK = re.compile(
+    rf'((?:[^"<]++|"(?:[^"\\]|\\.)*+"|<(?!{CALL_END[1:]}))*+){CALL_END}', re.DOTALL
+)
+_BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*+")
+
+
+class ToolCallFilter:
+    """Takes `<tool_call>...</tool_call>` out of streamed text, which may be cut anywhere.
+
+    Models write one call or several in such a block, fence them, and forget the tag at the
+    end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
+    `<tool_call>` is a word that the answer uses.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._starts = ("{", "[", '"', "<function", CALL, *names)
+        self._held = ""
+        self._pieces: list[str] = []  # a block, and all that comes after it
+
+    def feed(self, text: str) -> str:
+        """The text before the first block; what may begin a block is held back."""
+        if self._pieces:
+            self._pieces.append(text)
+            return ""
+        held = self._held + text
+        at, begins = self._find_block(held, 0)
+        if begins is False:
+            at = len(held) - _overlap(held, CALL)
+        at = len(held[:at].rstrip())  # white space before a block belongs to it
+        self._held = held[at:]
+        if begins:
+            self._pieces, self._held = [self._held], ""
+        return held[:at]
+
+    def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+        """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
+
+        If the model was `interrupted`, the call that it was writing is text.
+        """
+        text = self._held + "".join(self._pieces)
+        self._held, self._pieces = "", []
+        words: list[str | None] = []  # None stands for a block
+        calls: list[LocalToolCall] = []
+        while True:
+            at, begins = self._find_block(text, 0)
+            if not begins:
+                return _joined([*words, text]), calls
+            words.append(text[:at])
+            block, text = text[at + len(CALL) :], ""
+            if whole := _CALL_BLOCK.match(block):
+                found, text = read_calls(whole[1])
+                text += block[whole.end() :]
+            else:
+                found, text = _read_unclosed(block, interrupted)
+            calls += found
+            words.append(None if found else CALL)
+
+    def _find_block(self, text: str, at: int) -> tuple[int, bool | None]:
+        """Where a block begins, or may begin if more text comes (None); else False."""
+        while (at := text.find(CALL, at)) >= 0:
+            inside = _CALL_FENCE.sub("", text[at + len(CALL) :], count=1)
+            if inside.startswith(self._starts):
+                return at, True
+            if any(start.startswith(inside) for start in ("```", *self._starts)):
+                return at, None
+            at += len(CALL)
+        return len(text), False
+
+
+def _joined(pieces: list[str | None]) -> str:
+    """Text without the blocks in it, which are None.
+
+    White space around blocks belongs to them, but not all of it where text is on both sides.
+    """
+    joined = space = ""
+    before: str | None = None  # white space before the blocks, if no text followed them yet
+    for piece in pieces:
+        if piece is None:
+            before, space = before or space, ""
+        elif words := piece.strip():
+            start = piece.index(words)
+            joined += (space + piece[:start] or before or "") + words
+            space, before = piece[start + len(words) :], None
+        else:
+            space += piece
+    return joined + space if before is None else joined
+
+
+def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
+    """The calls in a block, at least one, and the words that stand after them."""
+    calls: list[LocalToolCall] = []
+    at = _after_separators(text, 0)
+    while at < len(text) and (not calls or text[at] in "{["):
+        try:
+            value, end = _lenient_json.raw_decode(text, at)
+            calls += map(_local_call, value if isinstance(value, list) else [value])
+        except (ValueError, RecursionError) as error:
+            return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
+        at = _after_separators(text, end)
+    rest = text[at:]
+    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
+
+
+def _after_separators(text: str, at: int) -> int:
+    match = _BETWEEN_CALLS.match(text, at)
+    return match.end() if match else at
+
+
+def _read_unclosed(block: str, interrupted: bool) -> tuple[list[LocalToolCall], str]:
+    """The calls in a block whose end was not found, and the text after them."""
+    inside, tag, after = block.partition(CALL_END)
+    if tag:  # in a string that is never closed
+        calls, rest = read_calls(inside)
+        return calls, rest + after
+    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
+    return ([], block) if interrupted and calls[-1].problem else (calls, rest)
+
+
+def _local_call(value: Any) -> LocalToolCall:
+    """The call that a value means. Models are trained on more than one form of it."""
+    call = _mapping(value)
+    call = _mapping(call.get("function")) or call
+    name, arguments = _string(call.get("name")), call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = _lenient_json.decode(arguments)
+    arguments = arguments or {}
+    if not name:
+        return _malformed(_printable_json(value), 'it is not an object with a "name"')
+    if not isinstance(arguments, dict):
+        return _malformed(_printable_json(value), 'its "arguments" are not an object')
+    arguments = json.loads(_printable_json(arguments))
+    return LocalToolCall(_new_id(), join_surrogates(name), arguments)
+
+
+def _malformed(text: str, problem: str) -> LocalToolCall:
+    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _printable_json(value: Any) -> str:
+    return join_surrogates(json.dumps(value, ensure_ascii=False))
+
+
+# A bracket that begins a document, and not words in brackets.
+_DOCUMENT_START = re.compile(r'\{\s*(?=["}])|\[\s*(?=[\[\]{"0-9tfn-])')
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
+_PARTNERS = {"}": "{", "]": "["}
+_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
+
+
+class Document(msgspec.Struct, frozen=True):
+    """The JSON document of an answer; without one, `problem` says why."""
+
+    text: str | None
+    problem: str = ""
+
+
+def find_document(text: str, problem_of: Callable[[Any], str]) -> Document:
+    """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
+
+    Words, a fence or an artifact's tags may stand around it. It is returned as the model wrote
+    it, unless only a lenient reader could read it. The problem is that of the longest candidate.
+    """
+    problem, longest, at = "there is no JSON document in it", 0, 0
+    fenced = _FENCED.fullmatch(text)
+    whole = (fenced[1] if fenced else text).strip()
+    if not whole.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):  # it need not be JSON; a string or a number is
+            value = _lenient_json.decode(whole)
+            problem, longest = problem_of(value), len(whole)
+            if not problem:
+                return Document(_as_strict_json(whole, value))
+    while start := _DOCUMENT_START.search(text, at):
+        end = _closing_bracket(text, start.start())
+        candidate = text[start.start() : end]
+        if end is None:
+            incomplete = len(candidate) > longest
+            return Document(None, "the document is not complete" if incomplete else problem)
+        at = end
+        try:
+            value = _lenient_json.decode(candidate)
+        except RecursionError:
+            wrong = "it is nested too deeply"
+        except ValueError as error:
+            if candidate[0] == "[" and not candidate[1 : getattr(error, "pos", end)].strip():
+                at = start.start() + 1  # words in brackets
+                continue
+            wrong = f"it is not valid JSON ({plain(error)})"
+        else:
+            wrong = problem_of(value)
+            if not wrong:
+                return Document(_as_strict_json(candidate, value))
+        if len(candidate) >= longest:
+            problem, longest = wrong, len(candidate)
+    return Document(None, problem)
+
+
+def _closing_bracket(text: str, at: int) -> int | None:
+    """The end of what the bracket at `at` opens, or of the bracket that cannot close it."""
+    opened: list[str] = []
+    for match in _STRING_OR_BRACKET.finditer(text, at):
+        if match[0] in "{[":
+            opened.append(match[0])
+        elif match[0] in "}]" and (opened.pop() != _PARTNERS[match[0]] or not opened):
+            return match.end()
+    return None
+
+
+def _as_strict_json(text: str, value: Any) -> str:
+    """A document as the model wrote it, or anew if only a lenient reader could read that."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return _printable_json(value)
+    return text
+
+
 # --- history: llm's messages -> what to send, and after which message -----------------
 
+TRANSCRIBE = "transcribe"  # the tool name under which a transcription is logged
 
-@frozen
-class Parent:
-    """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
 
-    `message_id` is None when it could not be fetched; `generation_id` finds it then.
-    `model` is the conversation's model at that turn, without `huggingchat/`. `told` is what
-    the conversation knows of tools and schemas.
+class Parent(msgspec.Struct, frozen=True):
+    """The answer to continue after, as an earlier turn left it in `provider_metadata`.
+
+    `message_id` is None if it could not be fetched; `generation_id` finds the answer then.
+    `model` is the conversation's model at that turn, without `huggingchat/`. `sent` are the
+    instructions that the conversation had then.
     """
 
     conversation_id: str
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
-    told: SentInstructions = SentInstructions()
+    sent: SentInstructions = SentInstructions()
 
 
-@frozen
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What one turn sends: `text` and `attachments` after `parent`.
 
-    Without a parent, a new conversation is made, with `system` as its `preprompt`. `told` is
-    what the conversation then knows of tools and schemas.
+    Without a parent, a new conversation is made, with `system` as its `preprompt`. With
+    `retry`, the answer `parent` gets a sibling, and nothing is sent. `sent` are the
+    instructions that the conversation has then, `features` what the answer is read for.
     """
 
     parent: Parent | None
     system: str | None
     text: str
     attachments: tuple[llm.Attachment, ...] = ()
-    told: SentInstructions = SentInstructions()
+    sent: SentInstructions = SentInstructions()
+    features: PromptedFeatures = NO_FEATURES
+    retry: bool = False
+
+
+def _metadata(part: Part) -> dict[str, Any]:
+    """What this plugin left on a part: logs may be old, or other people's."""
+    return _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
 
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
     """The metadata that this plugin left on an assistant message of this server."""
     if message.role != "assistant":
         return None
-    for part in reversed(message.parts):
-        kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
-        if kept.get("server") != server_url:
-            continue
-        if conversation_id := known_id(kept.get("conversation_id")):
+    for metadata in map(_metadata, reversed(message.parts)):
+        conversation_id = known_id(metadata.get("conversation_id"))
+        if metadata.get("server") == server_url and conversation_id:
             return Parent(
                 conversation_id,
-                known_id(kept.get("message_id")) or None,
-                known_id(kept.get("generation_id")) or None,
-                _string(kept.get("model")) or None,
+                known_id(metadata.get("message_id")) or None,
+                known_id(metadata.get("generation_id")) or None,
+                _string(metadata.get("model")) or None,
                 SentInstructions(
-                    _string(kept.get("tools")),
-                    _mapping(kept.get("schema")) or None,
-                    _string(kept.get("system")),
+                    _string(metadata.get("tools")),
+                    _mapping(metadata.get("schema")) or None,
+                    _string(metadata.get("system")),
                 ),
             )
     return None
@@ -1282,89 +1953,91 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
 def _split(
     messages: list[Message], server_url: str | None
 ) -> tuple[Parent | None, Message | None, list[Message]]:
-    """The parent, the message that it is, and the messages after it."""
+    """The parent, the message that it was read from, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
         if server_url and (parent := parent_of(messages[index], server_url)):
             return parent, messages[index], messages[index + 1 :]
-    return None, None, messages
+    return None, None, list(messages)
+
+
+def _only_results(messages: list[Message]) -> bool:
+    """Is this what llm adds after local tools were called: results, and their attachments?"""
+    return any(message.role == "tool" for message in messages) and all(
+        isinstance(part, AttachmentPart)
+        for message in messages
+        for part in message.parts
+        if message.role != "tool"
+    )
 
 
 def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] | None:
-    """The schema that a question was asked with, while its tools are being called.
+    """The schema that a question was asked with, while its local tools are being called.
 
-    llm gives the schema with the question alone, not with the results of tools.
+    llm passes the schema with the question alone, not with the results of tools.
     """
     parent, _, after = _split(messages, server_url)
-    results = any(message.role == "tool" for message in after)
-    words = any(
-        message.role != "tool" and not isinstance(part, AttachmentPart)
-        for message in after
-        for part in message.parts
-    )
-    return parent.told.schema if parent and results and not words else None
-
-
-# The name under which a transcription is logged: a call, and what it gave.
-HEARING = "transcribe"
+    return parent.sent.schema if parent and _only_results(after) else None
 
 
 def attachment_id(attachment: llm.Attachment | None) -> str:
-    """What llm's logs know an attachment by; none if its file is not there any more."""
+    """The id of an attachment in llm's logs; "" if its file does not exist any more."""
     with contextlib.suppress(OSError):
         return str(attachment.id()) if attachment else ""
     return ""
 
 
-def heard_in(part: Part) -> str:
-    """The id of the attachment that a part is about, if it is of a transcription."""
-    kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
-    return _string(kept.get("heard"))
+def _transcribed_attachment(part: Part) -> str:
+    """The id of the attachment that a part is the transcription of, if it is one."""
+    return _string(_metadata(part).get("heard"))
 
 
-def transcripts(messages: Iterable[Message]) -> dict[str, str]:
-    """What earlier turns heard in the attachments of the chain, by attachment id."""
+def earlier_transcripts(messages: Iterable[Message]) -> dict[str, str]:
+    """The transcripts that earlier turns made of the chain's recordings, by attachment id."""
     return {
-        heard_in(part): part.output
+        _transcribed_attachment(part): part.output
         for message in messages
         for part in message.parts
-        if isinstance(part, ToolResultPart) and heard_in(part)
+        if isinstance(part, ToolResultPart) and _transcribed_attachment(part)
     }
 
 
-def spoken(attachment: llm.Attachment | None, heard: Mapping[str, str]) -> str:
-    """An attachment as the words that were `heard` in it, labelled; "" if none were."""
-    text = heard.get(attachment_id(attachment)) if heard else None
+def _labelled_transcript(attachment: llm.Attachment | None, transcripts: Mapping[str, str]) -> str:
+    """A recording as its transcript; "" for an attachment that has none."""
+    text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
-def _said(message: Message, heard: Mapping[str, str] = NOTHING) -> str:
-    """A message's words; attachments and tools are named, reasoning is left out.
-
-    An attachment is given as what was `heard` in it, by attachment id.
-    """
-    said: list[str] = []
+def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
+    """A message as text: attachments and tools are named, reasoning is left out."""
+    texts: list[str] = []
     for part in message.parts:
-        if heard_in(part):
+        if _transcribed_attachment(part):
             continue  # it stands where the attachment is
         if isinstance(part, TextPart):
-            said.append(part.text)
+            texts.append(part.text)
         elif isinstance(part, AttachmentPart):
-            named = f"[attachment: {attachment_name(part.attachment)}]"
-            said.append(spoken(part.attachment, heard) or named)
+            name = f"[attachment: {attachment_name(part.attachment)}]"
+            texts.append(_labelled_transcript(part.attachment, transcripts) or name)
         elif isinstance(part, ToolCallPart):
             arguments = json.dumps(part.arguments, ensure_ascii=False)
-            said.append(f"[used the tool {part.name} with {arguments}]")
+            texts.append(f"[used the tool {part.name} with {arguments}]")
         elif isinstance(part, ToolResultPart):
-            named = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
-            said.append(f"[the tool {part.name} returned: {part.exception or part.output}{named}]")
-            said += [spoken(attachment, heard) for attachment in part.attachments]
-    return "\n".join(text for text in said if text)
+            names = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
+            output = part.exception or part.output
+            texts.append(f"[the tool {part.name} returned: {output}{names}]")
+            texts += [_labelled_transcript(a, transcripts) for a in part.attachments]
+    return "\n".join(filter(None, texts))
 
 
-def transcript(messages: Iterable[Message], heard: Mapping[str, str] = NOTHING) -> str:
-    """Messages as labelled text, for a model that has not seen them."""
-    turns = [f"{message.role.capitalize()}: {_said(message, heard)}" for message in messages]
+def transcript(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+    """Messages as labelled text, for a model that has not seen them.
+
+    `transcripts` of recordings, by attachment id, stand where the recordings were.
+    """
+    turns = [
+        f"{message.role.capitalize()}: {_text_of(message, transcripts)}" for message in messages
+    ]
     if not turns:
         return ""
     return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
@@ -1376,94 +2049,100 @@ def make_plan(
     *,
     system: str | None = None,
     retry: bool = False,
-    wishes: PromptedFeatures = NO_FEATURES,
-    heard: Mapping[str, str] = NOTHING,
+    features: PromptedFeatures = NO_FEATURES,
+    transcripts: Mapping[str, str] = NOTHING,
 ) -> Plan:
-    """Read what to send off llm's chain of messages, which is the truth.
+    """Plan a turn from llm's chain of messages.
 
     `server_url` None makes a plan without a parent: a new conversation with everything.
-    `system` is this turn's own system prompt; llm leaves it out of the chain on later
-    turns, so it is carried as text. With `retry`, the last answer is asked for again.
-    `heard` is what recordings say, by attachment id; it is sent instead of them, as is what
-    earlier turns heard.
-    Raises llm.ModelError when there is nothing to send, or nothing to retry.
+    `system` is this turn's own system prompt, which llm leaves out of the chain on later
+    turns. With `retry`, the last answer is asked for again; where llm sends the results of
+    the tools that the new answer called, `retry` is ignored. `transcripts`, by attachment id,
+    are sent instead of recordings, as are those of earlier turns.
+    Raises HuggingChatError when there is nothing to send, or nothing to retry.
     """
     parent, answer, after = _split(messages, server_url)
-    if retry:
-        return _plan_retry(parent, after)
-    question: Message | None = None
-    if after and after[-1].role == "user":
-        after, question = after[:-1], after[-1]
-    parts = question.parts if question else []
-    text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-    attachments = [
-        part.attachment for part in parts if isinstance(part, AttachmentPart) and part.attachment
+    is_new_system = bool(system) and not _knows_system(str(system), parent, messages)
+    if retry and not _only_results(after):
+        return _plan_retry(parent, after, features, is_new_system)
+    question = after.pop() if after and after[-1].role == "user" else Message("user")
+    text = "\n".join(part.text for part in question.parts if isinstance(part, TextPart))
+    responses, attachments, after = _tool_responses(answer, after)
+    if after and after[-1].role == "tool":  # results of calls that this server has not seen
+        results = [part for part in after[-1].parts if isinstance(part, ToolResultPart)]
+        attachments += [attachment for part in results for attachment in part.attachments]
+        text = text or ("Go on from there." if results else "")
+    attachments += [
+        part.attachment
+        for part in question.parts
+        if isinstance(part, AttachmentPart) and part.attachment
     ]
-    responses, attached, after = _responses(answer, after)
-    last = after[-1] if after and after[-1].role == "tool" else Message("tool")
-    if results := [part for part in last.parts if isinstance(part, ToolResultPart)]:
-        attached += [attachment for part in results for attachment in part.attachments]
-        text = text or "Go on from there."
-    attachments = [*attached, *attachments]
-    if not text and not attachments and not responses:
+    if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
-    heard = {**transcripts(messages), **heard}
-    voices = [spoken(attachment, heard) for attachment in attachments]
-    attachments = [each for each, said in zip(attachments, voices, strict=True) if not said]
-    chain_system = [_said(message) for message in messages if message.role == "system"]
-    before = parent.told.system if parent else ""
-    if system and not (
-        before == _digest(system) if before else any(system in said for said in chain_system)
-    ):
-        if parent is None and not chain_system:
-            chain_system = [system]
+    transcripts = {**earlier_transcripts(messages), **transcripts}
+    spoken = [_labelled_transcript(attachment, transcripts) for attachment in attachments]
+    sent_system = parent.sent.system if parent else ""
+    if is_new_system:
+        new = Message("system", [TextPart(str(system))])
+        if parent or any(message.role == "system" for message in messages):
+            after, sent_system = [*after, new], _digest(str(system))
         else:
-            before = _digest(system)
-            after = [*after, Message(role="system", parts=[TextPart(text=system)])]
+            after.insert(0, new)
     preprompt = None
     if parent is None:
-        leading = 0
-        while leading < len(after) and after[leading].role == "system":
-            leading += 1
-        said = [_said(message) for message in after[:leading]] or chain_system[:1]
-        said.append(instructions(wishes, SentInstructions()))
-        preprompt = "\n\n".join(filter(None, said)) or None
-        after = after[leading:]
-    elif told := instructions(wishes, parent.told):
-        text = "\n\n".join(filter(None, (f"[Instructions]\n{told}\n[End of instructions]", text)))
-    text = "\n\n".join(filter(None, (*responses, transcript(after, heard), *voices, text)))
-    return Plan(parent, preprompt, text, tuple(attachments), replace(wishes.told, system=before))
+        leading = list(itertools.takewhile(lambda message: message.role == "system", after))
+        after = after[len(leading) :]
+        preprompts = [*map(_text_of, leading), instructions(features, SentInstructions())]
+        preprompt = "\n\n".join(filter(None, preprompts)) or None
+    elif changes := instructions(features, parent.sent):
+        changes = f"[Instructions]\n{changes}\n[End of instructions]"
+        text = f"{changes}\n\n{text}" if text else changes
+    texts = [*responses, transcript(after, transcripts), *spoken, text]
+    return Plan(
+        parent,
+        preprompt,
+        "\n\n".join(filter(None, texts)),
+        tuple(each for each, said in zip(attachments, spoken, strict=True) if not said),
+        msgspec.structs.replace(features.sent, system=sent_system),
+        features,
+    )
 
 
-def _responses(
+def _knows_system(system: str, parent: Parent | None, messages: list[Message]) -> bool:
+    """Has the model been given this system prompt already, or is it in the chain?"""
+    if parent and parent.sent.system:
+        return parent.sent.system == _digest(system)
+    return any(system in _text_of(message) for message in messages if message.role == "system")
+
+
+def _tool_responses(
     answer: Message | None, after: list[Message]
 ) -> tuple[list[str], list[llm.Attachment], list[Message]]:
-    """Results of the calls in `answer`, as its model gets them; their attachments; the rest."""
+    """Results of the calls in `answer`, for its model; their attachments; other messages."""
     calls = [
         part
         for part in (answer.parts if answer else ())
         if isinstance(part, ToolCallPart) and not part.server_executed
     ]
-    said: list[str] = []
-    attached: list[llm.Attachment] = []
-    rest = list(after)
+    responses: list[str] = []
+    attachments: list[llm.Attachment] = []
+    others: list[Message] = []
     for index, message in enumerate(after):
         if message.role != "tool":
+            others += after[index:]
             break
-        others: list[Part] = []
+        rest: list[Part] = []
         for part in message.parts:
             call = _call_of(part, calls)
-            if call is None:
-                others.append(part)
-                continue
-            calls.remove(call)
-            result = cast(ToolResultPart, part)
-            kept = _mapping(_mapping(call.provider_metadata).get("huggingchat"))
-            said.append(tool_response(result, _string(kept.get("problem"))))
-            attached += result.attachments
-        rest[index] = replace(message, parts=others)
-    pairs = zip(rest, after, strict=True)
-    return said, attached, [new for new, old in pairs if new.parts or not old.parts]
+            if call and isinstance(part, ToolResultPart):
+                calls.remove(call)
+                responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+                attachments += part.attachments
+            else:
+                rest.append(part)
+        if rest or not message.parts:
+            others.append(Message("tool", rest))
+    return responses, attachments, others
 
 
 def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
@@ -1476,7 +2155,10 @@ def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
     return None
 
 
-def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
+def _plan_retry(
+    parent: Parent | None, after: list[Message], features: PromptedFeatures, new_system: bool
+) -> Plan:
+    """Another answer to the same question: chat-ui takes no other text with it."""
     if any(message.role == "user" for message in after):
         raise HuggingChatError(
             "-o retry true asks again for the last answer, so it takes no words of its own. "
@@ -1486,7 +2168,19 @@ def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
         raise HuggingChatError(
             "There is nothing to retry: the last answer did not come from this server."
         )
-    return Plan(parent, None, "", told=parent.told)
+    if new_system:
+        raise HuggingChatError(
+            "-o retry true asks the last question again as it was, so it takes no system prompt."
+        )
+    if features.sent.tools != parent.sent.tools:
+        given = "the same -T and --functions" if parent.sent.tools else "no -T and no --functions"
+        raise HuggingChatError(
+            "-o retry true asks the last question again as it was, with the same local tools. "
+            f"Give {given}."
+        )
+    schema = features.schema or parent.sent.schema
+    features = msgspec.structs.replace(features, schema=schema)
+    return Plan(parent, None, "", sent=parent.sent, features=features, retry=True)
 
 
 # --- decoder: bytes, cut anywhere -> events -------------------------------------------
@@ -1513,19 +2207,6 @@ class ToolCall:
     id: str
     name: str
     arguments: dict[str, Any]
-
-
-@frozen
-class LocalToolCall:
-    """Not from the server: the model called a tool on this side, in the text.
-
-    `problem` says why a call could not be read; `arguments` hold its text then.
-    """
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-    problem: str = ""
 
 
 @frozen
@@ -2225,462 +2906,6 @@ def is_settled(message: dict[str, Any] | None, after: int = 0) -> bool:
     return settled
 
 
-# --- artifacts: tags in an answer's text -> fences, versions, files -------------------
-
-UNNAMED = "untitled-artifact"  # as the web page calls one without an identifier
-TAG_LIMIT = 2000  # characters of attributes, beyond which `<artifact` was only a word
-PAIR_LIMIT = 20_000  # characters of an update that are looked through again with each piece
-FENCE = "`" * 16  # longer than any that a model writes: what follows it is not known yet
-
-# What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = _table(
-    """
-    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
-    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
-    update update
-    """
-)
-_CODE = ("code", "application/vnd.ant.code")
-# The kind -> the word after a fence. Code has the name of its language there.
-_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
-_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
-_ENDINGS = _table(
-    """
-    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
-    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
-    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
-    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
-    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
-    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
-    """
-)
-
-# JavaScript's white space: the web page's rules are regular expressions of that language.
-_SPACES = (
-    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-    "\u2028\u2029\u202f\u205f\u3000\ufeff"
-)
-_SPACE = f"[{_SPACES}]"
-_TAG = re.IGNORECASE | re.ASCII
-
-
-def _begun(word: str) -> str:
-    """A pattern for any beginning of `word`, the empty one and all of it too."""
-    pattern = ""
-    for char in reversed(word):
-        pattern = f"(?:{re.escape(char)}{pattern})?"
-    return pattern
-
-
-# Models double the bracket of a tag: all of them are the tag's.
-_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG)
-_OPENING_BEGUN = re.compile(
-    rf"(?<!<)<+(?:{_begun('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG
-)
-_CLOSING = re.compile(r"(?<!<)<+/artifact>", _TAG)
-_CLOSING_BEGUN = re.compile(rf"(?<!<)<+{_begun('/artifact')}\Z", _TAG)
-_ATTRIBUTE = re.compile(rf'([\w-]+){_SPACE}*={_SPACE}*"([^"]*)"', re.ASCII)
-# Models swap the closing tags of a pair, so either will do.
-_OLD = re.compile(r"(?<!<)<+old_str>")
-_OLD_TO_NEW = re.compile(rf"(?<!<)<+/(?:old|new)_str>{_SPACE}*<+new_str>")
-_NEW_END = re.compile(r"(?<!<)<+/(?:old|new)_str>")
-
-
-@frozen
-class Opening:
-    """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
-
-    `title` may be empty; `language` is given for code, in lower case, and may be empty.
-    """
-
-    identifier: str
-    kind: str
-    title: str
-    language: str
-
-    @property
-    def word(self) -> str:
-        """What stands after the fence: one word, or none."""
-        return "diff" if self.kind == "update" else _word(self.kind, self.language)
-
-
-def _word(kind: str, language: str) -> str:
-    language = _LANGUAGE_WORDS.get(language, language)
-    return _WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
-
-
-@frozen
-class Inside:
-    """A piece of what stands between an artifact's tags."""
-
-    text: str
-
-
-@frozen
-class Closing:
-    """The end of an artifact; `cut` when there was no closing tag."""
-
-    cut: bool
-
-
-def opening_of(attributes: str) -> Opening:
-    """The opening tag with these attributes, as they stand in it."""
-    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
-    type = given.get("type", "").strip(_SPACES).lower()
-    kind = _KINDS.get(type, "code")
-    language = given.get("language", "").strip(_SPACES).lower()
-    if kind == "code" and not language and type not in _CODE and re.fullmatch(r"[\w+#-]+", type):
-        language = type  # type="python"
-    identifier = given.get("identifier") or given.get("id") or UNNAMED
-    return Opening(identifier, kind, given.get("title", ""), language)
-
-
-class Tags:
-    """Text, cut anywhere, to artifacts' tags, what is inside of them, and the text outside.
-
-    They are read as the web page reads them. Only a beginning of a tag is held back; at the
-    end it is text, or, inside an artifact, a closing tag that was cut.
-    """
-
-    def __init__(self) -> None:
-        self.inside = False
-        self._held = ""
-
-    def feed(self, text: str) -> list[str | Opening | Inside | Closing]:
-        """What `text` adds, as far as it is known what it is."""
-        found: list[str | Opening | Inside | Closing] = []
-        held = self._held + text
-        while held:
-            tag = begun = None
-            if "<" in held:
-                if ">" in held:
-                    tag = (_CLOSING if self.inside else _OPENING).search(held)
-                begun = tag or (_CLOSING_BEGUN if self.inside else _OPENING_BEGUN).search(held)
-            at = begun.start() if begun else len(held)
-            if at:
-                found.append(Inside(held[:at]) if self.inside else held[:at])
-            if tag is None:
-                held = held[at:]
-                break
-            found.append(Closing(False) if self.inside else opening_of(tag[1]))
-            self.inside = not self.inside
-            held = held[tag.end() :]
-        self._held = held
-        return found
-
-    def end(self) -> list[str | Opening | Inside | Closing]:
-        """What was held back: there is no more."""
-        held, inside = self._held, self.inside
-        self._held, self.inside = "", False
-        if inside:
-            return [Closing(True)]
-        return [held] if held else []
-
-
-class Content:
-    """What is inside an artifact, cut anywhere, to its content as the web page has it.
-
-    One line end after the opening tag and one before the closing tag do not count, nor does
-    a doubled bracket at the beginning (`<<svg`).
-    """
-
-    def __init__(self) -> None:
-        self._begun = False
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        """What `text` adds to the content, as far as it is sure to belong to it."""
-        held = self._held + text
-        if not self._begun:
-            if re.fullmatch(f"{_SPACE}*<*", held):
-                self._held = held
-                return ""
-            held = self._begin(held)
-        tail = re.search(r"(?:\r?\n[ \t]*|\r)\Z", held)
-        at = tail.start() if tail else len(held)
-        self._held = held[at:]
-        return held[:at]
-
-    def end(self, cut: bool) -> str:
-        """The rest of the content; `cut` when no closing tag came."""
-        held = self._held if self._begun else self._begin(self._held)
-        return held if cut else re.sub(r"\r?\n[ \t]*\Z", "", held)
-
-    def _begin(self, text: str) -> str:
-        self._begun = True
-        text = re.sub(r"\A\r?\n", "", text)
-        return re.sub(rf"\A({_SPACE}*)<{{2,}}(?=[!/a-zA-Z])", r"\1<", text)
-
-
-@frozen
-class Pair:
-    """A change in an update: the first `old` becomes `new`. `between` stands before it."""
-
-    between: str
-    old: str
-    new: str
-
-
-def read_pairs(text: str) -> tuple[list[Pair], str]:
-    """The whole pairs in what is inside an update, and what follows the last of them."""
-    pairs, at = [], 0
-    while (
-        (old := _OLD.search(text, at))
-        and (turn := _OLD_TO_NEW.search(text, old.end()))
-        and (new := _NEW_END.search(text, turn.end()))
-    ):
-        between = text[at : old.start()]
-        pairs.append(Pair(between, text[old.end() : turn.start()], text[turn.end() : new.start()]))
-        at = new.end()
-    return pairs, text[at:]
-
-
-class _Fenced:
-    """Lines, cut anywhere, as they may stand in a fence: one that would end it is indented."""
-
-    def __init__(self, fence: str) -> None:
-        mark = fence[0]
-        self._may_end = re.compile(rf" {{0,3}}{mark}*[ \t]*")
-        self._ends = re.compile(rf"(?:\A|(?<=[\r\n])) {{0,3}}{fence}{mark}*[ \t]*(?=[\r\n]|\Z)")
-        self._within = False  # a line that cannot end the fence any more
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        before = ""
-        if self._within:
-            line_end = re.search(r"[\r\n]", text)
-            if line_end is None:
-                return text
-            before, text = text[: line_end.end()], text[line_end.end() :]
-        text = self._held + text
-        last = max(text.rfind("\n"), text.rfind("\r")) + 1
-        self._within = not self._may_end.fullmatch(text[last:])
-        at = len(text) if self._within else last
-        self._held = text[at:]
-        return before + self._ends.sub(r"    \g<0>", text[:at])
-
-    def end(self) -> str:
-        return self._ends.sub(r"    \g<0>", self._held)
-
-
-class _Whole:
-    """The lines of a fence for a whole artifact."""
-
-    def __init__(self, fence: str) -> None:
-        self._content = Content()
-        self._lines = _Fenced(fence)
-        self._empty = True
-
-    def feed(self, text: str) -> str:
-        content = self._content.feed(text)
-        self._empty = self._empty and not content
-        return self._lines.feed(content)
-
-    def end(self, cut: bool) -> str:
-        content = self._content.end(cut)
-        line_end = "" if self._empty and not content else "\n"
-        return self._lines.feed(content) + self._lines.end() + line_end
-
-
-class _Changes:
-    """The lines of a fence for an update, a pair at a time.
-
-    What is in no pair does nothing on the web page; it is shown as lines that stay.
-    """
-
-    def __init__(self, fence: str) -> None:
-        self._pieces: list[str] = []
-        self._length = 0
-        self._lines = _Fenced(fence)
-
-    def feed(self, text: str) -> str:
-        self._pieces.append(text)
-        self._length += len(text)
-        return self._paired() if ">" in text and self._length <= PAIR_LIMIT else ""
-
-    def end(self, cut: bool) -> str:
-        return self._paired() + self._marked(" ", "".join(self._pieces))
-
-    def _paired(self) -> str:
-        pairs, rest = read_pairs("".join(self._pieces))
-        self._pieces, self._length = [rest], len(rest)
-        return "".join(map(self._pair, pairs))
-
-    def _pair(self, pair: Pair) -> str:
-        said = self._marked(" ", pair.between)
-        return said + self._marked("-", pair.old) + self._marked("+", pair.new)
-
-    def _marked(self, mark: str, text: str) -> str:
-        if mark == " ":
-            text = text.strip("\r\n") if text.strip() else ""
-        lines = re.split(r"\r\n?|\n", text)
-        if lines[-1] == "":
-            lines.pop()
-        return self._lines.feed("".join(f"{mark}{line}\n" for line in lines))
-
-
-@frozen
-class Version:
-    """An artifact as one answer left it.
-
-    `operation` is create, rewrite or update; `cut` says that it was never closed, as where
-    an answer breaks off. `missed` are the texts of an update that were not found, and so not
-    replaced; an empty one stands for an update that changes nothing.
-    """
-
-    number: int
-    operation: str
-    kind: str
-    title: str
-    language: str
-    content: str
-    cut: bool
-    missed: tuple[str, ...] = ()
-
-
-@frozen
-class Artifact:
-    """What a conversation's answers made of one artifact; the latest version is the last."""
-
-    identifier: str
-    versions: tuple[Version, ...]
-
-    @property
-    def latest(self) -> Version:
-        """The version that counts."""
-        return self.versions[-1]
-
-
-# Kinds of quotes and dashes, which do not matter.
-_ALIKE = str.maketrans(
-    "\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f\u2033"
-    "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
-    5 * "'" + 5 * '"' + 7 * "-",
-)
-
-
-def find_in(content: str, wanted: str) -> tuple[int, int] | None:
-    """Where `wanted` first stands in `content`: from, to.
-
-    As on the web page: kinds of quotes and dashes do not matter; and when it is not there as
-    it is, the amounts of white space and of doubled brackets do not either.
-    """
-    content, wanted = content.translate(_ALIKE), wanted.translate(_ALIKE)
-    if (at := content.find(wanted)) >= 0:
-        return at, at + len(wanted)
-    words = [
-        "<+".join(map(re.escape, re.split("<+", word)))
-        for word in re.split(f"{_SPACE}+", wanted.strip(_SPACES))
-    ]
-    match = re.search(f"{_SPACE}+".join(words), content) if any(words) else None
-    return match.span() if match else None
-
-
-def apply_pairs(content: str, pairs: Iterable[Pair]) -> tuple[str, tuple[str, ...]]:
-    """`content` with each pair's change, and the old texts that were not in it."""
-    missed = []
-    for pair in pairs:
-        found = find_in(content, pair.old) if pair.old else None
-        if found:
-            content = content[: found[0]] + pair.new + content[found[1] :]
-        else:
-            missed.append(pair.old)
-    return content, tuple(missed)
-
-
-def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
-    """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
-
-    `answers` are texts as the server keeps them. Also gives the identifiers of updates that
-    came before any artifact, which change nothing.
-    """
-    made: dict[str, list[Version]] = {}
-    lost: list[str] = []
-    for opening, inside, cut in itertools.chain.from_iterable(map(_operations, answers)):
-        identifier = opening.identifier
-        if opening.kind == "update":
-            identifier = _meant(identifier, made)
-            if not identifier:
-                lost.append(opening.identifier)
-                continue
-            base = made[identifier][-1]
-            pairs = read_pairs(inside)[0]
-            content, missed = apply_pairs(base.content, pairs)
-            version = replace(
-                base,
-                operation="update",
-                title=opening.title or base.title,
-                content=content,
-                cut=cut,
-                missed=missed if pairs else ("",),
-            )
-        else:
-            read = Content()
-            content = read.feed(inside) + read.end(cut)
-            title = opening.title or identifier
-            operation = "rewrite" if identifier in made else "create"
-            version = Version(0, operation, opening.kind, title, opening.language, content, cut)
-        versions = made.setdefault(identifier, [])
-        versions.append(replace(version, number=len(versions) + 1))
-    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
-
-
-def _operations(answer: str) -> Iterator[tuple[Opening, str, bool]]:
-    """Each artifact's opening tag, what is inside, and whether it was cut."""
-    # The web page's panel takes any <think> for reasoning, wherever it stands.
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG | re.DOTALL)
-    tags = Tags()
-    opening, inside = Opening("", "", "", ""), ""
-    for found in tags.feed(text) + tags.end():
-        if isinstance(found, Opening):
-            opening, inside = found, ""
-        elif isinstance(found, Inside):
-            inside += found.text
-        elif isinstance(found, Closing):
-            yield opening, inside, found.cut
-
-
-def _meant(identifier: str, made: Iterable[str]) -> str:
-    """The artifact that an update is about: models change names, so else the one made last."""
-    names = list(made)
-    if identifier in names:
-        return identifier
-    wanted = identifier.strip(_SPACES).lower()
-    alike = [name for name in names if name.strip(_SPACES).lower() == wanted]
-    return alike[0] if len(alike) == 1 else next(reversed(names), "")
-
-
-def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
-    """Each latest version with a safe file name, or with `every` all versions.
-
-    No two names are the same, also where capitals do not count.
-    """
-    names: list[tuple[Version, str]] = []
-    taken: set[str] = set()
-    for artifact in artifacts:
-        stem = _safe_stem(artifact.identifier)
-        for version in artifact.versions if every else artifact.versions[-1:]:
-            number = f".v{version.number}" if every else ""
-            ending = _ENDINGS.get(_word(version.kind, version.language), "txt")
-            for copy in itertools.count(1):
-                again = f"-{copy}" if copy > 1 else ""
-                name = f"{stem}{again}{number}.{ending}"
-                if name.lower() not in taken:
-                    break
-            taken.add(name.lower())
-            names.append((version, name))
-    return names
-
-
-def _safe_stem(identifier: str) -> str:
-    """A file name without its ending: no path, nothing hidden, no option, no device."""
-    stem = re.sub(r'[/\\:*?"<>|]+', "_", plain(identifier)).strip(" .").lstrip("-. ")
-    stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
-    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
-        stem = f"_{stem}"
-    return stem or UNNAMED
-
-
 # --- stages: events, perhaps replayed -> the answer's events, each once ---------------
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -2935,283 +3160,74 @@ class Paragraphs:
         return [Text(text)]
 
 
-# A fence that a model put around an artifact, against its instructions. With no word after
-# it, it could be the end of another.
-_WRAPPED = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
-
-
+# old
 class Artifacts:
-    """Shows artifacts as Markdown: a line with its title, then a fence.
+    """ArtifactFilter between events."""
 
-    The web page shows a tool between two pieces of text, each read by itself: an artifact
-    ends where a tool is called. A file is given after the artifact that it came in.
-    """
-
-    def __init__(self) -> None:
-        self._tags = Tags()
-        self._lines: _Whole | _Changes | None = None
-        self._wrapped = ""  # the model's own fence, if the artifact is in one
-        self._files: list[Event] = []
-        self._tail = ""  # the end of what was given
-        self._ended = False  # an artifact ended, and no text followed yet
+    def __init__(self, link: Callable[[File], str]) -> None:
+        self._filter = ArtifactFilter()
+        self._link = link
 
     def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._shown(self._tags.feed(event.text))
-        if isinstance(event, File) and self._tags.inside:
-            self._files.append(event)
-            return []
-        held = self.end() if isinstance(event, ENDS_TEXT) else []
-        return [*held, *self._passed(event)]
+        if isinstance(event, Text | File):
+            text = (
+                self._filter.feed(event.text)
+                if isinstance(event, Text)
+                else self._filter.insert(self._link(event))
+            )
+            return [Text(text)] if text else []
+        return [*(self.end() if isinstance(event, ENDS_TEXT) else []), event]
 
     def end(self) -> list[Event]:
-        return self._shown(self._tags.end())
-
-    def _shown(self, pieces: Iterable[str | Opening | Inside | Closing]) -> list[Event]:
-        given: list[Event] = []
-        text = ""
-        for piece in pieces:
-            if isinstance(piece, str):
-                text += self._outside(piece)
-            elif isinstance(piece, Opening):
-                text += self._opened(piece)
-            elif isinstance(piece, Inside) and self._lines:
-                text += self._lines.feed(piece.text)
-            elif isinstance(piece, Closing) and self._lines:
-                text += self._lines.end(piece.cut) + self._closed(piece)
-                files, self._files = self._files, []
-                if files:
-                    given += [Text(text), *(out for file in files for out in self._passed(file))]
-                    text = ""
-        return [*given, Text(text)] if text else given
-
-    def _opened(self, opening: Opening) -> str:
-        """The title, in a paragraph of its own, and the fence's first line."""
-        wrapped = _WRAPPED.search(self._tail)
-        self._wrapped = wrapped[1] if wrapped else ""
-        self._ended = False
-        kind = _Changes if opening.kind == "update" else _Whole
-        self._lines = kind(self._wrapped or FENCE)
-        if wrapped:
-            return ""
-        said = self._tail.rstrip()
-        space = self._tail[len(said) :]
-        missing = (2 if said else 0) - space.count("\n")
-        hanging = bool(space) and not space.endswith("\n")
-        identifier = plain(opening.identifier, 100).replace("`", "'")
-        title = plain(opening.title, 200) or identifier
-        what = f"update of `{identifier}`" if opening.kind == "update" else f"`{identifier}`"
-        return "\n" * max(missing, hanging) + f"**{title}** ({what})\n\n{FENCE}{opening.word}\n"
-
-    def _closed(self, closing: Closing) -> str:
-        """The fence's last line; the model will end its own, unless the artifact was cut."""
-        fence = self._wrapped or FENCE
-        if closing.cut:
-            self._wrapped = ""
-        self._tail, self._ended = fence, True
-        return "" if self._wrapped else fence
-
-    def _outside(self, text: str) -> str:
-        if self._ended:
-            text = text.lstrip(" \t\r")
-            if not text:
-                return ""
-            self._ended = False
-            if self._wrapped:
-                text = text.removeprefix("\n")
-            elif text[0] != "\n":
-                text = f"\n\n{text}"
-        self._tail = (self._tail + text)[-200:]
-        return text
-
-    def _passed(self, event: Event) -> list[Event]:
-        if isinstance(event, File):  # its link will stand in a line of its own
-            self._tail, self._ended = "link\n", False
-        return [event]
+        text = self._filter.end()
+        return [Text(text)] if text else []
 
 
-# --- forms: calls of local tools, and JSON documents, out of an answer's text ---------
-
-_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
-_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
-_BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*")
-_QUOTED = re.compile(r'\\.|"', re.DOTALL)
-_UNQUOTED = re.compile(rf'"|{CALL_END}')
-
-
-def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block, at least one, and the words that stand after them."""
-    calls: list[LocalToolCall] = []
-    at = _end_of(_BETWEEN_CALLS, text, 0)
-    while at < len(text) and (not calls or text[at] in "{["):
-        try:
-            value, end = _lenient.raw_decode(text, at)
-            calls += [_local_call(each) for each in (value if isinstance(value, list) else [value])]
-        except (ValueError, RecursionError) as error:
-            return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
-        at = _end_of(_BETWEEN_CALLS, text, end)
-    rest = text[at:]
-    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
-
-
-def _local_call(value: Any) -> LocalToolCall:
-    """The call that a value means. Models are trained on more than one form of it."""
-    said = _mapping(value)
-    said = _mapping(said.get("function")) or said
-    name, arguments = _string(said.get("name")), said.get("arguments", said.get("parameters"))
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = _lenient.decode(arguments)
-    arguments = arguments or {}
-    if not name:
-        return _malformed(_dumped(value), 'it is not an object with a "name"')
-    if not isinstance(arguments, dict):
-        return _malformed(_dumped(value), 'its "arguments" are not an object')
-    return LocalToolCall(_new_id(), join_surrogates(name), json.loads(_dumped(arguments)))
-
-
-def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
-
-
-def _dumped(value: Any) -> str:
-    """`value` as JSON that can be printed."""
-    return join_surrogates(json.dumps(value, ensure_ascii=False))
-
-
-class _Block:
-    """What stands in a block of calls, until a tag ends it that is not part of an argument."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._tail = ""  # it may be the beginning of a tag, or of an escaped character
-        self._quoted = False
-
-    @property
-    def text(self) -> str:
-        return "".join((*self._pieces, self._tail))
-
-    def feed(self, text: str) -> str | None:
-        """What stands after the block; None while it is not at its end."""
-        text, at = self._tail + text, 0
-        while match := (_QUOTED if self._quoted else _UNQUOTED).search(text, at):
-            at = match.end()
-            if match[0] == CALL_END:
-                self._pieces.append(text[: match.start()])
-                self._tail = ""
-                return text[at:]
-            if match[0] == '"':
-                self._quoted = not self._quoted
-        rest = text[at:]
-        kept = rest.endswith("\\") if self._quoted else _overlap(rest, CALL_END)
-        self._pieces.append(text[: len(text) - kept])
-        self._tail = text[len(text) - kept :]
-        return None
-
-
-class ToolCallFilter:
-    """Takes `<tool_call>...</tool_call>` out of text whose pieces may cut it anywhere.
-
-    Models write one call or several in such a block, fence them, and forget the tag at the
-    end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
-    `<tool_call>` is a word that the answer uses. Space around blocks belongs to them, but not
-    all of it where there is text on both sides.
-    """
+# old
+class CallStage:
+    """ToolCallFilter between events."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._starts = ("{", "[", '"', "<function", CALL, *names)
-        self._held = ""
-        self._block: _Block | None = None
-        self._space = ""
-        self._before = ""  # the space that stood before the call that was given last
-        self._called = False  # nothing was said since then
+        self._filter = ToolCallFilter(names)
 
     def feed(self, event: Event) -> list[Event]:
         if isinstance(event, Text):
-            return self._read(event.text)
+            text = self._filter.feed(event.text)
+            return [Text(text)] if text else []
         cut = isinstance(event, FinalAnswer) and event.interrupted
-        return [*(self._rest(cut) if isinstance(event, ENDS_TEXT) else []), event]
+        return [*(self.end(cut) if isinstance(event, ENDS_TEXT) else []), event]
+
+    def end(self, cut: bool = False) -> list[Event]:
+        text, calls = self._filter.end(cut)
+        return [*([Text(text)] if text else []), *calls]
+
+
+# old
+class DocumentStage:
+    """find_document at the end of an answer."""
+
+    def __init__(self, problem_of: Callable[[Any], str]) -> None:
+        self.done = False
+        self.problem = self.said = ""
+        self._problem_of = problem_of
+
+    def feed(self, event: Event) -> list[Event]:
+        if isinstance(event, Text):
+            self.said += event.text
+            return []
+        self.done = self.done or isinstance(event, LocalToolCall)
+        shown = [] if isinstance(event, File) else [event]
+        return [*(self.end() if isinstance(event, FinalAnswer) else []), *shown]
 
     def end(self) -> list[Event]:
-        return self._rest(cut=False)
-
-    def _rest(self, cut: bool) -> list[Event]:
-        """What was held back. What the model was stopped in the middle of is no call."""
-        given = self._read("", over=True, cut=cut)
-        if self._space and not self._called:
-            given.append(Text(self._space))
-        self._space, self._called = "", False
-        return given
-
-    def _read(self, text: str, over: bool = False, cut: bool = False) -> list[Event]:
-        given: list[Event] = []
-        text, self._held = self._held + text, ""
-        while text or (over and self._block):
-            if self._block:
-                after = self._block.feed(text)
-                if after is None and not over:
-                    break
-                block, self._block = self._block.text, None
-                calls, text = _unclosed(block, cut) if after is None else read_calls(block)
-                text += after or ""
-                given += self._call(calls) if calls else self._say(CALL)
-                continue
-            before, tag, inside = text.partition(CALL)
-            kept = 0 if tag or over else _overlap(before, CALL)
-            given += self._say(before[: len(before) - kept])
-            begins = self._begins(inside) if tag else None
-            if begins is None and not (tag and over):
-                self._held = tag + inside if tag else before[len(before) - kept :]
-                break
-            if begins:
-                self._block = _Block()
-            else:
-                given += self._say(tag)
-            text = inside
-        return given
-
-    def _begins(self, inside: str) -> bool | None:
-        """Does this begin like a block? None when more has to come to say so."""
-        body = inside[_end_of(_FENCE, inside, 0) :]
-        if body.startswith(self._starts):
-            return True
-        return None if any(start.startswith(body) for start in ("```", *self._starts)) else False
-
-    def _call(self, calls: list[LocalToolCall]) -> list[LocalToolCall]:
-        self._before = (self._before if self._called else "") or self._space
-        self._space, self._called = "", True
-        return calls
-
-    def _say(self, text: str) -> list[Event]:
-        said = text.strip()
-        if not said:
-            self._space += text
+        if self.done:
             return []
-        at = text.index(said)
-        space = self._space + text[:at] or (self._before if self._called else "")
-        self._space, self._called = text[at + len(said) :], False
-        return [Text(space + said)]
+        document = find_document(self.said, self._problem_of)
+        self.problem, self.done = document.problem, document.text is not None
+        return [Text(document.text)] if document.text is not None else []
 
 
-def _unclosed(block: str, cut: bool) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block that no tag ends, and the text after them."""
-    end = block.find(CALL_END)  # if there is one, it was in quotes that no quote ends
-    if end >= 0:
-        calls, rest = read_calls(block[:end])
-        return calls, rest + block[end + len(CALL_END) :]
-    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
-    return ([], block) if cut and calls[-1].problem else (calls, rest)
-
-
-# What may stand after a bracket that begins a document.
-_BEGINS = {"{": '"}', "[": '[]{"-0123456789tfn'}
-_PAIRS = {"}": "{", "]": "["}
-
-
+# old
 class Measured:
     """Passes events on. Raises TooMuch when an answer is longer than any real one."""
 
@@ -3275,122 +3291,6 @@ def _size_of(event: Event) -> int:
     return 0
 
 
-class JsonDocument:
-    """Gives one JSON document of all that an answer says, and no other text.
-
-    It is the first one that is right, whatever stands around it: words, a fence, an
-    artifact's tags. `problem_of` says what is wrong with a value. Given is the document as
-    soon as it ends; with `tools`, when the answer ends, as a call may follow and then it is
-    not the answer. Without one, `problem` says why.
-    """
-
-    def __init__(self, problem_of: Callable[[Any], str], tools: bool = False) -> None:
-        self.problem = "there is no JSON document in it"
-        self.done = False  # the document was given, or a tool was called
-        self._problem_of = problem_of
-        self._wait = tools
-        self._right = ""
-        self._longest = 0
-        self._pieces: list[str] = []
-        self._length = self._at = self._start = 0
-        self._open: list[str] = []
-        self._fresh = self._quoted = False
-
-    @property
-    def said(self) -> str:
-        """The whole text so far."""
-        self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
-
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            self._scan(event.text)
-            return [] if self._wait else self._give()
-        if isinstance(event, File):
-            return []
-        self.done = self.done or isinstance(event, LocalToolCall)
-        return [*(self.end() if isinstance(event, FinalAnswer) else []), event]
-
-    def end(self) -> list[Event]:
-        said = self.said
-        if self._open and len(said) - self._start > self._longest:
-            self.problem = "the document is not complete"
-        if not self._right:
-            fenced = _FENCED.fullmatch(said)
-            text = (fenced[1] if fenced else said).strip()
-            if text and text[0] not in _BEGINS:
-                self._judge(text)
-        return self._give()
-
-    def _give(self) -> list[Event]:
-        if self.done or not self._right:
-            return []
-        self.done = True
-        return [Text(self._right)]
-
-    def _scan(self, text: str) -> None:
-        """Find where brackets begin and end that may be a document."""
-        base = self._length
-        self._length += len(text)
-        self._pieces.append(text)
-        while self._at < self._length and not self._right:
-            if self._at < base:  # it was not a document: what is inside may be one
-                text, base = self.said, 0
-            char = text[self._at - base]
-            self._at += 1
-            if self._fresh and not char.isspace():
-                self._fresh = False
-                if char not in _BEGINS[self._open[0]]:
-                    self._open = []
-            if self._quoted:
-                if char == "\\":
-                    self._at += 1
-                self._quoted = char != '"'
-            elif char in "{[":
-                if not self._open:
-                    self._start, self._fresh = self._at - 1, True
-                self._open.append(char)
-            elif not self._open:
-                continue
-            elif char == '"':
-                self._quoted = True
-            elif char in "}]":
-                matched = self._open.pop() == _PAIRS[char]
-                if not matched:
-                    self._open = []
-                if not self._open:
-                    self._judge(self.said[self._start : self._at])
-
-    def _judge(self, text: str) -> None:
-        """Is this a document, and the one?"""
-        try:
-            value = _lenient.decode(text)
-        except RecursionError:
-            problem = "it is nested too deeply"
-        except ValueError as error:
-            if text[0] not in _BEGINS:
-                return
-            if text[0] == "[" and not text[1 : getattr(error, "pos", len(text))].strip():
-                self._at = self._start + 1  # words in brackets
-                return
-            problem = f"it is not valid JSON ({plain(error)})"
-        else:
-            problem = self._problem_of(value)
-            if not problem:
-                self._right = _readable(text, value)
-        if len(text) >= self._longest:
-            self._longest, self.problem = len(text), problem
-
-
-def _readable(text: str, value: Any) -> str:
-    """A document in the model's own writing, unless only lenient readers could read it."""
-    try:
-        _strict.decode(text)
-    except ValueError:
-        return _dumped(value)
-    return text
-
-
 # --- answer: a run's events -> llm's stream events ------------------------------------
 
 
@@ -3411,14 +3311,14 @@ class Answer:
         self._file_link = file_link
         self._once = Deduplicator()
         self._measured = Measured()
+        self._artifacts = Artifacts(self._link)
         self._stages: tuple[Filter, ...] = (
             self._once,
             self._measured,
             ThinkTags(),
             Paragraphs(),
             *calls,
-            Artifacts(),
-            *documents,
+            *(documents or [self._artifacts]),
             Gathered(),
         )
         self.title = ""
@@ -3463,6 +3363,10 @@ class Answer:
                 self.last_is_text = out.type == "text"
         return given
 
+    def _link(self, file: File) -> str:
+        label = re.sub(r"[\[\]]", "", plain(file.name, 200))
+        return f"\n[{label}]({self._file_link(file)})\n"
+
     def _given(self, event: Event) -> list[StreamEvent]:
         if isinstance(event, Text):
             return [StreamEvent(type="text", chunk=event.text)]
@@ -3475,9 +3379,6 @@ class Answer:
             return _call_events(event)
         if isinstance(event, ToolResult):
             return [_result_event(event)]
-        if isinstance(event, File):
-            label = re.sub(r"[\[\]]", "", plain(event.name, 200))
-            return [StreamEvent(type="text", chunk=f"\n[{label}]({self._file_link(event)})\n")]
         if isinstance(event, Title):
             self.title = event.title or self.title
         elif isinstance(event, RouterMetadata):
@@ -3518,8 +3419,8 @@ def hearing_events(name: str, id: str, text: str) -> list[StreamEvent]:
     It stands right below the attachments in `llm logs`, and the next turns find it there.
     `name` and `id` are the attachment's.
     """
-    called = ToolCall(_new_id(), HEARING, {"file": name})
-    events = [*_call_events(called), _result_event(ToolResult(called.id, HEARING, text))]
+    called = ToolCall(_new_id(), TRANSCRIBE, {"file": name})
+    events = [*_call_events(called), _result_event(ToolResult(called.id, TRANSCRIBE, text))]
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
 
 
@@ -6111,31 +6012,56 @@ def login_error(server: Server, cookies: Cookies | None) -> llm.ModelError:
 
 # --- tools: llm's server-side tools -> what the server is to select -------------------
 
+NOT_LOGGED = "(not logged)"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: what a header's name may be
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
-HIDDEN = "(not logged)"
+
+class _ToolType(type):
+    """Creates a tool with the arguments that may be logged, and then tells it all of them.
+
+    llm logs what a tool's __init__ gets, and creates the tool from it again for `llm -c`.
+    What a header or a query holds may be a secret, so __init__ gets only the name of one.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            arguments = inspect.signature(cls).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise HuggingChatError(f"-T {cls.__name__}: {plain(error)}. See: llm tools") from None
+        tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
+        tool.arguments = arguments
+        return tool
 
 
-class HuggingChatTool(llm.ServerSideTool):
+class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
     """A tool that runs on the chat server."""
 
     plugin = "llm-huggingchat"
-    wanted: str = ""
-    # What such a server is called or where it is, the surest sign first.
-    signs: tuple[str, ...] = ()
+    feature = ""  # what it is for, in words
+    # Patterns for the name or the address of a tool server that has it, the surest first.
+    patterns: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = NOTHING
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         # `llm tools` shows the signature: with types in it, not their names in quotes.
-        shown = inspect.signature(cls, eval_str=True)
-        cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
+        shown = inspect.signature(cls.__init__, eval_str=True)
+        parameters = list(shown.parameters.values())[1:]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    @classmethod
+    def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments without secrets. Raises HuggingChatError for one of a wrong type."""
+        return arguments
 
 
 class WebSearch(HuggingChatTool):
     """Search the web, with the chat server's own search."""
 
     name = "web_search"
-    wanted = "web search"
-    signs = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
+    feature = "web search"
+    patterns = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
 
     def __init__(self) -> None:
         super().__init__()
@@ -6145,32 +6071,14 @@ class HuggingFace(HuggingChatTool):
     """Search models, datasets, papers and Spaces on Hugging Face."""
 
     name = "hugging_face"
-    wanted = "Hugging Face tools"
-    signs = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
+    feature = "Hugging Face tools"
+    patterns = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
 
     def __init__(self) -> None:
         super().__init__()
 
 
-class _Loggable(type):
-    """Makes an MCP of what may be logged, and then tells it the whole.
-
-    llm logs what a tool's __init__ gets, and makes the tool of it again for `llm -c`. A
-    header's or a query's value may be a secret, so __init__ gets only the name of one.
-    """
-
-    def __call__(
-        cls, url: str, name: str | None = None, headers: dict[str, str] | None = None
-    ) -> Any:
-        shown = headers
-        if isinstance(headers, dict):
-            shown = {key: _only_names(str(value)) for key, value in headers.items()}
-        tool = super().__call__(_loggable_url(str(url)), name, shown)
-        tool.url, tool.headers = url, headers
-        return tool
-
-
-class MCP(HuggingChatTool, metaclass=_Loggable):
+class MCP(HuggingChatTool):
     """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
     for that environment variable, or key in llm's key store: only the name is logged."""
 
@@ -6180,13 +6088,25 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
         self, url: str, name: str | None = None, headers: dict[str, str] | None = None
     ) -> None:
         super().__init__()
-        self.url = url
-        self.label = name
-        self.headers = headers
+
+    @classmethod
+    def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with only names of secrets. Raises HuggingChatError for a wrong type."""
+        url, headers = arguments["url"], arguments.get("headers") or {}
+        if not isinstance(url, str):
+            raise HuggingChatError('MCP\'s url is text, like "https://example.org/mcp".')
+        if not isinstance(arguments.get("name") or "", str):
+            raise HuggingChatError("MCP's name is text.")
+        if not isinstance(headers, dict) or not all(
+            isinstance(value, str) for value in headers.values()
+        ):
+            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        shown = {name: _only_names(value) for name, value in headers.items()}
+        return arguments | {"url": _loggable_url(url), "headers": shown or None}
 
     def request(self, server: Server) -> dict[str, Any]:
-        """The server as chat-ui wants it. Raises llm.ModelError."""
-        url = self._filled("URL", str(self.url))
+        """The server for `selectedMcpServers`. Raises HuggingChatError."""
+        url = _filled("URL", self.arguments["url"])
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""
@@ -6206,112 +6126,112 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
                 "MCP wants the https address of a public server, "
                 f"like https://example.org/mcp{given}."
             )
-        if self.headers is not None and not isinstance(self.headers, dict):
-            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
-        if self.label is not None and not isinstance(self.label, str):
-            raise HuggingChatError("MCP's name is text.")
-        headers = [
-            {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
-            for name, value in (self.headers or {}).items()
-        ]
-        return {"name": plain(self.label or "", 100) or host, "url": url, "headers": headers}
+        headers = [_header(*header) for header in (self.arguments.get("headers") or {}).items()]
+        name = plain(self.arguments.get("name") or "", 100) or host
+        return {"name": name, "url": url, "headers": headers}
 
-    def _filled(self, what: str, value: str) -> str:
-        if HIDDEN in value:
+
+def _header(name: str, value: str) -> dict[str, str]:
+    """A header for chat-ui, which drops the whole tool for one that HTTP cannot carry."""
+    what = f"header {plain(name, 60)!r}"
+    if not _TOKEN.fullmatch(name):
+        raise HuggingChatError(
+            f"MCP's {what} is no name of a header: it may have letters, digits and hyphens."
+        )
+    value = _filled(what, value)
+    if not _FIELD_VALUE.fullmatch(value):
+        raise HuggingChatError(
+            f"The value of MCP's {what} has a line end or a character beyond Latin-1, "
+            "which HTTP cannot carry."
+        )
+    return {"key": name, "value": value}
+
+
+def _filled(what: str, value: str) -> str:
+    """`value` with each $NAME replaced by what it stands for."""
+    if NOT_LOGGED in value:
+        raise HuggingChatError(
+            f"The value of MCP's {what} is not kept in the logs. "
+            "Give -T again, or write it as $NAME of an environment variable or llm key."
+        )
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
             raise HuggingChatError(
-                f"The value of MCP's {what} is not kept in the logs. "
-                "Give -T again, or write it as $NAME of an environment variable or llm key."
+                f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
             )
+        found = os.environ.get(match[1]) or stored_key(match[1])
+        if found is None:
+            raise HuggingChatError(
+                f"MCP's {what} names ${match[1]}, which is neither an environment variable "
+                "nor a key of llm."
+            )
+        return found
 
-        def value_of(match: re.Match[str]) -> str:
-            if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-                raise HuggingChatError(
-                    f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
-                )
-            found = os.environ.get(match[1]) or stored_key(match[1])
-            if found is None:
-                raise HuggingChatError(
-                    f"MCP's {what} names ${match[1]}, which is neither an environment variable "
-                    "nor a key of llm."
-                )
-            return found
-
-        return re.sub(r"\$(\w+)", value_of, value)
+    return re.sub(r"\$(\w+)", value_of, value)
 
 
 def _only_names(value: str) -> str:
-    """A value for the log: the words it is made of when they name a secret."""
-    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else HIDDEN
+    """A value for the log: itself if it only names a secret."""
+    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else NOT_LOGGED
 
 
 def _loggable_url(url: str) -> str:
-    """An address for the log: in its query only names of secrets; nothing if it is no address."""
+    """An address for the log: only names of secrets in its query; nothing if it is no address."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return HIDDEN
+        return NOT_LOGGED
     if not parts.netloc or "@" in parts.netloc:
-        return HIDDEN
+        return NOT_LOGGED
     pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
     query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
     return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
 
 
-async def select_tools(
-    client: Client, access: Credentials, tools: Iterable[llm.ServerSideTool]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
+def mcp_servers(tools: Iterable[llm.ServerSideTool], server: Server) -> list[dict[str, Any]]:
+    """The MCP servers that were given by address, for chat-ui's `selectedMcpServers`.
 
-    A server given by address must be among the names as well, or chat-ui drops it.
-    Raises llm.ModelError when the server does not offer one of them.
+    Raises HuggingChatError for an address or a header that cannot be used.
     """
-    wanted = [tool.request(access.server) for tool in tools if isinstance(tool, MCP)]
-    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.signs]
-    names: list[str] = []
-    if ready:
-        offered = await client.get(access, "/api/mcp/servers")
-        names = [find_tool_server(offered, tool) for tool in ready]
-    added = named_apart(wanted, names)
-    return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
+    return [tool.request(server) for tool in tools if isinstance(tool, MCP)]
 
 
-def named_apart(servers: Iterable[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
+def with_unique_names(
+    servers: Iterable[dict[str, Any]], taken: Iterable[str]
+) -> list[dict[str, Any]]:
     """MCP servers, each once, with names that differ from each other and from those `taken`.
 
-    Of two servers with one name, chat-ui keeps the last.
+    Of two servers with one name, chat-ui keeps the last. Each name must be among the
+    `selectedMcpServerNames` as well, or chat-ui drops the server.
     """
-    used, seen, apart = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
+    used, seen, unique = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
     for server in servers:
         if server in seen:
             continue
         seen.append(server)
-        name = server["name"]
-        for number in itertools.count(2):
-            if name not in used:
-                break
-            name = f"{server['name']} {number}"
+        name, numbers = server["name"], itertools.count(2)
+        while name in used:
+            name = f"{server['name']} {next(numbers)}"
         used.add(name)
-        apart.append(server | {"name": name})
-    return apart
+        unique.append(server | {"name": name})
+    return unique
 
 
-def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
-    """The name of the offered server that is such a tool, found by what it is called or where.
+def tool_server_name(offered: Iterable[tuple[str, str]], tool: HuggingChatTool) -> str:
+    """The name of the server among those `offered` that has such a tool.
 
-    `offered` is what GET api/mcp/servers says. Raises llm.ModelError when there is none.
+    `offered` are names and addresses, as GET api/mcp/servers lists them.
+    Raises HuggingChatError when there is none.
     """
-    servers = [
-        (_string(server.get("name")), _string(server.get("url")))
-        for server in _mappings(offered)
-        if _string(server.get("name"))
-    ]
-    for field_index in (0, 1):
-        for sign in tool.signs:
+    servers = [server for server in offered if server[0]]
+    for by_name_or_address in (0, 1):
+        for pattern in tool.patterns:
             for server in servers:
-                if re.search(sign, server[field_index], re.IGNORECASE):
+                if re.search(pattern, server[by_name_or_address], re.IGNORECASE):
                     return server[0]
     there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
-    raise HuggingChatError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
+    raise HuggingChatError(f"This server offers no {tool.feature}. Its tool servers: {there}.")
 
 
 # --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
@@ -6329,7 +6249,6 @@ class TurnRequest:
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
     note: Callable[[str], None] = note
-    wishes: PromptedFeatures = NO_FEATURES
     wait: float = 0.0  # seconds that the message may wait when the server wants a pause
     screen: Screen | None = None
 
@@ -6346,7 +6265,7 @@ class TurnResult:
     title: str = ""
     router: RouterMetadata = RouterMetadata("", "", "")
     interrupted: bool = False
-    told: SentInstructions = SentInstructions()
+    sent: SentInstructions = SentInstructions()
     calls: list[LocalToolCall] = field(default_factory=list)
     size: int = 0  # characters of the answer
 
@@ -6354,7 +6273,7 @@ class TurnResult:
     def parent(self) -> Parent:
         """The answer, to continue after."""
         id = self.conversation_id or ""
-        return Parent(id, self.message_id, self.generation_id, self.model, self.told)
+        return Parent(id, self.message_id, self.generation_id, self.model, self.sent)
 
     @property
     def resolved_model(self) -> str:
@@ -6373,7 +6292,7 @@ class TurnResult:
 
     def metadata(self) -> dict[str, Any]:
         """What the next turn needs, as llm's `provider_metadata`."""
-        return {"huggingchat": self._known() | self.told.metadata()}
+        return {"huggingchat": self._known() | self.sent.metadata()}
 
     def response_json(self) -> dict[str, Any] | None:
         """What `response.json()` says of the turn; None when its answer is very long.
@@ -6673,7 +6592,7 @@ class Turn:
         Raises Gone when there is none to continue; Lost, Refused, llm.ModelError.
         """
         parent, model = self._plan.parent, self._ask.model
-        names, servers = await select_tools(self._client, self._access, self._ask.tools)
+        names, servers = await self._select_tools(self._ask.tools)
         message_id = await (self._find(parent) if parent else self._create())
         self._said = {
             "selectedMcpServerNames": names,  # left out, it would mean all of them
@@ -6691,6 +6610,19 @@ class Turn:
             data["inputs"] = self._plan.text
         self._form = multipart(data, self._ask.uploads)
         self._client.know(self._id, _Known(model, self._run.generation_id))
+
+    async def _select_tools(
+        self, tools: Iterable[llm.ServerSideTool]
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        """`selectedMcpServerNames` and `selectedMcpServers`. Raises llm.ModelError."""
+        added, names = mcp_servers(tools, self._access.server), list[str]()
+        ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
+        if ready:
+            servers = _mappings(await self._client.get(self._access, "/api/mcp/servers"))
+            offered = [(_string(each.get("name")), _string(each.get("url"))) for each in servers]
+            names = [tool_server_name(offered, tool) for tool in ready]
+        added = with_unique_names(added, names)
+        return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
 
     async def _create(self) -> str:
         """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
@@ -7104,7 +7036,7 @@ async def converse(ask: TurnRequest, outcome: TurnResult) -> AsyncGenerator[Give
     client.turns.add(cast("asyncio.Task[Any]", asyncio.current_task()))
     plan, repairing = ask.plan, False
     while True:
-        calls, document = _forms(ask.wishes)
+        calls, document = _forms(plan.features)
         turn = Turn(client, ask, plan, outcome, calls, document)
         try:
             async with contextlib.aclosing(turn.events()) as events:
@@ -7120,7 +7052,7 @@ async def converse(ask: TurnRequest, outcome: TurnResult) -> AsyncGenerator[Give
             ask.note(f"{what}; going on in a new conversation")
             plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
             continue
-        outcome.told = plan.told
+        outcome.sent = plan.sent
         outcome.calls += turn.answer.calls
         wrong = [form for form in document if not form.done]
         if not wrong:
@@ -7128,24 +7060,25 @@ async def converse(ask: TurnRequest, outcome: TurnResult) -> AsyncGenerator[Give
             return
         if repairing or outcome.interrupted:
             raise _unusable(wrong[0], outcome)
-        text = ask_to_repair(ask.wishes, wrong[0].problem)
-        plan = Plan(outcome.parent, None, text, told=replace(plan.told, schema=ask.wishes.schema))
+        features = plan.features
+        sent = msgspec.structs.replace(plan.sent, schema=features.schema)
+        text = repair_request(features, wrong[0].problem)
+        plan = Plan(outcome.parent, None, text, sent=sent, features=features)
         ask = replace(ask, anew=None, retry=False, tools=(), uploads=())
         outcome.message_id = outcome.generation_id = None
         repairing = True
 
 
-def _forms(wishes: PromptedFeatures) -> tuple[list[ToolCallFilter], list[JsonDocument]]:
-    """The stages that take out of an answer what was wished for. Raises llm.ModelError."""
-    names = [str(tool["function"]["name"]) for tool in wishes.tools]
-    schema = wishes.schema
+def _forms(features: PromptedFeatures) -> tuple[list[CallStage], list[DocumentStage]]:
+    """The stages that take out of an answer what was asked for. Raises llm.ModelError."""
+    names, schema = features.tool_names, features.schema
     return (
-        [ToolCallFilter(names)] if names else [],
-        [JsonDocument(checker(schema), tools=bool(names))] if schema else [],
+        [CallStage(names)] if names else [],
+        [DocumentStage(schema_checker(schema))] if schema else [],
     )
 
 
-def _unusable(document: JsonDocument, outcome: TurnResult) -> llm.ModelError:
+def _unusable(document: DocumentStage, outcome: TurnResult) -> llm.ModelError:
     """There is no document, and none will come: people are shown what there is."""
     when = "was broken off" if outcome.interrupted else "is not what the schema wants, asked twice"
     said = plain(document.said, 1000) or "nothing"
@@ -7427,14 +7360,17 @@ class _HuggingChat:
         if tools and not self.info.tools:
             raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
         messages, system = prompt.messages, prompt.system
-        wishes = PromptedFeatures(
+        features = PromptedFeatures(
             tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
             cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
         )
 
-        def plans(heard: Mapping[str, str] = NOTHING) -> tuple[Plan, Plan | None]:
-            plan = functools.partial(make_plan, messages, system=system, wishes=wishes, heard=heard)
-            return plan(server.url, retry=retry), None if retry else plan(None)
+        def plans(transcripts: Mapping[str, str] = NOTHING) -> tuple[Plan, Plan | None]:
+            plan = functools.partial(
+                make_plan, messages, system=system, features=features, transcripts=transcripts
+            )
+            planned = plan(server.url, retry=retry)
+            return planned, None if planned.retry else plan(None)
 
         plan, anew = plans()
         uploads = [await self._upload(attachment) for attachment in plan.attachments]
@@ -7461,11 +7397,10 @@ class _HuggingChat:
                 self.info.id,
                 plan,
                 anew,
-                retry,
+                plan.retry,
                 tuple(tools),
                 tuple(upload for upload in uploads if not upload.is_recording),
                 screen.note if screen else tell,
-                wishes,
                 wait,
                 screen,
             )
