@@ -6028,7 +6028,8 @@ class _ToolType(type):
         try:
             arguments = inspect.signature(cls).bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise HuggingChatError(f"-T {cls.__name__}: {plain(error)}. See: llm tools") from None
+            usage = f"{cls.__name__}{inspect.signature(cls)}"
+            raise HuggingChatError(f"{cls.__name__}: {plain(error)}. It is {usage}.") from None
         tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
         tool.arguments = arguments
         return tool
@@ -6136,7 +6137,7 @@ def _header(name: str, value: str) -> dict[str, str]:
     what = f"header {plain(name, 60)!r}"
     if not _TOKEN.fullmatch(name):
         raise HuggingChatError(
-            f"MCP's {what} is no name of a header: it may have letters, digits and hyphens."
+            f"MCP's {what} is not a valid header name: use letters, digits and hyphens."
         )
     value = _filled(what, value)
     if not _FIELD_VALUE.fullmatch(value):
