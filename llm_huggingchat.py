@@ -1257,38 +1257,19 @@ class ArtifactFilter:
         return text
 
 
-class Pair(msgspec.Struct, frozen=True):
-    """A change in an update: the first `old` becomes `new`. `between` stands before it."""
-
-    between: str
-    old: str
-    new: str
-
-
-def read_pairs(text: str) -> tuple[list[Pair], str]:
-    """The pairs in an update, and what follows the last of them."""
-    pairs, at = [], 0
-    for match in _PAIR.finditer(text):
-        pairs.append(Pair(text[at : match.start()], match[1], match[2]))
-        at = match.end()
-    return pairs, text[at:]
+def read_pairs(update: str) -> list[tuple[str, str]]:
+    """The changes in an update: in each, the first text is to become the second."""
+    return _PAIR.findall(update)
 
 
 def _diff(update: str) -> str:
-    """The lines of a diff that shows an update.
-
-    What is in no pair changes nothing on the web page; it is shown as lines that stay.
-    """
-    pairs, rest = read_pairs(update)
-    lines = ""
-    for pair in pairs:
-        lines += _marked(" ", pair.between) + _marked("-", pair.old) + _marked("+", pair.new)
-    return lines + _marked(" ", rest)
+    """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
+    lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
+    rest = _PAIR.sub("", update).strip("\r\n")
+    return lines + (_marked(" ", rest) if rest.strip() else "")
 
 
 def _marked(mark: str, text: str) -> str:
-    if mark == " ":
-        text = text.strip("\r\n") if text.strip() else ""
     lines = re.split(r"\r\n?|\n", text)
     if lines[-1] == "":
         lines.pop()
@@ -1349,15 +1330,15 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
     return match.span() if match else None
 
 
-def apply_pairs(content: str, pairs: Iterable[Pair]) -> tuple[str, tuple[str, ...]]:
-    """`content` with each pair's change, and the old texts that were not in it."""
+def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tuple[str, ...]]:
+    """`content` with the first place of each old text replaced, and the old texts not in it."""
     missed = []
-    for pair in pairs:
-        found = find_in(content, pair.old) if pair.old else None
+    for old, new in pairs:
+        found = find_in(content, old) if old else None
         if found:
-            content = content[: found[0]] + pair.new + content[found[1] :]
+            content = content[: found[0]] + new + content[found[1] :]
         else:
-            missed.append(pair.old)
+            missed.append(old)
     return content, tuple(missed)
 
 
@@ -1375,7 +1356,7 @@ def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
             if not identifier:
                 lost.append(tag.identifier)
                 continue
-            base, pairs = made[identifier][-1], read_pairs(inside)[0]
+            base, pairs = made[identifier][-1], read_pairs(inside)
             content, missed = apply_pairs(base.content, pairs)
             version = msgspec.structs.replace(
                 base,
@@ -1669,7 +1650,7 @@ _CALL_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
 _CALL_BLOCK = re.compile(
     rf'((?:[^"<]++|"(?:[^"\\]|\\.)*+"|<(?!{CALL_END[1:]}))*+){CALL_END}', re.DOTALL
 )
-_BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*+")
+_BETWEEN_CALLS = re.compile(r"\A(?:[\s,]|```\w*|</?tool_call>)*+")
 
 
 class ToolCallFilter:
@@ -1757,21 +1738,15 @@ def _joined(pieces: list[str | None]) -> str:
 def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
     """The calls in a block, at least one, and the words that stand after them."""
     calls: list[LocalToolCall] = []
-    at = _after_separators(text, 0)
-    while at < len(text) and (not calls or text[at] in "{["):
+    rest = _BETWEEN_CALLS.sub("", text, count=1)
+    while rest and (not calls or rest[0] in "{["):
         try:
-            value, end = _lenient_json.raw_decode(text, at)
+            value, end = _lenient_json.raw_decode(rest)
             calls += map(_local_call, value if isinstance(value, list) else [value])
         except (ValueError, RecursionError) as error:
-            return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
-        at = _after_separators(text, end)
-    rest = text[at:]
+            return [*calls, _malformed(rest, f"it is not valid JSON ({plain(error)})")], ""
+        rest = _BETWEEN_CALLS.sub("", rest[end:], count=1)
     return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
-
-
-def _after_separators(text: str, at: int) -> int:
-    match = _BETWEEN_CALLS.match(text, at)
-    return match.end() if match else at
 
 
 def _read_unclosed(block: str, interrupted: bool) -> tuple[list[LocalToolCall], str]:
@@ -2088,16 +2063,12 @@ def make_plan(
             after, sent_system = [*after, new], _digest(str(system))
         else:
             after.insert(0, new)
-    preprompt = None
+    preprompt, changes = None, ""
     if parent is None:
-        leading = list(itertools.takewhile(lambda message: message.role == "system", after))
-        after = after[len(leading) :]
-        preprompts = [*map(_text_of, leading), instructions(features, SentInstructions())]
-        preprompt = "\n\n".join(filter(None, preprompts)) or None
+        preprompt, after = _preprompt(after, features)
     elif changes := instructions(features, parent.sent):
         changes = f"[Instructions]\n{changes}\n[End of instructions]"
-        text = f"{changes}\n\n{text}" if text else changes
-    texts = [*responses, transcript(after, transcripts), *spoken, text]
+    texts = [*responses, transcript(after, transcripts), *spoken, changes, text]
     return Plan(
         parent,
         preprompt,
@@ -2106,6 +2077,15 @@ def make_plan(
         msgspec.structs.replace(features.sent, system=sent_system),
         features,
     )
+
+
+def _preprompt(
+    messages: list[Message], features: PromptedFeatures
+) -> tuple[str | None, list[Message]]:
+    """A new conversation's system prompt, and the messages that are not part of it."""
+    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
+    texts = [*map(_text_of, leading), instructions(features, SentInstructions())]
+    return "\n\n".join(filter(None, texts)) or None, messages[len(leading) :]
 
 
 def _knows_system(system: str, parent: Parent | None, messages: list[Message]) -> bool:
@@ -2126,33 +2106,28 @@ def _tool_responses(
     ]
     responses: list[str] = []
     attachments: list[llm.Attachment] = []
-    others: list[Message] = []
-    for index, message in enumerate(after):
-        if message.role != "tool":
-            others += after[index:]
-            break
-        rest: list[Part] = []
+    messages = list(after)
+    for message in itertools.takewhile(lambda message: message.role == "tool", after):
+        others: list[Part] = []
         for part in message.parts:
-            call = _call_of(part, calls)
-            if call and isinstance(part, ToolResultPart):
-                calls.remove(call)
-                responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
-                attachments += part.attachments
-            else:
-                rest.append(part)
-        if rest or not message.parts:
-            others.append(Message("tool", rest))
-    return responses, attachments, others
+            call = next((each for each in calls if _is_result(part, each)), None)
+            if call is None or not isinstance(part, ToolResultPart):
+                others.append(part)
+                continue
+            calls.remove(call)
+            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+            attachments += part.attachments
+        if others != message.parts:
+            index = messages.index(message)
+            messages[index : index + 1] = [Message("tool", others)] if others else []
+    return responses, attachments, messages
 
 
-def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
-    """The call that a part is the result of, by its id, or by its name if it has none."""
-    if not isinstance(part, ToolResultPart):
-        return None
-    for call in calls:
-        if part.tool_call_id == call.tool_call_id and (call.tool_call_id or part.name == call.name):
-            return call
-    return None
+def _is_result(part: Part, call: ToolCallPart) -> bool:
+    """Is a part the result of this call: by its id, or by its name if it has none?"""
+    if not isinstance(part, ToolResultPart) or part.tool_call_id != call.tool_call_id:
+        return False
+    return bool(call.tool_call_id) or part.name == call.name
 
 
 def _plan_retry(
@@ -6191,26 +6166,27 @@ def _loggable_url(url: str) -> str:
 
 
 def mcp_servers(tools: Iterable[llm.ServerSideTool], server: Server) -> list[dict[str, Any]]:
-    """The MCP servers that were given by address, for chat-ui's `selectedMcpServers`.
+    """The MCP servers given by address, each once, for chat-ui's `selectedMcpServers`.
 
     Raises HuggingChatError for an address or a header that cannot be used.
     """
-    return [tool.request(server) for tool in tools if isinstance(tool, MCP)]
+    servers: list[dict[str, Any]] = []
+    for tool in tools:
+        if isinstance(tool, MCP) and (request := tool.request(server)) not in servers:
+            servers.append(request)
+    return servers
 
 
 def with_unique_names(
     servers: Iterable[dict[str, Any]], taken: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """MCP servers, each once, with names that differ from each other and from those `taken`.
+    """MCP servers with names that differ from each other and from those `taken`.
 
     Of two servers with one name, chat-ui keeps the last. Each name must be among the
     `selectedMcpServerNames` as well, or chat-ui drops the server.
     """
-    used, seen, unique = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
+    used, unique = set(taken), list[dict[str, Any]]()
     for server in servers:
-        if server in seen:
-            continue
-        seen.append(server)
         name, numbers = server["name"], itertools.count(2)
         while name in used:
             name = f"{server['name']} {next(numbers)}"
