@@ -13,14 +13,6 @@ from typing import Any, TypeVar
 import llm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    ReasoningPart,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
 from recorded import Follower, Update, capture, follow, log_of, new_answer, stream_of, streams, tell
 
 from llm_huggingchat import (
@@ -31,7 +23,6 @@ from llm_huggingchat import (
     JsonLinesDecoder,
     LogEnd,
     ModelInfo,
-    Plan,
     Reasoning,
     Replay,
     Text,
@@ -40,7 +31,6 @@ from llm_huggingchat import (
     event_of,
     is_settled,
     load_catalogue,
-    make_plan,
     parse_cookies,
     parse_server,
     plain,
@@ -287,80 +277,6 @@ def test_any_json_as_a_stored_answer(message, conversation):
     is_settled(message)
     stored_answer(conversation, "u")
     assert stored_answer({"messages": [conversation, message, {"generationId": "g"}]}, "g")
-
-
-# --- history --------------------------------------------------------------------------
-
-KEPT = st.dictionaries(
-    words("server conversation_id message_id generation_id model tools schema problem"),
-    st.just(URL) | JSON,
-)
-METADATA = (
-    st.none()
-    | st.dictionaries(st.just("huggingchat"), KEPT | JSON)
-    | st.dictionaries(
-        st.just("huggingchat"), st.just({"server": URL, "conversation_id": "c", "message_id": "m"})
-    )
-)
-ATTACHMENTS = st.builds(
-    llm.Attachment,
-    type=st.none() | ANY_TEXT,
-    path=st.none() | ANY_TEXT,
-    url=st.none() | st.just("https://example.org/a.png"),
-    content=st.none() | st.binary(max_size=3),
-)
-SAID = st.text(st.characters(), min_size=1, max_size=20)
-PARTS = st.one_of(
-    st.builds(TextPart, text=SAID, provider_metadata=METADATA),
-    st.builds(TextPart, text=SAID, provider_metadata=METADATA),
-    st.builds(ReasoningPart, text=ANY_TEXT, provider_metadata=METADATA),
-    st.builds(AttachmentPart, attachment=st.none() | ATTACHMENTS),
-    st.builds(ToolCallPart, name=ANY_TEXT, arguments=st.dictionaries(ANY_TEXT, JSON, max_size=2)),
-    st.builds(ToolResultPart, name=ANY_TEXT, output=ANY_TEXT, exception=st.none() | ANY_TEXT),
-)
-MESSAGES = st.builds(
-    Message,
-    role=st.sampled_from(["user", "assistant", "system", "tool"]),
-    parts=st.lists(PARTS, max_size=3),
-)
-
-
-def texts(messages: list[Message]) -> list[str]:
-    return [part.text for m in messages for part in m.parts if isinstance(part, TextPart)]
-
-
-@given(
-    st.lists(MESSAGES, max_size=5),
-    st.lists(PARTS.filter(lambda part: not isinstance(part, ReasoningPart)), max_size=3),
-    st.none() | SAID,
-    st.booleans(),
-)
-def test_any_history_is_sent_without_a_word_lost(messages, asked, system, known):
-    question = Message("user", asked)
-    chain = [*messages, question]
-    plan, _ = attempt(lambda: make_plan(chain, URL if known else None, system=system))
-    has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
-    last = messages[-1] if messages else question
-    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
-    assert (plan is not None) == (has_something or results)
-    if plan is None:
-        return
-    sent = f"{plan.system or ''}\n{plan.text}"
-    assert plan.text.endswith("\n".join(texts([question])))
-    if plan.parent is None:
-        assert all(text in sent for text in texts(chain))
-        assert system is None or system in sent
-    else:
-        assert plan.system is None
-
-
-@given(st.lists(MESSAGES, max_size=5), st.sampled_from([URL, None]))
-def test_any_history_to_retry(messages, url):
-    plan, error = attempt(lambda: make_plan(messages, url, retry=True))
-    if plan and plan.parent:
-        assert plan == Plan(plan.parent, None, "", told=plan.parent.told)
-    else:
-        assert error
 
 
 # --- cookies, addresses ---------------------------------------------------------------
