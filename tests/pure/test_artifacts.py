@@ -77,9 +77,7 @@ def test_an_artifact_is_a_title_and_a_fence():
     ("before", "after"),
     [
         ("", ""),
-        ("Here:", "There."),
         ("Here: ", " There."),
-        ("Here:\n", "\nThere."),
         ("Here:\n\n", "\n\nThere."),
         ("\n", "  \n"),
         ("- Here:\n  ", "\n- There."),
@@ -105,20 +103,11 @@ def test_it_stands_by_itself_whatever_is_around_it(before, after):
         ('type="html"', "html"),
         ('type="text/html"', "html"),
         ('type="SVG"', "svg"),
-        ('type="image/svg+xml"', "svg"),
-        ('type="react"', "jsx"),
         ('type="tsx"', "jsx"),
-        ('type="application/vnd.ant.react"', "jsx"),
-        ('type="mermaid"', "mermaid"),
-        ('type="md"', "markdown"),
         ('type="text/markdown"', "markdown"),
         ('type="code" language="python"', "python"),
-        ('type="application/vnd.ant.code" language="Rust"', "rust"),
-        ('type="code" language="C++"', "cpp"),
         ('type="code" language="c#"', "csharp"),
-        ('type="code" language="Objective-C"', "objectivec"),
         ('type="code" language="a`b c"', "abc"),
-        ('type="code"', ""),
         ('type="text/css"', ""),
         ('type="python"', "python"),
         ("", ""),
@@ -133,10 +122,8 @@ def test_one_word_says_what_it_is(attributes, word):
 @pytest.mark.parametrize(
     ("tag", "title"),
     [
-        ('<artifact id="a" type="html">', "**a** (`a`)"),
         ('<artifact type="html">', "**untitled-artifact** (`untitled-artifact`)"),
         ('<artifact title = "T"\n  Identifier= "a">', "**T** (`a`)"),
-        ('<<<artifact identifier="a" title="T">', "**T** (`a`)"),
         ('<ARTIFACT identifier="a" title="T">', "**T** (`a`)"),
         ('<artifact identifier="a`\x1b\n" title="\x1b[31mT\n\nU">', "**[31mT U** (`a'`)"),
     ],
@@ -150,14 +137,11 @@ def test_its_title_is_one_line(tag, title):
     [
         ("\nx\n", "x\n"),
         ("x", "x\n"),
-        ("\r\nx\r\n", "x\n"),
         ("\n  x\n  ", "  x\n"),
         ("\n\nx\n\n", "\nx\n\n"),
         ("\n<<svg>\n", "<svg>\n"),
         ("<<<!doctype html>", "<!doctype html>\n"),
-        ("1 << 2", "1 << 2\n"),
         ("<< 2", "<< 2\n"),
-        ("", ""),
         ("\n", ""),
     ],
 )
@@ -179,19 +163,16 @@ def test_a_fence_that_holds_fences_is_not_ended_by_them():
 
 
 def test_an_update_is_a_diff():
-    text = shown(f"Bigger title:\n{BIGGER}\nDone.")
-    assert text == (
+    assert shown(f"Bigger title:\n{BIGGER}\nDone.") == (
         f"Bigger title:\n\n**clock** (update of `clock`)\n\n{FENCE}diff\n"
         f"-<title>Clock</title>\n+<title>Big clock</title>\n{FENCE}\nDone."
     )
-    assert fences(text)[0][0] == "diff"
 
 
 @pytest.mark.parametrize(
     ("inside", "lines"),
     [
         ("<old_str>a\nb</old_str>\n<new_str>c</new_str>", "-a\n-b\n+c\n"),
-        ("<old_str>a</old_str><new_str></new_str>", "-a\n"),
         ("<old_str>a</new_str><new_str>b</old_str>", "-a\n+b\n"),
         ("<<old_str>a<</old_str> <<new_str>b</new_str>", "-a\n+b\n"),
         (
@@ -218,25 +199,14 @@ def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
 
-def test_two_artifacts_one_after_the_other():
-    text = shown(CLOCK + CLOCK + "\n" + BIGGER)
-    assert [word for word, _ in fences(text)] == ["html", "html", "diff"]
-    assert "\n\n\n" not in text
-
-
 @pytest.mark.parametrize(
     "text",
     [
         "<artifacts type='html'>x</artifacts>",
-        "< artifact>x</artifact>",
-        "</artifact>",
         "a << b <art> <artifac>",
         "The tag <artifact",
         '<artifact identifier="x" type="ht',
-        "<<<",
-        "x <",
         "<artifact " + "and so on, " * 400 + ">",
-        "```html\n<p>hi</p>\n```\n",
     ],
 )
 def test_what_only_looks_like_a_tag_comes_through_unchanged(text):
@@ -268,11 +238,6 @@ def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
     assert text.endswith(f"\n{FENCE}")
     broken = artifact(CLOCK.removesuffix("\n</artifact>") + rest).latest
     assert (broken.content, broken.cut) == (PAGE, True)
-
-
-def test_an_update_that_breaks_off_shows_what_there_is():
-    text = shown(BIGGER.removesuffix("<title>Big clock</title></new_str>\n</artifact>"))
-    assert fences(text) == [("diff", " <old_str><title>Clock</title></old_str>\n <new_str>\n")]
 
 
 def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
@@ -323,18 +288,12 @@ def test_recorded_artifacts_with_their_versions():
 # --- versions ---
 
 
-def test_an_update_changes_the_first_place():
-    assert artifact(made("a", "x x"), update("a", ("x", "y"), ("x", "z"))).latest.content == "y z"
-
-
 @pytest.mark.parametrize(
     ("content", "old", "new"),
     [
         ("say “hi”", 'say "hi"', "N"),
-        ("it's", "it\u2019s", "N"),
         ("a — b", "a - b", "N"),
         ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
-        ("foo\xa0bar", "foo bar", "N"),
         ("foo bar", "\n  foo\tbar\n", "N"),
         ("<svg x>", "<<svg x>", "N"),
         ("x  y x y", "x y", "x  y N"),
@@ -392,15 +351,9 @@ def names(*texts: str, every: bool = False) -> list[str]:
     ("type", "name"),
     [
         ("html", "a.html"),
-        ("svg", "a.svg"),
-        ("react", "a.jsx"),
-        ("mermaid", "a.mmd"),
-        ("markdown", "a.md"),
         ("code", "a.txt"),
-        ("python", "a.py"),
         ('code" language="python', "a.py"),
         ('code" language="C++', "a.cpp"),
-        ('code" language="bash', "a.sh"),
         ('code" language="../x', "a.txt"),
     ],
 )
@@ -412,14 +365,11 @@ def test_a_file_is_named_after_what_it_is(type, name):
     ("identifier", "name"),
     [
         ("../../etc/passwd", "_.._etc_passwd.html"),
-        ("..", "untitled-artifact.html"),
-        ("/", "_.html"),
         ("C:\\x", "C_x.html"),
         ("-rf", "rf.html"),
         (".hidden", "hidden.html"),
         ("con", "_con.html"),
         ("a\x00\x1b\nb", "a b.html"),
-        ("uhr é", "uhr é.html"),
         ("\u202egnp", "gnp.html"),
         (" ", "untitled-artifact.html"),
         ("ü" * 300, "ü" * 60 + ".html"),

@@ -64,21 +64,14 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
         (f"One.\n{block(PARIS)}\nTwo.\n", "One.\nTwo.\n", [CALL_PARIS]),
         (f"One. {block(PARIS)}Two.", "One. Two.", [CALL_PARIS]),
         (f"One. {block(PARIS)}\n\n{block(PARIS)}Two.", "One. Two.", [CALL_PARIS, CALL_PARIS]),
-        (f"{block(PARIS)}\n{block(PARIS)}\n", "", [CALL_PARIS, CALL_PARIS]),
         (block(f"\n[{PARIS},\n {PARIS}]\n"), "", [CALL_PARIS, CALL_PARIS]),
-        (block(f"{PARIS}\n{PARIS}"), "", [CALL_PARIS, CALL_PARIS]),
         (block(PARIS.replace("arguments", "parameters")), "", [CALL_PARIS]),
         (block(f"\n```json\n{PARIS}\n```\n"), "", [CALL_PARIS]),
-        (block(f"```\n{PARIS}```"), "", [CALL_PARIS]),
-        (f"<tool_call>\n{PARIS}", "", [CALL_PARIS]),
         (f"<tool_call>{PARIS}\n```\n</tool_ca", "", [CALL_PARIS]),
         (f"<tool_call>{PARIS}\n<tool_call>{PARIS}", "", [CALL_PARIS, CALL_PARIS]),
-        (f"<tool_call>{PARIS}<tool_call>", "", [CALL_PARIS]),
         (f"<tool_call>{PARIS}\nI wait.", "I wait.", [CALL_PARIS]),
         (block(PARIS + "}"), "", [CALL_PARIS]),
-        (block('{"name": "now"}'), "", [("now", {})]),
         (block('{"name": "now", "arguments": null}'), "", [("now", {})]),
-        (block('{"name": "now", "arguments": ""}'), "", [("now", {})]),
         (block(f'{{"type": "function", "function": {PARIS}}}'), "", [CALL_PARIS]),
         (block('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", {"a": 1})]),
         (block('{"name": "add", "arguments": {"a": "1\n2"}}'), "", [("add", {"a": "1\n2"})]),
@@ -86,11 +79,6 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
             block('{"name": "add", "arguments": {"a": "</tool_call>", "b": "<tool_call>"}}'),
             "",
             [("add", {"a": "</tool_call>", "b": "<tool_call>"})],
-        ),
-        (
-            block('{"name": "add", "arguments": {"a": "<artifact id=\\"x\\">"}}'),
-            "",
-            [("add", {"a": '<artifact id="x">'})],
         ),
         (block('{"name": "add", "arguments": {"a": "\\ud83d"}}'), "", [("add", {"a": "�"})]),
         (block('{"name": "nobody", "arguments": {}}'), "", [("nobody", {})]),
@@ -105,14 +93,10 @@ def test_calls_as_models_write_them(text, words, calls):
     "text",
     [
         "Just words.",
-        "  spaces\n",
         "Write <tool_call>…</tool_call> to call.",
         "The tag `<tool_call>` begins a call.",
-        "<tool_calls>{}</tool_calls>",
         "</tool_call>",
         "<tool_call></tool_call>",
-        "<tool_call>",
-        "a <tool_ca",
         "a <tool_call",
         "<tool_call> ```",
         "<tool_call>``{}",
@@ -130,11 +114,8 @@ def test_text_that_only_looks_like_a_call_is_text(text):
     [
         ('{"name": "now", "arguments": {}', "Expecting ',' delimiter"),
         ('{"name": "now", "arguments": "[1]"}', "are not an object"),
-        ('{"name": "now", "arguments": [1]}', "are not an object"),
         ('{"arguments": {}}', 'not an object with a "name"'),
         ('{"name": 5}', 'not an object with a "name"'),
-        ('["now"]', 'not an object with a "name"'),
-        ('"now"', 'not an object with a "name"'),
         ("now()", "not valid JSON"),
         ("<function=now>\n</function>", "not valid JSON"),
         ("[]", "empty"),
@@ -245,13 +226,10 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
     "text",
     [
         REX,
-        f"\n\n{REX}\n",
-        f"```json\n{REX}\n```",
         f"Here it is:\n\n```\n{REX}\n```\nAnything else?",
         f'<artifact identifier="rex" type="code" title="Rex {{1}}">\n{REX}\n</artifact>',
         f"Sure [1], {{name}} and {{}} and [note: {REX}] as asked",
         f'I thought of {{"name": "Rex"}} at first. {REX}',
-        f"{REX}\n{REX}",
         f'{REX}\n{{"name": "Max", "age": 5}}',
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
@@ -288,10 +266,8 @@ def test_tags_in_a_string_stay(tag):
         ('{"name": 1, "age": "x"} as in [1]', "$.name: 1 is not of type 'string'; $.age: 'x' is"),
         ('{"name": "Rex", "age": 4,}', "it is not valid JSON ("),
         ('{"name": "Rex", "age": NaN}', "it is not valid JSON (NaN is not a JSON value)"),
-        ('{"name": "Rex", "age": [}', "it is not valid JSON ("),
         ("[" * 50_000 + "]" * 50_000, "it is nested too deeply"),
         ("42", "$: 42 is not of type 'object'"),
-        (f"[{REX}]", "is not of type 'object'"),
     ],
 )
 def test_wrong_document_says_what_is_wrong(text, problem):
@@ -301,12 +277,12 @@ def test_wrong_document_says_what_is_wrong(text, problem):
 @pytest.mark.parametrize(
     ("schema", "text", "given"),
     [
-        ({"enum": ["red", "blue"]}, '"red"', '"red"'),
         ({"enum": ["red", "blue"]}, '```json\n"blue"\n```', '"blue"'),
         ({"type": "string"}, '"a {1} [2]"', '"a {1} [2]"'),
         ({"type": "integer"}, " 42\n", "42"),
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
         ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
+        ({"$ref": "#"}, "7", "it is nested too deeply"),
     ],
 )
 def test_document_of_any_type(schema, text, given):
@@ -323,8 +299,10 @@ def test_any_text_has_a_document_or_a_problem(text):
 
 # --- schemas --------------------------------------------------------------------------
 
-KEYWORDS = st.sampled_from(
-    ["$defs", "$id", "$ref", "$schema", "additionalProperties", "allOf", "anyOf", "const", "contains", "default", "definitions", "dependentRequired", "enum", "exclusiveMinimum", "format", "if", "items", "maxLength", "maximum", "minItems", "minimum", "multipleOf", "not", "oneOf", "pattern", "patternProperties", "prefixItems", "properties", "propertyNames", "required", "then", "title", "type", "unevaluatedProperties", "uniqueItems"]
+KEYWORDS = st.from_regex(
+    r"\$(defs|id|ref|schema)|(all|any|one)Of|not|if|then|const|enum|format|type|(m(ax|in))?[iI]tems"
+    r"|pattern(Properties)?|(unevaluated)?[pP]roperties|required|uniqueItems|multipleOf|minimum",
+    fullmatch=True,
 )
 TYPES = st.sampled_from(["object", "array", "string", "number", "#", "#/$defs/a", "date", "(", 2])
 
@@ -350,20 +328,11 @@ def test_references_are_never_fetched():
     assert asked == []
 
 
-def test_references_within_the_schema_hold():
-    nested = {"properties": {"a": {"$ref": "#"}}, "type": "object"}
-    assert schema_checker(nested)({"a": {"a": {}}}) == ""
-    assert "too deeply" in schema_checker({"$ref": "#"})(1)
-
-
-def test_schema_is_no_document_of_its_own():
-    schema: dict[str, Any] = PERSON | {"required": []}
+def test_formats_are_checked_and_a_schema_is_no_document_of_its_own():
+    schema: dict[str, Any] = {"type": ["object", "string"], "format": "date"}
+    assert schema_checker(schema)("2026-08-01") == ""
+    assert "is not a 'date'" in schema_checker(schema)("August")
     assert schema_checker(schema)(schema) == "it is the schema itself"
-
-
-def test_formats_are_checked():
-    assert schema_checker({"type": "string", "format": "date"})("2026-08-01") == ""
-    assert "is not a 'date'" in schema_checker({"type": "string", "format": "date"})("August")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +340,6 @@ def test_formats_are_checked():
     [
         ({"type": "text"}, "$.type: 'text' is not valid"),
         ({"properties": {"a": {"pattern": "("}}}, "$.properties.a.pattern: '(' is not a 'regex'"),
-        ({"required": "a"}, "$.required: 'a' is not of type 'array'"),
     ],
 )
 def test_what_is_no_schema_is_told(schema, why):
@@ -413,13 +381,13 @@ BOTH = PromptedFeatures(TOOLS.tools, PERSON)
 
 def test_tools_are_defined_as_models_are_trained_to_read_it():
     (tool,) = TOOLS.tools
-    parameters = {
-        "type": "object",
-        "properties": {"zone": {"default": "UTC", "type": "string"}},
+    zone = {"default": "UTC", "type": "string"}
+    assert tool["type"] == "function"
+    assert tool["function"] == {
+        "name": "now",
+        "description": "The time.\n\nIn a zone.",
+        "parameters": {"type": "object", "properties": {"zone": zone}},
     }
-    description = "The time.\n\nIn a zone."
-    function = {"name": "now", "description": description, "parameters": parameters}
-    assert tool == {"type": "function", "function": function}
 
 
 @pytest.mark.parametrize(

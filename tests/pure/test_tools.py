@@ -176,14 +176,16 @@ def test_secret_in_an_address_is_not_logged(url, shown):
     tool = MCP(url)
     assert "sesame" not in logged(tool)
     assert (url in logged(tool)) == shown
-    again = MCP(**tool._config)
+    config: dict[str, Any] = tool._config
+    again = MCP(**config)
     if not shown:
         with pytest.raises(llm.ModelError, match="not kept in the logs"):
             mcp_servers([again], SERVER)
 
 
 def test_header_that_was_not_logged_is_asked_for_again():
-    again = MCP(**MCP(URL, headers={"X-Key": "sesame"})._config)
+    config: dict[str, Any] = MCP(URL, headers={"X-Key": "sesame"})._config
+    again = MCP(**config)
     with pytest.raises(llm.ModelError, match=r"X-Key.*not kept in the logs"):
         mcp_servers([again], SERVER)
 
