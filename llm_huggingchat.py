@@ -1216,13 +1216,11 @@ class ArtifactFilter:
         if self._content_begun:
             return text
         self._content.append(text)
-        if self._tag and self._tag.kind == "update":
-            return ""
-        start = "".join(self._content)
-        if re.fullmatch(r"\s*<*", start):
+        is_update = self._tag is not None and self._tag.kind == "update"
+        if is_update or not re.search(r"[^\s<]", text):
             return ""
         self._content_begun = True
-        return _without_start(start)
+        return _without_start("".join(self._content))
 
     def _close(self, tag: OpeningTag, cut: bool = False) -> str:
         """The rest of the content, the fence's last line, and the links inserted meanwhile.
@@ -1238,6 +1236,7 @@ class ArtifactFilter:
             shown += "\n" if shown else ""
         if cut or not self._wrapping_fence:
             shown += self._wrapping_fence or FENCE
+            self._wrapping_fence = ""
         links = "".join(self._links)
         self._tag, self._links = None, []
         self._tail, self._after_fence = links or FENCE, not links

@@ -14,8 +14,8 @@ import sqlite_utils
 from chat_ui import ChatUI
 from helpers import ask_sync, failure, kept, logged, make_logs, run
 from llm.utils import extract_fenced_code_block
-from pure.test_artifacts import BIGGER, CLOCK, PAGE, fences, made, update
-from recorded import follow, streams
+from pure.test_artifacts import BIGGER, CLOCK, PAGE, artifact, fences, made, update
+from recorded import capture, follow, streams
 
 import llm_huggingchat
 from llm_huggingchat import FENCE
@@ -232,3 +232,20 @@ def test_recorded_answers_have_fences():
     thought = follow(streams()["artifact_rewritten-1"]).joined("reasoning")
     assert thought == 'I could write <artifact identifier="x" type="html"> now'
     assert fences(said["artifact_stopped-1"]) == [("html", "<!doctype html>\n<ti\n")]
+
+
+def stored(name: str) -> list[str]:
+    """The answers of a recorded conversation, as the server kept them."""
+    messages = capture(name)[-1].json()["json"]["messages"]
+    return [message["content"] for message in messages if message["from"] == "assistant"]
+
+
+def test_recorded_artifacts_with_their_versions():
+    clock = artifact(*stored("artifact"))
+    assert [version.operation for version in clock.versions] == ["create", "update"]
+    assert (clock.identifier, clock.latest.kind, clock.latest.missed) == ("clock", "html", ())
+    rewritten = artifact(*stored("artifact_rewritten"))
+    assert rewritten.latest.kind == "code"
+    assert rewritten.latest.language == "python"
+    stopped = artifact(*stored("artifact_stopped"))
+    assert (stopped.latest.content, stopped.latest.cut) == ("<!doctype html>\n<ti", True)

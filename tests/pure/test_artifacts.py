@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 
@@ -24,7 +23,6 @@ from llm_huggingchat import (
 )
 from pure.cuts import CUTS, pieces
 
-CAPTURES = pathlib.Path(__file__).parent.parent / "captures"
 CLOCK = """<artifact identifier="clock" type="html" title="A clock">
 <!doctype html>
 <title>Clock</title>
@@ -263,28 +261,6 @@ def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
     assert filter.end().endswith(f"\n{FENCE}{LINK}")
 
 
-# --- recorded ---
-
-
-def stored(name: str) -> list[str]:
-    """The answers of a recorded conversation, as the server kept them."""
-    exchanges = json.loads((CAPTURES / f"{name}.json").read_text("utf-8"))["exchanges"]
-    body = "".join(text for _, text in exchanges[-1]["response"]["chunks"])
-    messages = json.loads(body)["json"]["messages"]
-    return [message["content"] for message in messages if message["from"] == "assistant"]
-
-
-def test_recorded_artifacts_with_their_versions():
-    clock = artifact(*stored("artifact"))
-    assert [version.operation for version in clock.versions] == ["create", "update"]
-    assert (clock.identifier, clock.latest.kind, clock.latest.missed) == ("clock", "html", ())
-    rewritten = artifact(*stored("artifact_rewritten"))
-    assert rewritten.latest.kind == "code"
-    assert rewritten.latest.language == "python"
-    stopped = artifact(*stored("artifact_stopped"))
-    assert (stopped.latest.content, stopped.latest.cut) == ("<!doctype html>\n<ti", True)
-
-
 # --- versions ---
 
 
@@ -307,9 +283,6 @@ def test_an_old_text_need_not_be_quite_the_same(content, old, new):
 def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
     latest = artifact(made("a", "x"), update("a", ("no", "1"), ("x", "y"), ("", "z"))).latest
     assert (latest.content, latest.missed) == ("y", ("no", ""))
-
-
-def test_an_update_without_pairs_is_told():
     latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
     assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
 
@@ -320,9 +293,6 @@ def test_an_update_of_something_else_belongs_to_what_was_made_last():
     assert [a.latest.content for a in found] == ["x", "y"]
     found, lost = artifacts_of([*answers, update(" ONE ", ("x", "z"))])
     assert ([a.latest.content for a in found], lost) == (["z", "y"], [])
-
-
-def test_an_update_of_nothing_is_told():
     assert artifacts_of([update("ghost", ("a", "b"))]) == ([], ["ghost"])
 
 

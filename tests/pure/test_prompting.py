@@ -155,17 +155,10 @@ def test_text_is_given_as_soon_as_it_is_sure():
     assert filter.feed("Hello ") == "Hello"
     assert filter.feed("there <") == " there"
     assert filter.feed("b>") == " <b>"
-    assert filter.feed("\n<tool_call>{") == ""
-    assert filter.feed("words") == ""
-
-
-def test_each_piece_of_text_is_read_by_itself():
-    filter = ToolCallFilter(NAMES)
+    assert filter.feed("\n<tool_call>") + filter.feed("{words") == ""
+    assert filter.end()[0] == ""
     assert filter.feed("Let me \n<tool") == "Let me"
     assert filter.end() == (" \n<tool", [])  # a tool of the server is called
-    assert filter.feed(f"{block(PARIS)} ") == ""
-    assert len(filter.end()[1]) == 1
-    assert filter.feed("Done. ") + filter.end()[0] == "Done. "
 
 
 SCRAPS = st.sampled_from(
@@ -182,15 +175,7 @@ def test_calls_do_not_depend_on_where_text_is_cut(text, cuts, interrupted):
     assert told(*pieces(text, cuts), interrupted=interrupted) == told(text, interrupted=interrupted)
 
 
-ARGUMENTS = st.dictionaries(
-    st.text(max_size=5),
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=10) | SCRAPS,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-        max_leaves=5,
-    ),
-    max_size=4,
-)
+ARGUMENTS = st.dictionaries(st.text(max_size=5), st.lists(SCRAPS | st.integers()), max_size=4)
 WORDS = st.sampled_from(["", "Hi", " and\n", "<b>", "\n\n", "`<tool_call>` ", "日本 {1}"])
 
 
@@ -238,12 +223,10 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
 )
 def test_document_is_found_whatever_stands_around_it(text):
     assert document(text) == REX
-
-
-def test_document_is_given_as_the_model_wrote_it():
     pretty = '{\n  "name": "Zo\\u00eb \\"}{ 日本",\n\n  "age" : 4\n}'
-    assert document(f"So: {pretty} ok") == pretty
-    assert document('{"name": "a\nb", "age": 4}') == '{"name": "a\\nb", "age": 4}'
+    assert document(text.replace(REX, pretty)) == pretty
+    lenient = '{"name": "a\nb", "age": 4}'
+    assert document(text.replace(REX, lenient)) == '{"name": "a\\nb", "age": 4}'
 
 
 TAGS = ['<artifact name=\\"lib\\" type=\\"jar\\"/>', "<tool_call>{}</tool_call>", "<think>", "```"]
@@ -348,14 +331,11 @@ def test_what_is_no_schema_is_told(schema, why):
 
 
 HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | HUGE | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS | st.text(), inner),
-    max_leaves=8,
-)
+LEAVES = st.none() | st.booleans() | st.integers() | HUGE | st.text(max_size=5) | TYPES
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYWORDS, inner))
 
 
-@given(st.dictionaries(KEYWORDS, VALUES | TYPES, min_size=1), VALUES)
+@given(st.dictionaries(KEYWORDS, VALUES, min_size=1), VALUES)
 def test_any_schema_and_any_value_are_judged(schema, value):
     try:
         problem = schema_checker(schema)(value)
@@ -397,11 +377,6 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
         (PromptedFeatures(({"name": "old"},)), TOOLS, ["Now you can call these functions, and no"]),
         (TOOLS, PromptedFeatures(), ["cannot be called any more"]),
         (PromptedFeatures(), PromptedFeatures(schema=PERSON), ["exactly one JSON document"]),
-        (
-            PromptedFeatures(schema={"type": "array"}),
-            PromptedFeatures(schema=PERSON),
-            [json.dumps(PERSON)],
-        ),
         (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
     ],
@@ -410,12 +385,8 @@ def test_instructions_say_what_is_different(before, features, said):
     text = instructions(features, before.sent)
     for words in said:
         assert words in text
-
-
-def test_nothing_is_said_twice():
-    for features in (PromptedFeatures(), TOOLS, BOTH):
-        kept = SentInstructions(**features.sent.metadata())
-        assert instructions(features, kept) == ""
+    kept = SentInstructions(**features.sent.metadata())
+    assert instructions(features, kept) == ""
 
 
 def test_repair_says_what_was_wrong_and_the_schema():

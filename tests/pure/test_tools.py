@@ -22,7 +22,6 @@ from llm_huggingchat import (
 )
 
 SERVER = parse_server("https://huggingface.co/chat")
-LOCAL = parse_server("http://127.0.0.1:3000/chat")
 URL = "https://mcp.example/x"
 OFFERED = [
     ("Web Search (Exa)", "https://mcp.exa.example/mcp"),
@@ -52,7 +51,6 @@ def logged(tool: Any) -> str:
             [("Weather", "https://weather.example"), ("Suche", "https://search.a")],
             "Suche",
         ),
-        (WebSearch(), [("Brave", "https://mcp.brave.example")], "Brave"),
         (WebSearch(), [("Research", ""), ("My web-search", "https://x.example")], "My web-search"),
         (HuggingFace(), [("", "https://hf.co"), ("Hub", "https://hf.co/mcp")], "Hub"),
     ],
@@ -104,26 +102,19 @@ def test_headers_are_sent_with_their_secrets(monkeypatch):
 @pytest.mark.parametrize(
     "url", ["http://mcp.example/x", "https://10.0.0.1/x", "ftp://a.b", "x", ""]
 )
-def test_own_server_has_to_be_public(url):
+def test_own_server_has_to_be_public_or_beside_the_chat(url):
     with pytest.raises(llm.ModelError, match="https"):
         mcp_servers([MCP(url)], SERVER)
-
-
-def test_own_server_may_be_local_where_the_chat_is():
-    (server,) = mcp_servers([MCP("http://127.0.0.1:1/mcp")], LOCAL)
-    assert server["url"] == "http://127.0.0.1:1/mcp"
+    near = parse_server("http://127.0.0.1:3000/chat")
+    assert mcp_servers([MCP("http://127.0.0.1:1/mcp")], near)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
         ("X Key", "a", "not a valid header name"),
-        ("X-Key:", "a", "not a valid header name"),
         ("Schlüssel", "a", "not a valid header name"),
-        ("", "a", "not a valid header name"),
-        ("X-Key", "geheim\n", "line end"),
         ("X-Key", "geheim\r\nX-Evil: 1", "line end"),
-        ("X-Key", "geheim\0", "line end"),
         ("X-Key", "geheim 日本", "beyond Latin-1"),
         ("X-Key", "$MCP_SECRET", "line end"),
         ("X-Key", "$NO_SUCH_NAME", "NO_SUCH_NAME"),
@@ -141,16 +132,13 @@ def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
     "text",
     [
         "MCP",
-        "MCP()",
         "MCP(5)",
-        "MCP(null)",
         'MCP(address="x")',
         'MCP({"url": "x", "more": 1})',
         'MCP({"url": "https://mcp.example/x", "name": 5})',
         'MCP({"url": "https://mcp.example/x", "headers": ["X-Key"]})',
         'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": 5}})',
         'WebSearch("x")',
-        'HuggingFace(query="x")',
     ],
 )
 def test_wrong_argument_is_one_line(text):
@@ -163,31 +151,20 @@ def test_wrong_argument_is_one_line(text):
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    "tool",
     [
-        ("https://mcp.example/x?key=$SECRET", True),
-        ("https://mcp.example/x?key=sesame", False),
-        ("https://user:sesame@mcp.example/x", False),
-        ("https://mcp.example/x#sesame", False),
-        ("sesame", False),
+        MCP(f"{URL}?key=sesame"),
+        MCP("https://user:sesame@mcp.example/x"),
+        MCP("sesame"),
+        MCP(URL, headers={"X-Key": "sesame"}),
     ],
 )
-def test_secret_in_an_address_is_not_logged(url, shown):
-    tool = MCP(url)
+def test_secret_is_not_logged_but_asked_for_again(tool):
     assert "sesame" not in logged(tool)
-    assert (url in logged(tool)) == shown
-    config: dict[str, Any] = tool._config
-    again = MCP(**config)
-    if not shown:
-        with pytest.raises(llm.ModelError, match="not kept in the logs"):
-            mcp_servers([again], SERVER)
-
-
-def test_header_that_was_not_logged_is_asked_for_again():
-    config: dict[str, Any] = MCP(URL, headers={"X-Key": "sesame"})._config
-    again = MCP(**config)
-    with pytest.raises(llm.ModelError, match=r"X-Key.*not kept in the logs"):
+    again = MCP(**json.loads(logged(tool)))
+    with pytest.raises(llm.ModelError, match="not kept in the logs"):
         mcp_servers([again], SERVER)
+    assert "$SECRET" in logged(MCP(f"{URL}?key=$SECRET"))
 
 
 def test_signatures_have_types_in_them():
