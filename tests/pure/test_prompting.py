@@ -332,10 +332,14 @@ def test_what_is_no_schema_is_told(schema, why):
 
 HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
 LEAVES = st.none() | st.booleans() | st.integers() | HUGE | st.text(max_size=5) | TYPES
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYWORDS, inner))
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=3),
+    max_leaves=8,
+)
 
 
-@given(st.dictionaries(KEYWORDS, VALUES, min_size=1), VALUES)
+@given(st.dictionaries(KEYWORDS, VALUES, min_size=1, max_size=4), VALUES)
 def test_any_schema_and_any_value_are_judged(schema, value):
     try:
         problem = schema_checker(schema)(value)
