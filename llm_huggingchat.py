@@ -2,32 +2,29 @@
 
 The file reads from top to bottom; each part uses only what stands above it:
 
-    text        what may be shown in a terminal
-    server      an address -> where requests and cookies may go
-    cookies     whatever people paste -> the cookies that count
-    catalogue   server JSON -> models, aliases
-    wishes      local tools and schemas -> words for the model
-    history     llm's messages -> what to send, and after which message
-    decoder     bytes, cut anywhere -> events
-    artifacts   tags in an answer's text -> fences, versions, files
-    stages      events, perhaps replayed -> the answer's events, each once
-    forms       calls of local tools, and JSON documents, out of an answer's text
-    answer      a run's events -> llm's stream events
-    questions   what a tool asks -> words; what is typed -> values, checked
-    terminal    where a person sees tools at work, and answers their questions
-    run         one run's states, no sockets: what happened in, what to do next out
-    storage     the key store, the catalogue cache, and which runs go on
-    attachments files -> what chat-ui takes of them
-    client      one coroutine a server call; errors in words
-    tools       llm's server-side tools -> what the server is to select
-    turn        does what the run says: create or find, send, follow, look, wait, stop
-    models      llm's classes, thin
-    commands    llm huggingchat ...
-    hooks       register_models, register_commands, register_fragment_loaders
+    text         what may be shown in a terminal
+    server       addresses, configuration
+    cookies      whatever people paste -> cookies
+    protocol     what chat-ui says, as types; decoders of lines and server-sent events
+    catalogue    models, aliases
+    artifacts    tags in an answer's text -> fences; versions -> files
+    prompting    schemas and local tools by instruction: words out, calls in
+    history      llm's messages -> what to send, after which message
+    answer       updates, each once -> llm's stream events
+    storage      key store, catalogue cache, turns whose runs are not stored yet
+    attachments  files -> what chat-ui takes of them
+    client       HTTP over curl_cffi, one coroutine a call; errors in words
+    run          one run: send, follow, look, until it is stored
+    tools        llm's server-side tools -> what the server is to select
+    turn         one turn: the conversation, whose turn it is, the run, a repair
+    background   the models' event loop; sync and async iteration
+    models       llm's classes
+    logs         a conversation's tree -> llm's logs
+    commands     llm huggingchat ...
+    hooks        what llm calls when it starts
 
-Facts about the protocol come from watching chat-ui 0.20.0, the server behind
-HuggingChat. Nothing here touches the network, or imports `curl_cffi`, before a
-prompt or a command needs it.
+Facts about the protocol come from watching chat-ui 0.20.0, the server behind HuggingChat.
+Nothing here touches the network, or imports `curl_cffi`, before a prompt or a command needs it.
 """
 
 from __future__ import annotations
@@ -38,7 +35,6 @@ import base64
 import codecs
 import contextlib
 import datetime
-import enum
 import errno
 import functools
 import hashlib
@@ -58,14 +54,12 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import sqlite3
 import stat
 import sys
 import tempfile
 import threading
 import time
-import unicodedata
 import uuid
 import weakref
 from collections import deque
@@ -79,9 +73,20 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeGuard, TypeVar, cast, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    BinaryIO,
+    Generic,
+    Self,
+    TypeVar,
+    assert_never,
+    cast,
+    get_args,
+)
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
@@ -98,11 +103,13 @@ from llm.parts import (
     ToolResultPart,
 )
 from pydantic import Field
-from typing_extensions import dataclass_transform
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
+    from filelock import BaseFileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
@@ -110,41 +117,22 @@ E = TypeVar("E")
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def frozen(cls: type[T]) -> type[T]:
-    """A dataclass of values that never change, which can be compared and be keys.
-
-    mypy sees to it that they do not. What `dataclass(frozen=True)` writes and compiles for
-    each class, so that they cannot, would take a third of this module's import.
-    """
-
-    def equal(self: T, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def digest(self: T) -> int:
-        return hash(tuple(vars(self).values()))
-
-    cls.__eq__, cls.__hash__ = equal, digest  # type: ignore[method-assign,assignment]
-    return dataclass(eq=False)(cls)
-
-
 @dataclass
 class Limits:
-    """How long things may take, in seconds. The tests shorten them.
+    """How long things may take, in seconds; the tests shorten them.
 
-    `read_timeout` is how long a stream or a log may be silent: both send a sign of life all the
-    time. `call_timeout` is for any other call, all in all. An upload may take longer, at
-    `slowest_upload` bytes a second. A turn is given up when the server was not heard of for
-    `reconnect_timeout`. `backoff` are the pauses between attempts, of which the last repeats;
-    `max_attempts` is how often a call, or a message, is tried. `look_again`: when to look once
-    more for a message that is not there. `stop_timeout` is for telling the server to stop,
-    `id_timeout` for the answer's id after its last character, `tail_timeout` for its storing.
-    A run without a turn is waited for during `store_timeout`: chat-ui ends dead ones.
-    `stop_marker`: chat-ui lets a stop also stop the conversation's next run for so long.
-    `settle_timeout` is how long reading a conversation waits for an answer to be stored.
-    `rate_window`: chat-ui counts a message for so long, also one that it refused with 429.
-    Unused connections are kept for `keep_alive`; the catalogue is refreshed after `catalogue_age`;
-    transcribing may take `transcribe_timeout`, as chat-ui gives up after 60 seconds.
+    A stream or a log may be silent for `read_timeout`: both send a sign of life all the time.
+    Any other call takes `call_timeout` in all; an upload takes longer, at `slowest_upload`
+    bytes a second. A turn gives up when the server was not heard of for `reconnect_timeout`.
+    `backoff` are the pauses between attempts, of which the last repeats, `max_attempts` the
+    attempts at a call or a message. A message that is not there is looked for again after
+    `look_again`. Telling the server to stop takes `stop_timeout` at most, waiting for the
+    answer's id `id_timeout`, and for its storing `tail_timeout`. A run of another turn is
+    waited for during `store_timeout`: chat-ui ends dead ones. After a stop chat-ui stops the
+    conversation's next run too, for `stop_marker`. Reading a conversation waits
+    `settle_timeout` for an answer to be stored. chat-ui counts a message for `rate_window`.
+    The catalogue is refreshed after `catalogue_age`. Transcribing takes `transcribe_timeout`
+    at most: chat-ui gives up after 60 seconds.
     """
 
     read_timeout: float = 9.0
@@ -161,37 +149,15 @@ class Limits:
     stop_marker: float = 5.5
     settle_timeout: float = 10.0
     rate_window: float = 60.0
-    keep_alive: float = 60.0
     catalogue_age: float = 86_400.0
     transcribe_timeout: float = 90.0
 
 
 limits = Limits()
 
-CLOSE_GRACE = 1.0  # seconds that a question which is closed may take to leave the screen
-LONGEST_PAUSE = 8  # times MINUTE, while tries are in vain
-HELD_LIMIT = 3_600.0  # seconds ahead that a message is noted as waiting: more is another clock's
-RUN_LIMIT = 604_800.0  # seconds for which chat-ui keeps a run's log, and a run is noted here
-LARGE = 200_000  # bytes of JSON from which on it is read beside the loop
-JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a real one, with all models, has 100,000
-TREE_LIMIT = 64_000_000  # bytes of a conversation: 300 turns are 16 million
-ANSWER_LIMIT = 4_000_000  # characters of an answer, with reasoning and tools: a model has a tenth
-DESCRIBED_LIMIT = 700_000  # the same, up to which llm can log `response_json`: see Outcome
-MANY = 20_000  # pieces of an answer after which they are made larger
-CHATTER = 100  # events a second with nothing new in them: a server at work sends ten
-STREAM_LIMIT = 1_000_000_000  # bytes of a stream or a log: a week of signs of life is a quarter
-JSON_MEMORY = 110_000_000  # bytes of memory that reading JSON may take, with its text
-LINE_LIMIT = 8_000_000  # bytes of a stream or a log that may come without an event in them
-SAVED_LIMIT = 1_000_000_000  # bytes of a file of an answer
-MODELS_LIMIT = 5_000  # models of one server, which every `llm` command reads: the service has 140
-LIST_LIMIT = 30_000  # conversations of one account
-LIST_TIME = 600.0  # seconds that listing them may take
-CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback gives to curl to have the exchange ended
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
-TRANSCRIPT_LIMIT = 1_000_000  # bytes of a transcript: who speaks for ten hours says less
-AHEAD = 4  # calls of a kind that are made at once: what is fetched, deleted, transcribed
-AHEAD_LIMIT = 4_000_000  # bytes of a conversation that is fetched so: a larger one, by itself
+CONCURRENCY = 4  # calls that are made at once where there are many
 
 
 # --- text: what may be shown in a terminal --------------------------------------------
@@ -213,9 +179,6 @@ def one_line(text: object, limit: int = 500) -> str:
     """
     line = _HARMFUL.sub(r"\1", " ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-plain = one_line  # its name until now, for the parts that are still to be rewritten
 
 
 def printable(text: str) -> str:
@@ -760,6 +723,530 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
     )
 
 
+# --- protocol: what chat-ui says, as types ----------------------------------------------
+
+LINE_LIMIT = 8_000_000  # bytes of a line of a stream or a log: no update is so long
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
+"""An id of the server's. Ids end up in addresses, in the logs and in the terminal."""
+
+
+class Struct(msgspec.Struct, rename="camel"):
+    """JSON of chat-ui's, under chat-ui's own names. Unknown fields are skipped."""
+
+
+class Envelope(Struct, Generic[T]):
+    """superjson: the value is in `json`; what `meta` adds does not matter here."""
+
+    json: T
+
+
+@functools.cache
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type)
+
+
+def decode(data: bytes | str, type: Any) -> Any:
+    """The value in JSON text, checked against `type`.
+
+    JavaScript can cut an emoji in two and send half a surrogate pair, which msgspec refuses:
+    such a half becomes U+FFFD. Raises ValueError, also for NaN, Infinity and deep nesting.
+    """
+    try:
+        return _decoder(type).decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
+        return _decoder(type).decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _loads(data: bytes | str) -> Any:
+    """JSON that may hold half surrogate pairs, or half a UTF-8 character."""
+    text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+# Updates: what a stream, a log and a stored answer consist of
+
+
+class StreamUpdate(Struct, tag="stream"):
+    """A piece of text. A stored one has no `token` but its length, `len`, in UTF-16 units."""
+
+    token: str = ""
+    len: int | None = None
+
+
+class ReasoningUpdate(Struct, tag="reasoning"):
+    """A piece of thinking, on configurations that send it apart."""
+
+    subtype: str = ""
+    token: str = ""
+
+
+class StatusUpdate(Struct, tag="status"):
+    """`status` is started, keepAlive, finished or error; a model can fail with HTTP 200."""
+
+    status: str = ""
+    message: str | None = None
+    status_code: int | None = None
+
+
+class TitleUpdate(Struct, tag="title"):
+    """The conversation's title. It may come long after the final answer."""
+
+    title: str = ""
+
+
+class FileUpdate(Struct, tag="file"):
+    """A file in the answer."""
+
+    sha: Id
+    name: str | None = None
+
+
+class RouterMetadata(Struct, tag="routerMetadata"):
+    """Which model and provider answer. An empty field says nothing."""
+
+    route: str | None = None
+    model: str | None = None
+    provider: str | None = None
+
+
+class ToolCallBody(Struct):
+    """The call of a server-side tool."""
+
+    name: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolResultBody(Struct):
+    """What a server-side tool gave back, or why it failed."""
+
+    status: str | None = None
+    call: ToolCallBody | None = None
+    outputs: list[dict[str, Any]] | None = None
+    message: str | None = None
+
+
+class ToolUpdate(Struct, tag="tool"):
+    """A server-side tool: `subtype` is call, eta, progress, result or error."""
+
+    subtype: str = ""
+    uuid: Id | None = None
+    call: ToolCallBody | None = None
+    arguments_raw: str | None = None
+    result: ToolResultBody | None = None
+    message: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The tool's name, as far as this update says it."""
+        call = self.call or (self.result and self.result.call)
+        return (call and call.name) or ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a tool is called with. `parameters` lack nested values, the raw text has them."""
+        try:
+            return cast("dict[str, Any]", decode(self.arguments_raw or "", dict[str, Any]))
+        except ValueError:
+            return (self.call and self.call.parameters) or {}
+
+    @property
+    def error(self) -> str:
+        """Why the tool failed; "" if it did not."""
+        if self.subtype == "error":
+            return self.message or "the tool failed"
+        if self.result and self.result.status == "error":
+            return self.result.message or "the tool failed"
+        return ""
+
+    @property
+    def output(self) -> str:
+        """What the tool gave back, as text; links to sources are kept."""
+        outputs = (self.result and self.result.outputs) or []
+        return "\n".join(filter(None, map(_output_text, outputs)))
+
+
+class ElicitationRequest(Struct):
+    """What a tool asks the person."""
+
+    elicitation_id: str | None = None
+    server: str | None = None
+    message: str | None = None
+    url: str | None = None
+
+
+class ElicitationUpdate(Struct, tag="elicitation"):
+    """A tool's question (`subtype` request), or its end (resolved).
+
+    Either the run waits for the answer, which is given on the web page, or it ends, and the
+    answer resumes it.
+    """
+
+    subtype: str = ""
+    request: ElicitationRequest | None = None
+    elicitation_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What the question and its end have in common."""
+        return self.elicitation_id or (self.request and self.request.elicitation_id) or ""
+
+    @property
+    def question(self) -> str:
+        """Who asks what, in one line."""
+        request = self.request or ElicitationRequest()
+        said = (request.server, request.message, request.url)
+        return ": ".join(one_line(text) for text in said if text)
+
+
+class FinalAnswer(Struct, tag="finalAnswer"):
+    """The answer as stored; with tools, only the part after the last one."""
+
+    text: str | None = None
+    interrupted: bool | None = None
+
+
+Update = (
+    StreamUpdate
+    | ReasoningUpdate
+    | StatusUpdate
+    | TitleUpdate
+    | FileUpdate
+    | RouterMetadata
+    | ToolUpdate
+    | ElicitationUpdate
+    | FinalAnswer
+)
+"""A new kind is a class here and a `case` in `Answer.add`: mypy tells if that is forgotten."""
+
+
+def decode_update(line: bytes | msgspec.Raw) -> Update | None:
+    """The update in a line, or None for a kind that is unknown, or what is malformed."""
+    try:
+        return cast(Update, _decoder(Update).decode(line))
+    except msgspec.ValidationError:
+        return None
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:  # the two halves of an emoji may come in two tokens: they are kept as they are
+        return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
+    except ValueError:
+        return None
+
+
+def _output_text(output: dict[str, Any]) -> str:
+    """One output of a tool as text (MCP's content blocks, and chat-ui's `sources`)."""
+    pieces = [output.get("text")]
+    for block in output.get("content") or ():
+        item = block if isinstance(block, dict) else {}
+        resource = item.get("resource") or item
+        if item.get("type") == "image":
+            pieces.append(f"[image: {item.get('mimeType') or 'unknown type'}]")
+        elif link := resource.get("uri"):
+            label = resource.get("title") or resource.get("name") or link
+            pieces += [f"[{label}]({link})", resource.get("text")]
+    for source in output.get("sources") or ():
+        if isinstance(source, dict) and (link := source.get("link") or source.get("url")):
+            pieces.append(f"[{source.get('title') or link}]({link})")
+    texts = [piece for piece in pieces if isinstance(piece, str) and piece]
+    return "\n".join(texts) or (json.dumps(output, ensure_ascii=False) if output else "")
+
+
+# Streams and logs
+
+
+class LogEnd(Struct):
+    """The end of a run's log: completed, error, interrupted or gone."""
+
+    status: str = ""
+
+
+class LineSplitter:
+    """Bytes, cut anywhere, to whole lines. Only `\\n` ends a line: U+2028 does not."""
+
+    def __init__(self) -> None:
+        self.rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in `data`. Raises TooLarge for a line without end."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > LINE_LIMIT:
+            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+        return lines
+
+
+class JsonLinesDecoder:
+    """The answer to a message: `application/jsonl`, one update a line."""
+
+    def __init__(self) -> None:
+        self._lines = LineSplitter()
+
+    def feed(self, data: bytes) -> list[Update]:
+        """The updates that end in `data`. Raises TooLarge."""
+        return [update for line in self._lines.feed(data) if (update := decode_update(line))]
+
+    def end(self) -> list[Update]:
+        """The update after the last line end: a cut may have taken only that."""
+        update = decode_update(self._lines.rest)
+        return [update] if update else []
+
+
+class EventStreamDecoder:
+    """A run's log: server-sent events. `seq` is the number of the last whole event."""
+
+    def __init__(self, seq: int = 0) -> None:
+        self.seq = seq
+        self._lines = LineSplitter()
+        self._fields: dict[bytes, bytes] = {}
+
+    def feed(self, data: bytes) -> list[Update | LogEnd]:
+        """The updates that end in `data`, and the log's end. Raises TooLarge."""
+        found: list[Update | LogEnd] = []
+        for line in self._lines.feed(data):
+            name, _, value = line.removesuffix(b"\r").partition(b":")
+            if name:
+                self._fields[name] = value.removeprefix(b" ")
+            elif line.startswith(b":"):
+                found.append(StatusUpdate("keepAlive"))  # a comment, which shows the run at work
+            elif not line.strip() and (event := self._dispatch()):
+                found.append(event)
+        return found
+
+    def _dispatch(self) -> Update | LogEnd | None:
+        fields, self._fields = self._fields, {}
+        if fields.get(b"id", b"").isdigit():
+            self.seq = int(fields[b"id"])
+        data = fields.get(b"data", b"")
+        if fields.get(b"event") != b"end":
+            return decode_update(data)
+        try:
+            return cast(LogEnd, decode(data, LogEnd))
+        except ValueError:
+            return LogEnd()
+
+
+# Calls
+
+
+class User(Struct):
+    """The account that is logged in."""
+
+    username: str | None = None
+    email: str | None = None
+    id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the account is called, as it may be shown."""
+        return one_line(self.username or self.email or self.id or "", 80)
+
+
+class FeatureFlags(Struct):
+    """What the server offers."""
+
+    login_enabled: bool | None = None
+    transcription_enabled: bool | None = None
+
+
+class PublicConfig(Struct):
+    """The part of the server's configuration that its pages need."""
+
+    assets: str | None = msgspec.field(default=None, name="PUBLIC_APP_ASSETS")
+
+
+class Provider(Struct):
+    """An inference provider of a model."""
+
+    provider: str = ""
+
+
+class ModelDetails(Struct):
+    """What the server says of one model."""
+
+    providers: list[Provider] | None = None
+
+
+class McpServer(Struct):
+    """A tool server that the chat server offers."""
+
+    name: str
+    url: str = ""
+
+
+class StoredFile(Struct):
+    """A file that was sent with a question; `value` is its SHA."""
+
+    type: str | None = None
+    value: str | None = None
+    mime: str | None = None
+
+
+class StoredMessage(Struct):
+    """A message as the server keeps it. `updates` are read when they are wanted."""
+
+    id: Id
+    sender: str = msgspec.field(default="", name="from")
+    content: str = ""
+    reasoning: str | None = None
+    updates: msgspec.Raw = msgspec.Raw(b"[]")
+    files: list[StoredFile] | None = None
+    ancestors: list[str] | None = None
+    generation_id: str | None = None
+    interrupted: bool | None = None
+    router_metadata: RouterMetadata | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+
+    def decoded_updates(self) -> list[Update]:
+        """The updates, without those of an unknown kind."""
+        raws = _decoder(list[msgspec.Raw] | None).decode(self.updates)
+        return [update for raw in raws or () if (update := decode_update(raw))]
+
+    @property
+    def is_settled(self) -> bool:
+        """Is the run that wrote this answer over?
+
+        chat-ui stores `finished` only then. A run that resumes the one before it begins with
+        what became of the question.
+        """
+        settled = False
+        for update in self.decoded_updates():
+            match update:
+                case ElicitationUpdate(subtype="resolved"):
+                    settled = False
+                case StatusUpdate(status="finished" | "error"):
+                    settled = True
+        return settled
+
+
+class Conversation(Struct):
+    """A conversation with all its messages, each naming its ancestors: a tree."""
+
+    messages: list[StoredMessage]
+    title: str = ""
+    model: str = ""
+    preprompt: str | None = None
+    root_message_id: str | None = None
+
+    def answer_of(self, generation_id: str) -> StoredMessage | None:
+        """The message that a run wrote."""
+        return next((m for m in self.messages if m.generation_id == generation_id), None)
+
+
+class MessageIds(Struct):
+    """The part of a message that says which run wrote it."""
+
+    id: Id
+    generation_id: str | None = None
+
+
+class ConversationIds(Struct):
+    """The part of a conversation that says its messages' ids: its texts are not read."""
+
+    messages: list[MessageIds]
+    model: str = ""
+
+    def answer_of(self, generation_id: str | None) -> str | None:
+        """The id of the message that a run wrote."""
+        ids = (m.id for m in self.messages if generation_id and m.generation_id == generation_id)
+        return next(ids, None)
+
+
+class RootMessage(Struct):
+    """The part of a new conversation that its first message needs."""
+
+    root_message_id: Id
+
+
+class CreatedConversation(Struct):
+    """The answer to POST /conversation; `conversation` is superjson, as a string."""
+
+    conversation_id: Id
+    conversation: str
+
+
+class ConversationSummary(Struct):
+    """A conversation in the list."""
+
+    id: Id
+    title: str = ""
+    model: str = ""
+    updated_at: str = ""
+
+
+class ConversationPage(Struct):
+    """A page of the list of conversations, the newest first."""
+
+    conversations: list[ConversationSummary]
+    has_more: bool = False
+
+
+class SharedConversation(Struct):
+    """The answer to POST /conversation/ID/share."""
+
+    share_id: Id
+
+
+class ImportedShare(Struct):
+    """The answer to POST /api/v2/conversations/import-share: the account's own copy."""
+
+    conversation_id: Id
+
+
+class Transcript(Struct):
+    """What is said in a recording; empty for silence."""
+
+    text: str
+
+
+def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
+    """The updates of a stored answer as its stream sent them, and whether it is complete.
+
+    chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece.
+    """
+    text, at = message.content.encode("utf-16-le", "surrogatepass"), 0
+    updates: list[Update] = []
+    final: FinalAnswer | None = None
+    finished = False
+    for update in message.decoded_updates():
+        match update:
+            case StreamUpdate(len=int(length)) if length >= 0:
+                piece = text[at : at + 2 * length]
+                at += len(piece)
+                updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+            case FinalAnswer():
+                final = update
+            case StatusUpdate(status="finished"):
+                finished = True
+            case ElicitationUpdate(subtype="resolved"):
+                final, finished = None, False  # another run resumes the answer
+                updates.append(update)
+            case _:
+                updates.append(update)
+    if rest := text[at:]:
+        updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
+    if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
+        updates.insert(0, ReasoningUpdate("stream", message.reasoning))
+    complete = bool(final or finished or message.interrupted)
+    if complete:
+        # The stored text is whole. Without a final answer the model died on the way.
+        cut = final is None or bool(final.interrupted or message.interrupted)
+        updates.append(FinalAnswer("", cut))
+    return updates, complete
+
+
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
 
 _WIRE_NAMES = {
@@ -1122,40 +1609,434 @@ def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
     return names
 
 
-# --- wishes: local tools and schemas -> words for the model ---------------------------
+# --- artifacts: tags in an answer's text -> Markdown; versions -> files ----------------
+
+UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an identifier
+TAG_LIMIT = 2000  # characters of attributes; a longer `<artifact ...` is text
+FENCE = "`" * 16  # longer than the fences that models write inside an artifact
+
+# What a model may give as type -> the kind that it is on the web page; others are code.
+_KINDS = _table(
+    """
+    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
+    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
+    update update
+    """
+)
+_CODE_TYPES = ("code", "application/vnd.ant.code")
+# The kind -> the word after a fence. Code has the name of its language there.
+_FENCE_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
+_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
+_FILE_ENDINGS = _table(
+    """
+    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
+    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
+    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
+    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
+    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
+    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
+    """
+)
+
+_TAG_FLAGS = re.IGNORECASE | re.ASCII
+
+
+def _beginning_of(word: str) -> str:
+    """A pattern for any beginning of `word`, from none of it to all of it."""
+    pattern = ""
+    for char in reversed(word):
+        pattern = f"(?:{re.escape(char)}{pattern})?"
+    return pattern
+
+
+# Models double the bracket of a tag. The line end before a closing tag is not content.
+_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG_FLAGS)
+_OPENING_BEGUN = re.compile(
+    rf"(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG_FLAGS
+)
+_CLOSING = re.compile(r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>", _TAG_FLAGS)
+_CLOSING_BEGUN = re.compile(
+    rf"(\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z", _TAG_FLAGS
+)
+_ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
+# Models swap the closing tags of a pair, so either will do.
+_UPDATE_PAIR = re.compile(
+    r"(?<!<)<+old_str>(.*?)(?<!<)<+/(?:old|new)_str>\s*<+new_str>"
+    r"(.*?)(?<!<)<+/(?:old|new)_str>",
+    re.DOTALL,
+)
+# A fence that a model put around an artifact, against its instructions. With no word after
+# it, it could be the end of another.
+_WRAPPING_FENCE = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
+
+
+class OpeningTag(msgspec.Struct, frozen=True):
+    """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
+
+    `title` may be empty; `language` is set for code only, in lower case, and may be empty.
+    """
+
+    identifier: str
+    kind: str
+    title: str
+    language: str
+
+
+def opening_tag(attributes: str) -> OpeningTag:
+    """The opening tag with these attributes, as they stand in it."""
+    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
+    type = given.get("type", "").strip().lower()
+    kind = _KINDS.get(type, "code")
+    language = given.get("language", "").strip().lower()
+    if kind == "code" and not language and type not in _CODE_TYPES:
+        language = type if re.fullmatch(r"[\w+#-]+", type) else ""  # type="python"
+    identifier = given.get("identifier") or given.get("id") or UNNAMED
+    return OpeningTag(identifier, kind, given.get("title", ""), language)
+
+
+def _fence_word(kind: str, language: str) -> str:
+    language = _LANGUAGE_WORDS.get(language, language)
+    return _FENCE_WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
+
+
+def _without_start(content: str) -> str:
+    """Content without the line end after the opening tag, or a doubled bracket (`<<svg`)."""
+    content = re.sub(r"\A\r?\n", "", content)
+    return re.sub(r"\A(\s*)<{2,}(?=[!/a-zA-Z])", r"\1<", content)
+
+
+class ArtifactFilter:
+    """Shows artifacts in streamed text as Markdown: a line with the title, then a fence.
+
+    Text may be cut anywhere. What may be the beginning of a tag is held back until more text
+    comes, and an update until it closes.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""  # may be the beginning of a tag
+        self._tag: OpeningTag | None = None  # the artifact that is open
+        self._wrapping_fence = ""  # the model's own fence around it
+        self._content: list[str] = []  # an update, or how content begins
+        self._content_begun = False
+        self._links: list[str] = []  # inserted inside an artifact
+        self._tail = ""  # the end of what was shown
+        self._after_fence = False  # an artifact ended, and no text followed yet
+
+    def feed(self, text: str) -> str:
+        """What to show of the next piece of the model's text."""
+        shown: list[str] = []
+        text = self._held + text
+        while True:
+            whole, begun = (_CLOSING, _CLOSING_BEGUN) if self._tag else (_OPENING, _OPENING_BEGUN)
+            tag = whole.search(text) if ">" in text else None
+            found = tag or begun.search(text)
+            before = text[: found.start()] if found else text
+            shown.append(self._inside(before) if self._tag else self._outside(before))
+            if tag is None:
+                self._held = text[len(before) :]
+                return "".join(shown)
+            shown.append(self._close(self._tag) if self._tag else self._open(tag[1]))
+            text = text[tag.end() :]
+
+    def insert(self, link: str) -> str:
+        """What to show where text that is not the model's comes, with line ends of its own.
+
+        Inside an artifact nothing: a later call shows it after the artifact's fence.
+        """
+        if self._tag:
+            self._links.append(link)
+            return ""
+        held, self._held = self._outside(self._held), ""
+        self._tail, self._after_fence = link, False
+        return held + link
+
+    def end(self) -> str:
+        """The rest of a piece of text: a server-side tool is called, or the answer has ended.
+
+        An artifact that is open ends, as on the web page. More text may be fed afterwards.
+        """
+        held, self._held = self._held, ""
+        if self._tag is None:
+            return self._outside(held)
+        return self._inside(held.partition("<")[0]) + self._close(self._tag, cut=True)
+
+    def _open(self, attributes: str) -> str:
+        """The title in a paragraph of its own, and the fence's first line."""
+        self._tag = tag = opening_tag(attributes)
+        self._content, self._content_begun = [], False
+        wrapping = _WRAPPING_FENCE.search(self._tail)
+        self._wrapping_fence = wrapping[1] if wrapping else ""
+        self._after_fence = False
+        if wrapping:
+            return ""
+        words = self._tail.rstrip()
+        space = self._tail[len(words) :]
+        line_ends = max((2 if words else 0) - space.count("\n"), 0)
+        if space and not space.endswith("\n"):
+            line_ends = max(line_ends, 1)
+        identifier = one_line(tag.identifier, 100).replace("`", "'")
+        title = one_line(tag.title, 200) or identifier
+        what, word = f"`{identifier}`", _fence_word(tag.kind, tag.language)
+        if tag.kind == "update":
+            what, word = f"update of {what}", "diff"
+        return "\n" * line_ends + f"**{title}** ({what})\n\n{FENCE}{word}\n"
+
+    def _inside(self, text: str) -> str:
+        if self._content_begun:
+            return text
+        self._content.append(text)
+        is_update = self._tag is not None and self._tag.kind == "update"
+        if is_update or not re.search(r"[^\s<]", text):
+            return ""
+        self._content_begun = True
+        return _without_start("".join(self._content))
+
+    def _close(self, tag: OpeningTag, cut: bool = False) -> str:
+        """The rest of the content, the fence's last line, and the links inserted meanwhile.
+
+        The model ends its own fence, unless the artifact was cut.
+        """
+        if tag.kind == "update":
+            shown = _diff("".join(self._content))
+        elif self._content_begun:
+            shown = "\n"
+        else:
+            shown = _without_start("".join(self._content))
+            shown += "\n" if shown else ""
+        if cut or not self._wrapping_fence:
+            shown += self._wrapping_fence or FENCE
+            self._wrapping_fence = ""
+        links = "".join(self._links)
+        self._tag, self._links = None, []
+        self._tail, self._after_fence = links or FENCE, not links
+        return shown + links
+
+    def _outside(self, text: str) -> str:
+        if self._after_fence:
+            text = text.lstrip(" \t\r")
+            if not text:
+                return ""
+            self._after_fence = False
+            if self._wrapping_fence:
+                text = text.removeprefix("\n")
+            elif text[0] != "\n":
+                text = f"\n\n{text}"
+        self._tail = (self._tail + text)[-200:]
+        return text
+
+
+def read_pairs(update: str) -> list[tuple[str, str]]:
+    """The changes in an update: in each, the first text is to become the second."""
+    return _UPDATE_PAIR.findall(update)
+
+
+def _diff(update: str) -> str:
+    """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
+    lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
+    rest = _UPDATE_PAIR.sub("", update).strip("\r\n")
+    return lines + (_marked(" ", rest) if rest.strip() else "")
+
+
+def _marked(mark: str, text: str) -> str:
+    lines = re.split(r"\r\n?|\n", text)
+    if lines[-1] == "":
+        lines.pop()
+    return "".join(f"{mark}{line}\n" for line in lines)
+
+
+class Version(msgspec.Struct, frozen=True):
+    """An artifact as one answer left it.
+
+    `operation` is create, rewrite or update; `cut` says that it was never closed, as where
+    an answer breaks off. `missed` are the texts of an update that were not found, and so not
+    replaced; an empty one stands for an update that changes nothing.
+    """
+
+    number: int
+    operation: str
+    kind: str
+    title: str
+    language: str
+    content: str
+    cut: bool
+    missed: tuple[str, ...] = ()
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """What a conversation's answers made of one artifact; the latest version is the last."""
+
+    identifier: str
+    versions: tuple[Version, ...]
+
+    @property
+    def latest(self) -> Version:
+        """The newest version."""
+        return self.versions[-1]
+
+
+# Kinds of quotes and dashes, which do not matter.
+_ALIKE = str.maketrans(
+    "\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f\u2033"
+    "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    5 * "'" + 5 * '"' + 7 * "-",
+)
+
+
+def find_in(content: str, wanted: str) -> tuple[int, int] | None:
+    """Where `wanted` first stands in `content`: from, to.
+
+    As on the web page: kinds of quotes and dashes do not matter. Where it is not found as it
+    is, amounts of white space and doubled brackets do not matter either.
+    """
+    content, wanted = content.translate(_ALIKE), wanted.translate(_ALIKE)
+    if (at := content.find(wanted)) >= 0:
+        return at, at + len(wanted)
+    words = [
+        "<+".join(map(re.escape, re.split("<+", word))) for word in re.split(r"\s+", wanted.strip())
+    ]
+    match = re.search(r"\s+".join(words), content) if any(words) else None
+    return match.span() if match else None
+
+
+def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tuple[str, ...]]:
+    """`content` with the first place of each old text replaced, and the old texts not in it."""
+    missed = []
+    for old, new in pairs:
+        found = find_in(content, old) if old else None
+        if found:
+            content = content[: found[0]] + new + content[found[1] :]
+        else:
+            missed.append(old)
+    return content, tuple(missed)
+
+
+def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
+    """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
+
+    `answers` are texts as the server stores them. The second list has the identifiers of
+    updates that came before any artifact, and so change nothing.
+    """
+    made: dict[str, list[Version]] = {}
+    lost: list[str] = []
+    for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
+        if tag.kind == "update":
+            identifier = _updated_artifact(tag.identifier, list(made))
+            if not identifier:
+                lost.append(tag.identifier)
+                continue
+            base, pairs = made[identifier][-1], read_pairs(inside)
+            content, missed = apply_pairs(base.content, pairs)
+            version = msgspec.structs.replace(
+                base,
+                operation="update",
+                title=tag.title or base.title,
+                content=content,
+                cut=cut,
+                missed=missed if pairs else ("",),
+            )
+        else:
+            identifier = tag.identifier
+            operation = "rewrite" if identifier in made else "create"
+            title, content = tag.title or identifier, _without_start(inside)
+            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+        versions = made.setdefault(identifier, [])
+        versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
+    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
+
+
+def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
+    """Each artifact's opening tag, what is inside, and whether it was never closed."""
+    # The web page's panel takes any <think> for reasoning, wherever it stands.
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG_FLAGS | re.DOTALL)
+    while opening := _OPENING.search(text):
+        text = text[opening.end() :]
+        if closing := _CLOSING.search(text):
+            yield opening_tag(opening[1]), text[: closing.start()], False
+            text = text[closing.end() :]
+        else:
+            inside = re.sub(rf"<+{_beginning_of('/artifact')}\Z", "", text, flags=_TAG_FLAGS)
+            yield opening_tag(opening[1]), inside, True
+            return
+
+
+def _updated_artifact(identifier: str, names: list[str]) -> str:
+    """The artifact that an update is about: models change names, so else the one made last."""
+    if identifier in names:
+        return identifier
+    wanted = identifier.strip().lower()
+    alike = [name for name in names if name.strip().lower() == wanted]
+    return alike[0] if len(alike) == 1 else next(reversed(names), "")
+
+
+def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
+    """Each latest version with a safe file name, or with `every` all versions.
+
+    No two names are the same, also where capitals do not count.
+    """
+    names: list[tuple[Version, str]] = []
+    taken: set[str] = set()
+    for artifact in artifacts:
+        stem = _safe_stem(artifact.identifier)
+        for version in artifact.versions if every else artifact.versions[-1:]:
+            number = f".v{version.number}" if every else ""
+            ending = _FILE_ENDINGS.get(_fence_word(version.kind, version.language), "txt")
+            name, copies = f"{stem}{number}.{ending}", itertools.count(2)
+            while name.lower() in taken:
+                name = f"{stem}-{next(copies)}{number}.{ending}"
+            taken.add(name.lower())
+            names.append((version, name))
+    return names
+
+
+def _safe_stem(identifier: str) -> str:
+    """A file name without its ending: no path, nothing hidden, no option, no device."""
+    stem = re.sub(r'[/\\:*?"<>|]+', "_", one_line(identifier)).strip(" .").lstrip("-. ")
+    stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
+    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
+        stem = f"_{stem}"
+    return stem or UNNAMED
+
+
+# --- prompting: schemas and local tools, asked for and read as text --------------------
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it with an error
 
 
-@frozen
-class SentInstructions:
-    """What a conversation was last told: the schema itself, digests of the tools and of a
-    system prompt that came with a later turn."""
+class SentInstructions(msgspec.Struct, frozen=True):
+    """The instructions that a conversation has had last.
+
+    `schema` is the schema itself; `tools` and `system` are digests of the local tools and of
+    a system prompt that was sent with a later turn.
+    """
 
     tools: str = ""
     schema: dict[str, Any] | None = None
     system: str = ""
 
     def metadata(self) -> dict[str, Any]:
-        """What is kept of it for the next turn."""
-        return {name: value for name, value in vars(self).items() if value}
+        """What the next turn needs to know of them, for llm's `provider_metadata`."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value}
 
 
-@frozen
-class PromptedFeatures:
-    """What an answer may call, and what it has to be like.
+class PromptedFeatures(msgspec.Struct, frozen=True):
+    """What an answer may call, and the schema that it has to match.
 
-    HuggingChat knows neither tools on this side nor structured output, so both are asked
-    for in words. `tools` are definitions, `schema` is a JSON schema.
+    HuggingChat has neither local tools nor structured output, so both are asked for in the
+    prompt. `tools` are definitions as `tool_definition` makes them; `schema` is a JSON schema.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
     schema: dict[str, Any] | None = None
 
     @property
-    def told(self) -> SentInstructions:
-        """What a conversation knows that was told of these."""
+    def tool_names(self) -> list[str]:
+        """The names of the local tools."""
+        return [str(tool["function"]["name"]) for tool in self.tools]
+
+    @property
+    def sent(self) -> SentInstructions:
+        """These features, as a conversation has been instructed about them."""
         tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
         return SentInstructions(_digest(tools), self.schema)
 
@@ -1164,30 +2045,30 @@ NO_FEATURES = PromptedFeatures()
 
 
 def _digest(text: str) -> str:
-    """What text can be known by; nothing for no text."""
+    """A short hash of `text`; empty for no text."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] if text else ""
 
 
 def tool_definition(tool: llm.Tool) -> dict[str, Any]:
-    """A tool as models are trained to read it."""
-    described = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
+    """A tool in the JSON form that models are trained on."""
+    description = {"description": inspect.cleandoc(tool.description)} if tool.description else {}
     parameters = tool.input_schema or {"type": "object", "properties": {}}
-    function = {"name": tool.name, **described, "parameters": parameters}
+    function = {"name": tool.name, **description, "parameters": parameters}
     return {"type": "function", "function": function}
 
 
-def instructions(wishes: PromptedFeatures, before: SentInstructions) -> str:
-    """What a conversation has to be told that was last told `before`; often nothing."""
-    now = wishes.told
-    said: list[str] = []
+def instructions(features: PromptedFeatures, before: SentInstructions) -> str:
+    """The instructions for `features` that differ from those sent `before`; often none."""
+    now = features.sent
+    texts: list[str] = []
     if now.tools != before.tools:
-        said.append(_about_tools(wishes.tools, again=bool(before.tools)))
+        texts.append(_tool_instructions(features.tools, again=bool(before.tools)))
     if now.schema != before.schema:
-        said.append(_about_schema(wishes))
-    return "\n\n".join(said)
+        texts.append(_schema_instructions(features))
+    return "\n\n".join(texts)
 
 
-def _about_tools(tools: tuple[dict[str, Any], ...], again: bool) -> str:
+def _tool_instructions(tools: tuple[dict[str, Any], ...], again: bool) -> str:
     """The Hermes form, which open models are trained on."""
     if not tools:
         return "The functions that you were told of cannot be called any more."
@@ -1206,37 +2087,37 @@ Write one such block for each call, then end your answer. The next message bring
 called in no other way. Where none is needed, answer as usual."""
 
 
-def _about_schema(wishes: PromptedFeatures) -> str:
-    if not wishes.schema:
+def _schema_instructions(features: PromptedFeatures) -> str:
+    if not features.schema:
         return "From here on no JSON is wanted: answer in words again."
     calls = " Call the functions that you need first; the document is the answer after that."
     return f"""A program reads your answer. It must be exactly one JSON document that is valid \
 against the JSON schema below, and nothing else: no words before or after it, no code fence, no \
-artifact.{calls if wishes.tools else ""}
+artifact.{calls if features.tools else ""}
 The schema:
-{json.dumps(wishes.schema, ensure_ascii=False)}"""
+{json.dumps(features.schema, ensure_ascii=False)}"""
 
 
-def ask_to_repair(wishes: PromptedFeatures, problem: str) -> str:
-    """The message after an answer that is not what the schema wants."""
-    return f"That answer cannot be used: {problem}.\n\n{_about_schema(wishes)}"
+def repair_request(features: PromptedFeatures, problem: str) -> str:
+    """The message after an answer that does not match the schema."""
+    return f"That answer cannot be used: {problem}.\n\n{_schema_instructions(features)}"
 
 
 def tool_response(result: ToolResultPart, problem: str = "") -> str:
-    """What a local tool gave back, as the model gets it.
+    """The message for a local tool's result.
 
-    `problem` is what was wrong with a call that could not be read.
+    `problem` says what was wrong with a call that could not be read.
     """
-    said: dict[str, Any]
+    value: dict[str, Any]
     if problem:
-        said = {"error": f"This was no call: {problem}. Write it again, like this: "}
-        said["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
+        value = {"error": f"This was no call: {problem}. Write it again, like this: "}
+        value["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
     else:
-        said = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
+        value = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
     if names := [attachment_name(attachment) for attachment in result.attachments]:
-        said["attachments"] = names
+        value["attachments"] = names
     # A result must not be able to end its own block.
-    text = json.dumps(said, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
+    text = json.dumps(value, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
     return f"<tool_response>\n{text}\n</tool_response>"
 
 
@@ -1249,10 +2130,10 @@ def _value_of(output: str) -> Any:
     return value if isinstance(value, (dict, list)) else output
 
 
-def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
-    """A function that says what is wrong with a value; nothing is, if it says nothing.
+def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
+    """A function that says what is wrong with a value, "" if it matches `schema`.
 
-    Raises llm.ModelError when `schema` is not a JSON schema.
+    Raises HuggingChatError when `schema` is not a JSON schema.
     """
     from jsonschema.exceptions import SchemaError, best_match
     from jsonschema.validators import Draft202012Validator, validator_for
@@ -1263,11 +2144,11 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
         kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema)
     except SchemaError as error:
-        why = f"{error.json_path}: {plain(error.message, 200)}"
+        why = f"{error.json_path}: {one_line(error.message, 200)}"
         raise HuggingChatError(f"That is not a JSON schema. {why}") from None
     except Exception as error:  # jsonschema trips over what makes no sense at all
-        raise HuggingChatError(f"That is not a JSON schema. {plain(error, 200)}") from None
-    # An empty registry: a reference is never fetched from somewhere.
+        raise HuggingChatError(f"That is not a JSON schema. {one_line(error, 200)}") from None
+    # With a registry of its own, jsonschema does not fetch references from the network.
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
@@ -1276,69 +2157,320 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], str]:
                 return "it is the schema itself"
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Unresolvable as error:
-            return f"the schema refers to something that is not in it: {plain(error, 200)}"
+            return f"the schema refers to something that is not in it: {one_line(error, 200)}"
         except RecursionError:
             return "it is nested too deeply"
         except Exception as error:
-            return f"the schema cannot be used to check it: {plain(error, 200)}"
-        told = [f"{plain(e.json_path, 100)}: {plain(e.message, 200)}" for e in errors[:3] if e]
-        return "; ".join(told)
+            return f"the schema cannot be used to check it: {one_line(error, 200)}"
+        return "; ".join(
+            f"{one_line(error.json_path, 100)}: {one_line(error.message, 200)}"
+            for error in errors[:3]
+            if error
+        )
 
     return problem_of
 
 
+class LocalToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool on this side, which the model wrote into its text.
+
+    `problem` says why a call could not be read; `arguments` hold its text then.
+    """
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    problem: str = ""
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number that is too large for JSON")
+    return value
+
+
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+# Models write line ends into strings. What is logged must be readable by others: no NaN.
+_lenient_json = json.JSONDecoder(parse_float=_finite_number, parse_constant=_not_json, strict=False)
+_CALL_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
+# What a block of calls contains up to its closing tag: a tag in a string is part of it.
+_CALL_BLOCK = re.compile(
+    rf'((?:[^"<]++|"(?:[^"\\]|\\.)*+"|<(?!{CALL_END[1:]}))*+){CALL_END}', re.DOTALL
+)
+_BETWEEN_CALLS = re.compile(r"\A(?:[\s,]|```\w*|</?tool_call>)*+")
+
+
+class ToolCallFilter:
+    """Takes `<tool_call>...</tool_call>` out of streamed text, which may be cut anywhere.
+
+    Models write one call or several in such a block, fence them, and forget the tag at the
+    end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
+    `<tool_call>` is a word that the answer uses.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._starts = ("{", "[", '"', "<function", CALL, *names)
+        self._held = ""
+        self._pieces: list[str] = []  # a block, and all that comes after it
+
+    def feed(self, text: str) -> str:
+        """The text before the first block; what may begin a block is held back."""
+        if self._pieces:
+            self._pieces.append(text)
+            return ""
+        held = self._held + text
+        at, begins = self._find_block(held, 0)
+        if begins is False:
+            at = len(held) - _overlap(held, CALL)
+        at = len(held[:at].rstrip())  # white space before a block belongs to it
+        self._held = held[at:]
+        if begins:
+            self._pieces, self._held = [self._held], ""
+        return held[:at]
+
+    def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+        """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
+
+        If the model was `interrupted`, the call that it was writing is text.
+        """
+        text = self._held + "".join(self._pieces)
+        self._held, self._pieces = "", []
+        words: list[str | None] = []  # None stands for a block
+        calls: list[LocalToolCall] = []
+        while True:
+            at, begins = self._find_block(text, 0)
+            if not begins:
+                return _joined([*words, text]), calls
+            words.append(text[:at])
+            block, text = text[at + len(CALL) :], ""
+            if whole := _CALL_BLOCK.match(block):
+                found, text = read_calls(whole[1])
+                text += block[whole.end() :]
+            else:
+                found, text = _read_unclosed(block, interrupted)
+            calls += found
+            words.append(None if found else CALL)
+
+    def _find_block(self, text: str, at: int) -> tuple[int, bool | None]:
+        """Where a block begins, or may begin if more text comes (None); else False."""
+        while (at := text.find(CALL, at)) >= 0:
+            inside = _CALL_FENCE.sub("", text[at + len(CALL) :], count=1)
+            if inside.startswith(self._starts):
+                return at, True
+            if any(start.startswith(inside) for start in ("```", *self._starts)):
+                return at, None
+            at += len(CALL)
+        return len(text), False
+
+
+def _joined(pieces: list[str | None]) -> str:
+    """Text without the blocks in it, which are None.
+
+    White space around blocks belongs to them, but not all of it where text is on both sides.
+    """
+    joined = space = ""
+    before: str | None = None  # white space before the blocks, if no text followed them yet
+    for piece in pieces:
+        if piece is None:
+            before, space = before or space, ""
+        elif words := piece.strip():
+            start = piece.index(words)
+            joined += (space + piece[:start] or before or "") + words
+            space, before = piece[start + len(words) :], None
+        else:
+            space += piece
+    return joined + space if before is None else joined
+
+
+def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
+    """The calls in a block, at least one, and the words that stand after them."""
+    calls: list[LocalToolCall] = []
+    rest = _BETWEEN_CALLS.sub("", text, count=1)
+    while rest and (not calls or rest[0] in "{["):
+        try:
+            value, end = _lenient_json.raw_decode(rest)
+            calls += map(_local_call, value if isinstance(value, list) else [value])
+        except (ValueError, RecursionError) as error:
+            return [*calls, _malformed(rest, f"it is not valid JSON ({one_line(error)})")], ""
+        rest = _BETWEEN_CALLS.sub("", rest[end:], count=1)
+    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
+
+
+def _read_unclosed(block: str, interrupted: bool) -> tuple[list[LocalToolCall], str]:
+    """The calls in a block whose end was not found, and the text after them."""
+    inside, tag, after = block.partition(CALL_END)
+    if tag:  # in a string that is never closed
+        calls, rest = read_calls(inside)
+        return calls, rest + after
+    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
+    return ([], block) if interrupted and calls[-1].problem else (calls, rest)
+
+
+def _local_call(value: Any) -> LocalToolCall:
+    """The call that a value means. Models are trained on more than one form of it."""
+    call = _mapping(value)
+    call = _mapping(call.get("function")) or call
+    name, arguments = _string(call.get("name")), call.get("arguments", call.get("parameters"))
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = _lenient_json.decode(arguments)
+    arguments = arguments or {}
+    if not name:
+        return _malformed(_printable_json(value), 'it is not an object with a "name"')
+    if not isinstance(arguments, dict):
+        return _malformed(_printable_json(value), 'its "arguments" are not an object')
+    arguments = json.loads(_printable_json(arguments))
+    return LocalToolCall(_new_id(), join_surrogates(name), arguments)
+
+
+def _malformed(text: str, problem: str) -> LocalToolCall:
+    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _printable_json(value: Any) -> str:
+    return join_surrogates(json.dumps(value, ensure_ascii=False))
+
+
+# A bracket that begins a document, and not words in brackets.
+_DOCUMENT_START = re.compile(r'\{\s*(?=["}])|\[\s*(?=[\[\]{"0-9tfn-])')
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
+_PARTNERS = {"}": "{", "]": "["}
+_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
+
+
+class Document(msgspec.Struct, frozen=True):
+    """The JSON document of an answer; without one, `problem` says why."""
+
+    text: str | None
+    problem: str = ""
+
+
+def find_document(text: str, problem_of: Callable[[Any], str]) -> Document:
+    """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
+
+    Words, a fence or an artifact's tags may stand around it. It is returned as the model wrote
+    it, unless only a lenient reader could read it. The problem is that of the longest candidate.
+    """
+    problem, longest, at = "there is no JSON document in it", 0, 0
+    fenced = _FENCED.fullmatch(text)
+    whole = (fenced[1] if fenced else text).strip()
+    if not whole.startswith(("{", "[")):
+        with contextlib.suppress(ValueError):  # it need not be JSON; a string or a number is
+            value = _lenient_json.decode(whole)
+            problem, longest = problem_of(value), len(whole)
+            if not problem:
+                return Document(_as_strict_json(whole, value))
+    while start := _DOCUMENT_START.search(text, at):
+        end = _closing_bracket(text, start.start())
+        candidate = text[start.start() : end]
+        if end is None:
+            incomplete = len(candidate) > longest
+            return Document(None, "the document is not complete" if incomplete else problem)
+        at = end
+        try:
+            value = _lenient_json.decode(candidate)
+        except RecursionError:
+            wrong = "it is nested too deeply"
+        except ValueError as error:
+            if candidate[0] == "[" and not candidate[1 : getattr(error, "pos", end)].strip():
+                at = start.start() + 1  # words in brackets
+                continue
+            wrong = f"it is not valid JSON ({one_line(error)})"
+        else:
+            wrong = problem_of(value)
+            if not wrong:
+                return Document(_as_strict_json(candidate, value))
+        if len(candidate) >= longest:
+            problem, longest = wrong, len(candidate)
+    return Document(None, problem)
+
+
+def _closing_bracket(text: str, at: int) -> int | None:
+    """The end of what the bracket at `at` opens, or of the bracket that cannot close it."""
+    opened: list[str] = []
+    for match in _STRING_OR_BRACKET.finditer(text, at):
+        if match[0] in "{[":
+            opened.append(match[0])
+        elif match[0] in "}]" and (opened.pop() != _PARTNERS[match[0]] or not opened):
+            return match.end()
+    return None
+
+
+def _as_strict_json(text: str, value: Any) -> str:
+    """A document as the model wrote it, or anew if only a lenient reader could read that."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return _printable_json(value)
+    return text
+
+
 # --- history: llm's messages -> what to send, and after which message -----------------
 
+TRANSCRIBE = "transcribe"  # the tool name under which a transcription is logged
 
-@frozen
-class Parent:
-    """The answer to continue after, as kept in an earlier turn's `provider_metadata`.
 
-    `message_id` is None when it could not be fetched; `generation_id` finds it then.
-    `model` is the conversation's model at that turn, without `huggingchat/`. `told` is what
-    the conversation knows of tools and schemas.
+class Parent(msgspec.Struct, frozen=True):
+    """The answer to continue after, as an earlier turn left it in `provider_metadata`.
+
+    `message_id` is None if it could not be fetched; `generation_id` finds the answer then.
+    `model` is the conversation's model at that turn, without `huggingchat/`. `sent` are the
+    instructions that the conversation had then.
     """
 
     conversation_id: str
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
-    told: SentInstructions = SentInstructions()
+    sent: SentInstructions = SentInstructions()
 
 
-@frozen
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What one turn sends: `text` and `attachments` after `parent`.
 
-    Without a parent, a new conversation is made, with `system` as its `preprompt`. `told` is
-    what the conversation then knows of tools and schemas.
+    Without a parent, a new conversation is made, with `system` as its `preprompt`. With
+    `retry`, the answer `parent` gets a sibling, and nothing is sent. `sent` are the
+    instructions that the conversation has then, `features` what the answer is read for.
     """
 
     parent: Parent | None
     system: str | None
     text: str
     attachments: tuple[llm.Attachment, ...] = ()
-    told: SentInstructions = SentInstructions()
+    sent: SentInstructions = SentInstructions()
+    features: PromptedFeatures = NO_FEATURES
+    retry: bool = False
+
+
+def _metadata(part: Part) -> dict[str, Any]:
+    """What this plugin left on a part: logs may be old, or other people's."""
+    return _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
 
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
     """The metadata that this plugin left on an assistant message of this server."""
     if message.role != "assistant":
         return None
-    for part in reversed(message.parts):
-        kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
-        if kept.get("server") != server_url:
-            continue
-        if conversation_id := known_id(kept.get("conversation_id")):
+    for metadata in map(_metadata, reversed(message.parts)):
+        conversation_id = known_id(metadata.get("conversation_id"))
+        if metadata.get("server") == server_url and conversation_id:
             return Parent(
                 conversation_id,
-                known_id(kept.get("message_id")) or None,
-                known_id(kept.get("generation_id")) or None,
-                _string(kept.get("model")) or None,
+                known_id(metadata.get("message_id")) or None,
+                known_id(metadata.get("generation_id")) or None,
+                _string(metadata.get("model")) or None,
                 SentInstructions(
-                    _string(kept.get("tools")),
-                    _mapping(kept.get("schema")) or None,
-                    _string(kept.get("system")),
+                    _string(metadata.get("tools")),
+                    _mapping(metadata.get("schema")) or None,
+                    _string(metadata.get("system")),
                 ),
             )
     return None
@@ -1347,82 +2479,84 @@ def parent_of(message: Message, server_url: str) -> Parent | None:
 def _split(
     messages: list[Message], server_url: str | None
 ) -> tuple[Parent | None, Message | None, list[Message]]:
-    """The parent, the message that it is, and the messages after it."""
+    """The parent, the message that it was read from, and the messages after it."""
     for index in range(len(messages) - 1, -1, -1):
         if server_url and (parent := parent_of(messages[index], server_url)):
             return parent, messages[index], messages[index + 1 :]
-    return None, None, messages
+    return None, None, list(messages)
+
+
+def _only_results(messages: list[Message]) -> bool:
+    """Is this what llm adds after local tools were called: results, and their attachments?"""
+    return any(message.role == "tool" for message in messages) and all(
+        isinstance(part, AttachmentPart)
+        for message in messages
+        for part in message.parts
+        if message.role != "tool"
+    )
 
 
 def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] | None:
-    """The schema that a question was asked with, while its tools are being called.
+    """The schema that a question was asked with, while its local tools are being called.
 
-    llm gives the schema with the question alone, not with the results of tools.
+    llm passes the schema with the question alone, not with the results of tools.
     """
     parent, _, after = _split(messages, server_url)
-    results = any(message.role == "tool" for message in after)
-    words = any(
-        message.role != "tool" and not isinstance(part, AttachmentPart)
-        for message in after
-        for part in message.parts
-    )
-    return parent.told.schema if parent and results and not words else None
+    return parent.sent.schema if parent and _only_results(after) else None
 
 
-# The name under which a transcription is logged: a call, and what it gave.
-HEARING = "transcribe"
+def _transcribed_attachment(part: Part) -> str:
+    """The id of the attachment that a part is the transcription of, if it is one."""
+    return _string(_metadata(part).get("heard"))
 
 
-def heard_in(part: Part) -> str:
-    """The id of the attachment that a part is about, if it is of a transcription."""
-    kept = _mapping(_mapping(getattr(part, "provider_metadata", None)).get("huggingchat"))
-    return _string(kept.get("heard"))
-
-
-def transcripts(messages: Iterable[Message]) -> dict[str, str]:
-    """What earlier turns heard in the attachments of the chain, by attachment id."""
+def earlier_transcripts(messages: Iterable[Message]) -> dict[str, str]:
+    """The transcripts that earlier turns made of the chain's recordings, by attachment id."""
     return {
-        heard_in(part): part.output
+        _transcribed_attachment(part): part.output
         for message in messages
         for part in message.parts
-        if isinstance(part, ToolResultPart) and heard_in(part)
+        if isinstance(part, ToolResultPart) and _transcribed_attachment(part)
     }
 
 
-def spoken(attachment: llm.Attachment | None, heard: Mapping[str, str]) -> str:
-    """An attachment as the words that were `heard` in it, labelled; "" if none were."""
-    text = heard.get(attachment_id(attachment)) if heard else None
+def _labelled_transcript(attachment: llm.Attachment | None, transcripts: Mapping[str, str]) -> str:
+    """A recording as its transcript; "" for an attachment that has none."""
+    text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
-def _said(message: Message, heard: Mapping[str, str] = NOTHING) -> str:
-    """A message's words; attachments and tools are named, reasoning is left out.
-
-    An attachment is given as what was `heard` in it, by attachment id.
-    """
-    said: list[str] = []
+def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
+    """A message as text: attachments and tools are named, reasoning is left out."""
+    texts: list[str] = []
     for part in message.parts:
-        if heard_in(part):
+        if _transcribed_attachment(part):
             continue  # it stands where the attachment is
         if isinstance(part, TextPart):
-            said.append(part.text)
+            texts.append(part.text)
         elif isinstance(part, AttachmentPart):
-            named = f"[attachment: {attachment_name(part.attachment)}]"
-            said.append(spoken(part.attachment, heard) or named)
+            name = f"[attachment: {attachment_name(part.attachment)}]"
+            texts.append(_labelled_transcript(part.attachment, transcripts) or name)
         elif isinstance(part, ToolCallPart):
             arguments = json.dumps(part.arguments, ensure_ascii=False)
-            said.append(f"[used the tool {part.name} with {arguments}]")
+            texts.append(f"[used the tool {part.name} with {arguments}]")
         elif isinstance(part, ToolResultPart):
-            named = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
-            said.append(f"[the tool {part.name} returned: {part.exception or part.output}{named}]")
-            said += [spoken(attachment, heard) for attachment in part.attachments]
-    return "\n".join(text for text in said if text)
+            names = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
+            output = part.exception or part.output
+            texts.append(f"[the tool {part.name} returned: {output}{names}]")
+            texts += [_labelled_transcript(a, transcripts) for a in part.attachments]
+    return "\n".join(filter(None, texts))
 
 
-def transcript(messages: Iterable[Message], heard: Mapping[str, str] = NOTHING) -> str:
-    """Messages as labelled text, for a model that has not seen them."""
-    turns = [f"{message.role.capitalize()}: {_said(message, heard)}" for message in messages]
+def transcript(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+    """Messages as labelled text, for a model that has not seen them.
+
+    `transcripts` of recordings, by attachment id, stand where the recordings were.
+    """
+    turns = [
+        f"{message.role.capitalize()}: {_text_of(message, transcripts)}" for message in messages
+    ]
     if not turns:
         return ""
     return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
@@ -1434,107 +2568,116 @@ def make_plan(
     *,
     system: str | None = None,
     retry: bool = False,
-    wishes: PromptedFeatures = NO_FEATURES,
-    heard: Mapping[str, str] = NOTHING,
+    features: PromptedFeatures = NO_FEATURES,
+    transcripts: Mapping[str, str] = NOTHING,
 ) -> Plan:
-    """Read what to send off llm's chain of messages, which is the truth.
+    """Plan a turn from llm's chain of messages.
 
     `server_url` None makes a plan without a parent: a new conversation with everything.
-    `system` is this turn's own system prompt; llm leaves it out of the chain on later
-    turns, so it is carried as text. With `retry`, the last answer is asked for again.
-    `heard` is what recordings say, by attachment id; it is sent instead of them, as is what
-    earlier turns heard.
-    Raises llm.ModelError when there is nothing to send, or nothing to retry.
+    `system` is this turn's own system prompt, which llm leaves out of the chain on later
+    turns. With `retry`, the last answer is asked for again; where llm sends the results of
+    the tools that the new answer called, `retry` is ignored. `transcripts`, by attachment id,
+    are sent instead of recordings, as are those of earlier turns.
+    Raises HuggingChatError when there is nothing to send, or nothing to retry.
     """
     parent, answer, after = _split(messages, server_url)
-    if retry:
-        return _plan_retry(parent, after)
-    question: Message | None = None
-    if after and after[-1].role == "user":
-        after, question = after[:-1], after[-1]
-    parts = question.parts if question else []
-    text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-    attachments = [
-        part.attachment for part in parts if isinstance(part, AttachmentPart) and part.attachment
+    is_new_system = bool(system) and not _knows_system(str(system), parent, messages)
+    if retry and not _only_results(after):
+        return _plan_retry(parent, after, features, is_new_system)
+    question = after.pop() if after and after[-1].role == "user" else Message("user")
+    text = "\n".join(part.text for part in question.parts if isinstance(part, TextPart))
+    responses, attachments, after = _tool_responses(answer, after)
+    if after and after[-1].role == "tool":  # results of calls that this server has not seen
+        results = [part for part in after[-1].parts if isinstance(part, ToolResultPart)]
+        attachments += [attachment for part in results for attachment in part.attachments]
+        text = text or ("Go on from there." if results else "")
+    attachments += [
+        part.attachment
+        for part in question.parts
+        if isinstance(part, AttachmentPart) and part.attachment
     ]
-    responses, attached, after = _responses(answer, after)
-    last = after[-1] if after and after[-1].role == "tool" else Message("tool")
-    if results := [part for part in last.parts if isinstance(part, ToolResultPart)]:
-        attached += [attachment for part in results for attachment in part.attachments]
-        text = text or "Go on from there."
-    attachments = [*attached, *attachments]
-    if not text and not attachments and not responses:
+    if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
-    heard = {**transcripts(messages), **heard}
-    voices = [spoken(attachment, heard) for attachment in attachments]
-    attachments = [each for each, said in zip(attachments, voices, strict=True) if not said]
-    chain_system = [_said(message) for message in messages if message.role == "system"]
-    before = parent.told.system if parent else ""
-    if system and not (
-        before == _digest(system) if before else any(system in said for said in chain_system)
-    ):
-        if parent is None and not chain_system:
-            chain_system = [system]
+    transcripts = {**earlier_transcripts(messages), **transcripts}
+    spoken = [_labelled_transcript(attachment, transcripts) for attachment in attachments]
+    sent_system = parent.sent.system if parent else ""
+    if is_new_system:
+        new = Message("system", [TextPart(str(system))])
+        if parent or any(message.role == "system" for message in messages):
+            after, sent_system = [*after, new], _digest(str(system))
         else:
-            before = _digest(system)
-            after = [*after, Message(role="system", parts=[TextPart(text=system)])]
-    preprompt = None
+            after.insert(0, new)
+    preprompt, changes = None, ""
     if parent is None:
-        leading = 0
-        while leading < len(after) and after[leading].role == "system":
-            leading += 1
-        said = [_said(message) for message in after[:leading]] or chain_system[:1]
-        said.append(instructions(wishes, SentInstructions()))
-        preprompt = "\n\n".join(filter(None, said)) or None
-        after = after[leading:]
-    elif told := instructions(wishes, parent.told):
-        text = "\n\n".join(filter(None, (f"[Instructions]\n{told}\n[End of instructions]", text)))
-    text = "\n\n".join(filter(None, (*responses, transcript(after, heard), *voices, text)))
-    return Plan(parent, preprompt, text, tuple(attachments), replace(wishes.told, system=before))
+        preprompt, after = _preprompt(after, features)
+    elif changes := instructions(features, parent.sent):
+        changes = f"[Instructions]\n{changes}\n[End of instructions]"
+    texts = [*responses, transcript(after, transcripts), *spoken, changes, text]
+    return Plan(
+        parent,
+        preprompt,
+        "\n\n".join(filter(None, texts)),
+        tuple(each for each, said in zip(attachments, spoken, strict=True) if not said),
+        msgspec.structs.replace(features.sent, system=sent_system),
+        features,
+    )
 
 
-def _responses(
+def _preprompt(
+    messages: list[Message], features: PromptedFeatures
+) -> tuple[str | None, list[Message]]:
+    """A new conversation's system prompt, and the messages that are not part of it."""
+    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
+    texts = [*map(_text_of, leading), instructions(features, SentInstructions())]
+    return "\n\n".join(filter(None, texts)) or None, messages[len(leading) :]
+
+
+def _knows_system(system: str, parent: Parent | None, messages: list[Message]) -> bool:
+    """Has the model been given this system prompt already, or is it in the chain?"""
+    if parent and parent.sent.system:
+        return parent.sent.system == _digest(system)
+    return any(system in _text_of(message) for message in messages if message.role == "system")
+
+
+def _tool_responses(
     answer: Message | None, after: list[Message]
 ) -> tuple[list[str], list[llm.Attachment], list[Message]]:
-    """Results of the calls in `answer`, as its model gets them; their attachments; the rest."""
+    """Results of the calls in `answer`, for its model; their attachments; other messages."""
     calls = [
         part
         for part in (answer.parts if answer else ())
         if isinstance(part, ToolCallPart) and not part.server_executed
     ]
-    said: list[str] = []
-    attached: list[llm.Attachment] = []
-    rest = list(after)
-    for index, message in enumerate(after):
-        if message.role != "tool":
-            break
+    responses: list[str] = []
+    attachments: list[llm.Attachment] = []
+    messages = list(after)
+    for message in itertools.takewhile(lambda message: message.role == "tool", after):
         others: list[Part] = []
         for part in message.parts:
-            call = _call_of(part, calls)
-            if call is None:
+            call = next((each for each in calls if _is_result(part, each)), None)
+            if call is None or not isinstance(part, ToolResultPart):
                 others.append(part)
                 continue
             calls.remove(call)
-            result = cast(ToolResultPart, part)
-            kept = _mapping(_mapping(call.provider_metadata).get("huggingchat"))
-            said.append(tool_response(result, _string(kept.get("problem"))))
-            attached += result.attachments
-        rest[index] = replace(message, parts=others)
-    pairs = zip(rest, after, strict=True)
-    return said, attached, [new for new, old in pairs if new.parts or not old.parts]
+            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+            attachments += part.attachments
+        if others != message.parts:
+            index = messages.index(message)
+            messages[index : index + 1] = [Message("tool", others)] if others else []
+    return responses, attachments, messages
 
 
-def _call_of(part: Part, calls: list[ToolCallPart]) -> ToolCallPart | None:
-    """The call that a part is the result of, by its id, or by its name if it has none."""
-    if not isinstance(part, ToolResultPart):
-        return None
-    for call in calls:
-        if part.tool_call_id == call.tool_call_id and (call.tool_call_id or part.name == call.name):
-            return call
-    return None
+def _is_result(part: Part, call: ToolCallPart) -> bool:
+    """Is a part the result of this call: by its id, or by its name if it has none?"""
+    if not isinstance(part, ToolResultPart) or part.tool_call_id != call.tool_call_id:
+        return False
+    return bool(call.tool_call_id) or part.name == call.name
 
 
-def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
+def _plan_retry(
+    parent: Parent | None, after: list[Message], features: PromptedFeatures, new_system: bool
+) -> Plan:
+    """Another answer to the same question: chat-ui takes no other text with it."""
     if any(message.role == "user" for message in after):
         raise HuggingChatError(
             "-o retry true asks again for the last answer, so it takes no words of its own. "
@@ -1544,1236 +2687,50 @@ def _plan_retry(parent: Parent | None, after: list[Message]) -> Plan:
         raise HuggingChatError(
             "There is nothing to retry: the last answer did not come from this server."
         )
-    return Plan(parent, None, "", told=parent.told)
-
-
-# --- decoder: bytes, cut anywhere -> events -------------------------------------------
-
-
-@frozen
-class Text:
-    """A piece of the answer, with its `<think>` tags if it has any."""
-
-    text: str
-
-
-@frozen
-class Reasoning:
-    """A piece of thinking that came as an event of its own."""
-
-    text: str
-
-
-@frozen
-class ToolCall:
-    """The model called a tool on the server."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
-@frozen
-class LocalToolCall:
-    """Not from the server: the model called a tool on this side, in the text.
-
-    `problem` says why a call could not be read; `arguments` hold its text then.
-    """
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-    problem: str = ""
-
-
-@frozen
-class ToolResult:
-    """What a tool gave back: its output as text, or why it failed."""
-
-    id: str
-    name: str
-    output: str
-    error: str | None = None
-
-
-@frozen
-class File:
-    """A file in the answer."""
-
-    name: str
-    sha: str
-
-
-@frozen
-class Title:
-    """The conversation's title; it may change it, and may come after the final answer."""
-
-    title: str
-
-
-@frozen
-class RouterMetadata:
-    """Who answered. An empty field says nothing: it is unknown, not gone."""
-
-    route: str
-    model: str
-    provider: str
-
-
-@frozen
-class FinalAnswer:
-    """The answer as stored; with tools, only the part after the last one."""
-
-    text: str
-    interrupted: bool
-
-
-@frozen
-class Failed:
-    """The model failed, with HTTP status 200 around it."""
-
-    message: str
-    status: int | None = None
-
-
-@frozen
-class Progress:
-    """How far a tool has come: `done`, of `total` if that is known, and its own words."""
-
-    id: str
-    done: float
-    total: float | None = None
-    message: str = ""
-
-
-@frozen
-class Choice:
-    """One of those that a field is chosen from: what is sent, and what is shown."""
-
-    value: str
-    label: str
-
-
-@frozen
-class AskedField:
-    """A field of a tool's form, as chat-ui makes it of MCP's schemas (McpElicitation.ts).
-
-    `kind` is string, number, boolean or select; `format` a string's: email, uri, date or
-    date-time. `least` and `most` are limits: of a string's length in UTF-16 units, of a
-    number, or of how many are selected. `default` is a value of the field's kind.
-    """
-
-    kind: str
-    name: str
-    title: str = ""
-    description: str = ""
-    required: bool = False
-    least: float | None = None
-    most: float | None = None
-    format: str = ""
-    integer: bool = False
-    multiple: bool = False
-    choices: tuple[Choice, ...] = ()
-    default: str | float | bool | tuple[str, ...] | None = None
-
-
-@frozen
-class Elicitation:
-    """A tool asks the person something: to fill in a form, or to open an address.
-
-    `mode` is form or url, and empty where the question makes no sense here. `until` is when
-    the server stops to wait, in seconds since 1970; None if it does not wait at all, but
-    ends the run, which the answer resumes.
-    """
-
-    id: str
-    server: str
-    message: str
-    mode: str = ""
-    fields: tuple[AskedField, ...] = ()
-    url: str = ""
-    until: float | None = None
-
-    @property
-    def question(self) -> str:
-        """Who asks what, in one line."""
-        return ": ".join(filter(None, (self.server, self.message, self.url)))
-
-
-@frozen
-class ElicitationResolved:
-    """A question is closed. `resolution` says by whom or what: user, expired, aborted (the
-    run was stopped) or withdrawn (the tool did not wait any longer)."""
-
-    id: str
-    resolution: str
-
-
-@frozen
-class Parked:
-    """Not from the server: the run has ended with questions open; their answers resume it."""
-
-    questions: tuple[Elicitation, ...]
-
-
-@frozen
-class Resumed:
-    """Not from the server: what follows is another run, which goes on with the same answer.
-
-    `length` is that of the stored text before it, in UTF-16 units.
-    """
-
-    length: int
-
-
-@frozen
-class Finished:
-    """The run is over, and stored. After a model that died, no final answer came before."""
-
-
-@frozen
-class KeepAlive:
-    """Anything else that shows a run at work."""
-
-
-@frozen
-class Replay:
-    """Not from the server: what follows repeats the run from its start."""
-
-
-@frozen
-class LogEnd:
-    """The end of an event log: completed, error, interrupted or gone."""
-
-    status: str
-
-
-Event = (
-    Text
-    | Reasoning
-    | ToolCall
-    | LocalToolCall
-    | ToolResult
-    | File
-    | Title
-    | RouterMetadata
-    | FinalAnswer
-    | Failed
-    | Progress
-    | Elicitation
-    | ElicitationResolved
-    | Parked
-    | Finished
-    | KeepAlive
-    | Replay
-    | Resumed
-)
-"""What a run's stream and its log tell."""
-# Events after which no text continues a piece.
-ENDS_TEXT = (ToolCall, ToolResult, LocalToolCall, File, FinalAnswer)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError("a number that JSON cannot say")
-    return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-_strict = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number)
-# Models write line ends into strings.
-_lenient = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, strict=False)
-_MESSAGES = re.compile(rb'"messages"[ \t\n\r]*:[ \t\n\r]*\[')
-_BLANK = re.compile(r"[ \t\n\r]*")
-_COMMA = re.compile(r"[ \t\n\r]*,")
-_LIST_END = re.compile(r"[ \t\n\r]*\]")
-# chat-ui keeps a mark for every token of an answer.
-_MARK = '{"type":"stream","token":"","len":'
-_WHOLE_MARK = re.compile(rf"{re.escape(_MARK)}[0-9]{{1,9}}\}},?")
-_IN_QUOTES = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-WINDOW = 500_000  # bytes of a long conversation that are looked at together
-
-
-class TooRich(ValueError):
-    """JSON whose values would take more memory than those of any real answer."""
-
-
-def read_json(text: str | bytes | bytearray) -> Any:
-    """The value in JSON text. Raises ValueError, also for text that is nested too deeply.
-
-    NaN and Infinity are none, and neither is a number too large for a float: logged, they
-    would make rows that SQLite cannot read. TooRich, before it is read, for a little text
-    that would become very much: an empty list has two bytes there, and 88 in memory.
-
-    While JSON is being read no other thread is at work. A long conversation takes a quarter
-    of a second, so in what is large the items of `messages` are read one by one.
-    """
-    try:
-        if not isinstance(text, str):
-            found = _MESSAGES.search(text) if len(text) > LARGE else None
-            if found:
-                return _read_sliced(text, found.end())
-            if _width(text) > JSON_MEMORY:
-                raise TooRich("too much of it")
-            text = text.decode("utf-8-sig")
-        return _decoder().decode(_affordable(text)) if len(text) > LARGE else _strict.decode(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _read_sliced(data: bytes | bytearray, start: int) -> Any:
-    """The value in `data`, the items of a list that begins at `start` read one by one."""
-    decoder, items, cost, begin = _decoder(), list[Any](), len(data), start
-    text, here, size = "", 0, 0  # a window: the text from byte `start` on, in `size` bytes
-    while True:
-        here = _end_of(_BLANK, text, here)
-        try:
-            item, end = decoder.raw_decode(text, here)
-            comma = _COMMA.match(text, end)
-            last = _LIST_END.match(text, end)
-        except TooRich:
-            raise
-        except ValueError:
-            comma = last = None
-            if not items and _LIST_END.match(text, here):
-                break
-        if comma or last:
-            cost += 160 + json_cost(text[here:end])
-            if cost + _width(text) > JSON_MEMORY:
-                raise TooRich("too much of it")
-            items.append(item)
-            here = comma.end() if comma else end
-            if last:
-                break
-        elif start + size >= len(data):
-            raise ValueError("it has no end")
-        else:  # the window ends in the middle of the item
-            passed = len(text[:here].encode("utf-8"))
-            start += passed
-            size = WINDOW if passed or not size else 2 * size
-            final = start + size >= len(data)
-            text, _ = codecs.utf_8_decode(data[start : start + size], "strict", final)
-            here = 0
-    start += len(text[:here].encode("utf-8"))
-    mark = uuid.uuid4().hex
-    around = data[:begin] + f'"{mark}"'.encode() + data[start:]
-    if cost + _width(around) > JSON_MEMORY:
-        raise TooRich("too much of it")
-    value = decoder.decode(_affordable(around.decode("utf-8-sig"), cost))
-    holder = _mapping(unwrap(value))
-    if holder.get("messages") != [mark]:  # they are somewhere else
-        del items, value
-        return read_json(data.decode("utf-8-sig")) if _width(data) < JSON_MEMORY else None
-    holder["messages"] = items
-    return value
-
-
-def _decoder() -> json.JSONDecoder:
-    """Reads a long text: the marks in it, which nobody changes, are one object each length."""
-    marks: dict[int, dict[str, Any]] = {}
-
-    def shared(value: dict[str, Any]) -> dict[str, Any]:
-        if len(value) == 3 and value.get("token") == "" and value.get("type") == "stream":
-            length = value.get("len")
-            if type(length) is int:
-                if len(marks) > 10_000:
-                    raise TooRich("too many kinds of marks")
-                return marks.setdefault(length, value)
-        return value
-
-    return json.JSONDecoder(parse_float=_finite, parse_constant=_no_number, object_hook=shared)
-
-
-def _width(text: str | bytes | bytearray) -> int:
-    """Bytes that text takes in memory, at most."""
-    return len(text) if text.isascii() else 4 * len(text)
-
-
-def json_cost(text: str) -> int:
-    """Bytes that the values in JSON text take in memory, at most. Marks are shared.
-
-    It is what CPython 3.10 to 3.14 need for what a bracket, a comma or a colon can stand
-    for, and for the characters. Those in strings are counted as well, unless they make much
-    of it.
-    """
-    marks, bare = text.count(_MARK), text
-    if len(text) < 2 * WINDOW:  # else this itself would take too much
-        bare = _WHOLE_MARK.sub("", text) if marks else text
-        if _structure(bare) > 2 * len(bare):
-            return 8 * marks + _width(bare) + _structure(_IN_QUOTES.sub('""', bare))
-        return 8 * marks + _width(bare) + _structure(bare)
-    return 8 * marks + _width(text) + max(0, _structure(text) - marks * _structure(_MARK + "},"))
-
-
-def _structure(text: str) -> int:
-    """The part of it that is not for characters."""
-    n = text.count
-    return 160 * n("[") + 190 * n("{") + 96 * n(",") + 160 * n(":")
-
-
-def _affordable(text: str, spent: int = 0) -> str:
-    """`text`, when it fits into memory with its values. Raises TooRich."""
-    if spent + _width(text) + json_cost(text) > JSON_MEMORY:
-        raise TooRich("too much of it")
-    return text
-
-
-def event_of(update: Any) -> Event | None:
-    """The event in one decoded line, or None for what is unknown or makes no sense."""
-    if not isinstance(update, dict):
-        return None
-    kind, subtype = update.get("type"), update.get("subtype")
-    if kind == "stream":
-        # chat-ui pads tokens with NUL characters to hide their length on the wire.
-        token = _string(update.get("token")).rstrip("\0")
-        return Text(token) if token else KeepAlive()
-    if kind == "reasoning" and subtype == "stream":
-        token = _string(update.get("token")).rstrip("\0")
-        return Reasoning(token) if token else KeepAlive()
-    if kind == "tool":
-        return _tool_event(update)
-    if kind == "file" and (sha := known_id(update.get("sha"))):
-        return File(_string(update.get("name")) or "file", sha)
-    if kind == "title":
-        return Title(plain(re.sub(r"</?think>", "", _string(update.get("title"))), 200))
-    if kind == "routerMetadata":
-        return router_metadata(update)
-    if kind == "finalAnswer":
-        return FinalAnswer(_string(update.get("text")), update.get("interrupted") is True)
-    if kind == "status" and update.get("status") == "error":
-        status = update.get("statusCode")
-        message = plain(_string(update.get("message")))
-        return Failed(message, status if isinstance(status, int) else None)
-    if kind == "status" and update.get("status") == "finished":
-        return Finished()
-    if kind == "elicitation" and subtype == "request":
-        return _asked(update)
-    if (
-        kind == "elicitation"
-        and subtype == "resolved"
-        and (id := known_id(update.get("elicitationId")))
-    ):
-        return ElicitationResolved(id, plain(_string(update.get("resolution")), 50))
-    return KeepAlive() if kind in ("status", "reasoning") else None
-
-
-def router_metadata(value: dict[str, Any]) -> RouterMetadata:
-    """Who answered, as an event or a stored answer says it."""
-    return RouterMetadata(
-        *(plain(_string(value.get(x)), 200) for x in ("route", "model", "provider"))
-    )
-
-
-def _tool_event(update: dict[str, Any]) -> Event | None:
-    subtype, id = update.get("subtype"), known_id(update.get("uuid"))
-    if update.get("uuid") and not id:
-        return None
-    if subtype == "call":
-        call = _mapping(update.get("call"))
-        arguments = _mapping(call.get("parameters"))
-        try:
-            # The raw string keeps what chat-ui drops from `parameters`: nested values.
-            raw = read_json(_string(update.get("argumentsRaw")) or "null")
-        except ValueError:
-            raw = None
-        return ToolCall(id, _string(call.get("name")), raw if isinstance(raw, dict) else arguments)
-    if subtype == "error":
-        return ToolResult(id, "", "", _string(update.get("message")) or "the tool failed")
-    if subtype == "result":
-        result = _mapping(update.get("result"))
-        name = _string(_mapping(result.get("call")).get("name"))
-        if result.get("status") == "error":
-            return ToolResult(id, name, "", _string(result.get("message")) or "the tool failed")
-        outputs = map(_output_text, _mappings(result.get("outputs")))
-        return ToolResult(id, name, "\n".join(filter(None, outputs)))
-    done = _number(update.get("progress"))
-    if subtype == "progress" and done is not None:
-        return Progress(
-            id, done, _number(update.get("total")), plain(_string(update.get("message")))
+    if new_system:
+        raise HuggingChatError(
+            "-o retry true asks the last question again as it was, so it takes no system prompt."
         )
-    return KeepAlive()
-
-
-FIELDS = 100  # fields that a form may have here, and choices ten times as many; chat-ui: 32, 100
-FORM_LIMIT = 200_000  # characters in all fields of a form, a choice having 50 more
-DEFAULT_LIMIT = 2000  # characters of a text that is there already: the formats are slow to check
-QUESTIONS = 50  # that tools may ask in one answer
-
-
-def _asked(update: dict[str, Any]) -> Elicitation:
-    """A tool's question. Whatever makes no sense leaves it without a `mode`."""
-    request = _mapping(update.get("request"))
-    id, mode = known_id(request.get("elicitationId")), _string(request.get("mode"))
-    address, until = _string(request.get("url")), _number(update.get("expiresAt"))
-    read = [_asked_field(each) for each in _mappings(request.get("fields"))[: FIELDS + 1]]
-    fields = tuple(each for each in read if each)
-    apart = len({each.name for each in fields}) == len(read) <= FIELDS
-    small = sum(map(_size_of_field, fields)) <= FORM_LIMIT
-    whole = len(address) <= 2000  # what is opened is what is shown
-    sound = apart and small if mode == "form" else mode == "url" and whole and leads_to(address)
-    return Elicitation(
-        id,
-        plain(_string(request.get("server")), 100),
-        plain(_string(request.get("message")), 2000),
-        mode if id and sound else "",
-        fields if sound else (),
-        plain(address, 2000),
-        until and until / 1000,
-    )
-
-
-def _asked_field(told: dict[str, Any]) -> AskedField | None:
-    """A field of a form, or None for one that makes no sense."""
-    kind, name, multiple = told.get("kind"), told.get("name"), told.get("multiple") is True
-    listed = _list(told.get("options"))
-    if len(listed) > 10 * FIELDS:
-        return None
-    choices = tuple(
-        Choice(option["value"], plain(_string(option.get("label")) or option["value"], 200))
-        for option in _mappings(listed)
-        if isinstance(option.get("value"), str)
-    )
-    limits = {"string": "Length", "number": "imum", "select": "Items"}
-    if not (isinstance(name, str) and name) or kind not in (*limits, "boolean"):
-        return None
-    if kind == "select" and not 0 < len(choices) == len(listed):
-        return None
-    default = told.get("default")
-    if isinstance(default, list) and all(isinstance(each, str) for each in default):
-        default = tuple(default) if len(default) <= len(choices) else None
-    elif isinstance(default, str) and len(default) > DEFAULT_LIMIT:
-        default = None
-    return AskedField(
-        kind,
-        name,
-        plain(_string(told.get("title")), 200) or plain(name, 200),
-        plain(_string(told.get("description")), 1000),
-        told.get("required") is True,
-        _number(told.get(f"min{limits.get(kind)}")),
-        _number(told.get(f"max{limits.get(kind)}")),
-        _string(told.get("format")),
-        told.get("integer") is True,
-        multiple,
-        choices,
-        default if isinstance(default, (str, bool, tuple)) else _number(default),
-    )
-
-
-def _size_of_field(asked: AskedField) -> int:
-    """How many characters of a field are kept, more or less."""
-    default = asked.default if isinstance(asked.default, tuple) else ()
-    chosen = sum(50 + len(choice.value) + len(choice.label) for choice in asked.choices)
-    return len(asked.name) + len(asked.format) + chosen + sum(map(len, default))
-
-
-def _output_text(output: dict[str, Any]) -> str:
-    """One output of a tool as text; links to sources are kept."""
-    said = [_string(output.get("text"))]
-    for item in _mappings(output.get("content")):
-        inner = _mapping(item.get("resource")) or item
-        link = _string(inner.get("uri"))
-        if item.get("type") == "image":
-            said.append(f"[image: {_string(item.get('mimeType')) or 'unknown type'}]")
-        elif link:
-            label = _string(inner.get("title")) or _string(inner.get("name")) or link
-            said.append(f"[{label}]({link})")
-            said.append(_string(inner.get("text")))
-    for source in _mappings(output.get("sources")):
-        link = _string(source.get("link")) or _string(source.get("url"))
-        if link:
-            said.append(f"[{_string(source.get('title')) or link}]({link})")
-    if not any(said) and output:
-        return json.dumps(output, ensure_ascii=False)
-    return "\n".join(filter(None, said))
-
-
-class Lines:
-    """Bytes, cut anywhere, to whole lines. Only `\\n` ends a line: U+2028 does not."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that end in `data`, without their ends."""
-        if b"\n" not in data:
-            self._rest += data
-            return []
-        *lines, rest = (bytes(self._rest) + data).split(b"\n")
-        self._rest = bytearray(rest)
-        return lines
-
-    def end(self) -> bytes:
-        """What stands after the last line end; a cut may have taken only that."""
-        rest, self._rest = bytes(self._rest), bytearray()
-        return rest
-
-
-def _decoded(line: bytes) -> Event | None:
-    try:
-        # 4,096 spaces without a line end follow a final answer; json ignores them.
-        return event_of(read_json(line.decode("utf-8", "replace")))
-    except ValueError:
-        return None
-
-
-class JsonLinesDecoder:
-    """The answer to a message: `application/jsonl`, an event a line. They have no numbers."""
-
-    seq = 0
-
-    def __init__(self) -> None:
-        self._lines = Lines()
-
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that end in `data`. Raises nothing."""
-        return [event for line in self._lines.feed(data) if (event := _decoded(line))]
-
-    def end(self) -> list[Event]:
-        """The event that stands after the last line end, if it is whole."""
-        event = _decoded(self._lines.end())
-        return [event] if event else []
-
-
-def joined(events: Iterable[Event | LogEnd]) -> Iterator[Event | LogEnd]:
-    """`events` that came at the same moment: text that is cut among them is one piece.
-
-    A model may be faster than its reader. What has piled up then costs little more than one.
-    """
-    for kind, alike in itertools.groupby(events, key=type):
-        if kind is Text:
-            yield Text("".join(cast(Text, event).text for event in alike))
-        else:
-            yield from alike
-
-
-class EventStreamDecoder:
-    """A run's event log: server-sent events. `seq` is the number of the last whole one."""
-
-    def __init__(self) -> None:
-        self.seq = 0
-        self._lines = Lines()
-        self._id = ""
-        self._name = ""
-        self._data: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[Event | LogEnd]:
-        """The events that end in `data`, and the log's own end. Raises nothing."""
-        events: list[Event | LogEnd] = []
-        for line in self._lines.feed(data):
-            line = line.removesuffix(b"\r")
-            name, _, value = line.partition(b":")
-            if name == b"event":
-                self._name = value.strip().decode("utf-8", "replace")
-            elif name == b"id":
-                self._id = value.strip().decode("utf-8", "replace")
-            elif name == b"data":
-                self._data.append(value.removeprefix(b" "))
-            elif line.startswith(b":") and not self._data:  # else no end of it would count
-                events.append(KeepAlive())
-            elif not line:
-                events += self._dispatch()
-        return events
-
-    def _dispatch(self) -> list[Event | LogEnd]:
-        line, name, id = b"\n".join(self._data), self._name, self._id
-        self._data, self._name, self._id = [], "", ""
-        if re.fullmatch(r"[0-9]{1,15}", id, re.ASCII):
-            self.seq = int(id)
-        if name != "end":
-            event = _decoded(line)
-            return [event] if event else []
-        try:
-            return [LogEnd(_string(_mapping(read_json(line)).get("status")))]
-        except ValueError:
-            return [LogEnd("")]
-
-    def end(self) -> list[Event]:
-        """Nothing: an event that did not come whole comes again."""
-        return []
-
-
-def messages_of(conversation: Any) -> list[dict[str, Any]]:
-    """The messages in what `GET api/v2/conversations/ID` says, with or without an id."""
-    return _mappings(_mapping(unwrap(conversation)).get("messages"))
-
-
-def stored_answer(conversation: Any, generation_id: str | None) -> dict[str, Any] | None:
-    """The message that a run wrote, in what `GET api/v2/conversations/ID` says."""
-    for message in messages_of(conversation):
-        if generation_id and message.get("generationId") == generation_id:
-            return message
-    return None
-
-
-def updates_of(message: dict[str, Any] | None) -> list[Any]:
-    """The events that are stored with an answer."""
-    return _list(_mapping(message).get("updates"))
-
-
-def stored_events(message: dict[str, Any], after: int = 0) -> tuple[list[Event], bool]:
-    """The events of a stored answer, and whether it is complete.
-
-    chat-ui keeps an answer's text once, in `content`, and in `updates` a marker with
-    the length, in UTF-16 units, of each piece in its place among the other events.
-    The first `after` updates are left out with their text: an earlier run made them.
-    """
-    content = _string(message.get("content")).encode("utf-16-le", "surrogatepass")
-    at, events, finished, reasoned = 0, list[Event](), False, bool(after)
-    final: FinalAnswer | None = None
-    open_questions: dict[str, Elicitation] = {}
-    for number, update in enumerate(updates_of(message)):
-        if _mapping(update).get("type") == "stream":
-            length = update.get("len")
-            if isinstance(length, int) and length >= 0:
-                piece = content[at : at + 2 * length]
-                at += len(piece)
-                if number >= after:
-                    events.append(Text(piece.decode("utf-16-le", "surrogatepass")))
-            continue
-        if number < after:
-            continue
-        event = event_of(update)
-        if isinstance(event, FinalAnswer):
-            final = event
-            continue
-        if isinstance(event, Finished):
-            finished = True
-            continue
-        if isinstance(event, Elicitation):
-            open_questions[event.id] = event
-        elif isinstance(event, ElicitationResolved):
-            if finished:  # this is how a run begins that resumes the one before
-                final, finished = None, False
-            open_questions.pop(event.id, None)
-        reasoned = reasoned or isinstance(event, Reasoning)
-        if event:
-            events.append(event)
-    if content[at:]:
-        events.append(Text(content[at:].decode("utf-16-le", "surrogatepass")))
-    if not reasoned and isinstance(message.get("reasoning"), str):
-        events.insert(0, Reasoning(message["reasoning"]))
-    over = bool(final or finished or message.get("interrupted") is True)
-    if finished and not final and open_questions:
-        events.append(Finished())
-    elif over:
-        # The stored text is whole, so the final answer has nothing to add to it. Without
-        # one, the model died on the way, or the server did.
-        cut = final is None or final.interrupted or message.get("interrupted") is True
-        events.append(FinalAnswer("", cut))
-    return events, over
-
-
-def is_settled(message: dict[str, Any] | None, after: int = 0) -> bool:
-    """Is a stored answer's run over, the one that made the updates beyond the first `after`?
-
-    chat-ui stores a run's messages only then, with its own copy of all the others: a
-    message that is sent earlier loses the answer before it, or is lost itself. One that
-    resumes the run before it begins with what became of the question.
-    """
-    settled = False
-    for update in map(_mapping, updates_of(message)[after:]):
-        if update.get("type") == "elicitation" and update.get("subtype") == "resolved":
-            settled = False
-        elif update.get("type") == "status" and update.get("status") in ("finished", "error"):
-            settled = True
-    return settled
-
-
-# --- artifacts: tags in an answer's text -> fences, versions, files -------------------
-
-UNNAMED = "untitled-artifact"  # as the web page calls one without an identifier
-TAG_LIMIT = 2000  # characters of attributes, beyond which `<artifact` was only a word
-PAIR_LIMIT = 20_000  # characters of an update that are looked through again with each piece
-FENCE = "`" * 16  # longer than any that a model writes: what follows it is not known yet
-
-# What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = _table(
-    """
-    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
-    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
-    update update
-    """
-)
-_CODE = ("code", "application/vnd.ant.code")
-# The kind -> the word after a fence. Code has the name of its language there.
-_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
-_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
-_ENDINGS = _table(
-    """
-    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
-    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
-    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
-    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
-    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
-    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
-    """
-)
-
-# JavaScript's white space: the web page's rules are regular expressions of that language.
-_SPACES = (
-    "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-    "\u2028\u2029\u202f\u205f\u3000\ufeff"
-)
-_SPACE = f"[{_SPACES}]"
-_TAG = re.IGNORECASE | re.ASCII
-
-
-def _begun(word: str) -> str:
-    """A pattern for any beginning of `word`, the empty one and all of it too."""
-    pattern = ""
-    for char in reversed(word):
-        pattern = f"(?:{re.escape(char)}{pattern})?"
-    return pattern
-
-
-# Models double the bracket of a tag: all of them are the tag's.
-_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG)
-_OPENING_BEGUN = re.compile(
-    rf"(?<!<)<+(?:{_begun('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG
-)
-_CLOSING = re.compile(r"(?<!<)<+/artifact>", _TAG)
-_CLOSING_BEGUN = re.compile(rf"(?<!<)<+{_begun('/artifact')}\Z", _TAG)
-_ATTRIBUTE = re.compile(rf'([\w-]+){_SPACE}*={_SPACE}*"([^"]*)"', re.ASCII)
-# Models swap the closing tags of a pair, so either will do.
-_OLD = re.compile(r"(?<!<)<+old_str>")
-_OLD_TO_NEW = re.compile(rf"(?<!<)<+/(?:old|new)_str>{_SPACE}*<+new_str>")
-_NEW_END = re.compile(r"(?<!<)<+/(?:old|new)_str>")
-
-
-@frozen
-class Opening:
-    """An artifact's opening tag. `kind` is html, svg, react, mermaid, markdown, code or update.
-
-    `title` may be empty; `language` is given for code, in lower case, and may be empty.
-    """
-
-    identifier: str
-    kind: str
-    title: str
-    language: str
-
-    @property
-    def word(self) -> str:
-        """What stands after the fence: one word, or none."""
-        return "diff" if self.kind == "update" else _word(self.kind, self.language)
-
-
-def _word(kind: str, language: str) -> str:
-    language = _LANGUAGE_WORDS.get(language, language)
-    return _WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
-
-
-@frozen
-class Inside:
-    """A piece of what stands between an artifact's tags."""
-
-    text: str
-
-
-@frozen
-class Closing:
-    """The end of an artifact; `cut` when there was no closing tag."""
-
-    cut: bool
-
-
-def opening_of(attributes: str) -> Opening:
-    """The opening tag with these attributes, as they stand in it."""
-    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
-    type = given.get("type", "").strip(_SPACES).lower()
-    kind = _KINDS.get(type, "code")
-    language = given.get("language", "").strip(_SPACES).lower()
-    if kind == "code" and not language and type not in _CODE and re.fullmatch(r"[\w+#-]+", type):
-        language = type  # type="python"
-    identifier = given.get("identifier") or given.get("id") or UNNAMED
-    return Opening(identifier, kind, given.get("title", ""), language)
-
-
-class Tags:
-    """Text, cut anywhere, to artifacts' tags, what is inside of them, and the text outside.
-
-    They are read as the web page reads them. Only a beginning of a tag is held back; at the
-    end it is text, or, inside an artifact, a closing tag that was cut.
-    """
-
-    def __init__(self) -> None:
-        self.inside = False
-        self._held = ""
-
-    def feed(self, text: str) -> list[str | Opening | Inside | Closing]:
-        """What `text` adds, as far as it is known what it is."""
-        found: list[str | Opening | Inside | Closing] = []
-        held = self._held + text
-        while held:
-            tag = begun = None
-            if "<" in held:
-                if ">" in held:
-                    tag = (_CLOSING if self.inside else _OPENING).search(held)
-                begun = tag or (_CLOSING_BEGUN if self.inside else _OPENING_BEGUN).search(held)
-            at = begun.start() if begun else len(held)
-            if at:
-                found.append(Inside(held[:at]) if self.inside else held[:at])
-            if tag is None:
-                held = held[at:]
-                break
-            found.append(Closing(False) if self.inside else opening_of(tag[1]))
-            self.inside = not self.inside
-            held = held[tag.end() :]
-        self._held = held
-        return found
-
-    def end(self) -> list[str | Opening | Inside | Closing]:
-        """What was held back: there is no more."""
-        held, inside = self._held, self.inside
-        self._held, self.inside = "", False
-        if inside:
-            return [Closing(True)]
-        return [held] if held else []
-
-
-class Content:
-    """What is inside an artifact, cut anywhere, to its content as the web page has it.
-
-    One line end after the opening tag and one before the closing tag do not count, nor does
-    a doubled bracket at the beginning (`<<svg`).
-    """
-
-    def __init__(self) -> None:
-        self._begun = False
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        """What `text` adds to the content, as far as it is sure to belong to it."""
-        held = self._held + text
-        if not self._begun:
-            if re.fullmatch(f"{_SPACE}*<*", held):
-                self._held = held
-                return ""
-            held = self._begin(held)
-        tail = re.search(r"(?:\r?\n[ \t]*|\r)\Z", held)
-        at = tail.start() if tail else len(held)
-        self._held = held[at:]
-        return held[:at]
-
-    def end(self, cut: bool) -> str:
-        """The rest of the content; `cut` when no closing tag came."""
-        held = self._held if self._begun else self._begin(self._held)
-        return held if cut else re.sub(r"\r?\n[ \t]*\Z", "", held)
-
-    def _begin(self, text: str) -> str:
-        self._begun = True
-        text = re.sub(r"\A\r?\n", "", text)
-        return re.sub(rf"\A({_SPACE}*)<{{2,}}(?=[!/a-zA-Z])", r"\1<", text)
-
-
-@frozen
-class Pair:
-    """A change in an update: the first `old` becomes `new`. `between` stands before it."""
-
-    between: str
-    old: str
-    new: str
-
-
-def read_pairs(text: str) -> tuple[list[Pair], str]:
-    """The whole pairs in what is inside an update, and what follows the last of them."""
-    pairs, at = [], 0
-    while (
-        (old := _OLD.search(text, at))
-        and (turn := _OLD_TO_NEW.search(text, old.end()))
-        and (new := _NEW_END.search(text, turn.end()))
-    ):
-        between = text[at : old.start()]
-        pairs.append(Pair(between, text[old.end() : turn.start()], text[turn.end() : new.start()]))
-        at = new.end()
-    return pairs, text[at:]
-
-
-class _Fenced:
-    """Lines, cut anywhere, as they may stand in a fence: one that would end it is indented."""
-
-    def __init__(self, fence: str) -> None:
-        mark = fence[0]
-        self._may_end = re.compile(rf" {{0,3}}{mark}*[ \t]*")
-        self._ends = re.compile(rf"(?:\A|(?<=[\r\n])) {{0,3}}{fence}{mark}*[ \t]*(?=[\r\n]|\Z)")
-        self._within = False  # a line that cannot end the fence any more
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        before = ""
-        if self._within:
-            line_end = re.search(r"[\r\n]", text)
-            if line_end is None:
-                return text
-            before, text = text[: line_end.end()], text[line_end.end() :]
-        text = self._held + text
-        last = max(text.rfind("\n"), text.rfind("\r")) + 1
-        self._within = not self._may_end.fullmatch(text[last:])
-        at = len(text) if self._within else last
-        self._held = text[at:]
-        return before + self._ends.sub(r"    \g<0>", text[:at])
-
-    def end(self) -> str:
-        return self._ends.sub(r"    \g<0>", self._held)
-
-
-class _Whole:
-    """The lines of a fence for a whole artifact."""
-
-    def __init__(self, fence: str) -> None:
-        self._content = Content()
-        self._lines = _Fenced(fence)
-        self._empty = True
-
-    def feed(self, text: str) -> str:
-        content = self._content.feed(text)
-        self._empty = self._empty and not content
-        return self._lines.feed(content)
-
-    def end(self, cut: bool) -> str:
-        content = self._content.end(cut)
-        line_end = "" if self._empty and not content else "\n"
-        return self._lines.feed(content) + self._lines.end() + line_end
-
-
-class _Changes:
-    """The lines of a fence for an update, a pair at a time.
-
-    What is in no pair does nothing on the web page; it is shown as lines that stay.
-    """
-
-    def __init__(self, fence: str) -> None:
-        self._pieces: list[str] = []
-        self._length = 0
-        self._lines = _Fenced(fence)
-
-    def feed(self, text: str) -> str:
-        self._pieces.append(text)
-        self._length += len(text)
-        return self._paired() if ">" in text and self._length <= PAIR_LIMIT else ""
-
-    def end(self, cut: bool) -> str:
-        return self._paired() + self._marked(" ", "".join(self._pieces))
-
-    def _paired(self) -> str:
-        pairs, rest = read_pairs("".join(self._pieces))
-        self._pieces, self._length = [rest], len(rest)
-        return "".join(map(self._pair, pairs))
-
-    def _pair(self, pair: Pair) -> str:
-        said = self._marked(" ", pair.between)
-        return said + self._marked("-", pair.old) + self._marked("+", pair.new)
-
-    def _marked(self, mark: str, text: str) -> str:
-        if mark == " ":
-            text = text.strip("\r\n") if text.strip() else ""
-        lines = re.split(r"\r\n?|\n", text)
-        if lines[-1] == "":
-            lines.pop()
-        return self._lines.feed("".join(f"{mark}{line}\n" for line in lines))
-
-
-@frozen
-class Version:
-    """An artifact as one answer left it.
-
-    `operation` is create, rewrite or update; `cut` says that it was never closed, as where
-    an answer breaks off. `missed` are the texts of an update that were not found, and so not
-    replaced; an empty one stands for an update that changes nothing.
-    """
-
-    number: int
-    operation: str
-    kind: str
-    title: str
-    language: str
-    content: str
-    cut: bool
-    missed: tuple[str, ...] = ()
-
-
-@frozen
-class Artifact:
-    """What a conversation's answers made of one artifact; the latest version is the last."""
-
-    identifier: str
-    versions: tuple[Version, ...]
-
-    @property
-    def latest(self) -> Version:
-        """The version that counts."""
-        return self.versions[-1]
-
-
-# Kinds of quotes and dashes, which do not matter.
-_ALIKE = str.maketrans(
-    "\u2018\u2019\u201a\u201b\u2032\u201c\u201d\u201e\u201f\u2033"
-    "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
-    5 * "'" + 5 * '"' + 7 * "-",
-)
-
-
-def find_in(content: str, wanted: str) -> tuple[int, int] | None:
-    """Where `wanted` first stands in `content`: from, to.
-
-    As on the web page: kinds of quotes and dashes do not matter; and when it is not there as
-    it is, the amounts of white space and of doubled brackets do not either.
-    """
-    content, wanted = content.translate(_ALIKE), wanted.translate(_ALIKE)
-    if (at := content.find(wanted)) >= 0:
-        return at, at + len(wanted)
-    words = [
-        "<+".join(map(re.escape, re.split("<+", word)))
-        for word in re.split(f"{_SPACE}+", wanted.strip(_SPACES))
-    ]
-    match = re.search(f"{_SPACE}+".join(words), content) if any(words) else None
-    return match.span() if match else None
-
-
-def apply_pairs(content: str, pairs: Iterable[Pair]) -> tuple[str, tuple[str, ...]]:
-    """`content` with each pair's change, and the old texts that were not in it."""
-    missed = []
-    for pair in pairs:
-        found = find_in(content, pair.old) if pair.old else None
-        if found:
-            content = content[: found[0]] + pair.new + content[found[1] :]
-        else:
-            missed.append(pair.old)
-    return content, tuple(missed)
-
-
-def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
-    """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
-
-    `answers` are texts as the server keeps them. Also gives the identifiers of updates that
-    came before any artifact, which change nothing.
-    """
-    made: dict[str, list[Version]] = {}
-    lost: list[str] = []
-    for opening, inside, cut in itertools.chain.from_iterable(map(_operations, answers)):
-        identifier = opening.identifier
-        if opening.kind == "update":
-            identifier = _meant(identifier, made)
-            if not identifier:
-                lost.append(opening.identifier)
-                continue
-            base = made[identifier][-1]
-            pairs = read_pairs(inside)[0]
-            content, missed = apply_pairs(base.content, pairs)
-            version = replace(
-                base,
-                operation="update",
-                title=opening.title or base.title,
-                content=content,
-                cut=cut,
-                missed=missed if pairs else ("",),
-            )
-        else:
-            read = Content()
-            content = read.feed(inside) + read.end(cut)
-            title = opening.title or identifier
-            operation = "rewrite" if identifier in made else "create"
-            version = Version(0, operation, opening.kind, title, opening.language, content, cut)
-        versions = made.setdefault(identifier, [])
-        versions.append(replace(version, number=len(versions) + 1))
-    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
-
-
-def _operations(answer: str) -> Iterator[tuple[Opening, str, bool]]:
-    """Each artifact's opening tag, what is inside, and whether it was cut."""
-    # The web page's panel takes any <think> for reasoning, wherever it stands.
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG | re.DOTALL)
-    tags = Tags()
-    opening, inside = Opening("", "", "", ""), ""
-    for found in tags.feed(text) + tags.end():
-        if isinstance(found, Opening):
-            opening, inside = found, ""
-        elif isinstance(found, Inside):
-            inside += found.text
-        elif isinstance(found, Closing):
-            yield opening, inside, found.cut
-
-
-def _meant(identifier: str, made: Iterable[str]) -> str:
-    """The artifact that an update is about: models change names, so else the one made last."""
-    names = list(made)
-    if identifier in names:
-        return identifier
-    wanted = identifier.strip(_SPACES).lower()
-    alike = [name for name in names if name.strip(_SPACES).lower() == wanted]
-    return alike[0] if len(alike) == 1 else next(reversed(names), "")
-
-
-def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
-    """Each latest version with a safe file name, or with `every` all versions.
-
-    No two names are the same, also where capitals do not count.
-    """
-    names: list[tuple[Version, str]] = []
-    taken: set[str] = set()
-    for artifact in artifacts:
-        stem = _safe_stem(artifact.identifier)
-        for version in artifact.versions if every else artifact.versions[-1:]:
-            number = f".v{version.number}" if every else ""
-            ending = _ENDINGS.get(_word(version.kind, version.language), "txt")
-            for copy in itertools.count(1):
-                again = f"-{copy}" if copy > 1 else ""
-                name = f"{stem}{again}{number}.{ending}"
-                if name.lower() not in taken:
-                    break
-            taken.add(name.lower())
-            names.append((version, name))
-    return names
-
-
-def _safe_stem(identifier: str) -> str:
-    """A file name without its ending: no path, nothing hidden, no option, no device."""
-    stem = re.sub(r'[/\\:*?"<>|]+', "_", plain(identifier)).strip(" .").lstrip("-. ")
-    stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
-    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
-        stem = f"_{stem}"
-    return stem or UNNAMED
-
-
-# --- stages: events, perhaps replayed -> the answer's events, each once ---------------
-
+    if features.sent.tools != parent.sent.tools:
+        given = "the same -T and --functions" if parent.sent.tools else "no -T and no --functions"
+        raise HuggingChatError(
+            "-o retry true asks the last question again as it was, with the same local tools. "
+            f"Give {given}."
+        )
+    schema = features.schema or parent.sent.schema
+    features = msgspec.structs.replace(features, schema=schema)
+    return Plan(parent, None, "", sent=parent.sent, features=features, retry=True)
+
+
+# --- answer: updates, each once -> llm's stream events ------------------------------------
+
+ANSWER_LIMIT = 4_000_000  # characters of an answer, with reasoning and tools
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Filter(Protocol):
-    """A part of the way from what a run tells to what is given of it.
+class ReplayedText:
+    """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
-    Text may be cut anywhere. A stage holds back what it cannot judge yet, and gives it
-    before an event that ends a piece of text, or when it is told that there is no more.
-    """
-
-    def feed(self, event: Event) -> list[Event]:
-        """What the next event is for the stage after this one."""
-
-    def end(self) -> list[Event]:
-        """What was held back."""
-
-
-class Replayed:
-    """Text that comes in pieces, and after `rewind` once more from its start.
-
-    `pieces` is what came, each part once. NUL characters are padding, which the log leaves
-    out, so they do not count; neither does the first half of a surrogate pair, till the
-    other half comes.
+    A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
+    halves; so these do not count, and the first half waits for the other. `length` is that of
+    the text so far, in UTF-16 units.
     """
 
     def __init__(self) -> None:
-        self.pieces: list[str] = []
+        self.length = 0
+        self._pieces: list[str] = []
         self._half = ""
         self._skip = 0
 
+    @property
+    def text(self) -> str:
+        """All that came, once."""
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
     def rewind(self) -> None:
-        """All that came comes once more from here on."""
-        self._half, self._skip = "", sum(map(len, self.pieces))
+        """From here on, all that came comes again."""
+        self._half, self._skip = "", len(self.text)
 
     def take(self, text: str) -> str:
         """What is new in the next piece."""
@@ -2784,2020 +2741,357 @@ class Replayed:
         return self._new(text)
 
     def end(self) -> str:
-        """What is new when no further piece belongs to the last one: a half is a character."""
+        """What is new when nothing follows the last piece: half an emoji stands for itself."""
         half, self._half = self._half, ""
         return self._new(half)
 
-    def all_new(self) -> None:
-        """Nothing is repeated from here on."""
-        self._skip = 0
-
     def _new(self, text: str) -> str:
         text = join_surrogates(text)
-        passed = min(self._skip, len(text))
-        self._skip -= passed
-        if text := text[passed:]:
-            self.pieces.append(text)
+        skipped = min(self._skip, len(text))
+        self._skip -= skipped
+        if text := text[skipped:]:
+            self._pieces.append(text)
+            self.length += utf16_length(text)
         return text
-
-
-class Deduplicator:
-    """Passes each event of a run on once.
-
-    A run's log repeats it from the start, its text in other pieces; `Again` says that this
-    begins. What was already given is then passed over: text and reasoning by their
-    length, tool events by their id, files by their number.
-    """
-
-    def __init__(self) -> None:
-        self._text = Replayed()  # as it came, tags included
-        self._segment: list[str] = []  # the part of it after the last tool
-        self._reasoning = Replayed()  # what came as events of its own
-        self._tools: dict[tuple[str, type], str] = {}  # given tool events -> the tool's name
-        self._files = self._skip_files = 0
-        self._earlier = 0  # length of the text that earlier runs gave
-
-    @property
-    def begun(self) -> bool:
-        """Has anything been given?"""
-        now = self._text.pieces or self._reasoning.pieces or self._tools or self._files
-        return bool(now or self._earlier)
-
-    @property
-    def seen_length(self) -> int:
-        """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
-        return self._earlier + utf16_length("".join(self._text.pieces))
-
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._said(self._text.take(event.text))
-        if isinstance(event, Reasoning):
-            thought = self._reasoning.take(event.text)
-            return [Reasoning(thought)] if thought else []
-        if isinstance(event, Replay):
-            self._text.rewind()
-            self._reasoning.rewind()
-            self._skip_files = self._files
-            return []
-        if isinstance(event, Resumed):
-            held, self._earlier = self.end(), event.length
-            self._text, self._segment, self._reasoning = Replayed(), [], Replayed()
-            self._files = self._skip_files = 0
-            return held
-        held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (ToolCall, ToolResult)):
-            return [*held, *self._tool(event)]
-        if isinstance(event, File):
-            self._files += not self._skip_files
-            if self._skip_files:
-                self._skip_files -= 1
-                return held
-        if isinstance(event, FinalAnswer):
-            return [*held, *self._rest(event), event]
-        return [*held, event]
-
-    def end(self) -> list[Event]:
-        reasoning = self._reasoning.end()
-        held: list[Event] = [Reasoning(reasoning)] if reasoning else []
-        return held + self._said(self._text.end())
-
-    def _said(self, text: str) -> list[Event]:
-        if not text:
-            return []
-        self._segment.append(text)
-        return [Text(text)]
-
-    def _tool(self, event: ToolCall | ToolResult) -> list[Event]:
-        key = (event.id, type(event))
-        if key in self._tools:
-            return []
-        self._tools[key] = name = event.name or self._tools.get((event.id, ToolCall), "")
-        self._segment = []
-        return [replace(event, name=name)]
-
-    def _rest(self, final: FinalAnswer) -> list[Event]:
-        """Text that was never streamed: it is in the final answer alone."""
-        everything = "".join(self._text.pieces)
-        # Of a run that was stopped, chat-ui tells the whole text, cut where the stop says.
-        segment = everything if final.interrupted else "".join(self._segment)
-        text = join_surrogates(final.text.replace("\0", ""))
-        if everything.endswith(text) or not text.startswith(segment):
-            return []
-        self._text.all_new()
-        return self._said(self._text.take(text[len(segment) :])) + self.end()
 
 
 class ThinkTags:
     """Splits `<think>...</think>` off text whose pieces may cut a tag anywhere.
 
-    A tag opens reasoning only where a model starts to think: at the beginning, after a
-    tool, and after other reasoning. Elsewhere `<think>` is a word that the answer uses.
+    A tag opens reasoning only where a model begins to think: at the start, after a tool and
+    after other reasoning. Elsewhere `<think>` is a word that the answer uses.
     """
 
     def __init__(self) -> None:
         self._state = "start"
         self._held = ""
 
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._split(event.text)
-        held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (ToolCall, ToolResult)):
-            self._state = "start"
-        return [*held, event]
+    def restart(self) -> None:
+        """A tool was called: the model may think again."""
+        self._state = "start"
 
-    def end(self) -> list[Event]:
-        held, kind = self._held, Reasoning if self._state == "thinking" else Text
-        self._held = ""
-        return [kind(held)] if held else []
+    def end(self) -> list[tuple[str, str]]:
+        """What was held back."""
+        held, self._held = self._held, ""
+        return [("reasoning" if self._state == "thinking" else "text", held)] if held else []
 
-    def _split(self, text: str) -> list[Event]:
+    def feed(self, text: str) -> list[tuple[str, str]]:
+        """The pieces of `text`, each with its kind: text or reasoning."""
         if self._state == "text":
-            return [Text(text)]
-        pieces: list[Event] = []
+            return [("text", text)] if text else []
+        pieces: list[tuple[str, str]] = []
         self._held += text
-        while self._held:
-            if self._state == "start":
-                body = self._held.lstrip()
-                if space := self._held[: len(self._held) - len(body)]:
-                    pieces.append(Text(space))
-                self._held = body
-                if body.startswith(OPEN):
-                    self._state, self._held = "thinking", body[len(OPEN) :]
-                elif OPEN.startswith(body):
-                    break
-                else:
-                    self._state = "text"
-            elif self._state == "thinking":
-                inside, closed, rest = self._held.partition(CLOSE)
-                kept = 0 if closed else _overlap(inside, CLOSE)
-                if shown := inside[: len(inside) - kept]:
-                    pieces.append(Reasoning(shown))
-                self._held = rest if closed else inside[len(inside) - kept :]
-                if not closed:
-                    break
-                self._state = "start"
-            else:
-                pieces.append(Text(self._held))
-                self._held = ""
+        before = None
+        while self._held and before != (self._state, self._held):  # else it may be half a tag
+            before = self._state, self._held
+            piece = self._thinking() if self._state == "thinking" else self._outside()
+            if piece[1]:
+                pieces.append(piece)
         return pieces
+
+    def _outside(self) -> tuple[str, str]:
+        body = self._held.lstrip()
+        space = self._held[: len(self._held) - len(body)]
+        if body.startswith(OPEN):
+            self._state, self._held = "thinking", body[len(OPEN) :]
+        elif OPEN.startswith(body):
+            self._held = body
+        else:
+            self._state, self._held, space = "text", "", space + body
+        return "text", space
+
+    def _thinking(self) -> tuple[str, str]:
+        inside, closed, rest = self._held.partition(CLOSE)
+        if closed:
+            self._state, self._held = "start", rest
+        else:
+            shown = len(inside) - _overlap(inside, CLOSE)
+            inside, self._held = inside[:shown], inside[shown:]
+        return "reasoning", inside
 
 
 class Paragraphs:
-    """Sets the text before a tool and the text after it apart by an empty line.
+    """Sets the text before a server-side tool and the text after it apart by an empty line.
 
-    The web page shows a tool between them; as chat-ui stores them, they are one word after
-    the other. What the model writes of line ends itself counts.
+    The web page shows the tool between them; chat-ui stores them as one text.
     """
 
     def __init__(self) -> None:
-        self._said = False  # something that is no space was given
-        self._lines = 0  # line ends at the end of what was given
-        self._after_tool = False  # no text followed yet
+        self._said = False  # something other than white space
+        self._newlines = 0  # at the end of what was given
+        self._after_tool = False
         self._space = ""  # how the text after a tool begins
 
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._text(event.text)
-        if isinstance(event, File):  # its link will stand in a line of its own
-            missing = 1 - self._lines if self._after_tool and self._said else 0
-            held: list[Event] = [*self.end(), *([Text("\n")] if missing > 0 else [])]
-            self._said, self._lines, self._after_tool = True, 1, False
-            return [*held, event]
-        held = self.end() if isinstance(event, ENDS_TEXT) else []
-        if isinstance(event, (ToolCall, ToolResult)):
-            self._after_tool = True
-        return [*held, event]
+    def tool(self) -> None:
+        """A tool was called."""
+        self._after_tool = True
 
-    def end(self) -> list[Event]:
-        space, self._space = self._space, ""
-        self._lines += space.count("\n")
-        return [Text(space)] if space else []
+    def link(self) -> str:
+        """What is missing before a link, which stands in a line of its own."""
+        missing = self._after_tool and self._said and not self._newlines
+        given = self.end() + ("\n" if missing else "")
+        self._said, self._newlines, self._after_tool = True, 1, False
+        return given
 
-    def _text(self, text: str) -> list[Event]:
-        if not self._after_tool:
-            return self._given(text)
-        self._space += text
-        if not self._space.strip():
-            return []
-        text, self._space, self._after_tool = self._space, "", False
-        begun = text[: len(text) - len(text.lstrip())].count("\n")
-        missing = 2 - self._lines - begun if self._said else 0
-        return self._given("\n" * max(missing, 0) + text)
-
-    def _given(self, text: str) -> list[Event]:
-        words = text.rstrip()
-        lines = text[len(words) :].count("\n")
-        self._lines = lines if words else self._lines + lines
-        self._said = self._said or bool(words)
-        return [Text(text)]
-
-
-# A fence that a model put around an artifact, against its instructions. With no word after
-# it, it could be the end of another.
-_WRAPPED = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
-
-
-class Artifacts:
-    """Shows artifacts as Markdown: a line with its title, then a fence.
-
-    The web page shows a tool between two pieces of text, each read by itself: an artifact
-    ends where a tool is called. A file is given after the artifact that it came in.
-    """
-
-    def __init__(self) -> None:
-        self._tags = Tags()
-        self._lines: _Whole | _Changes | None = None
-        self._wrapped = ""  # the model's own fence, if the artifact is in one
-        self._files: list[Event] = []
-        self._tail = ""  # the end of what was given
-        self._ended = False  # an artifact ended, and no text followed yet
-
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._shown(self._tags.feed(event.text))
-        if isinstance(event, File) and self._tags.inside:
-            self._files.append(event)
-            return []
-        held = self.end() if isinstance(event, ENDS_TEXT) else []
-        return [*held, *self._passed(event)]
-
-    def end(self) -> list[Event]:
-        return self._shown(self._tags.end())
-
-    def _shown(self, pieces: Iterable[str | Opening | Inside | Closing]) -> list[Event]:
-        given: list[Event] = []
-        text = ""
-        for piece in pieces:
-            if isinstance(piece, str):
-                text += self._outside(piece)
-            elif isinstance(piece, Opening):
-                text += self._opened(piece)
-            elif isinstance(piece, Inside) and self._lines:
-                text += self._lines.feed(piece.text)
-            elif isinstance(piece, Closing) and self._lines:
-                text += self._lines.end(piece.cut) + self._closed(piece)
-                files, self._files = self._files, []
-                if files:
-                    given += [Text(text), *(out for file in files for out in self._passed(file))]
-                    text = ""
-        return [*given, Text(text)] if text else given
-
-    def _opened(self, opening: Opening) -> str:
-        """The title, in a paragraph of its own, and the fence's first line."""
-        wrapped = _WRAPPED.search(self._tail)
-        self._wrapped = wrapped[1] if wrapped else ""
-        self._ended = False
-        kind = _Changes if opening.kind == "update" else _Whole
-        self._lines = kind(self._wrapped or FENCE)
-        if wrapped:
-            return ""
-        said = self._tail.rstrip()
-        space = self._tail[len(said) :]
-        missing = (2 if said else 0) - space.count("\n")
-        hanging = bool(space) and not space.endswith("\n")
-        identifier = plain(opening.identifier, 100).replace("`", "'")
-        title = plain(opening.title, 200) or identifier
-        what = f"update of `{identifier}`" if opening.kind == "update" else f"`{identifier}`"
-        return "\n" * max(missing, hanging) + f"**{title}** ({what})\n\n{FENCE}{opening.word}\n"
-
-    def _closed(self, closing: Closing) -> str:
-        """The fence's last line; the model will end its own, unless the artifact was cut."""
-        fence = self._wrapped or FENCE
-        if closing.cut:
-            self._wrapped = ""
-        self._tail, self._ended = fence, True
-        return "" if self._wrapped else fence
-
-    def _outside(self, text: str) -> str:
-        if self._ended:
-            text = text.lstrip(" \t\r")
-            if not text:
+    def feed(self, text: str) -> str:
+        """`text`, with what is missing before it."""
+        if self._after_tool:
+            self._space += text
+            if not self._space.strip():
                 return ""
-            self._ended = False
-            if self._wrapped:
-                text = text.removeprefix("\n")
-            elif text[0] != "\n":
-                text = f"\n\n{text}"
-        self._tail = (self._tail + text)[-200:]
+            text, self._space, self._after_tool = self._space, "", False
+            begins = text[: len(text) - len(text.lstrip())].count("\n")
+            if self._said:
+                text = "\n" * (2 - self._newlines - begins) + text
+        words = text.rstrip()
+        newlines = text[len(words) :].count("\n")
+        self._newlines = newlines if words else self._newlines + newlines
+        self._said = self._said or bool(words)
         return text
 
-    def _passed(self, event: Event) -> list[Event]:
-        if isinstance(event, File):  # its link will stand in a line of its own
-            self._tail, self._ended = "link\n", False
-        return [event]
-
-
-# --- forms: calls of local tools, and JSON documents, out of an answer's text ---------
-
-_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
-_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
-_BETWEEN_CALLS = re.compile(r"(?:[\s,]|```\w*|</?tool_call>)*")
-_QUOTED = re.compile(r'\\.|"', re.DOTALL)
-_UNQUOTED = re.compile(rf'"|{CALL_END}')
-
-
-def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block, at least one, and the words that stand after them."""
-    calls: list[LocalToolCall] = []
-    at = _end_of(_BETWEEN_CALLS, text, 0)
-    while at < len(text) and (not calls or text[at] in "{["):
-        try:
-            value, end = _lenient.raw_decode(text, at)
-            calls += [_local_call(each) for each in (value if isinstance(value, list) else [value])]
-        except (ValueError, RecursionError) as error:
-            return [*calls, _malformed(text[at:], f"it is not valid JSON ({plain(error)})")], ""
-        at = _end_of(_BETWEEN_CALLS, text, end)
-    rest = text[at:]
-    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
-
-
-def _local_call(value: Any) -> LocalToolCall:
-    """The call that a value means. Models are trained on more than one form of it."""
-    said = _mapping(value)
-    said = _mapping(said.get("function")) or said
-    name, arguments = _string(said.get("name")), said.get("arguments", said.get("parameters"))
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            arguments = _lenient.decode(arguments)
-    arguments = arguments or {}
-    if not name:
-        return _malformed(_dumped(value), 'it is not an object with a "name"')
-    if not isinstance(arguments, dict):
-        return _malformed(_dumped(value), 'its "arguments" are not an object')
-    return LocalToolCall(_new_id(), join_surrogates(name), json.loads(_dumped(arguments)))
-
-
-def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
-
-
-def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
-
-
-def _dumped(value: Any) -> str:
-    """`value` as JSON that can be printed."""
-    return join_surrogates(json.dumps(value, ensure_ascii=False))
-
-
-class _Block:
-    """What stands in a block of calls, until a tag ends it that is not part of an argument."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._tail = ""  # it may be the beginning of a tag, or of an escaped character
-        self._quoted = False
-
-    @property
-    def text(self) -> str:
-        return "".join((*self._pieces, self._tail))
-
-    def feed(self, text: str) -> str | None:
-        """What stands after the block; None while it is not at its end."""
-        text, at = self._tail + text, 0
-        while match := (_QUOTED if self._quoted else _UNQUOTED).search(text, at):
-            at = match.end()
-            if match[0] == CALL_END:
-                self._pieces.append(text[: match.start()])
-                self._tail = ""
-                return text[at:]
-            if match[0] == '"':
-                self._quoted = not self._quoted
-        rest = text[at:]
-        kept = rest.endswith("\\") if self._quoted else _overlap(rest, CALL_END)
-        self._pieces.append(text[: len(text) - kept])
-        self._tail = text[len(text) - kept :]
-        return None
-
-
-class ToolCallFilter:
-    """Takes `<tool_call>...</tool_call>` out of text whose pieces may cut it anywhere.
-
-    Models write one call or several in such a block, fence them, and forget the tag at the
-    end. It is a block where it begins like one, with JSON or the name of a tool; elsewhere
-    `<tool_call>` is a word that the answer uses. Space around blocks belongs to them, but not
-    all of it where there is text on both sides.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._starts = ("{", "[", '"', "<function", CALL, *names)
-        self._held = ""
-        self._block: _Block | None = None
-        self._space = ""
-        self._before = ""  # the space that stood before the call that was given last
-        self._called = False  # nothing was said since then
-
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            return self._read(event.text)
-        cut = isinstance(event, FinalAnswer) and event.interrupted
-        return [*(self._rest(cut) if isinstance(event, ENDS_TEXT) else []), event]
-
-    def end(self) -> list[Event]:
-        return self._rest(cut=False)
-
-    def _rest(self, cut: bool) -> list[Event]:
-        """What was held back. What the model was stopped in the middle of is no call."""
-        given = self._read("", over=True, cut=cut)
-        if self._space and not self._called:
-            given.append(Text(self._space))
-        self._space, self._called = "", False
-        return given
-
-    def _read(self, text: str, over: bool = False, cut: bool = False) -> list[Event]:
-        given: list[Event] = []
-        text, self._held = self._held + text, ""
-        while text or (over and self._block):
-            if self._block:
-                after = self._block.feed(text)
-                if after is None and not over:
-                    break
-                block, self._block = self._block.text, None
-                calls, text = _unclosed(block, cut) if after is None else read_calls(block)
-                text += after or ""
-                given += self._call(calls) if calls else self._say(CALL)
-                continue
-            before, tag, inside = text.partition(CALL)
-            kept = 0 if tag or over else _overlap(before, CALL)
-            given += self._say(before[: len(before) - kept])
-            begins = self._begins(inside) if tag else None
-            if begins is None and not (tag and over):
-                self._held = tag + inside if tag else before[len(before) - kept :]
-                break
-            if begins:
-                self._block = _Block()
-            else:
-                given += self._say(tag)
-            text = inside
-        return given
-
-    def _begins(self, inside: str) -> bool | None:
-        """Does this begin like a block? None when more has to come to say so."""
-        body = inside[_end_of(_FENCE, inside, 0) :]
-        if body.startswith(self._starts):
-            return True
-        return None if any(start.startswith(body) for start in ("```", *self._starts)) else False
-
-    def _call(self, calls: list[LocalToolCall]) -> list[LocalToolCall]:
-        self._before = (self._before if self._called else "") or self._space
-        self._space, self._called = "", True
-        return calls
-
-    def _say(self, text: str) -> list[Event]:
-        said = text.strip()
-        if not said:
-            self._space += text
-            return []
-        at = text.index(said)
-        space = self._space + text[:at] or (self._before if self._called else "")
-        self._space, self._called = text[at + len(said) :], False
-        return [Text(space + said)]
-
-
-def _unclosed(block: str, cut: bool) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block that no tag ends, and the text after them."""
-    end = block.find(CALL_END)  # if there is one, it was in quotes that no quote ends
-    if end >= 0:
-        calls, rest = read_calls(block[:end])
-        return calls, rest + block[end + len(CALL_END) :]
-    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
-    return ([], block) if cut and calls[-1].problem else (calls, rest)
-
-
-# What may stand after a bracket that begins a document.
-_BEGINS = {"{": '"}', "[": '[]{"-0123456789tfn'}
-_PAIRS = {"}": "{", "]": "["}
-
-
-class Measured:
-    """Passes events on. Raises TooMuch when an answer is longer than any real one."""
-
-    def __init__(self) -> None:
-        self.size = 0  # characters
-
-    def feed(self, event: Event) -> list[Event]:
-        self.size += _size_of(event)
-        if self.size > ANSWER_LIMIT:
-            raise TooLarge(
-                f"The answer does not end: it has {self.size:,} characters, more than any real one."
-            )
-        return [event]
-
-    def end(self) -> list[Event]:
-        return []
-
-
-class Gathered:
-    """Gives the text of a long answer in larger pieces: for each, llm keeps half a kilobyte.
-
-    What else comes is given at once, and so is what was held back before it; a server at
-    work says something every tenth of a second. Raises TooMuch for an answer without end.
-    """
-
-    def __init__(self) -> None:
-        self._given = 0
-        self._held = ""
-        self._kind: type[Text] | type[Reasoning] = Text
-
-    def feed(self, event: Event) -> list[Event]:
-        if self._given > 5 * MANY:
-            raise TooLarge(
-                f"The answer does not end: it has {self._given:,} pieces, more than any real one."
-            )
-        if not isinstance(event, Text | Reasoning):
-            self._given += isinstance(event, ENDS_TEXT)  # llm keeps no others
-            return [*self.end(), event]
-        before = self.end() if not isinstance(event, self._kind) else []
-        self._kind = type(event)
-        self._held += event.text
-        enough = 1000 if self._given > MANY else 1
-        return [*before, *(self.end() if len(self._held) >= enough else ())]
-
-    def end(self) -> list[Event]:
-        held, self._held = self._held, ""
-        self._given += bool(held)
-        return [self._kind(held)] if held else []
-
-
-def _size_of(event: Event) -> int:
-    """How many characters of an event are kept."""
-    if isinstance(event, Text | Reasoning):
-        return len(event.text)
-    if isinstance(event, ToolCall | LocalToolCall):
-        return 100 + len(event.name) + len(json.dumps(event.arguments))
-    if isinstance(event, ToolResult):
-        return 100 + len(event.name) + len(event.output) + len(event.error or "")
-    if isinstance(event, File):
-        return 100 + min(len(event.name), 200)
-    return 0
-
-
-class JsonDocument:
-    """Gives one JSON document of all that an answer says, and no other text.
-
-    It is the first one that is right, whatever stands around it: words, a fence, an
-    artifact's tags. `problem_of` says what is wrong with a value. Given is the document as
-    soon as it ends; with `tools`, when the answer ends, as a call may follow and then it is
-    not the answer. Without one, `problem` says why.
-    """
-
-    def __init__(self, problem_of: Callable[[Any], str], tools: bool = False) -> None:
-        self.problem = "there is no JSON document in it"
-        self.done = False  # the document was given, or a tool was called
-        self._problem_of = problem_of
-        self._wait = tools
-        self._right = ""
-        self._longest = 0
-        self._pieces: list[str] = []
-        self._length = self._at = self._start = 0
-        self._open: list[str] = []
-        self._fresh = self._quoted = False
-
-    @property
-    def said(self) -> str:
-        """The whole text so far."""
-        self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
-
-    def feed(self, event: Event) -> list[Event]:
-        if isinstance(event, Text):
-            self._scan(event.text)
-            return [] if self._wait else self._give()
-        if isinstance(event, File):
-            return []
-        self.done = self.done or isinstance(event, LocalToolCall)
-        return [*(self.end() if isinstance(event, FinalAnswer) else []), event]
-
-    def end(self) -> list[Event]:
-        said = self.said
-        if self._open and len(said) - self._start > self._longest:
-            self.problem = "the document is not complete"
-        if not self._right:
-            fenced = _FENCED.fullmatch(said)
-            text = (fenced[1] if fenced else said).strip()
-            if text and text[0] not in _BEGINS:
-                self._judge(text)
-        return self._give()
-
-    def _give(self) -> list[Event]:
-        if self.done or not self._right:
-            return []
-        self.done = True
-        return [Text(self._right)]
-
-    def _scan(self, text: str) -> None:
-        """Find where brackets begin and end that may be a document."""
-        base = self._length
-        self._length += len(text)
-        self._pieces.append(text)
-        while self._at < self._length and not self._right:
-            if self._at < base:  # it was not a document: what is inside may be one
-                text, base = self.said, 0
-            char = text[self._at - base]
-            self._at += 1
-            if self._fresh and not char.isspace():
-                self._fresh = False
-                if char not in _BEGINS[self._open[0]]:
-                    self._open = []
-            if self._quoted:
-                if char == "\\":
-                    self._at += 1
-                self._quoted = char != '"'
-            elif char in "{[":
-                if not self._open:
-                    self._start, self._fresh = self._at - 1, True
-                self._open.append(char)
-            elif not self._open:
-                continue
-            elif char == '"':
-                self._quoted = True
-            elif char in "}]":
-                matched = self._open.pop() == _PAIRS[char]
-                if not matched:
-                    self._open = []
-                if not self._open:
-                    self._judge(self.said[self._start : self._at])
-
-    def _judge(self, text: str) -> None:
-        """Is this a document, and the one?"""
-        try:
-            value = _lenient.decode(text)
-        except RecursionError:
-            problem = "it is nested too deeply"
-        except ValueError as error:
-            if text[0] not in _BEGINS:
-                return
-            if text[0] == "[" and not text[1 : getattr(error, "pos", len(text))].strip():
-                self._at = self._start + 1  # words in brackets
-                return
-            problem = f"it is not valid JSON ({plain(error)})"
-        else:
-            problem = self._problem_of(value)
-            if not problem:
-                self._right = _readable(text, value)
-        if len(text) >= self._longest:
-            self._longest, self.problem = len(text), problem
-
-
-def _readable(text: str, value: Any) -> str:
-    """A document in the model's own writing, unless only lenient readers could read it."""
-    try:
-        _strict.decode(text)
-    except ValueError:
-        return _dumped(value)
-    return text
-
-
-# --- answer: a run's events -> llm's stream events ------------------------------------
+    def end(self) -> str:
+        """What was held back."""
+        space, self._space = self._space, ""
+        self._newlines += space.count("\n")
+        return space
 
 
 class Answer:
-    """What an answer consists of, and what a further event of its run adds to it.
+    """What an answer consists of, and what each further update of its run adds to it.
 
-    `file_link` gives the address of a file. `calls` are stages that take calls out of the
-    text as the model wrote it: an artifact in an argument is no fence. `documents` are
-    stages after those that every answer goes through.
+    `file_url` gives the address of a file by its SHA. `features` are the schema and the local
+    tools that the question was asked with. `artifacts`: does the model write them?
     """
 
     def __init__(
         self,
-        file_link: Callable[[File], str],
-        calls: Iterable[Filter] = (),
-        documents: Iterable[Filter] = (),
+        file_url: Callable[[str], str],
+        features: PromptedFeatures = NO_FEATURES,
+        artifacts: bool = True,
     ) -> None:
-        self._file_link = file_link
-        self._once = Deduplicator()
-        self._measured = Measured()
-        self._stages: tuple[Filter, ...] = (
-            self._once,
-            self._measured,
-            ThinkTags(),
-            Paragraphs(),
-            *calls,
-            Artifacts(),
-            *documents,
-            Gathered(),
-        )
-        self.title = ""
-        self.router = RouterMetadata("", "", "")
-        self.final: FinalAnswer | None = None
+        self._file_url = file_url
+        self._schema = features.schema
+        self._seen_text = ReplayedText()  # as the model wrote it, tags included
+        self._seen_reasoning = ReplayedText()  # what came as updates of its own
+        self._segment = 0  # where the text after the last tool begins
+        self._tools: dict[tuple[str | None, str], str] = {}  # id, subtype -> the tool's name
+        self._files = self._skip_files = 0
+        self._think = ThinkTags()
+        self._paragraphs = Paragraphs()
+        names = [str(tool["function"]["name"]) for tool in features.tools]
+        self._calls = ToolCallFilter(names) if names else None
+        self._artifacts = ArtifactFilter() if artifacts else None
+        self._document: list[str] = []  # the text that a document is looked for in
+        self._size = 0
+        self._last_char = ""  # of the text that was given
         self.calls: list[LocalToolCall] = []
-        self.last_is_text = False
+        self.problem = ""  # why there is no document, where a schema wants one
+        self.title = ""
+        self.router = RouterMetadata()
+        self.final: FinalAnswer | None = None
+        self.last_type = ""  # of the last event that was given
 
     @property
     def begun(self) -> bool:
-        """Has anything been given?"""
-        return self._once.begun
+        """Has the model said or done anything?"""
+        said = self._seen_text.length or self._seen_reasoning.length
+        return bool(said or self._tools or self._files)
 
     @property
-    def size(self) -> int:
-        """How many characters it has, with reasoning, and what tools were given and gave."""
-        return self._measured.size
+    def is_reasoning_alone(self) -> bool:
+        """Is there reasoning, and nothing else?"""
+        others = self._last_char or self.calls or self._tools or self._files or self._document
+        return self.begun and not others
 
     @property
     def seen_length(self) -> int:
-        """Length of the text given, in UTF-16 units: chat-ui's `seenContentLength`."""
-        return self._once.seen_length
+        """Length of the text so far in UTF-16 units: chat-ui's `seenContentLength`."""
+        return self._seen_text.length
 
-    def take(self, event: Event) -> list[StreamEvent]:
-        """What `event` adds, as llm's stream events. Raises TooMuch for an endless answer."""
-        events = [event]
-        for stage in self._stages:
-            events = [out for each in events for out in stage.feed(each)]
-        return self._noted(events)
+    @property
+    def raw_text(self) -> str:
+        """The text that a document was looked for in."""
+        return "".join(self._document)
 
-    def end(self) -> list[StreamEvent]:
-        """What was held back, when the run breaks off: a fence that was begun ends."""
-        events: list[Event] = []
-        for stage in self._stages:
-            events = [out for each in events for out in stage.feed(each)] + stage.end()
-        return self._noted(events)
+    def rewind(self) -> None:
+        """From here on, the run's updates come again from the first."""
+        self._seen_text.rewind()
+        self._seen_reasoning.rewind()
+        self._skip_files = self._files
 
-    def _noted(self, events: Iterable[Event]) -> list[StreamEvent]:
-        given = [out for each in events for out in self._given(each)]
-        for out in given:
-            if out.chunk or out.type == "tool_result":
-                self.last_is_text = out.type == "text"
-        return given
-
-    def _given(self, event: Event) -> list[StreamEvent]:
-        if isinstance(event, Text):
-            return [StreamEvent(type="text", chunk=event.text)]
-        if isinstance(event, Reasoning):
-            return [StreamEvent(type="reasoning", chunk=event.text)]
-        if isinstance(event, ToolCall):
-            return _call_events(event)
-        if isinstance(event, LocalToolCall):
-            self.calls.append(event)
-            return _call_events(event)
-        if isinstance(event, ToolResult):
-            return [_result_event(event)]
-        if isinstance(event, File):
-            label = re.sub(r"[\[\]]", "", plain(event.name, 200))
-            return [StreamEvent(type="text", chunk=f"\n[{label}]({self._file_link(event)})\n")]
-        if isinstance(event, Title):
-            self.title = event.title or self.title
-        elif isinstance(event, RouterMetadata):
-            # An empty field never overwrites a known one.
-            known = self.router
-            self.router = RouterMetadata(
-                event.route or known.route,
-                event.model or known.model,
-                event.provider or known.provider,
-            )
-        elif isinstance(event, FinalAnswer):
-            self.final = event
+    def add(self, update: Update) -> list[StreamEvent]:
+        """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
+        match update:
+            case StreamUpdate(token=token):
+                return self._given(self._text(self._seen_text.take(token)))
+            case ReasoningUpdate(token=token):
+                return self._given(self._reasoning(self._seen_reasoning.take(token)))
+            case ToolUpdate():
+                return self._given(self._tool(update))
+            case FileUpdate():
+                return self._given(self._file(update))
+            case FinalAnswer():
+                return self._given(self._final(update))
+            case TitleUpdate(title=title):
+                self.title = one_line(re.sub(r"</?think>", "", title), 200) or self.title
+            case RouterMetadata(route=route, model=model, provider=provider):
+                self.router = RouterMetadata(
+                    one_line(route or "", 200) or self.router.route,
+                    one_line(model or "", 200) or self.router.model,
+                    one_line(provider or "", 200) or self.router.provider,
+                )
+            case StatusUpdate() | ElicitationUpdate():
+                pass  # they say what becomes of the run
+            case _:
+                assert_never(update)
         return []
 
+    def end(self) -> list[StreamEvent]:
+        """What was held back when the run breaks off: an open fence is closed."""
+        return self._given(self._end_segment(interrupted=True))
 
-def _call_events(called: ToolCall | LocalToolCall) -> list[StreamEvent]:
-    problem = called.problem if isinstance(called, LocalToolCall) else ""
-    common: dict[str, Any] = {
-        "tool_call_id": called.id or None,
-        "server_executed": isinstance(called, ToolCall),
-    }
-    arguments = json.dumps(called.arguments, ensure_ascii=False, allow_nan=False)
-    metadata = {"huggingchat": {"problem": problem}} if problem else None
+    def _given(self, events: list[StreamEvent]) -> list[StreamEvent]:
+        for event in events:
+            self._size += len(event.chunk)
+            if event.type == "text":
+                self._last_char = event.chunk[-1:] or self._last_char
+            if event.chunk or event.type == "tool_result":
+                self.last_type = event.type
+        if self._size > ANSWER_LIMIT:
+            raise TooLarge(f"The answer has no end: it has {self._size:,} characters so far.")
+        return events
+
+    def _reasoning(self, text: str) -> list[StreamEvent]:
+        return [StreamEvent(type="reasoning", chunk=text)] if text else []
+
+    def _text(self, text: str) -> list[StreamEvent]:
+        return self._pieces(self._think.feed(text))
+
+    def _pieces(self, pieces: list[tuple[str, str]]) -> list[StreamEvent]:
+        events: list[StreamEvent] = []
+        for kind, text in pieces:
+            events += self._reasoning(text) if kind == "reasoning" else self._words(text)
+        return events
+
+    def _words(self, text: str) -> list[StreamEvent]:
+        text = self._paragraphs.feed(text)
+        return self._shown(self._calls.feed(text) if self._calls else text)
+
+    def _shown(self, text: str) -> list[StreamEvent]:
+        if self._schema:
+            self._document.append(text)
+            return []
+        if self._artifacts:
+            text = self._artifacts.feed(text)
+        return [StreamEvent(type="text", chunk=text)] if text else []
+
+    def _end_segment(self, interrupted: bool = False) -> list[StreamEvent]:
+        """A tool follows, or nothing: what was held back belongs to the text before it."""
+        events = self._reasoning(self._seen_reasoning.end())
+        events += self._text(self._seen_text.end())
+        events += self._pieces(self._think.end())
+        text, calls = self._paragraphs.end(), list[LocalToolCall]()
+        if self._calls:
+            text = self._calls.feed(text)
+            rest, calls = self._calls.end(interrupted)
+            text += rest
+        events += self._shown(text)
+        if self._artifacts and (rest := self._artifacts.end()):
+            events.append(StreamEvent(type="text", chunk=rest))
+        for call in calls:
+            self.calls.append(call)
+            metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
+            events += tool_call_events(call.id, call.name, call.arguments, metadata=metadata)
+        return events
+
+    def _tool(self, update: ToolUpdate) -> list[StreamEvent]:
+        subtype = "result" if update.subtype == "error" else update.subtype
+        key = (update.uuid, subtype)
+        if subtype not in ("call", "result") or key in self._tools:
+            return []
+        events = self._end_segment()
+        name = self._tools[key] = update.name or self._tools.get((update.uuid, "call"), "")
+        self._segment = len(self._seen_text.text)
+        self._think.restart()
+        self._paragraphs.tool()
+        if subtype == "call":
+            return events + tool_call_events(update.uuid, name, update.arguments, executed=True)
+        return [*events, tool_result_event(update.uuid, name, update.output, update.error)]
+
+    def _file(self, update: FileUpdate) -> list[StreamEvent]:
+        if self._skip_files:
+            self._skip_files -= 1
+            return []
+        self._files += 1
+        events = self._text(self._seen_text.end()) + self._pieces(self._think.end())
+        if self._schema:
+            return events
+        label = re.sub(r"[\[\]]", "", one_line(update.name or "file", 200))
+        link = f"{self._paragraphs.link()}\n[{label}]({self._file_url(update.sha)})\n"
+        text = self._artifacts.insert(link) if self._artifacts else link
+        return [*events, StreamEvent(type="text", chunk=text)] if text else events
+
+    def _final(self, final: FinalAnswer) -> list[StreamEvent]:
+        """The end of the answer; text that was never streamed is in the final answer alone."""
+        everything = self._seen_text.text
+        # After a stop chat-ui gives the whole text, cut where the stop says.
+        segment = everything if final.interrupted else everything[self._segment :]
+        text = join_surrogates((final.text or "").replace("\0", ""))
+        events: list[StreamEvent] = []
+        if not everything.endswith(text) and text.startswith(segment):
+            self._seen_text.rewind()
+            events += self._text(self._seen_text.take(everything + text[len(segment) :]))
+        events += self._end_segment(bool(final.interrupted))
+        self.final = final
+        if self._schema and not self.calls:
+            document = find_document(self.raw_text, schema_checker(self._schema))
+            self.problem = document.problem
+            if document.text is not None:
+                self.problem = ""
+                events.append(StreamEvent(type="text", chunk=document.text))
+        return events
+
+
+def tool_call_events(
+    id: str | None,
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    executed: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> list[StreamEvent]:
+    """A tool call as llm's stream events; `executed` says that it runs on the server."""
+    text = join_surrogates(json.dumps(arguments, ensure_ascii=False))
+    common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
-        StreamEvent(type="tool_call_name", chunk=join_surrogates(called.name), **common),
-        StreamEvent(
-            type="tool_call_args",
-            chunk=join_surrogates(arguments),
-            provider_metadata=metadata,
-            **common,
-        ),
+        StreamEvent(type="tool_call_name", chunk=join_surrogates(name), **common),
+        StreamEvent(type="tool_call_args", chunk=text, provider_metadata=metadata, **common),
     ]
 
 
-def hearing_events(name: str, id: str, text: str) -> list[StreamEvent]:
-    """A transcription, as llm logs it: the server's work, so a tool's call and result.
-
-    It stands right below the attachments in `llm logs`, and the next turns find it there.
-    `name` and `id` are the attachment's.
-    """
-    called = ToolCall(_new_id(), HEARING, {"file": name})
-    events = [*_call_events(called), _result_event(ToolResult(called.id, HEARING, text))]
-    return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
-
-
-def _result_event(returned: ToolResult) -> StreamEvent:
-    # llm's stream events have no field for a tool's failure, so it is in the output.
-    error = returned.error and join_surrogates(returned.error)
+def tool_result_event(id: str | None, name: str, output: str, error: str = "") -> StreamEvent:
+    """What a server-side tool gave back. llm has no field for a failure: it is in the output."""
+    error = join_surrogates(error)
     return StreamEvent(
         type="tool_result",
-        chunk=f"Error: {error}" if error else join_surrogates(returned.output),
-        tool_call_id=returned.id or None,
-        tool_name=join_surrogates(returned.name),
+        chunk=f"Error: {error}" if error else join_surrogates(output),
+        tool_call_id=id,
+        tool_name=join_surrogates(name),
         server_executed=True,
         provider_metadata={"huggingchat": {"error": error}} if error else None,
     )
 
 
-# --- questions: what a tool asks -> words; what is typed -> values, checked -----------
+def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
+    """A transcription as llm logs it: the server's work, so a tool's call and result.
 
-_FORMATS = {
-    "email": "an e-mail address",
-    "uri": "an address like https://example.org",
-    "date": "a date like 2026-11-26",
-    "date-time": "date and time like 2026-11-26 09:30",
-}
-TypedValue = str | float | bool | list[str]
-
-
-@frozen
-class Answered:
-    """What a person says to a question: `action` is accept, decline or cancel, as in MCP."""
-
-    action: str
-    content: dict[str, TypedValue] | None = None
-
-
-def typed_value(asked: AskedField, typed: str) -> TypedValue | None:
-    """The value that `typed` stands for in a field; None leaves the field out.
-
-    Nothing typed is the default, if there is one. Raises ValueError: what is wrong, in words.
+    `llm logs` shows it below the attachments, and later turns find it there. `name` and `id`
+    are the attachment's.
     """
-    text = typed.strip()
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        raise ValueError("it holds control characters, as the arrow keys leave them")
-    if not text:
-        default = default_of(asked)
-        if default is None and asked.required:
-            raise ValueError("it has to be filled in; Ctrl-D declines instead")
-        return default
-    if asked.kind == "boolean":
-        if (word := text.casefold()) not in ("y", "yes", "true", "n", "no", "false"):
-            raise ValueError("type y or n")
-        return word[0] in "yt"
-    if asked.kind == "number":
-        return _number_typed(asked, text)
-    if asked.kind == "select":
-        return _selected(asked, text)
-    return _checked_text(asked, text)
-
-
-def default_of(asked: AskedField) -> TypedValue | None:
-    """The default of a field if it is one that the field itself allows, else none."""
-    default = asked.default
-    try:
-        if asked.kind == "boolean":
-            return default if isinstance(default, bool) else None
-        if asked.kind == "number":
-            number = _number(default)
-            return None if number is None else _within(asked, number)
-        if asked.kind == "string":
-            return _checked_text(asked, default) if isinstance(default, str) and default else None
-        known = [choice.value for choice in asked.choices]
-        if asked.multiple:
-            picked = default if isinstance(default, tuple) else ()
-            return _enough(asked, [each for each in picked if each in known]) if picked else None
-        return default if isinstance(default, str) and default in known else None
-    except ValueError:
-        return None
-
-
-def _number_typed(asked: AskedField, text: str) -> float:
-    whole = re.fullmatch(r"[+-]?[0-9]{1,20}", text, re.ASCII)
-    if asked.integer and not whole:
-        raise ValueError("it is no whole number")
-    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text, re.ASCII):
-        raise ValueError("it is no number")
-    number = _number(int(text) if whole else float(text))
-    if number is None or (asked.integer and abs(number) > 2**53):  # JavaScript's limit
-        raise ValueError("it is too large")
-    return _within(asked, number)
-
-
-def _within(asked: AskedField, number: float) -> float:
-    too_small = asked.least is not None and number < asked.least
-    if too_small or (asked.most is not None and number > asked.most):
-        raise ValueError(f"it has to be {_limits(asked)}")
-    if asked.integer and number != int(number):
-        raise ValueError("it is no whole number")
-    return number
-
-
-def _checked_text(asked: AskedField, text: str) -> str:
-    """Text as the field's format has it: chat-ui's own rules (elicitationSchema.ts)."""
-    wanted = f"it is not {_FORMATS.get(asked.format, 'text')}"
-    try:
-        if asked.format == "date":
-            with contextlib.suppress(ValueError):
-                return datetime.date.fromisoformat(text).isoformat()
-            text = _point_in_time(text).date().isoformat()
-        elif asked.format == "date-time":
-            text = _point_in_time(text).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
-        raise ValueError(wanted) from None
-    if asked.format == "email" and not re.fullmatch(r"[^\s@]+@[^\s@]+\.[^\s@]+", text):
-        raise ValueError(wanted)
-    if asked.format == "uri" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s]+", text):
-        raise ValueError(wanted)
-    length = utf16_length(text)
-    if length < (asked.least or 0) or (asked.most is not None and length > asked.most):
-        raise ValueError(f"it is {length} long, and has to have {_limits(asked)}")
-    return text
-
-
-def _point_in_time(text: str) -> datetime.datetime:
-    """Date and time, in this machine's time zone unless it says which. Raises ValueError."""
-    if ":" not in text:
-        raise ValueError("no time of day")
-    return datetime.datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text)).astimezone()
-
-
-def _selected(asked: AskedField, text: str) -> str | list[str]:
-    if not asked.multiple:
-        return _choice(asked, text)
-    with contextlib.suppress(ValueError):
-        return _enough(asked, [_choice(asked, text)])  # its name may hold a comma
-    words = filter(None, map(str.strip, text.split(",")))
-    return _enough(asked, list(dict.fromkeys(_choice(asked, word) for word in words)))
-
-
-def _choice(asked: AskedField, word: str) -> str:
-    """The value of the choice that has this name, or else this number."""
-    for same in (str, str.casefold):
-        named = [c for c in asked.choices if same(word) in (same(c.label), same(c.value))]
-        if len(named) == 1:
-            return named[0].value
-    if re.fullmatch(r"[0-9]{1,4}", word, re.ASCII) and 0 < int(word) <= len(asked.choices):
-        return asked.choices[int(word) - 1].value
-    raise ValueError(f"{plain(word, 60)!r} is none of them; give a number or a name")
-
-
-def _enough(asked: AskedField, values: list[str]) -> list[str]:
-    if len(values) < (asked.least or 0) or (asked.most is not None and len(values) > asked.most):
-        raise ValueError(f"it has to be {_limits(asked)} of them")
-    return values
-
-
-def _limits(asked: AskedField) -> str:
-    """A field's limits in words; none if it has none."""
-    least, most = asked.least, asked.most
-    unit = " characters" if asked.kind == "string" else ""
-    if least is not None and most is not None:
-        return f"{json.dumps(least)} to {json.dumps(most)}{unit}"
-    if most is not None:
-        return f"at most {json.dumps(most)}{unit}"
-    told = least is not None and (least or asked.kind == "number")
-    return f"at least {json.dumps(least)}{unit}" if told else ""
-
-
-def field_words(asked: AskedField) -> tuple[list[str], str]:
-    """What is shown for a field: lines above, and the words before what is typed."""
-    kinds = {
-        "string": _FORMATS.get(asked.format, "text"),
-        "number": "a whole number" if asked.integer else "a number",
-        "boolean": "y or n",
-        "select": "some of them, with commas between" if asked.multiple else "one of them",
-    }
-    hints = [kinds[asked.kind], _limits(asked), "" if asked.required else "optional"]
-    above = [asked.description] if asked.description else []
-    above += [f"{number}. {c.label}" for number, c in enumerate(asked.choices, 1)]
-    default = default_of(asked)
-    shown = ""
-    if isinstance(default, bool):
-        shown = "y" if default else "n"
-    elif asked.kind == "select" and default is not None:
-        picked = default if isinstance(default, list) else [default]
-        shown = ", ".join(c.label for c in asked.choices if c.value in picked)
-    elif default is not None:
-        shown = plain(default, 200)
-    ending = f" [{shown}]" if shown else ""
-    return above, f"{asked.title} ({', '.join(filter(None, hints))}){ending}: "
-
-
-def about_address(url: str) -> str:
-    """Where an address leads, and what is doubtful about it."""
-    host = leads_to(url)
-    name = host.rpartition(":")[0] or host if re.search(r":[0-9]+$", host) else host
-    doubts = [
-        "the connection is not encrypted" if url.lower().startswith("http:") else "",
-        "its name may imitate another one" if re.search(r"(^|\.)xn--", name) else "",
-        "it is in a private network" if _is_private(name) else "",
-    ]
-    return f"It leads to {host}" + "".join(f"; {doubt}" for doubt in doubts if doubt) + "."
-
-
-# --- terminal: where a person sees tools at work, and answers their questions ---------
-
-
-def _can_open() -> bool:
-    """Is there a browser to open a page in?"""
-    shown = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
-    return shown or sys.platform in ("darwin", "win32")
-
-
-def _open(url: str) -> None:
-    import webbrowser
-
-    webbrowser.open(url)
-
-
-class Keyboard:
-    """What is typed on the terminal that shows standard error, also where input is a pipe.
-
-    The terminal is left as it is: it edits and echoes a line, and gives it when it is whole.
-    Reading is left at any moment, as no thread waits for it where the loop can.
-    """
-
-    def __init__(self) -> None:
-        """Raises OSError if there is no terminal to read from, or it is somebody else's."""
-        self._file = self._opened()
-        try:
-            ours = os.tcgetpgrp(self._file.fileno()) == os.getpgrp()
-        except (OSError, AttributeError):  # a terminal without jobs, or Windows
-            ours = True
-        if not ours:
-            self.close()
-            raise OSError("this process is in the background")
-
-    def _opened(self) -> io.FileIO:
-        names = ["CONIN$"] if os.name == "nt" else ["/dev/tty"]
-        with contextlib.suppress(OSError, AttributeError):
-            names.insert(0, os.ttyname(sys.stderr.fileno()))
-        for name in names:
-            with contextlib.suppress(OSError):
-                return open(name, "rb", buffering=0, opener=_no_control)
-        raise OSError("no terminal")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def forget(self) -> None:
-        """Forget what was typed before it was asked for."""
-        with contextlib.suppress(Exception):  # not on Windows, and not where it is no terminal
-            import termios
-
-            termios.tcflush(self._file.fileno(), termios.TCIFLUSH)
-
-    async def line(self) -> str | None:
-        """A line, without its end; None at the end of input (Ctrl-D). Raises ValueError
-        when it is not text."""
-        typed = b""
-        while not typed.endswith((b"\n", b"\r")):
-            piece = await self._piece()
-            if not piece:
-                if typed:
-                    break
-                return None
-            typed += piece
-        return typed.decode().rstrip("\r\n")
-
-    async def _piece(self) -> bytes:
-        loop = asyncio.get_running_loop()
-        piece: asyncio.Future[bytes] = loop.create_future()
-
-        def take(data: bytes) -> None:
-            if not piece.done():
-                piece.set_result(data)
-
-        def read() -> None:
-            try:
-                data = self._file.read(4096) or b""
-            except (OSError, ValueError):  # hung up
-                data = b""
-            with contextlib.suppress(RuntimeError):  # the loop is over
-                loop.call_soon_threadsafe(take, data)
-
-        try:
-            loop.add_reader(self._file.fileno(), read)
-        except (NotImplementedError, OSError):  # Windows; macOS for some terminals
-            threading.Thread(target=read, daemon=True).start()
-            return await piece
-        try:
-            return await piece
-        finally:
-            loop.remove_reader(self._file.fileno())
-
-
-def _no_control(path: str, flags: int) -> int:
-    """Open a terminal without becoming its process."""
-    return os.open(path, flags | getattr(os, "O_NOCTTY", 0))
-
-
-def fit(text: str, columns: int) -> str:
-    """The beginning of a line that `columns` of a terminal have room for."""
-    width, kept = 0, ""
-    for char in text[: 4 * columns]:  # what has no width has an end as well
-        wide = unicodedata.east_asian_width(char) in ("W", "F")
-        width += 0 if unicodedata.combining(char) else 1 + wide
-        if width > columns:
-            return kept[:-1] + "…"
-        kept += char
-    return kept
-
-
-AtWork = ToolCall | Progress | ToolResult  # what tells of a tool on the server
-
-
-@frozen
-class Aside:
-    """Not for llm: `act` is to be called where the answer is taken, after all before it."""
-
-    act: Callable[[], object]
-
-
-Given = StreamEvent | Aside
-REWRITE = "\r\x1b[2K"  # back to the beginning of the line, which is empty then
-PROGRESS = " "  # no tool's id: a line that several share
-AT_ONCE = 100  # tools whose progress is shown at a time
-
-
-class Screen:
-    """Standard error where a person sees it: tools at work, and their questions.
-
-    Tools are shown dim, as llm shows reasoning. The last line stays open, without its end:
-    progress can be written over it, text that begins with an empty line does not make two,
-    and text that does not gets a line of its own. What is told here comes from the thread that
-    takes the answer, so it stands in its place; a question is put from the loop's, when that
-    thread has come to it.
-
-    `tools`: are tools to be shown? `mixed`: does the answer's text come to the terminal, as it
-    is made? `piped`: may it come there in the end? `fresh`: is the terminal at the beginning
-    of a line?
-    """
-
-    def __init__(
-        self, tools: bool = True, mixed: bool = True, piped: bool = False, fresh: bool = True
-    ) -> None:
-        self._tools = tools
-        self._mixed = mixed
-        self._piped = piped
-        self._fresh = fresh
-        self._open = ""  # what stands in the open line
-        self._owner = ""  # which tool's it is
-        self._known: dict[str, str] = {}  # a tool's call's id -> its name
-        self._running: dict[str, tuple[float, str]] = {}  # id -> how far, and that in words
-        self._asking = 0  # questions that are on the screen
-        self._later: dict[tuple[type, str], AtWork] = {}  # what happened meanwhile
-        self._latest: dict[str, Progress] = {}  # what is about to be told
-        self._lock = threading.RLock()
-
-    @classmethod
-    def of(cls, prompt: llm.Prompt, stream: bool) -> Screen | None:
-        """The screen for an answer, if a person looks at one on llm's command line."""
-        if not (on_command_line() and sys.stderr.isatty()):
-            return None
-        hidden = bool(getattr(prompt, "hide_reasoning", False))
-        piped = False
-        with contextlib.suppress(OSError, ValueError):
-            piped = stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode)
-        fresh = not prompt.tool_results
-        return cls(not hidden, stream and sys.stdout.isatty(), stream and piped, fresh)
-
-    def _write(self, text: str) -> None:
-        click.echo(text, nl=False, err=True)
-
-    def _new_line(self) -> None:
-        if self._open or not self._fresh:
-            self._write("\n")
-        self._open, self._fresh = "", True
-
-    def note(self, text: str) -> None:
-        """A line of its own: something to know."""
-        with self._lock:
-            self._new_line()
-            note(text)
-
-    def gives(self, event: StreamEvent) -> None:
-        """llm is about to print this."""
-        shown = event.type == "text" or (event.type == "reasoning" and self._tools)
-        if not (shown and event.chunk):
-            return
-        with self._lock:
-            here = self._mixed or event.type == "reasoning"
-            if self._open and not (here and event.chunk.startswith("\n")):
-                self._write("\n")
-            if here or self._piped:
-                self._fresh = event.chunk.endswith("\n")
-            self._open = ""
-
-    def __enter__(self) -> None:
-        """An answer begins."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """It is over: what comes next has a line for itself, an error too.
-
-        Click gives one to Ctrl-C.
-        """
-        with self._lock:
-            failed = kind is not None and issubclass(kind, Exception)
-            if self._open or (failed and not self._fresh):
-                self._write("\n")
-            self._open = ""
-
-    # Tools
-
-    def tell(self, event: AtWork) -> None:
-        """Show what a tool on the server does."""
-        with self._lock:
-            if self._asking:
-                key = type(event), event.id
-                full = key not in self._later and len(self._later) >= AT_ONCE
-                if not (full and isinstance(event, Progress)):
-                    self._later[key] = event
-            elif self._tools:
-                self._told(event)
-
-    def telling(self, event: AtWork) -> Aside | None:
-        """What tells of it when its turn comes; None if that is on its way already.
-
-        Of progress, the latest is enough: a terminal may be slower than a tool.
-        """
-        if not isinstance(event, Progress):
-            return Aside(functools.partial(self.tell, event))
-        with self._lock:
-            waits = event.id in self._latest
-            if not waits and len(self._latest) >= AT_ONCE:
-                return None
-            self._latest[event.id] = event
-        return None if waits else Aside(functools.partial(self._tell_latest, event.id))
-
-    def _tell_latest(self, id: str) -> None:
-        with self._lock:
-            self.tell(self._latest.pop(id))
-
-    def _told(self, event: AtWork) -> None:
-        if isinstance(event, ToolCall):
-            if event.id in self._known:
-                return  # a log tells it again
-            name = self._known[event.id] = plain(event.name, 100)
-            if len(self._running) < AT_ONCE:
-                self._running[event.id] = -math.inf, ""
-            arguments = json.dumps(event.arguments, ensure_ascii=False) if event.arguments else ""
-            self._line(f"Tool: {name} {plain(arguments, 1000)}".rstrip(), event.id)
-        elif event.id not in self._running:
-            return
-        elif isinstance(event, ToolResult):
-            del self._running[event.id]
-            if event.error:
-                self._line(f"Tool: {self._known[event.id]} failed: {plain(event.error, 1000)}")
-        elif event.done > self._running[event.id][0]:
-            total = "" if event.total is None else f"/{event.total:g}"
-            self._running[event.id] = event.done, f"{event.done:g}{total} {event.message}".rstrip()
-            self._progressed(event.id)
-
-    def _progressed(self, id: str) -> None:
-        """Write progress over the tool's own line; that of several has a line for itself."""
-        if os.environ.get("TERM") == "dumb":
-            return
-        said = [(self._known[id], words) for id, (_, words) in self._running.items() if words]
-        if self._open and self._owner == id and len(self._running) == 1:
-            # What the tool was asked gives way to how far it is.
-            words = said[0][1]
-            asked = fit(self._open, max(self._columns() - len(words) - 2, 20))
-            self._write(REWRITE + self._dim(f"{asked}  {words}"))
-        else:
-            listed = ", ".join(f"{name} {words}" for name, words in said)
-            self._line(f"{'Tools' if len(self._running) > 1 else 'Tool'}: {listed}", PROGRESS)
-
-    def _line(self, text: str, owner: str = "") -> None:
-        if self._open and self._owner == PROGRESS:
-            self._write(REWRITE)
-        else:
-            self._new_line()
-        self._open, self._owner = text, owner
-        self._write(self._dim(text))
-
-    def _dim(self, text: str) -> str:
-        return click.style(fit(text, self._columns()), dim=True)
-
-    def _columns(self) -> int:
-        try:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
-        except (OSError, ValueError):
-            columns = 0
-        return max((columns or 80) - 1, 20)  # 0 is said by those that do not know
-
-    # Questions
-
-    def can_ask(self, asked: Elicitation) -> bool:
-        """Can a person answer this here and now?"""
-        try:
-            Keyboard().close()
-        except OSError:
-            return False
-        return bool(asked.mode)
-
-    def make_room(self) -> None:
-        """A question comes next."""
-        with self._lock:
-            sys.stdout.flush()
-            self._new_line()
-            self._asking += 1
-
-    def closed(self, words: str) -> None:
-        """A question is over; why, if there is somebody to tell it to."""
-        with self._lock:
-            self._asking -= 1
-            if words:
-                self._line(words)
-            later, self._later = self._later, {}
-            for event in later.values():
-                self.tell(event)
-
-    async def answer(self, asked: Elicitation, problem: str = "") -> Answered:
-        """Have a person answer. `problem` is why the server did not take the answer before.
-
-        Cancelled at any moment, it leaves the terminal as it was. Raises OSError if there is
-        no terminal any more.
-        """
-        keyboard = Keyboard()
-        try:
-            keyboard.forget()
-            if problem:
-                self._say(f"{asked.server or 'The server'} does not take that: {problem}")
-            else:
-                self._introduce(asked)
-            if asked.mode == "url":
-                choice = "o opens it in your browser, " if _can_open() else ""
-                words = f"{choice}y says that you have done it"
-                agreed = await self._agreed(keyboard, words, asked.url if choice else "")
-            else:
-                agreed = bool(problem) or await self._agreed(keyboard, "Answer? y begins")
-            if not agreed:
-                return Answered("decline")
-            content: dict[str, TypedValue] = {}
-            for each in asked.fields if asked.mode == "form" else ():
-                value = await self._filled(keyboard, each)
-                if value is None:
-                    return Answered("decline")
-                content |= value
-            return Answered("accept", content if asked.mode == "form" else None)
-        except asyncio.CancelledError:
-            keyboard.forget()  # half an answer is nothing for who reads next
-            raise
-        finally:
-            keyboard.close()
-
-    def _say(self, text: str, dim: bool = False) -> None:
-        wrapped = click.wrap_text(text, self._columns(), subsequent_indent="  ")
-        self._write(click.style(wrapped, dim=dim) + "\n")
-
-    def _introduce(self, asked: Elicitation) -> None:
-        what = "asks you to open an address" if asked.mode == "url" else "asks"
-        heading = f"The tool server {asked.server or 'without a name'} {what}:"
-        self._write(click.style(heading, bold=True) + "\n")
-        self._say(f"  {asked.message}")
-        if asked.mode == "url":
-            self._write(f"  {asked.url}\n")
-            self._say(f"  {about_address(asked.url)}", dim=True)
-            return
-        needed = sum(each.required for each in asked.fields)
-        count = len(asked.fields)
-        some = f"{count} fields, of which {needed} must be filled in" if count > 1 else "One field"
-        self._say(f"  {some if count else 'Nothing to fill in'}. {self._goes_to(asked)}", dim=True)
-
-    def _goes_to(self, asked: Elicitation) -> str:
-        until = ""
-        if asked.until is not None:
-            with contextlib.suppress(ValueError, OverflowError, OSError):
-                moment = datetime.datetime.fromtimestamp(asked.until)
-                until = f" It waits until {moment:%H:%M}."
-        return f"What you type goes to that server.{until}"
-
-    async def _typed(self, keyboard: Keyboard, words: str) -> str | None:
-        """What is typed after some words; None for Ctrl-D."""
-        self._write(words)
-        self._fresh = False
-        try:
-            typed = await keyboard.line()
-        except ValueError:
-            typed = "\0"  # no text: no field takes it
-        if typed is None:
-            self._write("\n")
-        self._fresh = True
-        return typed
-
-    async def _agreed(self, keyboard: Keyboard, words: str, url: str = "") -> bool:
-        """Does the person say yes? What `words` mean by o is to open `url`."""
-        while True:
-            typed = await self._typed(keyboard, f"{words}, Enter declines, Ctrl-C stops: ")
-            word = (typed or "").strip().casefold()
-            if word in ("", "n", "no"):
-                return False
-            if word in ("y", "yes"):
-                return True
-            if word == "o" and url:
-                await asyncio.to_thread(_open, url)
-
-    async def _filled(self, keyboard: Keyboard, each: AskedField) -> dict[str, TypedValue] | None:
-        """What is typed into a field, if anything; None when the person declines after all."""
-        above, words = field_words(each)
-        for line in above:
-            self._say(f"  {line}")
-        while True:
-            typed = await self._typed(keyboard, words)
-            if typed is None:
-                return None
-            try:
-                value = typed_value(each, typed)
-            except ValueError as error:
-                self._say(f"  {error}.", dim=True)
-                continue
-            return {} if value is None else {each.name: value}
-
-
-# --- run: one run's states, no sockets: what happened in, what to do next out ---------
-
-
-REDIRECTS = (301, 302, 303, 307, 308)
-
-
-class ConnectionLost(Exception):
-    """A connection could not be made, broke, or fell silent.
-
-    `sent` says whether the whole request had left, so that it may have arrived; `silent`
-    that nothing was heard, not even an end; `final` that trying again cannot help.
-    """
-
-    def __init__(self, why: str, *, sent: bool, final: bool = False, silent: bool = False) -> None:
-        super().__init__(why)
-        self.sent = sent
-        self.final = final
-        self.silent = silent
-
-
-@frozen
-class HttpResponse:
-    """A whole HTTP answer. `body` is decompressed; of a refusal, only how it begins is kept."""
-
-    status: int
-    content_type: str
-    body: bytes = field(repr=False)
-    disposition: str = ""
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-
-    def header(self, name: str) -> str:
-        """The first header of that name (in lower case), or no text."""
-        return next((value for known, value in self.headers if known.lower() == name), "")
-
-    def set_cookies(self) -> dict[str, str]:
-        """The cookies that the server sets, as far as their values are a cookie's."""
-        pairs = (
-            value.partition(";")[0].partition("=")
-            for name, value in self.headers
-            if name.lower() == "set-cookie"
-        )
-        return {name.strip(): value for name, _, value in pairs if _COOKIE_VALUE.fullmatch(value)}
-
-    def json(self) -> Any:
-        """The value in the body. Raises llm.ModelError when it is not JSON."""
-        try:
-            return read_json(self.body)
-        except TooRich:
-            raise TooLarge(
-                "The server answered with JSON that takes more memory than any real answer."
-            ) from None
-        except ValueError:
-            raise HuggingChatError(
-                f"The server answered with something that is not JSON. "
-                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
-            ) from None
-
-    @property
-    def wants_login(self) -> bool:
-        """Is this how chat-ui refuses those who are not logged in?"""
-        location = self.header("location")
-        return self.status == 401 or (self.status in REDIRECTS and leads_to_login(location))
-
-    @property
-    def is_hidden(self) -> bool:
-        """Is this how chat-ui tells that something is not there, or is somebody else's?"""
-        return self.status in (403, 404) and not self.is_firewall
-
-    @property
-    def is_firewall(self) -> bool:
-        """Did a firewall in front of the server refuse this client? chat-ui has no such answers.
-
-        Seen with a challenge (202, empty) or a captcha (405, a page), both with a header that
-        says so, or with a page of the network's own (403).
-        """
-        page = self.status in (403, 405) and "html" in self.content_type
-        return page or (self.status != 200 and bool(self.header("x-amzn-waf-action")))
-
-    @property
-    def wants_pause(self) -> bool:
-        """Will the same message be taken after a pause?
-
-        chat-ui refuses with 429 for three reasons: too many messages in a minute, too many
-        messages in this conversation, and too many conversations. The last two stay.
-        """
-        stays = self.is_firewall or "conversation" in self.message.lower()
-        return self.status == 429 and not stays
-
-    @property
-    def message(self) -> str:
-        """The server's own words for a refusal; nothing of an HTML page."""
-        text = self.body[:10_000].decode("utf-8", "replace")
-        try:
-            value = _mapping(read_json(text))
-            return plain(_string(value.get("message")) or _string(value.get("error")), 300)
-        except ValueError:
-            html = "html" in self.content_type or text.lstrip().startswith("<")
-            return "" if html else plain(text, 300)
-
-
-class HttpError(Exception):
-    """The server answered, with a status other than 200.
-
-    `waited` is how many seconds were spent on the pause that it wanted, if any were allowed.
-    `again`: an earlier try of the same call may have arrived.
-    """
-
-    def __init__(self, reply: HttpResponse, waited: float | None = None) -> None:
-        super().__init__(f"HTTP {reply.status}")
-        self.reply = reply
-        self.waited = waited
-        self.again = False
-
-
-class NotFound(Exception):
-    """The conversation is not there for this account; or `answer`, the one to continue after."""
-
-    def __init__(self, *, answer: bool = False) -> None:
-        super().__init__()
-        self.answer = answer
-
-
-class IncompleteAnswer(Exception):
-    """An answer is not whole, and the server has no more of it."""
-
-
-@dataclass
-class Backoff:
-    """When to try again, for all calls: pauses grow until there is a sign of life.
-
-    `tries` is how often in all, or None for as long as PATIENCE allows. `life` is when the
-    last sign came, in seconds of a clock that only goes forward.
-    """
-
-    life: float
-    tries: int | None = None
-    failed: int = 0
-
-    def alive(self, now: float) -> None:
-        """There is a sign of life: the next failure is the first one again."""
-        self.life, self.failed = now, 0
-
-    def pause(self, now: float) -> float | None:
-        """Seconds until the next attempt, after one that failed; None to give up."""
-        pause = limits.backoff[min(self.failed, len(limits.backoff) - 1)]
-        self.failed += 1
-        if self.tries is not None:
-            return pause if self.failed < self.tries else None
-        left = self.life + limits.reconnect_timeout - now
-        return min(pause, left) if left > 0 else None
-
-
-class RateLimiter:
-    """When messages may go to a server that wants a pause, for all runs of this process.
-
-    chat-ui counts what was sent within a minute, also what it refused. So after a refusal
-    nobody sends for a minute; then one does, and once that is taken the next, until one is
-    refused again: one refused try a minute at most, and as many messages as the server takes.
-    When nobody had to wait for a minute, all may send at once again.
-
-    Other processes are not known of here. If several wait, each refused try of one may be
-    what the others are refused for: so pauses grow, by chance, while tries are in vain.
-
-    Runs of several loops use it, each in its thread. `now` is seconds of a clock that only
-    goes forward, and is the same in all threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opens = -math.inf
-        self._held = -math.inf  # when a run was last told to wait
-        self._trying = ""  # the run that may send, until it tells what came of it, or for
-        self._until = -math.inf  # so long: it may have ended without a word
-        self._vain = 0  # tries that were refused, one after another
-        self._told = False
-        self.refusal = HttpError(HttpResponse(429, "", b""))  # the latest
-
-    def pause(self, run: str, now: float) -> float:
-        """Seconds after which `run` is to ask again; 0 when it may send, now."""
-        with self._lock:
-            wait = max(self._opens - now, 0.0)
-            if not wait and now - max(self._held, self._opens) < limits.rate_window:
-                if self._trying not in ("", run) and now < self._until:
-                    wait = limits.backoff[0]
-                else:
-                    self._trying, self._until = run, now + limits.rate_window
-            self._held = now if wait else self._held
-            return wait
-
-    def refused(self, run: str, refusal: HttpError, now: float) -> None:
-        """The server wants a pause: it refused the message of `run`."""
-        with self._lock:
-            self.refusal = refusal
-            self._told = self._told and now < self._opens
-            pause = limits.rate_window
-            if self._trying == run:
-                self._vain += 1
-                pause *= random.uniform(1, min(2 ** (self._vain - 1), LONGEST_PAUSE))
-                self._trying = ""
-            self._opens = max(self._opens, now + pause)
-
-    def passed(self, run: str) -> None:
-        """The server took the message of `run`."""
-        with self._lock:
-            self._vain = 0
-            self._trying = "" if self._trying == run else self._trying
-
-    def leave(self, run: str) -> None:
-        """`run` is not about to send any more."""
-        with self._lock:
-            self._trying = "" if self._trying == run else self._trying
-
-    def to_be_told(self) -> bool:
-        """Has nobody been told of this pause yet? One is enough."""
-        with self._lock:
-            told, self._told = self._told, True
-            return not told
-
-
-class State(enum.IntEnum):
-    """How far a run is known to have come.
-
-    | from     | what happens                                           | to       |
-    | -------- | ------------------------------------------------------ | -------- |
-    | NEW      | its message is being sent                              | SENT     |
-    | SENT     | it had not left, was refused, or is not to be found     | NEW      |
-    | SENT     | an event came, or it is in the conversation             | TAKEN    |
-    | TAKEN    | final answer, failure, or its end with questions open  | ANSWERED |
-    | TAKEN    | the server knows nothing of it after all                | NEW      |
-    | ANSWERED | its stream ended after `finished`, or its log said `end` | STORED   |
-
-    chat-ui stores a run between `finished` and the end of its stream, as a copy of all the
-    conversation's messages that the run began with. A message that is sent before that
-    loses the answer before it, or is lost itself.
-    """
-
-    NEW = 0
-    SENT = 1
-    TAKEN = 2
-    ANSWERED = 3
-    STORED = 4
-
-
-@frozen
-class Send:
-    """Send the message."""
-
-
-@frozen
-class Look:
-    """Read the conversation: is the message there, and what is stored of its answer?"""
-
-
-@frozen
-class Follow:
-    """Follow the run's log, from the event after number `after`."""
-
-    after: int
-
-
-@frozen
-class Wait:
-    """Do nothing for so many seconds."""
-
-    seconds: float
-
-
-@frozen
-class Done:
-    """There is nothing more to do: the run is over, and stored."""
-
-
-@frozen
-class Fail:
-    """There is nothing more that could be done."""
-
-    why: ConnectionLost | HttpError | NotFound | IncompleteAnswer
-
-
-Step = Send | Look | Follow | Wait | Done | Fail
-BEYOND = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
-NO_OUTPUT = Failed("No output was generated")
-
-
-class Run:
-    """One run: from its message to its stored answer. It knows no sockets.
-
-    It is told what happens (`took`, `ended`, `looked`, `lost`, `refused`), and says what
-    to do `next`. `now` is seconds of a clock that only goes forward. A run that another
-    turn began starts as ANSWERED: all that is wanted of it is that it be stored. Of one
-    that goes on with an answer, `after` is the number of updates stored before it.
-
-    While a tool waits for an answer to its question, the run goes on, and tells when it is
-    closed. A tool that does not wait ends it: that is its outcome, which another run resumes.
-
-    When the server wants a pause, the message may wait for it: for `wait` seconds in all, at
-    the `gate` that it shares with other runs.
-    """
-
-    def __init__(
-        self,
-        generation_id: str,
-        now: float,
-        state: State = State.NEW,
-        after: int = 0,
-        *,
-        gate: RateLimiter | None = None,
-        wait: float = 0.0,
-    ) -> None:
-        self.generation_id = generation_id
-        self.state = state
-        self._gate = gate or RateLimiter()
-        self._wait = wait
-        self._held: float | None = None  # since when the message waits
-        self.outcome: FinalAnswer | Failed | Parked | None = None
-        self._after = after
-        self._asked: dict[str, Elicitation | None] = {}  # by id; None once it is closed
-        self.died = False  # the model broke off: no final answer came before the end
-        self.end = ""  # how the log says that it ended
-        self._trouble: ConnectionLost | HttpError | NotFound | IncompleteAnswer | None = None
-        self._refusal: HttpError | None = None  # of a message that may have been taken
-        self._step: Step = Done()
-        self._pause = 0.0
-        self._since = now
-        self._chatter = 0  # events that came with nothing new in them
-        self._backoff = Backoff(now)
-        self._sending = Backoff(now, limits.max_attempts)
-        self._looking = Backoff(now, 2)
-        self._look_until = 0.0
-        self._begun = False  # something of an answer came
-        self._finished = False  # the end of the stream will mean that all is stored
-        self._seq = 0
-        self._logless = False  # the log is no use: only the store can tell
-        self._stored_length = -1
-
-    @property
-    def is_settled(self) -> bool:
-        """Does nothing go on at the server that a further message could spoil?"""
-        return self.state in (State.NEW, State.STORED)
-
-    @property
-    def is_untaken(self) -> bool:
-        """Has no try of the message been taken, nor may one still be on its way?"""
-        return self.state is State.NEW and not self._sending.failed
-
-    @property
-    def is_held(self) -> bool:
-        """Does the message wait, as the server wants a pause?"""
-        return self.state is State.NEW and self._held is not None
-
-    def next(self, now: float) -> Step:
-        """What to do now. Whatever comes of it is to be told before this is asked again."""
-        if isinstance(self._step, Send):
-            self.leave()
-        if self._trouble:
-            return Fail(self._trouble)
-        if self._pause:
-            pause, self._pause = self._pause, 0.0
-            return Wait(pause)
-        if self.state is State.NEW:
-            if pause := self._gate.pause(self.generation_id, now):
-                return self._hold(pause, now)
-            self.state, self._step = State.SENT, Send()
-        elif self.state is State.STORED:
-            self._step = Done()
-        elif self.state is State.SENT or self._logless:
-            self._step = Look()
-        else:
-            self._step = Follow(self._seq if self.state is State.TAKEN else BEYOND)
-            self._chatted(now, CHATTER)  # one that ends at once, and often, has an end as well
-        return self._step
-
-    # What happened
-
-    def took(self, event: Event | LogEnd, now: float, seq: int = 0) -> list[Event]:
-        """An event came, the log's number `seq`. Returns what is to be made of it.
-
-        Raises TooMuch when what comes is nothing new, for ever.
-        """
-        self._backoff.alive(now)
-        if not (isinstance(event, (Text, Reasoning)) and event.text.strip("\0")):
-            self._chatted(now)
-        if isinstance(event, LogEnd):
-            self._log_ended(event)
-            return []
-        if self.state is State.SENT:
-            self._gate.passed(self.generation_id)
-        self.state = max(self.state, State.TAKEN)
-        if self.state is State.ANSWERED:
-            self._finished = self._finished or isinstance(event, (Finished, Failed))
-            return [event] if isinstance(event, (Title, RouterMetadata)) else []
-        # The log of a run that says nothing begins with a heartbeat, which has no number.
-        self._seq = max(seq, self._seq) if isinstance(self._step, Follow) else seq
-        if isinstance(event, FinalAnswer):
-            # An empty answer is not the end: the reason follows as a failure.
-            if not (event.text or event.interrupted or self._begun):
-                return []
-            self._answered(event)
-        elif isinstance(event, Finished):
-            self._finished = True
-            if questions := tuple(filter(None, self._asked.values())):
-                event = Parked(questions)
-            else:
-                # The model died on the way. What it said is stored, and can be continued.
-                self.died = self._begun
-                event = FinalAnswer("", True) if self._begun else NO_OUTPUT
-            self._answered(event)
-        elif isinstance(event, Failed):
-            self._finished = True
-            self._answered(event)
-        elif isinstance(event, Elicitation):
-            if event.id in self._asked:
-                return []  # told again
-            self._asked[event.id] = event
-        elif isinstance(event, ElicitationResolved):
-            if self._asked.get(event.id, event) is None:
-                return []
-            self._asked[event.id] = None
-        elif isinstance(event, (Text, Reasoning)):
-            self._begun = self._begun or bool(event.text.strip("\0"))
-        elif isinstance(event, (ToolCall, ToolResult, File)):
-            self._begun = True
-        over = isinstance(self.outcome, (FinalAnswer, Failed))
-        # chat-ui does not tell that a stop has closed a question.
-        left = filter(None, self._asked.values() if over else ())
-        return [*(ElicitationResolved(asked.id, "aborted") for asked in left), event]
-
-    def ended(self, now: float) -> None:
-        """The connection ended, as it should."""
-        if isinstance(self._step, Send):
-            if self.state is State.ANSWERED and self._finished:
-                self.state = State.STORED
-        else:
-            self._again(now)
-
-    def lost(self, lost: ConnectionLost, now: float) -> None:
-        """The connection could not be made, or broke."""
-        if lost.final:
-            self._trouble = lost
-        elif not isinstance(self._step, Send):
-            self._again(now)
-        elif self.state is State.SENT and not lost.sent:
-            self._send_again(lost, now)
-        elif lost.silent:
-            # It may be slow, or on its way. To send again would be to say it twice.
-            self._look_until = now + limits.reconnect_timeout
-
-    def refused(self, refused: HttpError, now: float, *, first: bool = False) -> None:
-        """The server answered with another status than 200.
-
-        `first`: the message was to be the first in its conversation.
-        """
-        status = refused.reply.status
-        if isinstance(self._step, Follow) and status == 404:
-            self._logless = True  # a server without logs
-        elif isinstance(self._step, Send) and status >= 500:
-            # A proxy, or the server after it had stored the message: only a look can tell.
-            self._refusal = refused
-        elif isinstance(self._step, Send) and refused.reply.wants_pause and self._wait:
-            self.state = State.NEW
-            self._gate.refused(self.generation_id, refused, now)
-        elif isinstance(self._step, Send):
-            self.state = State.NEW
-            self._trouble = NotFound() if refused.reply.is_hidden and not first else refused
-        elif status >= 500:
-            self._again(now)
-        else:
-            self._trouble = refused
-
-    def not_taken(self) -> None:
-        """The message was refused for a reason that will not be there again."""
-        if isinstance(self._step, Send):
-            self.state = State.NEW
-
-    def leave(self) -> None:
-        """Nobody drives the run any more: other messages need not wait for this one."""
-        self._gate.leave(self.generation_id)
-
-    def gone(self) -> None:
-        """The conversation is not there any more, and the run with it."""
-        self.state = State.NEW if self.state is State.SENT else State.STORED
-        self._trouble = NotFound()
-
-    def looked(
-        self, stored: dict[str, Any] | None, now: float, *, parent: bool = True
-    ) -> list[Event]:
-        """The conversation was read. `stored` is the run's answer as far as it is there;
-        `parent` says whether the message is that it was to go after.
-
-        Returns the events of an answer that is complete.
-        """
-        if self.state is State.SENT:
-            if stored:
-                self._backoff.alive(now)
-                self.state = State.TAKEN
-            else:
-                self._not_found(now, parent)
-            return []
-        if stored is None:
-            self._vanished(now)
-            return []
-        events, complete = stored_events(stored, self._after)
-        if not (complete or is_settled(stored, self._after)):
-            self._still_grows(len(events), now)
-            return []
-        given = [Replay(), *(out for event in events for out in self.took(event, now))]
-        if self.state is State.TAKEN:
-            self._answered(NO_OUTPUT)
-            given.append(NO_OUTPUT)
-        self.state = State.STORED
-        return given
-
-    # What to make of it
-
-    def _hold(self, pause: float, now: float) -> Step:
-        """The message has to wait, unless that would be longer than it may."""
-        self._held = now if self._held is None else self._held
-        waited = now - self._held
-        if waited + pause <= self._wait:
-            return Wait(pause)
-        self._trouble = HttpError(self._gate.refusal.reply, waited)
-        return Fail(self._trouble)
-
-    def _chatted(self, now: float, events: int = 1) -> None:
-        """Words are counted where they are given; all else is here, also what is told again.
-
-        A server at work says so ten times a second, for hours; and a log repeats what was.
-        """
-        self._chatter += events
-        if self._chatter > 5 * MANY + CHATTER * (now - self._since):
-            raise TooLarge(
-                f"The answer does not end: {self._chatter:,} events came with nothing new in them, "
-                "more than from any server at work."
-            )
-
-    def _answered(self, outcome: FinalAnswer | Failed | Parked) -> None:
-        self.state, self.outcome = State.ANSWERED, outcome
-
-    def _log_ended(self, end: LogEnd) -> None:
-        self.end = end.status
-        if self.state is State.ANSWERED:
-            self.state = State.STORED
-        else:
-            self._logless = True  # it did not tell the answer, so it is taken from the store
-
-    def _again(self, now: float) -> None:
-        pause = self._backoff.pause(now)
-        if pause is None:
-            self._trouble = ConnectionLost(
-                f"it did not come back within {limits.reconnect_timeout:.0f} seconds", sent=True
-            )
-        self._pause = pause or 0.0
-
-    def _send_again(self, why: ConnectionLost | HttpError, now: float) -> None:
-        self.state = State.NEW
-        pause = self._sending.pause(now)
-        if pause is None:
-            self._trouble = why
-        self._pause = pause or 0.0
-        self._looking = Backoff(now, 2)
-
-    def _not_found(self, now: float, parent: bool) -> None:
-        """Looked for twice, as the message may still be on its way, or for longer."""
-        pause = self._looking.pause(now)
-        if pause is not None or now < self._look_until:
-            self._pause = limits.look_again
-        elif self._refusal and self._refusal.reply.status == 500:
-            # An unknown parent is a 500 as well.
-            self.state = State.NEW
-            self._trouble = self._refusal if parent else NotFound(answer=True)
-        else:
-            self._send_again(
-                self._refusal or ConnectionLost("it did not take the message", sent=True), now
-            )
-
-    def _vanished(self, now: float) -> None:
-        if self.state is State.ANSWERED:
-            self.state = State.STORED
-        elif self._begun:
-            self._trouble = IncompleteAnswer("The server lost the answer.")
-        else:
-            self._logless = False
-            self._send_again(ConnectionLost("it did not take the message", sent=True), now)
-
-    def _still_grows(self, length: int, now: float) -> None:
-        """The answer is not complete: does the run go on without a log?"""
-        if length > self._stored_length:
-            self._stored_length = length
-            self._backoff.alive(now)
-        pause = self._backoff.pause(now)
-        if pause is None and self.state is State.ANSWERED:
-            self.state = State.STORED  # nothing comes of it any more
-        elif pause is None:
-            self._trouble = IncompleteAnswer(
-                "The answer broke off, and the server has no end of it."
-            )
-        self._pause = pause or 0.0
+    call_id = f"call_{uuid.uuid4().hex}"
+    events = tool_call_events(call_id, TRANSCRIBE, {"file": name}, executed=True)
+    events.append(tool_result_event(call_id, TRANSCRIBE, text))
+    return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
 
 
 # --- storage: the key store, the catalogue cache, and which runs go on -----------------
@@ -5100,157 +3394,112 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
         _write_cache(path, servers)
 
 
-RUNS = "huggingchat_runs.db"
+def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
+    """Keep a session that was made after that of `cookies` had expired.
 
-
-@frozen
-class Noted:
-    """A run that is not known to be stored. Times are seconds since 1970.
-
-    `since` is 0 and `process` None when the turn that began it is over. It may lie ahead: then
-    the message is still to be sent.
+    If it cannot be kept, this process uses it, and a note says so.
     """
-
-    generation_id: str
-    process: int | None = None
-    since: float = 0.0
-    stopped: float | None = None
-
-    def has_a_turn(self, within: float) -> bool:
-        """Is a turn at it, which began `within` seconds, as far as can be told from here?"""
-        age = time.time() - self.since
-        if self.process is None or age > within or -age > HELD_LIMIT:
-            return False
+    for name, kept in keys_of(server, cookies).items():
+        value = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
         try:
-            if os.name == "posix":  # elsewhere, to ask would be to end it
-                os.kill(self.process, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            pass  # somebody else's
-        return True
+            keep_key(name, value)
+        except llm.ModelError as error:
+            note(f"{error} The new session is for this process alone.")
 
 
-_NOTED = "generation_id, process, since, stopped"  # the columns of a Noted
+def local_timezone() -> str | None:
+    """This machine's time zone by its IANA name, as a browser tells it; None if unknown."""
+    import tzlocal
 
-
-def _noted(rows: Iterable[tuple[Any, ...]]) -> list[Noted]:
-    """The runs in these rows; one that makes no sense is none. A stop is not still to come."""
-    found = []
-    for id, process, since, stopped in rows:
-        whole = process is None or (isinstance(process, int) and 0 < process < 2**31)
-        if known_id(id) and whole and isinstance(since, float) and math.isfinite(since):
-            told = min(stopped, time.time()) if isinstance(stopped, float) else None
-            found.append(Noted(id, process, since, told))
-    return found
-
-
-@contextlib.contextmanager
-def _runs() -> Iterator[sqlite3.Connection]:
-    """The runs of this user's processes that are not known to be stored.
-
-    Nothing in it is worth a wait for the disk. Raises sqlite3.Error.
-    """
-    path = llm.user_dir() / RUNS
-    connection = sqlite3.connect(path, timeout=2, isolation_level=None)
-    try:
-        connection.execute("pragma synchronous = off")
-        connection.execute("pragma journal_mode = truncate")
-        connection.execute(
-            "create table if not exists runs "
-            "(id integer primary key, generation_id text unique, page text, process integer, "
-            "begun real, since real, stopped real)"
-        )
-        yield connection
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError:  # it is none: a new one is as good
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-    finally:
-        connection.close()
-
-
-def claim_run(page: str, generation_id: str) -> list[Noted] | None:
-    """Note that a run is about to begin in the conversation at `page`.
-
-    Returns those that were noted there before, which have to be stored first; None when
-    they cannot be known. Raises nothing.
-    """
-    now = time.time()
-    with contextlib.suppress(sqlite3.Error), _runs() as db:
-        db.execute("delete from runs where begun < ?", [now - RUN_LIMIT])
-        db.execute(
-            "insert into runs (generation_id, page, process, begun, since) values (?, ?, ?, ?, ?)",
-            [generation_id, page, os.getpid(), now, now],
-        )
-        rows = db.execute(
-            f"select {_NOTED} from runs where page = ? and id < "
-            "(select id from runs where generation_id = ?) order by id",
-            [page, generation_id],
-        )
-        return _noted(rows)
+    with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
+        return str(tzlocal.reload_localzone())
     return None
 
 
-def keep_run(generation_id: str, later: float = 0.0) -> None:
-    """A run that had to wait is sent only now, or `later`, in seconds. Raises nothing."""
-    with contextlib.suppress(sqlite3.Error), _runs() as db:
-        db.execute(
-            "update runs set since = ? where generation_id = ?",
-            [time.time() + later, generation_id],
-        )
+# Turns whose runs are not stored yet
+
+TURNS = "huggingchat_turns"  # a folder in llm's user directory
+_turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
-def leave_run(generation_id: str, stopped: float | None) -> None:
-    """A turn is over before its run is stored. Raises nothing.
+def _turn_file(page: str) -> pathlib.Path:
+    name = hashlib.sha256(page.encode()).hexdigest()[:32]
+    return llm.user_dir() / TURNS / f"{name}.json"
 
-    `stopped` is when the server was told to stop it, in seconds since 1970.
+
+def turn_is_pending(page: str) -> bool:
+    """Is a run of the conversation at `page` not known to be stored?"""
+    return _turn_file(page).exists()
+
+
+class TurnLock:
+    """Lets one turn at a time into a conversation, in this process and in others.
+
+    chat-ui can keep only one run at a time: a message that is sent before the run before it
+    is stored loses that run's answer, or is lost itself. So a file exists from when a message
+    is sent until its run is known to be stored; it says when the server was told to stop the
+    run (seconds since 1970). A lock beside it is held while a turn goes on. Where no file can
+    be made, a lock in this process has to do.
     """
-    with contextlib.suppress(sqlite3.Error), _runs() as db:
-        db.execute(
-            "update runs set process = null, since = 0, stopped = ? where generation_id = ?",
-            [stopped, generation_id],
-        )
 
+    def __init__(self, page: str) -> None:
+        self.pending = False
+        self.stopped: float | None = None
+        self._file = _turn_file(page)
+        self._here = _turns_here.setdefault(page, asyncio.Lock())
+        self._lock: BaseFileLock | None = None
 
-def still_noted(generation_id: str) -> Noted | None:
-    """What is noted of a run now; None if nothing is. Raises nothing."""
-    with contextlib.suppress(sqlite3.Error), _runs() as db:
-        rows = db.execute(f"select {_NOTED} from runs where generation_id = ?", [generation_id])
-        return next(iter(_noted(rows)), None)
-    return None
+    async def acquire(self) -> None:
+        """Wait for the turn before; then `pending` and `stopped` say what it has left."""
+        from filelock import FileLock, Timeout
 
+        await self._here.acquire()
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
+            while self._lock is None:
+                try:
+                    lock.acquire()
+                    self._lock = lock
+                except Timeout:
+                    await asyncio.sleep(0.05)
+            self._read()
+        except (OSError, NotImplementedError):
+            self.pending = True  # nobody knows, so the server is asked
+        except BaseException:
+            self._here.release()
+            raise
 
-def forget_run(generation_id: str) -> None:
-    """A run is stored, or never was. Raises nothing."""
-    with contextlib.suppress(sqlite3.Error), _runs() as db:
-        db.execute("delete from runs where generation_id = ?", [generation_id])
+    def _read(self) -> None:
+        try:
+            stopped = decode(self._file.read_bytes(), dict[str, float]).get("stopped", 0.0)
+        except FileNotFoundError:
+            return
+        except ValueError:
+            stopped = 0.0
+        self.pending = True
+        self.stopped = min(stopped, time.time()) or None
 
+    def begin(self) -> None:
+        """A message is about to be sent."""
+        self._write({})
 
-def local_timezone(variable: str | None, root: pathlib.Path = pathlib.Path("/")) -> str | None:
-    """This machine's time zone by its IANA name, as a browser tells it; None if it has none.
-
-    `variable` is the value of TZ: if it is set, it rules the clock, even where it holds no
-    name. Else the link /etc/localtime, or /etc/timezone, says which. `root` is the directory
-    that both are looked for in.
-    """
-    from zoneinfo import ZoneInfo
-
-    if not variable:
-        with contextlib.suppress(OSError, ValueError):
-            variable = (root / "etc/timezone").read_text("ascii").strip()
+    def release(self, stored: bool, stopped: float | None = None) -> None:
+        """The turn is over. Unless its run is `stored`, the next turn waits for that."""
+        if not stored:
+            self._write({"stopped": stopped} if stopped else {})
         with contextlib.suppress(OSError):
-            variable = os.readlink(root / "etc/localtime")
-    name = (variable or "").lstrip(":").rpartition("zoneinfo/")[2]
-    name = re.sub(r"^(posix|right)/", "", name)
-    if not re.fullmatch(r"[A-Za-z0-9_+/-]+", name) or name in ("localtime", "Factory"):
-        return None
-    try:
-        return str(ZoneInfo(name))
-    except (OSError, ValueError, KeyError):
-        return None
+            if stored:
+                self._file.unlink(missing_ok=True)
+            if self._lock:
+                self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
+        if self._lock:
+            self._lock.release()
+        self._here.release()
+
+    def _write(self, value: dict[str, float]) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write_bytes(msgspec.json.encode(value))
 
 
 # --- attachments: files -> what chat-ui takes of them ---------------------------------
@@ -5470,47 +3719,175 @@ def read_file(attachment: llm.Attachment) -> bytes:
         raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
 
 
-# --- client: one coroutine a server call; errors in words -----------------------------
+# --- client: one coroutine a call; errors in words -----------------------------------------
+
+JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
+CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of signs of life is a quarter of it
+BEYOND = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback returns to make curl end the exchange
+REDIRECTS = (301, 302, 303, 307, 308)
+SETTINGS_PATH = "/api/v2/user/settings"
+LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
-class _Body:
-    """A request body that curl can read once.
+class ConnectionLost(Exception):
+    """A connection could not be made, broke, or fell silent.
 
-    curl sends a POST again by itself when a kept connection turns out to be closed, even
-    if the server had it already. A body that cannot be rewound stops that: what may be sent
-    again, and when, is decided here alone. It also tells how far sending came.
+    `sent`: the whole request left, so it may have arrived. `silent`: nothing was heard, not
+    even an end. `final`: trying again cannot help. `proxy` is the proxy that failed, if it did.
     """
 
-    def __init__(self, body: bytes) -> None:
-        self._pieces = iter([body])
-        self._piece = memoryview(b"")
-        self._left = len(body)
+    def __init__(
+        self, why: str, *, sent: bool, final: bool = False, silent: bool = False, proxy: str = ""
+    ) -> None:
+        super().__init__(why)
+        self.sent = sent
+        self.final = final
+        self.silent = silent
+        self.proxy = proxy
 
-    def read(self, size: int) -> bytes:
-        while not self._piece and self._left:
-            self._piece = memoryview(next(self._pieces))
-        piece, self._piece = self._piece[:size], self._piece[size:]
-        self._left -= len(piece)
-        return bytes(piece)
+
+class HttpResponse(msgspec.Struct, frozen=True):
+    """A whole HTTP response. `body` is decompressed."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"HttpResponse({self.status})"  # the rest may hold cookies
+
+    def header(self, name: str) -> str:
+        """The first header of that name (in lower case), or ""."""
+        return next((value for known, value in self.headers if known.lower() == name), "")
 
     @property
-    def sent(self) -> bool:
-        return not self._left
+    def is_html(self) -> bool:
+        """Is this a page, which chat-ui never answers an API call with?"""
+        return "html" in self.header("content-type").lower()
+
+    @property
+    def set_cookies(self) -> dict[str, str]:
+        """The cookies that the server sets, as far as their values are valid."""
+        pairs = (
+            value.partition(";")[0].partition("=")
+            for name, value in self.headers
+            if name.lower() == "set-cookie"
+        )
+        return {name.strip(): value for name, _, value in pairs if _COOKIE_VALUE.fullmatch(value)}
+
+    @property
+    def wants_login(self) -> bool:
+        """Does chat-ui refuse this because nobody is logged in?"""
+        redirects = self.status in REDIRECTS and leads_to_login(self.header("location"))
+        return self.status == 401 or redirects
+
+    @property
+    def is_hidden(self) -> bool:
+        """Is something not there, or somebody else's?"""
+        return self.status in (403, 404) and not self.is_firewall
+
+    @property
+    def is_firewall(self) -> bool:
+        """Did a firewall in front of the server refuse this client?
+
+        It answers with a challenge (202) or a captcha (405), with a header that says so, or
+        with a page.
+        """
+        page = self.status in (403, 405) and self.is_html
+        return page or (self.status != 200 and bool(self.header("x-amzn-waf-action")))
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Will the same message be taken after a pause?
+
+        chat-ui has three reasons for 429. Too many messages in a conversation, or too many
+        conversations, is not helped by waiting.
+        """
+        lasting = self.is_firewall or "conversation" in self.message.lower()
+        return self.status == 429 and not lasting
+
+    @property
+    def message(self) -> str:
+        """The server's own words for a refusal; nothing of an HTML page."""
+        text = self.body[:10_000].decode("utf-8", "replace")
+        try:
+            said = decode(text, dict[str, Any])
+        except ValueError:
+            return "" if self.is_html or text.lstrip().startswith("<") else one_line(text, 300)
+        words = said.get("message") or said.get("error")
+        return one_line(words, 300) if isinstance(words, str) else ""
+
+
+class HttpError(Exception):
+    """The server answered with a status other than 200.
+
+    `waited` is how many seconds a message has waited for the pause that the server wants.
+    """
+
+    def __init__(self, response: HttpResponse, waited: float | None = None) -> None:
+        super().__init__(f"HTTP {response.status}")
+        self.response = response
+        self.waited = waited
+
+
+class NotFound(Exception):
+    """The conversation is not there for this account; or `answer`, the one to continue after."""
+
+    def __init__(self, *, answer: bool = False) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class IncompleteAnswer(Exception):
+    """An answer is not whole, and the server has no more of it."""
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """A server, and the cookies for it."""
+
+    server: Server
+    cookies: Cookies | None = None
+
+    @property
+    def public(self) -> Credentials:
+        """For calls that need no login: nothing but what the firewall gave."""
+        waf = self.cookies and self.cookies.waf
+        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
+
+
+class Backoff:
+    """Pauses between attempts, which grow until there is a sign of life.
+
+    With `attempts`, so many are made in all; without, until nothing was heard of the server
+    for `limits.reconnect_timeout` seconds.
+    """
+
+    def __init__(self, attempts: int | None = None) -> None:
+        self._attempts = attempts
+        self.reset()
+
+    def reset(self) -> None:
+        """There is a sign of life: the next failure counts as the first."""
+        self.failures = 0
+        self._alive = time.monotonic()
+
+    def next(self) -> float | None:
+        """Seconds until the next attempt after one that failed; None to give up."""
+        pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
+        self.failures += 1
+        if self._attempts is not None:
+            return pause if self.failures < self._attempts else None
+        left = self._alive + limits.reconnect_timeout - time.monotonic()
+        return min(pause, left) if left > 0 else None
 
 
 class Exchange:
-    """One HTTP exchange whose body is read as it comes, and which ends when told to.
+    """One HTTP exchange, whose body is read as it comes.
 
-    curl_cffi's own streams wait for the server when they are closed; a plain request
-    with a callback for its body can be cancelled at any moment, and then closes at once.
-
-    A connection is dead after `silence` seconds without a byte, of a `stream` without what
-    makes sense (see `alive`), and after `limit` in all.
-    What is uploaded may take its time on top of that: what curl has read of it may still
-    be on this machine, so it says nothing. With `file`, so may what comes.
-
-    At most `most` bytes may come; with `stream`, so many may be unread at a time. They are
-    counted when they are decompressed, as a little can become very much then.
+    curl_cffi's own streams wait for the server when they are closed. A plain request with a
+    callback for its body can be cancelled at any moment, and closes at once.
     """
 
     def __init__(
@@ -5518,266 +3895,164 @@ class Exchange:
         session: AsyncSession[Any],
         method: str,
         url: str,
-        *,
         body: bytes | None,
-        silence: float,
-        limit: float,
-        most: int,
-        stream: bool = False,
-        file: bool = False,
+        max_bytes: int,
         **options: Any,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._host = urlsplit(url).netloc
-        self._pieces: list[bytes] = []
-        self._news = asyncio.Event()
-        self._silence = silence
-        upload = len(body or b"") / limits.slowest_upload
-        self._end = self._loop.time() + limit + upload
-        self._beat = self._loop.time() + upload
-        self._late = False
-        self._most = most
-        self._count = 0  # bytes that came, or that are unread
-        self._all = 0  # bytes that came
-        self._is_stream = stream
-        self._is_file = file
-        self._body = None if body is None else _Body(body)
-        self._request = functools.partial(
-            session.request,
-            cast(Any, method),
-            url,
-            content=cast(Any, self._body),
-            content_callback=self._take,
-            allow_redirects=False,  # a redirect could take the cookies elsewhere
-            verify=True,
-            timeout=0,  # deadlines are kept here: curl's do not bound silence
-            **options,
-        )
-        self.task = asyncio.create_task(self._run())
-        self._watch = self._loop.call_at(self._deadline, self._look)
-        self.reply = HttpResponse(0, "", b"")
-        self.head = bytearray()  # how the body begins: what a refusal says
-
-    @property
-    def _sent(self) -> bool:
-        return self._body.sent if self._body else True
-
-    @property
-    def _deadline(self) -> float:
-        return min(self._beat + self._silence, self._end)
-
-    def alive(self) -> None:
-        """Something came over a stream that shows the server at work."""
-        self._beat = max(self._beat, self._loop.time())
-
-    def _take(self, piece: bytes) -> int:
-        if self._is_stream:  # a byte now and then is no sign of life, but a long line takes time
-            self._beat = min(
-                max(self._beat, self._loop.time()), self._beat + len(piece) / limits.slowest_upload
+        self._url = url
+        self._arrived = asyncio.Event()
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._max_bytes = max_bytes
+        self.sent = body is None
+        self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
+        self._head = bytearray()  # how the body begins: what a refusal says
+        content = None if body is None else self._once(body)
+        self._task = asyncio.create_task(
+            session.request(
+                cast(Any, method),
+                url,
+                content=cast(Any, content),
+                content_callback=self._receive,
+                allow_redirects=False,  # a redirect could take the cookies elsewhere
+                verify=True,
+                timeout=0,  # curl's does not bound the silence between chunks
+                **options,
             )
-        else:
-            self._beat = self._loop.time()
-        if len(self.head) < 10_000:
-            self.head += piece
-        self._count += len(piece)
-        self._all += len(piece)
-        if self._count > self._most or self._is_endless:
-            self._pieces.clear()
+        )
+        self._task.add_done_callback(lambda _: self._arrived.set())
+
+    def _once(self, body: bytes) -> Iterator[bytes]:
+        """The body, as an iterator, which curl cannot rewind.
+
+        curl sends a POST again by itself when a kept connection turns out to be closed, even
+        if the server had it already. What is sent again is decided here alone.
+        """
+        size = 65_536
+        for start in range(0, len(body), size):
+            self.sent = start + size >= len(body)
+            yield body[start : start + size]
+
+    def _receive(self, chunk: bytes) -> int:
+        self._received += len(chunk)
+        if self._received > self._max_bytes:
             return CURL_WRITEFUNC_ERROR
-        if self._is_file:
-            self._end += len(piece) / limits.slowest_upload
-        self._pieces.append(piece)
-        self._news.set()
-        return len(piece)
+        if len(self._head) < 10_000:
+            self._head += chunk
+        self._chunks.append(chunk)
+        self._arrived.set()
+        return len(chunk)
 
-    def _look(self) -> None:
-        if self._loop.time() < self._deadline:
-            self._watch = self._loop.call_at(self._deadline, self._look)
-        else:
-            self._late = True
-            self.task.cancel()
+    async def read(self, silence: float | None) -> bytes:
+        """What has arrived since the last call, after at most `silence` seconds; b"" at the end.
 
-    async def _run(self) -> None:
+        Raises ConnectionLost, TooLarge.
+        """
+        while not self._chunks:
+            if self._task.done():
+                self._check()
+                return b""
+            self._arrived.clear()
+            allowed = silence and (silence if self._received else silence + self._upload)
+            try:
+                async with asyncio.timeout(allowed):
+                    await self._arrived.wait()
+            except TimeoutError:
+                why = f"the server said nothing for {allowed:.0f} seconds"
+                raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        chunks, self._chunks = self._chunks, []
+        return b"".join(chunks)
+
+    def _check(self) -> None:
+        """Raise what the exchange ended with, if it failed."""
         from curl_cffi.requests.exceptions import RequestException
 
         try:
-            response = await self._request()
-            kind = str(response.headers.get("content-type") or "").lower()
-            disposition = str(response.headers.get("content-disposition") or "")
-            headers = tuple(response.headers.multi_items())
-            self.reply = HttpResponse(response.status_code, kind, b"", disposition, headers)
+            self._task.result()
         except RequestException as error:
-            if self._count > self._most or self._is_endless:
-                raise self.too_much() from None
-            raise _lost(error, self._sent) from None
-        except asyncio.CancelledError:
-            if not self._late:
-                raise
-            waited = f"{self._silence:.0f} seconds"
-            why = f"the server said nothing for {waited}"
-            if self._loop.time() >= self._end:
-                why = f"it did not answer within {waited}"
-            raise ConnectionLost(why, sent=self._sent, silent=True) from None
-        finally:
-            self._watch.cancel()
-            self._news.set()
+            if self._received > self._max_bytes:
+                raise TooLarge(
+                    f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
+                    "MB, more than any real answer has. The connection was closed."
+                ) from None
+            raise connection_lost(error, self.sent, self._url) from None
 
     @property
-    def _is_endless(self) -> bool:
-        return self._is_stream and self._all > STREAM_LIMIT
+    def response(self) -> HttpResponse:
+        """Status and headers once the exchange has ended; of the body, how it begins."""
+        got = self._task.result()
+        return HttpResponse(got.status_code, tuple(got.headers.multi_items()), bytes(self._head))
 
-    def too_much(self) -> TooLarge:
-        """The error for a body that is longer than any real one."""
-        most = STREAM_LIMIT if self._is_endless else self._most
-        return TooLarge(
-            f"{self._host} sent more than {most // 1_000_000:,} MB, which is more than any real "
-            "answer has. The connection was closed."
-        )
+    async def __aenter__(self) -> Exchange:
+        return self
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body, what came meanwhile in one piece.
-
-        Raises Lost or TooMuch; `reply` is there at its end.
-        """
-        while True:
-            if self._pieces:
-                piece, self._pieces = b"".join(self._pieces), []
-                if self._is_stream:
-                    self._count -= len(piece)
-                yield piece
-                continue
-            if self.task.done():
-                await self.task
-                return
-            self._news.clear()
-            await self._news.wait()
-
-    async def whole(self, into: BinaryIO | None = None) -> HttpResponse:
-        """The exchange's answer once it is all there; its body is in `into` if that is given.
-
-        Raises Lost, TooMuch, or Refused for any status but 200.
-        """
-        body = bytearray()
-        try:
-            async for piece in self.pieces():
-                if into:
-                    into.write(piece)
-                else:
-                    body += piece
-        finally:
-            self.drop()
-        reply = replace(self.reply, body=cast(bytes, body))  # not copied: it may be large
-        if reply.status != 200:
-            raise HttpError(replace(reply, body=bytes(self.head)))
-        return reply
-
-    def drop(self) -> None:
-        """End it now; what is under way is closed."""
-        self._watch.cancel()
-        self.task.cancel()
-
-
-def _heard(task: asyncio.Future[Any]) -> None:
-    """Take note of a task's failure, so that asyncio does not report it."""
-    if not task.cancelled():
-        task.exception()
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # seen, so asyncio does not report it
 
 
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_CURL_ERRORS = {
+    3: "the address is not valid",
+    5: "its name cannot be resolved",
+    6: "the host's name cannot be resolved, or there is no network",
+    7: "nobody is listening there",
+    35: "the encrypted connection could not be set up",
+    60: "its certificate is not trusted",
+    77: "the certificates to trust cannot be read",
+}
 
 
-def _lost(error: RequestException, sent: bool) -> ConnectionLost:
-    """A libcurl error in words, as far as a person can act on it."""
-    code = 97 if "tunnel failed" in str(error) else int(error.code or 0)
-    words = {
-        3: "the address is not one that a connection can be made to",
-        5: "the proxy's name is not known",
-        6: "there is no such host, or no network",
-        7: "nobody is listening there",
-        28: "it took too long",
-        35: "the encrypted connection could not be set up",
-        60: "its certificate is not trusted",
-        77: "the certificates to trust cannot be read",
-        97: "the proxy refused",
-    }
-    if code in (3, 5, 6, 7, 35, 60, 77, 97):
-        sent = False
-    why = words.get(code, f"the connection broke (curl error {code})")
+def connection_lost(error: RequestException, sent: bool, url: str) -> ConnectionLost:
+    """A libcurl error in words that say what a person can do."""
+    code = int(error.code or 0)
+    refused = "CONNECT tunnel failed" in str(error)
+    why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
+    if refused:
+        why = "it refused the connection"
     if code in (60, 77):
-        why += certificate_hint()
-    return ConnectionLost(why, sent=sent, final=code in (3, 60, 77))
+        why += _certificate_hint()
+    unsent = refused or code in _CURL_ERRORS
+    proxy = proxy_of(url) if refused or code in (5, 7) else ""
+    return ConnectionLost(why, sent=sent and not unsent, final=code in (3, 60, 77), proxy=proxy)
 
 
-def certificate_hint() -> str:
-    """Where the certificates to trust are taken from: curl_cffi's order of variables."""
+def proxy_of(url: str) -> str:
+    """HOST:PORT of the proxy that requests to `url` go through, or ""."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_loopback(host) or proxy_bypass(host):
+        return ""
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    return urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+
+
+def _certificate_hint() -> str:
+    """Where the certificates to trust come from, in curl_cffi's order of variables."""
     for name in CERTIFICATE_VARIABLES:
         if path := os.environ.get(name):
-            there = "" if os.path.isfile(path) else ", which is not a file that is there"
-            return f". {name} names those to trust: {plain(path, 200)}{there}"
-    names = f"{', '.join(CERTIFICATE_VARIABLES[:-1])} or {CERTIFICATE_VARIABLES[-1]}"
-    return f". To trust a company's own, name a file that has it in {names}"
+            missing = "" if os.path.isfile(path) else ", which is not a file"
+            return f". {name} names the trusted ones: {one_line(path, 200)}{missing}"
+    return (
+        ". To trust a company's own certificate, name a file that holds it in "
+        f"{', '.join(CERTIFICATE_VARIABLES[:-1])} or {CERTIFICATE_VARIABLES[-1]}"
+    )
 
 
-@frozen
-class Credentials:
-    """A server, and the cookies for it."""
-
-    server: Server
-    cookies: Cookies | None
-
-    @property
-    def public(self) -> Credentials:
-        """For calls that need no login: with nothing but what the firewall gave."""
-        waf = self.cookies and self.cookies.waf
-        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
+def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
+    """Can trying again help? Only an `idempotent` call may reach the server twice."""
+    if isinstance(error, HttpError):
+        return idempotent and error.response.status in (502, 503, 504)
+    return not (error.final or error.silent) and (idempotent or not error.sent)
 
 
-@dataclass
-class _Known:
-    """What is known of a conversation, and of its last run, without asking."""
-
-    model: str = ""
-    generation_id: str = ""
-    message_id: str = ""  # of the answer
-    stored: bool = False
-
-
-def _may_help(trouble: ConnectionLost | HttpError, twice: bool) -> bool:
-    """May trying again help? `twice` says that the server may have had the call already."""
-    if isinstance(trouble, HttpError):
-        return twice and trouble.reply.status in (502, 503, 504)
-    return not (trouble.final or trouble.silent) and (twice or not trouble.sent)
-
-
-# (Key name, hf-chat, token) of a session that has ended -> the one that was made after it.
-_successors: dict[tuple[str, str | None, str | None], Cookies] = {}
-
-
-def latest(access: Credentials) -> Credentials:
-    """`access` with the session that was made after its own had ended, if one was."""
-    cookies = access.cookies
-    while cookies:
-        name = access.server.key_name, cookies.hf_chat, cookies.token
-        if name not in _successors:
-            break
-        newer = _successors[name]
-        cookies = msgspec.structs.replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
-    return replace(access, cookies=cookies)
-
-
-def _succeeds(access: Credentials, newer: Cookies) -> None:
-    """Remember that `newer` goes on where the session of `access` has ended."""
-    key_name, old = access.server.key_name, cast(Cookies, access.cookies)
-    _successors.pop((key_name, newer.hf_chat, newer.token), None)  # no session after itself
-    if newer.hf_chat != old.hf_chat:
-        _successors[key_name, old.hf_chat, old.token] = newer
-
-
-LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
-
-
-class Client:
-    """The connections of one event loop, kept between turns and closed when unused."""
+class Connection:
+    """HTTP to chat servers over curl_cffi: the connections and tasks of one event loop."""
 
     def __init__(self) -> None:
         from curl_cffi import CurlOpt
@@ -5786,10 +4061,10 @@ class Client:
         self._session: AsyncSession[Any] = AsyncSession(
             max_clients=1000,
             discard_cookies=True,
-            curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # no waiting for a slow resolver
+            curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
         )
-        # curl_cffi frees a request's callbacks before curl, which calls them with the head that
-        # has come so far when the request ends in the middle of it: the process would abort.
+        # curl_cffi frees a request's callbacks before curl, which still calls them when the
+        # request ends in the middle of a head: the process would abort.
         session, release = self._session, self._session.release_curl
 
         def remove_first(curl: Any) -> None:
@@ -5798,592 +4073,1212 @@ class Client:
             release(curl)
 
         cast(Any, session).release_curl = remove_first
-        self._known: dict[str, _Known] = {}  # by conversation id, the latest last
-        # conversation id -> held while a run goes on
-        self._busy: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._renewing: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self.turns: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self.stops: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._used = time.monotonic()
-        self._keeper = asyncio.create_task(self._keep())
 
-    @staticmethod
-    def here() -> Client:
-        """The running loop's client, made when it is first asked for."""
-        loop = asyncio.get_running_loop()
-        if loop not in _clients:
-            _clients[loop] = Client()
-            _close_with(loop)
-        _clients[loop]._used = time.monotonic()
-        return _clients[loop]
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def _keep(self) -> None:
-        """Close when unused for a while, or with the loop: its last act is to cancel this."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self._is_used():  # noqa: ASYNC110 - it waits for a time, not for an event
-                await asyncio.sleep(limits.keep_alive / 4)
-        finally:
-            if _clients.get(loop) is self:
-                del _clients[loop]
-            if self.turns:  # they are being cancelled too, and have to tell the server
-                await asyncio.wait(list(self.turns), timeout=limits.stop_timeout)
-            for task in list(self._tasks):
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(list(self._tasks), timeout=limits.stop_timeout)
-            await self._session.close()
+    async def __aexit__(self, *_: object) -> None:
+        """Cancel what runs beside, and close the connections."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await self._session.close()
 
-    async def close(self) -> None:
-        """Stop what goes on, close what is open, within a second or two."""
-        for turn in list(self.turns):
-            turn.cancel()
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper])
-
-    def _is_used(self) -> bool:
-        at_work = self._tasks or any(not turn.done() for turn in self.turns)
-        return bool(at_work) or time.monotonic() - self._used < limits.keep_alive
-
-    def busy(self, conversation_id: str) -> asyncio.Lock:
-        """Held by the run that goes on in a conversation: chat-ui can keep only one."""
-        lock = self._busy.get(conversation_id) or asyncio.Lock()
-        self._busy[conversation_id] = lock
-        return lock
-
-    def known(self, conversation_id: str) -> _Known:
-        """What is known of a conversation."""
-        return self._known.get(conversation_id) or _Known()
-
-    def know(self, conversation_id: str, known: _Known) -> None:
-        """Remember it, for the 1,000 conversations that were used last."""
-        self._known.pop(conversation_id, None)
-        self._known[conversation_id] = known
-        if len(self._known) > 1000:
-            del self._known[next(iter(self._known))]
-
-    def beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` beside the turn; its failure is nobody's, and the loop's end ends it."""
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` beside the turn. If nobody awaits it, its failure is nobody's."""
         task = asyncio.create_task(work)
-        self._watch(task)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
         return task
 
-    def _watch(self, task: asyncio.Task[Any]) -> None:
-        """Connections are not unused as long as `task` goes on."""
-        self._tasks.add(task)
-        task.add_done_callback(self._unwatch)
+    def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Tell the server to stop a run, however often the turn itself is cancelled."""
+        task = self.spawn(stop)
+        self.stops.add(task)
+        task.add_done_callback(self.stops.discard)
+        return task
 
-    def _unwatch(self, task: asyncio.Task[Any]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self._used = time.monotonic()
-        _heard(task)
+        if not task.cancelled():
+            task.exception()  # seen, so asyncio does not report it
 
-    def open(
+    def exchange(
         self,
-        access: Credentials,
+        credentials: Credentials,
         method: str,
         path: str,
+        body: bytes | None = None,
+        content_type: str = "application/json",
         *,
-        body: bytes | tuple[bytes, str] | None = None,
-        beats: bool = False,
-        limit: float = math.inf,
-        most: int | None = None,
-        file: bool = False,
+        stream: bool = False,
+        max_bytes: int = STREAM_LIMIT,
     ) -> Exchange:
-        """Begin an exchange. `path` follows the server's address.
-
-        `beats`: the server gives a sign of life all the time. `limit` is seconds in all,
-        `most` bytes of the answer. `file`: the more of it comes the longer it may take.
-        """
-        server = access.server
-        self._used = time.monotonic()
+        """Begin an exchange. `path` follows the server's address."""
+        server = credentials.server
+        browser = impersonated_browser()
         headers: dict[str, str | None] = {
             "Accept": "*/*",  # one that prefers HTML gets 405 and a page
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        browser = impersonated_browser()
         if browser:
             headers = browser_headers(browser, server, method)
-        if cookies := latest(access).cookies:
-            headers["Cookie"] = cookies.header()
+        if credentials.cookies:
+            headers["Cookie"] = credentials.cookies.header()
         if body is not None:
-            body, kind = (body, "application/json") if isinstance(body, bytes) else body
-            headers |= {"Content-Type": kind, "Content-Length": str(len(body))}
-        options: dict[str, Any] = {"headers": headers, "accept_encoding": "gzip, deflate, br"}
-        if beats:
-            options["accept_encoding"] = "identity"  # a compressor could hold events back
+            headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
+        # A compressor could hold the events of a stream back.
+        encoding = "identity" if stream else "gzip, deflate, br"
+        options: dict[str, Any] = {"accept_encoding": encoding}
         if browser:
-            options |= {"impersonate": browser, "accept_encoding": None}
+            options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        exchange = Exchange(
-            self._session,
-            method,
-            server.url + path,
-            body=body,
-            silence=limits.read_timeout
-            if beats
-            else max(limits.call_timeout, min(limit, limits.transcribe_timeout)),
-            limit=limit,
-            most=most or LINE_LIMIT,
-            stream=beats,
-            file=file,
-            **options,
-        )
-        self._watch(exchange.task)
-        return exchange
+        url = server.url + path
+        return Exchange(self._session, method, url, body, max_bytes, headers=headers, **options)
+
+    async def whole(
+        self, exchange: Exchange, deadline: float, into: BinaryIO | None = None
+    ) -> HttpResponse:
+        """The whole response of an exchange; its body is in `into`, if that is given.
+
+        Raises ConnectionLost, TooLarge, HttpError.
+        """
+        body: BinaryIO = into or io.BytesIO()
+        body.seek(0)
+        body.truncate()
+        silence = limits.call_timeout if into else None
+        try:
+            async with exchange, asyncio.timeout(None if into else deadline - time.monotonic()):
+                while chunk := await exchange.read(silence):
+                    body.write(chunk)
+                response = exchange.response
+        except TimeoutError:
+            raise ConnectionLost(
+                "it did not answer in time", sent=exchange.sent, silent=True
+            ) from None
+        if response.status != 200:
+            raise HttpError(response)
+        if into:
+            return response
+        return msgspec.structs.replace(response, body=cast(io.BytesIO, body).getvalue())
+
+
+class SessionClient(Connection):
+    """Calls to chat servers, with sessions that are renewed on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # (key name, hf-chat, token) of an expired session -> the session made after it
+        self._renewed: dict[tuple[str, str | None, str | None], Cookies] = {}
+        self._renewing: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def open(self, credentials: Credentials, method: str, path: str, *args: Any) -> Exchange:
+        """Begin an exchange whose body is a stream of updates."""
+        return self.exchange(self.current(credentials), method, path, *args, stream=True)
 
     async def call(
         self,
-        access: Credentials,
+        credentials: Credentials,
         method: str,
         path: str,
         value: Any = None,
         *,
-        tries: int = limits.max_attempts,
-        twice: bool = True,
-        body: bytes | tuple[bytes, str] | None = None,
-        limit: float | None = None,
-        most: int | None = None,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        idempotent: bool = True,
+        attempts: int | None = None,
+        timeout: float | None = None,
+        max_bytes: int = JSON_LIMIT,
         into: BinaryIO | None = None,
     ) -> HttpResponse:
-        """One whole exchange, tried again when the connection fails or the server is away.
+        """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. `twice`: the call may safely be made
-        twice; else it is tried again only when it was not sent. It takes `limit` seconds in
-        all, or CALL_LIMIT. `most` is how many bytes may come, else JSON_LIMIT; with `into`, a
-        file, they become all that is in it. Raises Lost, TooMuch, or Refused for any status
-        but 200. A session that has ended is renewed, once; llm.ModelError where it cannot be.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (None:
+        `limits.call_timeout`). With `into`, the body goes to that file, and may take its time.
+        A session that has expired is renewed once. Raises ConnectionLost, TooLarge, HttpError
+        for any status but 200, and HuggingChatError where a session cannot be renewed.
         """
-        most = most or JSON_LIMIT
         if value is not None:
-            body = json.dumps(value, allow_nan=False).encode()
-            most += 8 * len(body)  # what was sent may be in the answer, quoted, and twice
-        access = await self.with_session(access)
-        begun = time.monotonic()
-        end = begun + (limits.call_timeout if limit is None else limit)
-        backoff = Backoff(begun, tries)
-        renewed = arrived = False
+            body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        credentials = await self.with_session(credentials)
+        backoff = Backoff(attempts or limits.max_attempts)
+        upload = len(body or b"") / limits.slowest_upload
+        deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
+        renewed = False
         while True:
+            exchange = self.exchange(
+                credentials, method, path, body, content_type, max_bytes=max_bytes
+            )
             try:
-                exchange = self.open(
-                    access,
-                    method,
-                    path,
-                    body=body,
-                    limit=end - time.monotonic(),
-                    most=most,
-                    file=into is not None,
-                )
-                if into:
-                    into.seek(0)
-                    into.truncate()
-                return await exchange.whole(into)
-            except (ConnectionLost, HttpError) as trouble:
-                if not renewed and await self.has_ended(access, trouble, path):
-                    access, renewed = await self.renew(access), True
+                return await self.whole(exchange, deadline, into)
+            except (ConnectionLost, HttpError) as error:
+                if not renewed and await self.session_expired(credentials, error, path):
+                    credentials, renewed = await self.renew(credentials), True
                     continue
-                again = _may_help(trouble, twice)
-                pause = backoff.pause(time.monotonic()) if again else None
-                if isinstance(trouble, HttpError):
-                    trouble.again = arrived
+                pause = backoff.next() if may_retry(error, idempotent) else None
                 if pause is None:
                     raise
-                arrived = arrived or isinstance(trouble, HttpError) or trouble.sent
             await asyncio.sleep(pause)
 
     async def change(
-        self, access: Credentials, method: str, path: str, value: Any = None, **options: Any
+        self, credentials: Credentials, method: str, path: str, value: Any = None, **options: Any
     ) -> HttpResponse:
-        """`call` for something of a conversation. Raises Gone when that is not there."""
+        """`call` for a part of a conversation. Raises NotFound when that is not there."""
         try:
-            return await self.call(access, method, path, value, **options)
-        except HttpError as refused:
-            if refused.reply.is_hidden:
+            return await self.call(credentials, method, path, value, **options)
+        except HttpError as error:
+            if error.response.is_hidden:
                 raise NotFound from None
             raise
 
-    async def get(
-        self,
-        access: Credentials,
-        path: str,
-        tries: int = limits.max_attempts,
-        most: int | None = None,
-    ) -> Any:
-        """The JSON at `path`, of at most `most` bytes. Raises Lost, Refused, llm.ModelError."""
-        reply = await self.call(access, "GET", path, tries=tries, most=most)
-        return await asyncio.to_thread(reply.json) if len(reply.body) > LARGE else reply.json()
+    async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
+        """The superjson value at `path`, checked against `type`.
 
-    async def user(self, access: Credentials) -> dict[str, Any]:
-        """The account that is logged in; empty for nobody."""
-        return _mapping(unwrap(await self.get(access, "/api/v2/user")))
+        Raises what `call` does, and HuggingChatError for an answer that is not chat-ui's.
+        """
+        response = await self.call(credentials, "GET", path, **options)
+        return read_body(response, Envelope[type], credentials.server).json
 
-    async def flags(self, access: Credentials) -> dict[str, Any]:
-        """What the server offers, by chat-ui's names; no login is needed."""
-        return _mapping(unwrap(await self.get(access.public, "/api/v2/feature-flags")))
+    async def user(self, credentials: Credentials) -> User | None:
+        """The account that is logged in."""
+        return cast("User | None", await self.get(credentials, "/api/v2/user", User | None))
 
-    async def wants_login(self, access: Credentials) -> bool:
+    async def feature_flags(self, credentials: Credentials) -> FeatureFlags:
+        """What the server offers; no login is needed."""
+        path = "/api/v2/feature-flags"
+        return cast(FeatureFlags, await self.get(credentials.public, path, FeatureFlags))
+
+    async def wants_login(self, credentials: Credentials) -> bool:
         """Has the server accounts at all?"""
-        return (await self.flags(access)).get("loginEnabled") is not False
+        return (await self.feature_flags(credentials)).login_enabled is not False
 
-    async def transcribe(self, access: Credentials, recording: Upload) -> str:
-        """What is said in a recording; "" for silence. Its type is one of AUDIO_TYPES' values.
+    # Sessions
 
-        chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. It
-        changes nothing, so it is asked for once more when the connection breaks; but not when
-        it takes too long. Raises Lost, Refused, llm.ModelError.
-        """
-        ask = functools.partial(
-            self.call,
-            access,
-            "POST",
-            "/api/transcribe",
-            body=(recording.content, recording.type),
-            limit=limits.transcribe_timeout,
-            most=TRANSCRIPT_LIMIT,
-            twice=False,
-        )
-        try:
-            reply = await ask()
-        except ConnectionLost as lost:
-            if not lost.sent or lost.silent:
-                raise
-            reply = await ask()
-        text = _mapping(reply.json()).get("text")
-        if not isinstance(text, str):
-            raise protocol_error(access.server.host, "a transcript without a text")
-        return join_surrogates(text).strip()
+    def current(self, credentials: Credentials) -> Credentials:
+        """`credentials` with the session that was made after their own had expired."""
+        name, cookies = credentials.server.key_name, credentials.cookies
+        while cookies and (newer := self._renewed.get((name, cookies.hf_chat, cookies.token))):
+            cookies = msgspec.structs.replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
+        return Credentials(credentials.server, cookies)
 
-    async def with_session(self, access: Credentials) -> Credentials:
-        """`access` with its latest session, which is made if `token` is all there is."""
-        access = latest(access)
-        if access.cookies and access.cookies.token and access.cookies.hf_chat is None:
-            return await self.renew(access)
-        return access
+    async def with_session(self, credentials: Credentials) -> Credentials:
+        """`credentials` with their latest session, which is made if there is only `token`."""
+        credentials = self.current(credentials)
+        cookies = credentials.cookies
+        if cookies and cookies.token and cookies.hf_chat is None:
+            return await self.renew(credentials)
+        return credentials
 
-    async def has_ended(
-        self, access: Credentials, trouble: ConnectionLost | HttpError, path: str = ""
+    async def session_expired(
+        self, credentials: Credentials, error: ConnectionLost | HttpError, path: str = ""
     ) -> bool:
-        """Was a call refused because the session of `access` has ended, and can it be renewed?
+        """Was a call refused because the session has expired, and can it be renewed?
 
-        To read a stranger's conversation is refused as if there were none.
+        Someone who is not logged in is told that a conversation is not there.
         """
-        can = access.cookies and access.cookies.token
-        if not can or isinstance(trouble, ConnectionLost) or trouble.reply.is_firewall:
+        renewable = credentials.cookies and credentials.cookies.token
+        if not renewable or isinstance(error, ConnectionLost) or error.response.is_firewall:
             return False
         private = path.startswith(("/conversation/", "/api/v2/conversations/"))
-        if private and trouble.reply.is_hidden:
-            return await self.wants_login(access) and not await self.user(access)
-        return trouble.reply.wants_login
+        if private and error.response.is_hidden:
+            return await self.wants_login(credentials) and not await self.user(credentials)
+        return error.response.wants_login
 
-    async def renew(self, access: Credentials) -> Credentials:
-        """`access` with a new session, as its own has ended, or as it has none.
+    async def renew(self, credentials: Credentials) -> Credentials:
+        """`credentials` with a new session, made from `token`.
 
-        The session is made from `token`, once for all who ask at the same time, in this
-        process and others. Raises llm.ModelError where that wants a person; Lost, Refused.
+        It is made once for all who ask at the same time, in this process and in others.
+        Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
         """
-        newer, cookies = latest(access), access.cookies
-        if newer != access:
+        newer, cookies = self.current(credentials), credentials.cookies
+        if newer != credentials:
             return newer
         if cookies is None or cookies.token is None:
-            raise login_error(access.server, cookies)
-        name = access.server.key_name, cookies.token
-        task = self._renewing.get(name)
-        if task is None:
-            task = self._renewing[name] = self.beside(self._renew(access))
-            task.add_done_callback(lambda _: self._renewing.pop(name, None))
-        await asyncio.shield(task)  # of one who leaves, the others still get theirs
-        return latest(access)
+            raise login_error(credentials.server, cookies)
+        name = credentials.server.key_name, cookies.token
+        if name not in self._renewing:
+            self._renewing[name] = self.spawn(self._renew(credentials, cookies))
+            self._renewing[name].add_done_callback(lambda _: self._renewing.pop(name, None))
+        await asyncio.shield(self._renewing[name])  # if one leaves, the others still get theirs
+        return self.current(credentials)
 
-    async def _renew(self, access: Credentials) -> None:
-        server, cookies = access.server, cast(Cookies, access.cookies)
+    async def _renew(self, credentials: Credentials, cookies: Cookies) -> None:
+        server = credentials.server
         async with one_login():
-            kept = keys_of(server, cookies).get(server.key_name)
-            if kept and kept.hf_chat not in (None, cookies.hf_chat):
-                # Somebody made one meanwhile, unless that has ended as well.
-                theirs = msgspec.structs.replace(cookies, hf_chat=kept.hf_chat).pairs()
-                with contextlib.suppress(HttpError):
-                    if await self.user(
-                        Credentials(server, Cookies(None, passing=tuple(theirs.items())))
-                    ):
-                        return _succeeds(access, kept)
-            try:
-                made = await self._log_in(access)
-            except (HttpError, llm.ModelError):
-                if cookies.hf_chat or await self.wants_login(access):
-                    raise
-                made = msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))  # any will do
-            for name, kept in keys_of(server, cookies).items():
-                value = msgspec.structs.replace(
-                    kept, hf_chat=made.hf_chat, since=made.since
-                ).to_key()
+            made = await self._made_elsewhere(credentials, cookies)
+            if made is None:
                 try:
-                    keep_key(name, value)
-                except llm.ModelError as error:
-                    note(f"{error} The new session is for this process alone.")
-        return _succeeds(access, made)
+                    made = await self._log_in(server, cookies)
+                except (HttpError, HuggingChatError):
+                    if cookies.hf_chat or await self.wants_login(credentials):
+                        raise
+                    # Without logins any value is a session.
+                    made = msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
+                replace_session(server, cookies, made)
+        name = server.key_name
+        self._renewed.pop((name, made.hf_chat, made.token), None)  # none comes after itself
+        if made.hf_chat != cookies.hf_chat:
+            self._renewed[name, cookies.hf_chat, cookies.token] = made
 
-    async def _log_in(self, access: Credentials) -> Cookies:
-        """A session from `token`: GET BASE/login, and where it leads (login_renewed.json).
+    async def _made_elsewhere(self, credentials: Credentials, cookies: Cookies) -> Cookies | None:
+        """The session that another process has kept meanwhile, if it is one."""
+        server = credentials.server
+        kept = keys_of(server, cookies).get(server.key_name)
+        if kept is None or kept.hf_chat in (None, cookies.hf_chat):
+            return None
+        jar = tuple(msgspec.structs.replace(cookies, hf_chat=kept.hf_chat).pairs().items())
+        with contextlib.suppress(HttpError):
+            if await self.user(Credentials(server, Cookies(None, passing=jar))):
+                return kept
+        return None
 
-        The login provider of the service shares its origin. Nothing else is followed, as
-        `token` would go there: it opens the whole account.
+    async def _log_in(self, server: Server, cookies: Cookies) -> Cookies:
+        """A session from `token`: GET BASE/login and where it leads (login_renewed.json).
+
+        The service's login provider is on the service's own origin. Nothing else is followed:
+        `token` opens the whole account.
         """
-        server, cookies = access.server, cast(Cookies, access.cookies)
-        jar, url = msgspec.structs.replace(cookies, hf_chat=None).pairs(), f"{server.url}/login"
+        jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
+        url = f"{server.url}/login"
         for _ in range(LOGIN_STEPS):
             step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
             try:
-                reply = await self.call(step, "GET", url.removeprefix(server.origin))
-            except HttpError as refused:
-                reply = refused.reply
-                if reply.is_firewall or reply.status == 429 or reply.status >= 500:
+                response = await self.call(step, "GET", url.removeprefix(server.origin))
+            except HttpError as error:
+                response = error.response
+                if response.is_firewall or response.status == 429 or response.status >= 500:
                     raise
-            jar |= reply.set_cookies()
-            if reply.status not in REDIRECTS:
+            jar |= response.set_cookies
+            if response.status not in REDIRECTS:
                 break
-            was, url = url.partition("?")[0], own_target(url, reply.header("location"))
+            previous, url = url.partition("?")[0], own_target(url, response.header("location"))
             if not url:
                 break
-            if was == f"{server.url}/login/callback" and "hf-chat" in reply.set_cookies():
+            called_back = previous == f"{server.url}/login/callback"
+            if called_back and "hf-chat" in response.set_cookies:
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
                 return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
         raise login_error(server, cookies)
 
-    async def catalogue(self, access: Credentials) -> Catalogue:
+
+class Client(SessionClient):
+    """The calls of chat-ui's that the plugin makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: dict[str, str] = {}  # conversation id -> its model at the server
+
+    async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
+        """The tool servers that the chat server offers. This answer is plain JSON."""
+        response = await self.call(credentials, "GET", "/api/mcp/servers")
+        return cast("list[McpServer]", read_body(response, list[McpServer], credentials.server))
+
+    async def catalogue(self, credentials: Credentials) -> Catalogue:
         """The server's models; no login is needed, so none is sent."""
         try:
-            return read_catalogue(await self.get(access.public, "/api/v2/models"))
+            return read_catalogue(await self.get(credentials.public, "/api/v2/models", Any))
         except ValueError as error:
             raise HuggingChatError(
-                f"{access.server.url} gave a catalogue without models ({error}). "
+                f"{credentials.server.url} lists no model that can be used ({error}). "
                 f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
             ) from None
 
-    async def conversation(
-        self,
-        access: Credentials,
-        id: str,
-        tries: int = limits.max_attempts,
-        most: int | None = None,
-    ) -> dict[str, Any]:
-        """A conversation with its messages. Raises Lost, Refused, Gone, llm.ModelError."""
+    async def transcribe(self, credentials: Credentials, recording: Upload) -> str:
+        """What is said in a recording; "" for silence.
+
+        chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. As
+        transcribing changes nothing, a broken connection is tried once more, silence is not.
+        """
+        call = functools.partial(
+            self.call,
+            credentials,
+            "POST",
+            "/api/transcribe",
+            body=recording.content,
+            content_type=recording.type,
+            idempotent=False,
+            timeout=limits.transcribe_timeout,
+        )
         try:
-            value = await self.get(access, api_path(id), tries, most or TREE_LIMIT)
-            conversation = _mapping(unwrap(value))
-        except HttpError as refused:
-            # 400 is a malformed id, 403 another account's, 404 a deleted one.
-            if refused.reply.is_hidden or refused.reply.status == 400:
+            response = await call()
+        except ConnectionLost as lost:
+            if lost.silent or not lost.sent:
+                raise
+            response = await call()
+        text = read_body(response, Transcript, credentials.server).text
+        return join_surrogates(text).strip()
+
+    async def conversation(
+        self, credentials: Credentials, id: str, type: Any = Conversation
+    ) -> Any:
+        """A conversation with its messages, or what `type` names of it.
+
+        Raises NotFound, and what `get` does.
+
+        400 is a malformed id, 403 another account's conversation, 404 a deleted one.
+        """
+        try:
+            return await self.get(credentials, api_path(id), type, max_bytes=CONVERSATION_LIMIT)
+        except HttpError as error:
+            if error.response.is_hidden or error.response.status == 400:
                 raise NotFound from None
             raise
-        if not isinstance(conversation.get("messages"), list):
-            raise protocol_error(access.server.host, "a conversation without messages")
-        if isinstance(conversation.get("model"), str):
-            self.known(id).model = conversation["model"]
-        return conversation
 
-    async def stop(self, access: Credentials, id: str, generation_id: str, seen: int) -> None:
+    async def stop(self, credentials: Credentials, id: str, generation_id: str, seen: int) -> None:
         """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
         value = {"generationId": generation_id, "seenContentLength": seen}
-        with contextlib.suppress(ConnectionLost, HttpError):
-            await self.call(access, "POST", f"{chat_path(id)}/stop-generating", value)
+        with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
+            await self.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
+
+    async def wait_until_stored(self, credentials: Credentials, id: str) -> str:
+        """Wait until the conversation's newest run is stored: how its log says that it ended.
+
+        chat-ui (src/routes/conversation/[id]/stream) follows the newest run when none is
+        named. Beyond its last event nothing is repeated: there is a heartbeat, and the end.
+        The wait ends with "" where the server answers 4xx, and after `limits.store_timeout`
+        seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
+        """
+        path = f"{chat_path(id)}/stream?fromSeq={BEYOND}"
+        backoff = Backoff()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.store_timeout):
+                while True:
+                    status = await self._log_end(credentials, path, backoff)
+                    if status is not None:
+                        return status
+                    pause = backoff.next()
+                    if pause is None:
+                        raise ConnectionLost("it does not answer", sent=True)
+                    await asyncio.sleep(pause)
+        return ""
+
+    async def _log_end(self, credentials: Credentials, path: str, backoff: Backoff) -> str | None:
+        """How a log says that its run ended; None if the connection ended before."""
+        decoder = EventStreamDecoder()
+        with contextlib.suppress(ConnectionLost):
+            async with self.open(credentials, "GET", path) as exchange:
+                while chunk := await exchange.read(limits.read_timeout):
+                    for event in decoder.feed(chunk):
+                        backoff.reset()
+                        if isinstance(event, LogEnd):
+                            return event.status
+                if 400 <= exchange.response.status < 500:
+                    return ""
+        return None
 
 
-_clients: dict[asyncio.AbstractEventLoop, Client] = {}
-_gates: dict[str, RateLimiter] = {}  # by the server's address, for all loops
+def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
+    """The JSON of a response. Raises HuggingChatError when it is not what chat-ui sends."""
+    try:
+        return decode(response.body, type)
+    except ValueError as error:
+        raise HuggingChatError(
+            f"{server.host} gave an answer that is not a chat-ui server's: {one_line(error, 200)}. "
+            f"Is {SERVER_VARIABLE} right?"
+        ) from None
 
 
-_closing: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-
-
-def _close_with(loop: asyncio.AbstractEventLoop) -> None:
-    """Close a loop's client with the loop, also when nobody cancels its tasks before."""
-    if loop in _closing:
-        return
-    _closing.add(loop)
-    close = loop.close
-
-    def closing() -> None:
-        client = _clients.get(loop)
-        if client and not loop.is_closed():
-            loop.run_until_complete(client.close())
-        close()
-
-    with contextlib.suppress(AttributeError):  # a loop that is not written in Python
-        loop.close = closing  # type: ignore[method-assign]
-
-
-def _close_all() -> None:
-    """At the end of the process: loops that nobody closed, as after Ctrl-C."""
-    for loop, client in list(_clients.items()):
-        if loop.is_running() or loop.is_closed():
-            continue
-        closing = loop.create_task(client.close())
-        for _ in range(3):  # what Ctrl-C left behind may come up first
-            with contextlib.suppress(BaseException):
-                loop.run_until_complete(closing)
-                break
-
-
-atexit.register(_close_all)
+# Errors in words
 
 
 def model_error(
     error: ConnectionLost | HttpError | NotFound | IncompleteAnswer,
-    access: Credentials,
+    credentials: Credentials,
     *,
     model: str = "",
     page: str = "",
-) -> llm.ModelError:
-    """The llm.ModelError that tells a person what `error` means and what to do next."""
-    server, cookies = access.server, access.cookies
+    sent: str = "the request",
+) -> HuggingChatError:
+    """The error that tells a person what `error` means and what to do next.
+
+    `page` is the conversation's address; `sent` is what was sent, where it may be too large.
+    """
+    host = credentials.server.host
     where = f" The conversation is at {page}" if page else ""
-    if isinstance(error, ConnectionLost):
-        told = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
-        verb = "No connection to" if not error.sent else "No answer from"
-        return HuggingChatError(f"{verb} {server.host}: {error}.{told}{where}")
+    if isinstance(error, HttpError):
+        return _http_error(error, credentials, model, where, sent)
     if isinstance(error, IncompleteAnswer):
         return HuggingChatError(f"{error}{where}")
     if isinstance(error, NotFound):
-        what = "answer to go on from" if error.answer else "conversation"
-        return HuggingChatError(f"There is no such {what} on {server.host} for this account.")
-    status, said = error.reply.status, error.reply.message
-    quoted = f": {said}" if said else ""
-    if error.reply.is_firewall:
+        what = "answer to continue after" if error.answer else "conversation"
+        return HuggingChatError(f"There is no such {what} on {host} for this account.")
+    if error.proxy:
+        return HuggingChatError(
+            f"No connection to the proxy {one_line(error.proxy, 100)}: {error}. "
+            "A variable such as HTTPS_PROXY names it."
+        )
+    hint = "" if credentials.server.is_service else f" {SERVER_VARIABLE} names that server."
+    verb = "No answer from" if error.sent else "No connection to"
+    return HuggingChatError(f"{verb} {host}: {error}.{hint}{where}")
+
+
+def _http_error(
+    error: HttpError, credentials: Credentials, model: str, where: str, sent: str
+) -> HuggingChatError:
+    server, response = credentials.server, error.response
+    status, host = response.status, server.host
+    reason = f"HTTP {status}" + (f": {response.message}" if response.message else "")
+    if response.is_firewall:
         return firewall_error(server, status)
-    if error.reply.wants_login:
-        return login_error(server, cookies)
+    if response.wants_login:
+        return login_error(server, credentials.cookies)
     if status in REDIRECTS:
-        address = "somewhere"
-        with contextlib.suppress(ValueError):
-            target = urlsplit(urljoin(server.url, error.reply.header("location")))
-            address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
-        return HuggingChatError(
-            f"{server.host} redirects to {plain(address, 200)} (HTTP {status}), which is not "
-            f"followed: cookies go to the configured host alone. Is {SERVER_VARIABLE} right? "
-            "If that page wants a login, run: llm huggingchat login"
-        )
-    if status == 400 and "too long" in said.lower():
-        return HuggingChatError("The server refused the message: it is too long. Shorten it.")
-    if status == 400:
-        about = f"{model!r}" if model else "the request"
-        return HuggingChatError(
-            f"{server.host} refused {about} (HTTP 400{quoted}). "
-            "If it does not know the model, run: llm huggingchat refresh"
-        )
-    if status == 403:
-        return HuggingChatError(f"{server.host} refused access (HTTP 403{quoted}).{where}")
-    if status == 404:
-        return HuggingChatError(
-            f"{server.url} knows no such page (HTTP 404{quoted}). "
-            f"Is {SERVER_VARIABLE} the address of a chat-ui server?{where}"
-        )
-    if status == 410:
-        return HuggingChatError(
-            f"The model {model or 'of this conversation'} is not available anymore. "
-            "Run: llm huggingchat refresh"
-        )
-    if status == 413:
-        return HuggingChatError(
-            f"The server refused the attachments: too large (HTTP 413{quoted}). "
-            "A file may have 10 MB, and all files of a message some 11 MB together."
-        )
-    if status == 429 and not error.reply.wants_pause:
-        return HuggingChatError(f"{server.host} has a limit (HTTP 429{quoted}).{where}")
+        return _redirect_error(server, response)
     if status == 429:
-        later = "Try again later."
-        if model:
-            later = f"Try again later, or let prompts wait: {WAIT_VARIABLE}=600 (seconds)."
-        if error.waited is not None:
-            later = (
-                f"The message waited for {error.waited:.0f} seconds, and the next try is later "
-                f"than {WAIT_VARIABLE} allows."
-            )
-        return HuggingChatError(f"{server.host} wants a pause (HTTP 429{quoted}). {later}")
-    if status == 200:
-        return HuggingChatError(
-            f"{server.host} answered with a web page, not with a chat. Is there a proxy or a "
-            f"login page in between, or is {SERVER_VARIABLE} wrong?"
-        )
+        return _rate_limit_error(error, host, reason, model, where)
+    if status == 400 and "too long" in response.message.lower():
+        return HuggingChatError(f"{host} refused the message: it is too long. Shorten it.")
     if status >= 500:
         return HuggingChatError(
-            f"{server.host} has a problem of its own (HTTP {status}{quoted}). "
-            f"Try again later.{where}"
+            f"{host} has a problem of its own ({reason}). Try again later.{where}"
         )
-    return HuggingChatError(f"{server.host} answered HTTP {status}{quoted}.{where}")
+    about = repr(model) if model else "the request"
+    words = {
+        200: f"{host} answered with a web page instead of a chat. Is there a proxy or a login page "
+        f"in between, or is {SERVER_VARIABLE} wrong?",
+        400: f"{host} refused {about} ({reason}). If it does not know the model, run: "
+        "llm huggingchat refresh",
+        403: f"{host} refused access ({reason}).{where}",
+        404: f"{server.url} has no such page ({reason}). Is {SERVER_VARIABLE} the address of a "
+        f"chat-ui server?{where}",
+        410: f"The model {model or 'of this conversation'} is no longer offered. "
+        "Run: llm huggingchat refresh, and continue with another: -m MODEL",
+        413: f"{host} refused {sent} as too large ({reason}). HuggingChat takes 15 MB a message"
+        + (", of which some 11 MB of files, and 10 MB a file." if "files" in sent else "."),
+    }
+    return HuggingChatError(words.get(status, f"{host} answered {reason}.{where}"))
 
 
-def failed(model: str, failure: Failed) -> llm.ModelError:
-    """The model did not answer: what it, or its provider, says."""
-    if "no output was generated" in failure.message.lower():
-        return HuggingChatError(
-            f"The model {model} gave an empty answer. Try again, or another model."
-        )
-    status = f" (HTTP {failure.status})" if failure.status else ""
-    later = " Try again later." if failure.status in (429, 500, 502, 503, 504) else ""
-    said = failure.message or "it did not say why"
-    return HuggingChatError(f"The model {model} failed{status}: {said}.{later}")
-
-
-def firewall_error(server: Server, status: int) -> llm.ModelError:
-    """A firewall lets browsers pass, and not this client: what helps."""
-    browser = impersonated_browser() or ""
-    other = f"another browser than {browser}" if browser else "a browser"
-    example = "firefox" if browser.startswith("chrome") else "chrome"
+def _redirect_error(server: Server, response: HttpResponse) -> HuggingChatError:
+    address = "another page"
+    with contextlib.suppress(ValueError):
+        target = urlsplit(urljoin(server.url, response.header("location")))
+        address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
     return HuggingChatError(
-        f"A firewall before {server.host} refused this client (HTTP {status}): it asks for a "
-        f"browser. Name {other} in {BROWSER_VARIABLE}, such as {example};\nor open {server.url} in "
-        "your browser, and give its cookie 'aws-waf-token' with the others: llm huggingchat login"
+        f"{server.host} redirects to {one_line(address, 200)} (HTTP {response.status}). Cookies go "
+        f"to the configured host alone, so this is not followed. Is {SERVER_VARIABLE} right? "
+        "If that page asks for a login, run: llm huggingchat login"
     )
 
 
-def login_error(server: Server, cookies: Cookies | None) -> llm.ModelError:
-    """Why the server does not take the cookies, and how to give it better ones."""
+def _rate_limit_error(
+    error: HttpError, host: str, reason: str, model: str, where: str
+) -> HuggingChatError:
+    if not error.response.is_rate_limit:
+        return HuggingChatError(f"{host} has reached a limit ({reason}).{where}")
+    advice = "Try again later."
+    if error.waited is not None:
+        advice = (
+            f"The message has waited for {error.waited:.0f} seconds; the next attempt would be "
+            f"later than {WAIT_VARIABLE} allows."
+        )
+    elif model:
+        advice = f"Try again later, or let prompts wait: {WAIT_VARIABLE}=600 (seconds)."
+    return HuggingChatError(f"{host} asks for a pause ({reason}). {advice}")
+
+
+def failure_error(model: str, failure: StatusUpdate) -> HuggingChatError:
+    """The model did not answer: what it, or its provider, says."""
+    message = one_line(failure.message or "")
+    if "no output was generated" in message.lower():
+        return HuggingChatError(f"{model} gave an empty answer. Try again, or another model.")
+    status = f" (HTTP {failure.status_code})" if failure.status_code else ""
+    retry = " Try again later." if failure.status_code in (429, 500, 502, 503, 504) else ""
+    return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
+
+
+def firewall_error(server: Server, status: int) -> HuggingChatError:
+    """A firewall lets browsers pass, but not this client: what helps."""
+    browser = impersonated_browser() or ""
+    other = f"a browser other than {browser}" if browser else "a browser"
+    example = "firefox" if browser.startswith("chrome") else "chrome"
+    return HuggingChatError(
+        f"A firewall in front of {server.host} refused this client (HTTP {status}). Name {other} "
+        f"in {BROWSER_VARIABLE}, such as {example};\nor open {server.url} in your browser and "
+        "log in with its cookie 'aws-waf-token' too: llm huggingchat login"
+    )
+
+
+def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
+    """Why the server does not accept the cookies, and how to give it better ones."""
     again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
     if cookies is None or cookies.anonymous:
-        return LoginRequired(f"{server.host} wants a login, and there is no key. {again}")
+        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
     if cookies.token is None:
         return HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing beside 'hf-chat'. "
             f"{again}"
         )
     return HuggingChatError(
-        f"Not logged in on {server.host}: the cookie 'token' is expired or wrong, or a person has "
-        f"to agree first. Open {server.url}/login in your browser.\n{again}"
+        f"Not logged in on {server.host}: the cookie 'token' is expired or wrong, or has to be "
+        f"confirmed first. Open {server.url}/login in your browser.\n{again}"
     )
+
+
+# Attachments: reading them, and what is said in them
+
+
+async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+    """An attachment from the web, fetched without cookies, and its content type.
+
+    Raises HuggingChatError.
+    """
+    from curl_cffi import CurlOpt
+    from curl_cffi.requests import AsyncSession
+    from curl_cffi.requests.exceptions import RequestException
+
+    url = attachment.url or ""
+    shown = one_line(url, 200)
+    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+        raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
+    # curl knows more protocols, some of which put chosen bytes on a raw socket.
+    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
+    content = bytearray()
+
+    def receive(chunk: bytes) -> int:
+        content.extend(chunk)
+        return len(chunk) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
+
+    try:
+        async with AsyncSession[Any](
+            timeout=limits.call_timeout, max_redirects=3, curl_options=cast(Any, only)
+        ) as session:
+            response = await session.get(
+                url,
+                content_callback=receive,
+                verify=True,
+                impersonate=cast(Any, impersonated_browser()),
+            )
+    except RequestException as error:
+        if len(content) > AUDIO_LIMIT:
+            is_recording = mime_type(attachment.type) in AUDIO_TYPES
+            most = AUDIO_LIMIT if is_recording else FILE_LIMIT
+            raise too_large(shown_name(attachment), most) from None
+        why = connection_lost(error, True, url)
+        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
+    if response.status_code != 200:
+        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
+    return bytes(content), response.headers.get("content-type") or ""
+
+
+async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+    """An attachment's bytes and content type, which is found out if nothing says it.
+
+    Raises HuggingChatError for one that cannot be read or is empty.
+    """
+    content, content_type = attachment.content or b"", attachment.type or ""
+    if not content and attachment.path:
+        content = read_file(attachment)
+    elif not content and attachment.url:
+        content, sent_type = await download_attachment(attachment)
+        same = mime_type(sent_type) == mime_type(content_type)  # it alone has the charset
+        content_type = sent_type if same or not content_type else content_type
+    if not content:
+        raise HuggingChatError(f"{shown_name(attachment)} is empty.")
+    if mime_type(content_type) in ("", "application/octet-stream", "binary/octet-stream"):
+        content_type = guessed_type(attachment, content)
+    return content, content_type
+
+
+async def read_recording(attachment: llm.Attachment) -> Upload:
+    """A recording to transcribe. Raises HuggingChatError when it is none."""
+    return recording_of(attachment, *await read_attachment(attachment))
+
+
+async def concurrently(
+    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
+) -> AsyncGenerator[tuple[E, T], None]:
+    """Each item and what `work` gives for it, in order; a few are worked at in advance."""
+    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
+    waiting = iter(items)
+    try:
+        while True:
+            for item in itertools.islice(waiting, CONCURRENCY - len(begun)):
+                begun.append((item, asyncio.create_task(work(item))))
+            if not begun:
+                return
+            item, task = begun[0]
+            result = await task
+            begun.popleft()
+            yield item, result
+    finally:
+        for _, task in begun:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+
+
+async def transcribe_all(
+    client: Client,
+    credentials: Credentials,
+    recordings: Iterable[Upload],
+    note: Callable[[str], None],
+) -> AsyncGenerator[tuple[Upload, str], None]:
+    """What is said in each recording, in their order.
+
+    `note` is called with words when that takes long. Raises HuggingChatError when the server
+    does not transcribe, cannot, or hears nothing.
+    """
+    host = credentials.server.host
+
+    async def note_delay(name: str) -> None:
+        await asyncio.sleep(sum(limits.backoff[:4]))
+        note(f"{name} is being transcribed")
+
+    async def transcribe(recording: Upload) -> str:
+        noting = client.spawn(note_delay(recording.name))
+        try:
+            text = await client.transcribe(credentials, recording)
+        except (ConnectionLost, HttpError) as error:
+            raise _transcription_error(error, credentials, recording, flags) from None
+        finally:
+            noting.cancel()
+        if not text:
+            raise HuggingChatError(f"{host} heard no words in {recording.name}.")
+        return text
+
+    try:
+        flags = await client.feature_flags(credentials)
+    except (ConnectionLost, HttpError) as error:
+        raise model_error(error, credentials) from None
+    if flags.transcription_enabled is not True:
+        raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
+    async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
+        async for recording, text in texts:
+            yield recording, text
+
+
+def _transcription_error(
+    error: ConnectionLost | HttpError,
+    credentials: Credentials,
+    recording: Upload,
+    flags: FeatureFlags,
+) -> HuggingChatError:
+    """Why a recording was not transcribed.
+
+    chat-ui hands on the status of the service that it asks, with words before its answer.
+    """
+    host, name = credentials.server.host, recording.name
+    if isinstance(error, ConnectionLost):
+        if error.silent:
+            return HuggingChatError(f"{name} was not transcribed by {host}: {error}.")
+        return model_error(error, credentials)
+    status, message = error.response.status, error.response.message
+    if error.response.is_firewall:
+        return model_error(error, credentials)
+    if message.startswith("Transcription failed:"):
+        why = message.partition(":")[2].strip() or "its transcription service gave no reason"
+        return HuggingChatError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
+    if status == 413:
+        size = f"{len(recording.content) / 1_000_000:.1f} MB"
+        return HuggingChatError(
+            f"The recording {name} is too large for {host}, with {size}. "
+            "Many servers take no more than 15."
+        )
+    if status == 504:
+        return HuggingChatError(
+            f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
+        )
+    if status == 401 and flags.login_enabled is False:
+        return HuggingChatError(f"{host} has no key for the service that transcribes.")
+    return model_error(error, credentials)
+
+
+# --- run: send a message and follow its run until it is stored ----------------------------
+
+NO_OUTPUT = StatusUpdate("error", "No output was generated")
+
+
+class RateLimiter:
+    """When messages may go to a server that asks for a pause, for all runs of this process.
+
+    chat-ui counts what was sent within a minute, and what it refused too. So after a refusal
+    nobody sends for a minute; then one does, and once that is accepted the next: at most one
+    message a minute is refused. Other processes are not known here, so pauses grow, by
+    chance, while attempts are in vain. Times are of a clock that only goes forward, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._opens = self._last_wait = self._trial_ends = -math.inf
+        self._trial = ""  # the run that may try
+        self._in_vain = 0
+        self._noted = False
+        self.refusal = HttpError(HttpResponse(429))  # the latest
+
+    def pause(self, run: str, now: float) -> float:
+        """Seconds after which `run` is to ask again; 0 when it may send, now."""
+        wait = max(self._opens - now, 0.0)
+        if not wait and now - max(self._last_wait, self._opens) < limits.rate_window:
+            if self._trial not in ("", run) and now < self._trial_ends:
+                wait = limits.backoff[0]
+            else:
+                self._trial, self._trial_ends = run, now + limits.rate_window
+        if wait:
+            self._last_wait = now
+        return wait
+
+    def refused(self, run: str, refusal: HttpError, now: float) -> None:
+        """The server asked for a pause instead of accepting the message of `run`."""
+        self.refusal = refusal
+        self._noted = self._noted and now < self._opens
+        pause = limits.rate_window
+        if self._trial == run:
+            self._in_vain += 1
+            pause *= random.uniform(1, min(2 ** (self._in_vain - 1), 8))
+            self._trial = ""
+        self._opens = max(self._opens, now + pause)
+
+    def accepted(self, run: str) -> None:
+        """The server accepted the message of `run`."""
+        self._in_vain = 0
+        self.leave(run)
+
+    def leave(self, run: str) -> None:
+        """`run` is not about to send any more."""
+        if self._trial == run:
+            self._trial = ""
+
+    def note_due(self) -> bool:
+        """Has nobody been told of this pause yet?"""
+        noted, self._noted = self._noted, True
+        return not noted
+
+
+_rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
+
+
+class RunTarget(msgspec.Struct, frozen=True):
+    """What one run needs: where its message goes, and what it is.
+
+    `parent_id` is the message that it continues after, None in a new conversation. `max_wait`
+    is how many seconds the message may wait when the server asks for a pause.
+    """
+
+    credentials: Credentials
+    conversation_id: str
+    generation_id: str
+    parent_id: str | None
+    body: bytes
+    content_type: str
+    max_wait: float = 0.0
+
+
+class Run:
+    """One run: its message is sent once, and followed until its answer is stored.
+
+    `generation_id` is an idempotency key: where it is not known whether a message has
+    arrived, the conversation is read, and tells. Updates go to `on_update` as they come;
+    `on_rewind` is called before they come again from the first. `answered` is set when the
+    outcome is known: a FinalAnswer, a failed StatusUpdate, or a question that ended the run.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        target: RunTarget,
+        on_update: Callable[[Update], None],
+        on_rewind: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._target = target
+        self._on_update = on_update
+        self._on_rewind = on_rewind
+        self._note = note
+        self.answered = asyncio.Event()
+        self.outcome: FinalAnswer | StatusUpdate | ElicitationUpdate | None = None
+        self.died = False  # the model broke off: no final answer came
+        self.sent = False  # an attempt at sending may have arrived
+        self.taken = False  # the server has the message
+        self.stored = False
+        self.message_id: str | None = None  # the answer's, once the conversation was read
+        self._begun = False  # something of an answer came
+        self._finished = False  # the end of the stream means that all is stored
+        self._questions: dict[str, ElicitationUpdate] = {}  # that are open
+        self._seq = 0  # of the log's last event
+        self._logless = False  # the log is no use: only the store can tell
+        self._stored_updates = -1
+        self._renewed = False
+        self._backoff = Backoff()
+        self._attempts = Backoff(limits.max_attempts)
+
+    @property
+    def is_settled(self) -> bool:
+        """Does nothing go on at the server that a further message could spoil?"""
+        return self.stored or not self.sent
+
+    @property
+    def is_unsent(self) -> bool:
+        """Can no attempt at sending the message still arrive?"""
+        return not (self.sent or self.taken or self._attempts.failures)
+
+    async def drive(self) -> None:
+        """Send the message and follow its run, until it is stored.
+
+        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
+        outcome is known, it waits for `limits.store_timeout` seconds at most.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as deadline:
+                while not self.stored:
+                    if self.answered.is_set() and deadline.when() is None:
+                        deadline.reschedule(loop.time() + limits.store_timeout)
+                    if not self.taken:
+                        await self._send()
+                    elif self._logless:
+                        await self._retrying(self._read_store)
+                    else:
+                        await self._retrying(self._follow)
+        except TimeoutError:
+            pass  # the next turn waits for it
+        finally:
+            self._limiter.leave(self._target.generation_id)
+
+    # Sending
+
+    async def _send(self) -> None:
+        """Try to send the message; if that was in vain, pause, or raise what went wrong."""
+        await self._wait_for_rate_limit()
+        problem: ConnectionLost | HttpError = ConnectionLost("it took no message", sent=True)
+        try:
+            self.sent = True
+            await self._read_stream()
+        except ConnectionLost as lost:
+            self.sent = lost.sent or self.taken
+            if lost.final:
+                raise
+            problem = lost
+        except HttpError as error:
+            if error.response.status < 500:
+                self.sent = False
+                await self._refused(error)
+                return
+            problem = error  # of a proxy, or of the server after it had stored the message
+        if self.taken:
+            return
+        if self.sent and await self._is_in_conversation(problem):
+            self.taken = True
+            return
+        self.sent = False
+        await self._pause_before_resending(problem)
+
+    async def _pause_before_resending(self, problem: ConnectionLost | HttpError) -> None:
+        pause = self._attempts.next()
+        if pause is None:
+            raise problem
+        await asyncio.sleep(pause)
+
+    async def _wait_for_rate_limit(self) -> None:
+        """Raises HttpError when the pause is longer than the message may wait."""
+        limiter, run = self._limiter, self._target.generation_id
+        begun = time.monotonic()
+        while pause := limiter.pause(run, time.monotonic()):
+            waited = time.monotonic() - begun
+            if waited + pause > self._target.max_wait:
+                raise HttpError(limiter.refusal.response, waited)
+            if limiter.note_due():
+                host, most = self._target.credentials.server.host, self._target.max_wait
+                self._note(f"{host} asks for a pause; waiting, {most:.0f} seconds at most")
+            await asyncio.sleep(pause)
+
+    @property
+    def _limiter(self) -> RateLimiter:
+        if not self._target.max_wait:
+            return RateLimiter()
+        return _rate_limiters.setdefault(self._target.credentials.server.url, RateLimiter())
+
+    async def _refused(self, error: HttpError) -> None:
+        """The server does not take the message: raise, unless it may after all."""
+        target, response = self._target, error.response
+        if response.is_rate_limit and target.max_wait:
+            self._limiter.refused(target.generation_id, error, time.monotonic())
+        elif await self._renews_session(error):
+            pass
+        elif response.is_hidden and target.parent_id:
+            raise NotFound
+        else:
+            raise error
+
+    async def _renews_session(self, error: HttpError) -> bool:
+        """Had the session expired, and is there a new one? That can help once."""
+        credentials = self._target.credentials
+        if self._renewed or not await self._client.session_expired(credentials, error):
+            return False
+        self._renewed = True
+        await self._client.renew(credentials)
+        return True
+
+    async def _is_in_conversation(self, problem: ConnectionLost | HttpError) -> bool:
+        """Did the message arrive? It may still be on its way, so this looks twice, or longer.
+
+        Raises NotFound or HttpError where sending it again cannot help.
+        """
+        silent = isinstance(problem, ConnectionLost) and problem.silent
+        end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+        for looks in itertools.count(1):
+            conversation = await self._conversation()
+            if conversation.answer_of(self._target.generation_id):
+                return True
+            if looks >= 2 and time.monotonic() >= end:
+                break
+            await asyncio.sleep(limits.look_again)
+        if isinstance(problem, HttpError) and problem.response.status == 500:
+            self.sent = False
+            parent = self._target.parent_id  # an unknown one is a 500 too
+            if parent and all(message.id != parent for message in conversation.messages):
+                raise NotFound(answer=True)
+            raise problem
+        return False
+
+    async def _conversation(self) -> Conversation:
+        target = self._target
+        id = target.conversation_id
+        conversation: Conversation = await self._client.conversation(target.credentials, id)
+        if stored := conversation.answer_of(target.generation_id):
+            self.message_id = stored.id
+        return conversation
+
+    # Following
+
+    async def _retrying(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do a step of following the run; pause if it brought no end. Raises what ends it."""
+        try:
+            await step()
+        except ConnectionLost as lost:
+            if lost.final:
+                raise
+        except HttpError as error:
+            if error.response.status == 404 and not self._logless:
+                self._logless = True  # a server without logs
+                return
+            if error.response.status < 500 and not await self._renews_session(error):
+                raise
+        except NotFound:
+            self.stored = True
+            raise
+        if not self.stored and self.taken:
+            await asyncio.sleep(self._next_pause())
+
+    def _next_pause(self) -> float:
+        """Seconds until the next attempt at following. Raises what is wrong when it is time
+        to give up."""
+        pause = self._backoff.next()
+        if pause is not None:
+            return pause
+        if not self._logless:
+            seconds = limits.reconnect_timeout
+            raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
+        if not self.answered.is_set():
+            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+        self.stored = True  # nothing comes of it any more
+        return 0.0
+
+    async def _read_stream(self) -> None:
+        """Send the message and take the updates that answer it."""
+        target, decoder = self._target, JsonLinesDecoder()
+        path = chat_path(target.conversation_id)
+        exchange = self._client.open(
+            target.credentials, "POST", path, target.body, target.content_type
+        )
+        async with exchange:
+            while chunk := await exchange.read(limits.read_timeout):
+                self._take(decoder.feed(chunk))
+            _require_events(exchange.response)
+        self._take(decoder.end())
+        self.stored = self.answered.is_set() and self._finished
+
+    async def _follow(self) -> None:
+        """Follow the run's log from where the last connection broke."""
+        target, answered = self._target, self.answered.is_set()
+        start = BEYOND if answered else self._seq
+        if start == 0:
+            self._on_rewind()
+        path = f"{chat_path(target.conversation_id)}/stream"
+        query = f"generationId={target.generation_id}&fromSeq={start}"
+        decoder = EventStreamDecoder(self._seq)
+        exchange = self._client.open(target.credentials, "GET", f"{path}?{query}")
+        async with exchange:
+            while chunk := await exchange.read(limits.read_timeout):
+                for event in decoder.feed(chunk):
+                    if not isinstance(event, LogEnd):
+                        self._take([event])
+                    elif self.answered.is_set():
+                        self.stored = True
+                    else:
+                        self._logless = True  # it has not told the answer: the store may
+                self._seq = self._seq if answered else decoder.seq
+                if self.stored or self._logless:
+                    return
+            _require_events(exchange.response)
+
+    async def _read_store(self) -> None:
+        """Take the answer from the conversation, if it is complete there."""
+        stored = (await self._conversation()).answer_of(self._target.generation_id)
+        if stored is None:
+            await self._missing_in_store()
+            return
+        updates, complete = stored_updates(stored)
+        if not complete and not stored.is_settled:
+            if len(updates) > self._stored_updates:
+                self._stored_updates = len(updates)
+                self._backoff.reset()
+            return
+        self._on_rewind()
+        self._take(updates)
+        if not self.answered.is_set():
+            self._end(NO_OUTPUT)
+        self.stored = True
+
+    async def _missing_in_store(self) -> None:
+        if self.answered.is_set():
+            self.stored = True
+        elif self._begun:
+            raise IncompleteAnswer("The server lost the answer.")
+        else:  # the message never arrived
+            self.taken = self.sent = self._logless = False
+            problem = ConnectionLost("it did not take the message", sent=True)
+            await self._pause_before_resending(problem)
+
+    # What updates mean for the run
+
+    def _take(self, updates: list[Update]) -> None:
+        """Updates came: pass them on, and see what they make of the run."""
+        if updates:
+            self._backoff.reset()
+            if not self.taken:
+                self.taken = True
+                self._limiter.accepted(self._target.generation_id)
+        for update in merge_tokens(updates):
+            if self.answered.is_set():
+                self._after_the_outcome(update)
+            else:
+                self._before_the_outcome(update)
+
+    def _after_the_outcome(self, update: Update) -> None:
+        match update:
+            case StatusUpdate(status="finished" | "error"):
+                self._finished = True
+            case TitleUpdate() | RouterMetadata():
+                self._on_update(update)
+
+    def _before_the_outcome(self, update: Update) -> None:
+        match update:
+            case FinalAnswer():
+                # An empty answer is not the end: the reason follows as a failure.
+                if update.text or update.interrupted or self._begun:
+                    self._end(update)
+                return
+            case StatusUpdate(status="error"):
+                self._finished = True
+                self._end(update)
+                return
+            case StatusUpdate(status="finished"):
+                self._finished = True
+                self._end_without_answer()
+                return
+            case ElicitationUpdate(subtype="request"):
+                self._questions[update.id] = update
+            case ElicitationUpdate():
+                self._questions.pop(update.id, None)
+            case StreamUpdate(token=token) | ReasoningUpdate(token=token):
+                self._begun = self._begun or bool(token.strip("\0"))
+            case ToolUpdate() | FileUpdate():
+                self._begun = True
+        self._on_update(update)
+
+    def _end_without_answer(self) -> None:
+        """A question ended the run, or the model died: what it said is stored."""
+        if self._questions:
+            self.outcome = next(iter(self._questions.values()))
+            self.answered.set()
+        elif self._begun:
+            self.died = True
+            self._end(FinalAnswer("", True))
+        else:
+            self._end(NO_OUTPUT)
+
+    def _end(self, outcome: FinalAnswer | StatusUpdate) -> None:
+        self.outcome = outcome
+        self._on_update(outcome)
+        self.answered.set()
+
+
+def _require_events(response: HttpResponse) -> None:
+    """Raise HttpError for a response that is no stream of updates."""
+    if response.status != 200 or response.is_html:
+        raise HttpError(response)
+
+
+def merge_tokens(updates: Iterable[Update]) -> Iterator[Update]:
+    """Updates that came at once: tokens that follow each other become one piece of text."""
+    for kind, alike in itertools.groupby(updates, key=type):
+        if kind is StreamUpdate:
+            yield StreamUpdate("".join(cast(StreamUpdate, each).token for each in alike))
+        else:
+            yield from alike
 
 
 # --- tools: llm's server-side tools -> what the server is to select -------------------
 
+NOT_LOGGED = "(not logged)"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: what a header's name may be
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
-HIDDEN = "(not logged)"
+
+class _ToolType(type):
+    """Creates a tool with the arguments that may be logged, and then tells it all of them.
+
+    llm logs what a tool's __init__ gets, and creates the tool from it again for `llm -c`.
+    What a header or a query holds may be a secret, so __init__ gets only the name of one.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            arguments = inspect.signature(cls).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            usage = f"{cls.__name__}{inspect.signature(cls)}"
+            raise HuggingChatError(f"{cls.__name__}: {one_line(error)}. It is {usage}.") from None
+        tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
+        tool.arguments = arguments
+        return tool
 
 
-class HuggingChatTool(llm.ServerSideTool):
+class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
     """A tool that runs on the chat server."""
 
     plugin = "llm-huggingchat"
-    wanted: str = ""
-    # What such a server is called or where it is, the surest sign first.
-    signs: tuple[str, ...] = ()
+    feature = ""  # what it is for, in words
+    # Patterns for the name or the address of a tool server that has it, the surest first.
+    patterns: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = NOTHING
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         # `llm tools` shows the signature: with types in it, not their names in quotes.
-        shown = inspect.signature(cls, eval_str=True)
-        cls.__signature__ = shown.replace(return_annotation=shown.empty)  # type: ignore[attr-defined]
+        shown = inspect.signature(cls.__init__, eval_str=True)
+        parameters = list(shown.parameters.values())[1:]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    @classmethod
+    def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments without secrets. Raises HuggingChatError for one of a wrong type."""
+        return arguments
 
 
 class WebSearch(HuggingChatTool):
     """Search the web, with the chat server's own search."""
 
     name = "web_search"
-    wanted = "web search"
-    signs = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
+    feature = "web search"
+    patterns = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
 
     def __init__(self) -> None:
         super().__init__()
@@ -6393,32 +5288,14 @@ class HuggingFace(HuggingChatTool):
     """Search models, datasets, papers and Spaces on Hugging Face."""
 
     name = "hugging_face"
-    wanted = "Hugging Face tools"
-    signs = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
+    feature = "Hugging Face tools"
+    patterns = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
 
     def __init__(self) -> None:
         super().__init__()
 
 
-class _Loggable(type):
-    """Makes an MCP of what may be logged, and then tells it the whole.
-
-    llm logs what a tool's __init__ gets, and makes the tool of it again for `llm -c`. A
-    header's or a query's value may be a secret, so __init__ gets only the name of one.
-    """
-
-    def __call__(
-        cls, url: str, name: str | None = None, headers: dict[str, str] | None = None
-    ) -> Any:
-        shown = headers
-        if isinstance(headers, dict):
-            shown = {key: _only_names(str(value)) for key, value in headers.items()}
-        tool = super().__call__(_loggable_url(str(url)), name, shown)
-        tool.url, tool.headers = url, headers
-        return tool
-
-
-class MCP(HuggingChatTool, metaclass=_Loggable):
+class MCP(HuggingChatTool):
     """Use the tools of a public https MCP server. A $NAME in a header or the URL stands
     for that environment variable, or key in llm's key store: only the name is logged."""
 
@@ -6428,13 +5305,25 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
         self, url: str, name: str | None = None, headers: dict[str, str] | None = None
     ) -> None:
         super().__init__()
-        self.url = url
-        self.label = name
-        self.headers = headers
+
+    @classmethod
+    def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with only names of secrets. Raises HuggingChatError for a wrong type."""
+        url, headers = arguments["url"], arguments.get("headers") or {}
+        if not isinstance(url, str):
+            raise HuggingChatError('MCP\'s url is text, like "https://example.org/mcp".')
+        if not isinstance(arguments.get("name") or "", str):
+            raise HuggingChatError("MCP's name is text.")
+        if not isinstance(headers, dict) or not all(
+            isinstance(value, str) for value in headers.values()
+        ):
+            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        shown = {name: _only_names(value) for name, value in headers.items()}
+        return arguments | {"url": _loggable_url(url), "headers": shown or None}
 
     def request(self, server: Server) -> dict[str, Any]:
-        """The server as chat-ui wants it. Raises llm.ModelError."""
-        url = self._filled("URL", str(self.url))
+        """The server for `selectedMcpServers`. Raises HuggingChatError."""
+        url = _filled("URL", self.arguments["url"])
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""
@@ -6449,141 +5338,139 @@ class MCP(HuggingChatTool, metaclass=_Loggable):
         public = host and not _is_private(host) and parts.scheme == "https"
         if not (public or local):
             # The rest of the address may be a secret, or all of it.
-            given = f", not {plain(f'{parts.scheme}://{host}', 100)!r}" if host else ""
+            given = f", not {one_line(f'{parts.scheme}://{host}', 100)!r}" if host else ""
             raise HuggingChatError(
                 "MCP wants the https address of a public server, "
                 f"like https://example.org/mcp{given}."
             )
-        if self.headers is not None and not isinstance(self.headers, dict):
-            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
-        if self.label is not None and not isinstance(self.label, str):
-            raise HuggingChatError("MCP's name is text.")
-        headers = [
-            {"key": str(name), "value": self._filled(f"header {plain(name, 60)!r}", str(value))}
-            for name, value in (self.headers or {}).items()
-        ]
-        return {"name": plain(self.label or "", 100) or host, "url": url, "headers": headers}
+        headers = [_header(*header) for header in (self.arguments.get("headers") or {}).items()]
+        name = one_line(self.arguments.get("name") or "", 100) or host
+        return {"name": name, "url": url, "headers": headers}
 
-    def _filled(self, what: str, value: str) -> str:
-        if HIDDEN in value:
+
+def _header(name: str, value: str) -> dict[str, str]:
+    """A header for chat-ui, which drops the whole tool for one that HTTP cannot carry."""
+    what = f"header {one_line(name, 60)!r}"
+    if not _TOKEN.fullmatch(name):
+        raise HuggingChatError(
+            f"MCP's {what} is not a valid header name: use letters, digits and hyphens."
+        )
+    value = _filled(what, value)
+    if not _FIELD_VALUE.fullmatch(value):
+        raise HuggingChatError(
+            f"The value of MCP's {what} has a line end or a character beyond Latin-1, "
+            "which HTTP cannot carry."
+        )
+    return {"key": name, "value": value}
+
+
+def _filled(what: str, value: str) -> str:
+    """`value` with each $NAME replaced by what it stands for."""
+    if NOT_LOGGED in value:
+        raise HuggingChatError(
+            f"The value of MCP's {what} is not kept in the logs. "
+            "Give -T again, or write it as $NAME of an environment variable or llm key."
+        )
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
             raise HuggingChatError(
-                f"The value of MCP's {what} is not kept in the logs. "
-                "Give -T again, or write it as $NAME of an environment variable or llm key."
+                f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
             )
+        found = os.environ.get(match[1]) or stored_key(match[1])
+        if found is None:
+            raise HuggingChatError(
+                f"MCP's {what} names ${match[1]}, which is neither an environment variable "
+                "nor a key of llm."
+            )
+        return found
 
-        def value_of(match: re.Match[str]) -> str:
-            if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-                raise HuggingChatError(
-                    f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
-                )
-            found = os.environ.get(match[1]) or stored_key(match[1])
-            if found is None:
-                raise HuggingChatError(
-                    f"MCP's {what} names ${match[1]}, which is neither an environment variable "
-                    "nor a key of llm."
-                )
-            return found
-
-        return re.sub(r"\$(\w+)", value_of, value)
+    return re.sub(r"\$(\w+)", value_of, value)
 
 
 def _only_names(value: str) -> str:
-    """A value for the log: the words it is made of when they name a secret."""
-    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else HIDDEN
+    """A value for the log: itself if it only names a secret."""
+    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else NOT_LOGGED
 
 
 def _loggable_url(url: str) -> str:
-    """An address for the log: in its query only names of secrets; nothing if it is no address."""
+    """An address for the log: only names of secrets in its query; nothing if it is no address."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return HIDDEN
+        return NOT_LOGGED
     if not parts.netloc or "@" in parts.netloc:
-        return HIDDEN
+        return NOT_LOGGED
     pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
     query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
     return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
 
 
-async def select_tools(
-    client: Client, access: Credentials, tools: Iterable[llm.ServerSideTool]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """`selectedMcpServerNames` and `selectedMcpServers` for the tools of a turn.
+def mcp_servers(tools: Iterable[llm.ServerSideTool], server: Server) -> list[dict[str, Any]]:
+    """The MCP servers given by address, each once, for chat-ui's `selectedMcpServers`.
 
-    A server given by address must be among the names as well, or chat-ui drops it.
-    Raises llm.ModelError when the server does not offer one of them.
+    Raises HuggingChatError for an address or a header that cannot be used.
     """
-    wanted = [tool.request(access.server) for tool in tools if isinstance(tool, MCP)]
-    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.signs]
-    names: list[str] = []
-    if ready:
-        offered = await client.get(access, "/api/mcp/servers")
-        names = [find_tool_server(offered, tool) for tool in ready]
-    added = named_apart(wanted, names)
-    return list(dict.fromkeys([*names, *(server["name"] for server in added)])), added
+    servers: list[dict[str, Any]] = []
+    for tool in tools:
+        if isinstance(tool, MCP) and (request := tool.request(server)) not in servers:
+            servers.append(request)
+    return servers
 
 
-def named_apart(servers: Iterable[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
-    """MCP servers, each once, with names that differ from each other and from those `taken`.
+def with_unique_names(
+    servers: Iterable[dict[str, Any]], taken: Iterable[str]
+) -> list[dict[str, Any]]:
+    """MCP servers with names that differ from each other and from those `taken`.
 
-    Of two servers with one name, chat-ui keeps the last.
+    Of two servers with one name, chat-ui keeps the last. Each name must be among the
+    `selectedMcpServerNames` as well, or chat-ui drops the server.
     """
-    used, seen, apart = set(taken), list[dict[str, Any]](), list[dict[str, Any]]()
+    used, unique = set(taken), list[dict[str, Any]]()
     for server in servers:
-        if server in seen:
-            continue
-        seen.append(server)
-        name = server["name"]
-        for number in itertools.count(2):
-            if name not in used:
-                break
-            name = f"{server['name']} {number}"
+        name, numbers = server["name"], itertools.count(2)
+        while name in used:
+            name = f"{server['name']} {next(numbers)}"
         used.add(name)
-        apart.append(server | {"name": name})
-    return apart
+        unique.append(server | {"name": name})
+    return unique
 
 
-def find_tool_server(offered: Any, tool: HuggingChatTool) -> str:
-    """The name of the offered server that is such a tool, found by what it is called or where.
+def tool_server_name(offered: Iterable[tuple[str, str]], tool: HuggingChatTool) -> str:
+    """The name of the server among those `offered` that has such a tool.
 
-    `offered` is what GET api/mcp/servers says. Raises llm.ModelError when there is none.
+    `offered` are names and addresses, as GET api/mcp/servers lists them.
+    Raises HuggingChatError when there is none.
     """
-    servers = [
-        (_string(server.get("name")), _string(server.get("url")))
-        for server in _mappings(offered)
-        if _string(server.get("name"))
-    ]
-    for field_index in (0, 1):
-        for sign in tool.signs:
+    servers = [server for server in offered if server[0]]
+    for by_name_or_address in (0, 1):
+        for pattern in tool.patterns:
             for server in servers:
-                if re.search(sign, server[field_index], re.IGNORECASE):
+                if re.search(pattern, server[by_name_or_address], re.IGNORECASE):
                     return server[0]
-    there = ", ".join(plain(name, 60) for name, _ in servers) or "none"
-    raise HuggingChatError(f"This server offers no {tool.wanted}. Its tool servers: {there}.")
+    there = ", ".join(one_line(name, 60) for name, _ in servers) or "none"
+    raise HuggingChatError(f"This server offers no {tool.feature}. Its tool servers: {there}.")
 
 
-# --- turn: does what the run says: create or find, send, follow, look, wait, stop -----
+# --- turn: one turn of a conversation --------------------------------------------------------
 
 
-@frozen
-class TurnRequest:
-    """All that one turn needs. `anew` is the plan for when the conversation is gone."""
+class TurnRequest(msgspec.Struct, frozen=True):
+    """What a turn needs. `fresh_plan` is for when the conversation is gone.
 
-    access: Credentials
-    model: str
+    `max_wait` is how many seconds the message may wait when the server asks for a pause.
+    """
+
+    credentials: Credentials
+    model: ModelInfo
     plan: Plan
-    anew: Plan | None
-    retry: bool = False
+    fresh_plan: Plan | None
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
-    note: Callable[[str], None] = note
-    wishes: PromptedFeatures = NO_FEATURES
-    wait: float = 0.0  # seconds that the message may wait when the server wants a pause
-    screen: Screen | None = None
+    max_wait: float = 0.0
 
 
-@dataclass
-class TurnResult:
+class TurnResult(msgspec.Struct):
     """What became of a turn; filled while it runs."""
 
     server: str
@@ -6592,17 +5479,16 @@ class TurnResult:
     message_id: str | None = None
     generation_id: str | None = None
     title: str = ""
-    router: RouterMetadata = RouterMetadata("", "", "")
+    router: RouterMetadata = msgspec.field(default_factory=RouterMetadata)
     interrupted: bool = False
-    told: SentInstructions = SentInstructions()
-    calls: list[LocalToolCall] = field(default_factory=list)
-    size: int = 0  # characters of the answer
+    sent: SentInstructions = SentInstructions()
+    calls: list[LocalToolCall] = []
 
     @property
     def parent(self) -> Parent:
         """The answer, to continue after."""
         id = self.conversation_id or ""
-        return Parent(id, self.message_id, self.generation_id, self.model, self.told)
+        return Parent(id, self.message_id, self.generation_id, self.model, self.sent)
 
     @property
     def resolved_model(self) -> str:
@@ -6621,16 +5507,10 @@ class TurnResult:
 
     def metadata(self) -> dict[str, Any]:
         """What the next turn needs, as llm's `provider_metadata`."""
-        return {"huggingchat": self._known() | self.told.metadata()}
+        return {"huggingchat": self._known() | self.sent.metadata()}
 
-    def response_json(self) -> dict[str, Any] | None:
-        """What `response.json()` says of the turn; None when its answer is very long.
-
-        llm 0.36 looks for each text of the answer in it, with a regular expression that
-        takes a hundred times the memory of the text.
-        """
-        if self.size > DESCRIBED_LIMIT:
-            return None
+    def response_json(self) -> dict[str, Any]:
+        """What llm logs of the response beside its parts."""
         known = self._known()
         if self.conversation_id:
             known["url"] = Server(self.server).page(self.conversation_id)
@@ -6643,766 +5523,593 @@ class TurnResult:
         return {"huggingchat": known | {name: value for name, value in more.items() if value}}
 
 
-# How a question was closed, in words.
-_CLOSED = {
-    "user": "Answered elsewhere.",
-    "expired": "The time to answer is over.",
-    "withdrawn": "The tool did not wait any longer.",
-    "aborted": "Stopped.",
-}
+class Note(msgspec.Struct, frozen=True):
+    """Something to know that is not a failure."""
+
+    text: str
 
 
-class Questions:
-    """The questions of an answer's tools: each is put to a person, after the one before it."""
+class Channel:
+    """From a turn on the background loop to the caller who takes its answer.
 
-    def __init__(self, client: Client, ask: TurnRequest) -> None:
-        self._client = client
-        self._ask = ask
-        self._count = 0
-        self._last: asyncio.Task[None] | None = None
-        # By the questions' ids:
-        self._puttings: dict[str, asyncio.Task[None]] = {}
-        self._typing: dict[str, asyncio.Task[Answered]] = {}
-        self._closed: dict[str, str] = {}  # why, where no answer had been typed yet
+    `taken` is the length of the text that the caller has taken, in UTF-16 units: where a stop
+    cuts the answer, so that what is stored is what was shown.
+    """
 
-    def put(self, asked: Elicitation, conversation_id: str) -> Aside:
-        """Have a person answer, once all that was given before is on the screen.
+    def __init__(self, put: Callable[[tuple[StreamEvent | Note, int]], object]) -> None:
+        self.taken = 0
+        self._put = put
 
-        Raises llm.ModelError where there is nobody to ask.
-        """
-        screen = self._ask.screen
-        if screen is None or not screen.can_ask(asked):
-            page = self._ask.access.server.page(conversation_id)
-            raise HuggingChatError(
-                f"A tool asks something. {plain(asked.question)}\nAnswer it at {page}"
-            )
-        self._count += 1
-        if self._count > QUESTIONS:
-            raise TooLarge(f"The answer does not end: tools ask more than {QUESTIONS} questions.")
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        self._closed.pop(asked.id, None)  # a resumed run may ask again
-        put = self._put(asked, conversation_id, screen, ready, self._last)
-        self._puttings[asked.id] = self._last = putting = self._client.beside(put)
-        if asked.until is not None:  # else the run ends, and `answered` tells
-            putting.add_done_callback(self._tell_of_trouble)
-        return Aside(lambda: loop.call_soon_threadsafe(ready.set))
+    def emit(self, event: StreamEvent, length: int) -> None:
+        """A part of the answer, whose text has that length with it, in UTF-16 units."""
+        self._put((event, length))
 
-    async def answered(self, asked: Elicitation) -> None:
-        """Wait until a question is. Raises llm.ModelError when it cannot be."""
-        await self._puttings[asked.id]
+    def note(self, text: str) -> None:
+        """A line for the person at the terminal, or for the log."""
+        self._put((Note(text), 0))
 
-    async def close(self, resolved: ElicitationResolved) -> None:
-        """A question is closed: whoever is still typing an answer comes too late.
 
-        What is said of it on the screen comes before the answer goes on.
-        """
-        typing = self._typing.get(resolved.id)
-        if resolved.id in self._puttings and (typing is None or not typing.done()):
-            self._closed[resolved.id] = resolved.resolution
-        if typing:
-            typing.cancel()
-            await asyncio.wait([self._puttings[resolved.id]], timeout=CLOSE_GRACE)
+class Place:
+    """The conversation that a turn belongs to: found or made, and locked for the turn."""
 
-    def end(self) -> None:
-        """Nobody wants an answer any more."""
-        for putting in self._puttings.values():
-            putting.cancel()
-
-    async def _put(
-        self,
-        asked: Elicitation,
-        conversation_id: str,
-        screen: Screen,
-        ready: asyncio.Event,
-        earlier: asyncio.Task[None] | None,
+    def __init__(
+        self, client: Client, request: TurnRequest, plan: Plan, note: Callable[[str], None]
     ) -> None:
-        await ready.wait()
-        if earlier:
-            await asyncio.wait([earlier])
-        if asked.id in self._closed:
-            return
-        screen.make_room()
-        words = problem = ""
-        try:
-            while not words:
-                typing = asyncio.ensure_future(screen.answer(asked, problem))
-                self._typing[asked.id] = typing
-                answered = await typing
-                problem = await self._send(asked, answered, conversation_id)
-                if not problem:
-                    words = "Declined." if answered.action == "decline" else "Answered."
-        except asyncio.CancelledError:
-            if asked.id not in self._closed:
-                raise
-            words = _CLOSED.get(self._closed[asked.id], "The question was closed.")
-        except OSError:
-            why = "there is no terminal any more"
-            raise self._not_answered(why, conversation_id) from None
-        finally:
-            screen.closed(words)
+        self._client = client
+        self._credentials = request.credentials
+        self._model = request.model.id
+        self._plan = plan
+        self._note = note
+        self.id = ""
+        self.lock: TurnLock | None = None
 
-    async def _send(self, asked: Elicitation, answered: Answered, conversation_id: str) -> str:
-        """Give the server the answer to a question; what is wrong with it, if anything.
+    @property
+    def page(self) -> str:
+        """The conversation's web page; "" before there is one."""
+        return self._credentials.server.page(self.id) if self.id else ""
 
-        Raises llm.ModelError when it cannot be given.
+    async def enter(self) -> str:
+        """Find or make the conversation: the id of the message to continue after.
+
+        Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
         """
-        value: dict[str, Any] = {"elicitationId": asked.id, "action": answered.action}
-        if answered.content is not None:
-            value["content"] = answered.content
-        access, path = self._ask.access, f"{chat_path(conversation_id)}/elicitation"
-        try:
-            await self._client.call(access, "POST", path, value)
-        except (ConnectionLost, HttpError) as trouble:
-            reply = trouble.reply if isinstance(trouble, HttpError) else HttpResponse(0, "", b"")
-            if reply.status == 409 and cast(HttpError, trouble).again:
-                return ""  # it had arrived
-            if reply.status == 400 and answered.content:
-                return reply.message or "no reason given"
-            if reply.status in (404, 409):
-                why = reply.message or "it is not open any more"
-                raise self._not_answered(why, conversation_id) from None
-            told = model_error(trouble, access, page=access.server.page(conversation_id))
-            raise HuggingChatError(f"The answer was not given. {told}") from None
+        parent = self._plan.parent
+        return await (self._find(parent) if parent else self._create())
+
+    def leave(self, stored: bool, stopped: float | None = None) -> None:
+        """The turn is over; unless its run is `stored`, the next one waits for that."""
+        lock, self.lock = self.lock, None
+        if lock:
+            lock.release(stored, stopped)
+
+    async def _create(self) -> str:
+        """Make the conversation; its root message's id. chat-ui refuses a null `preprompt`."""
+        value = {"model": self._model}
+        if self._plan.system:
+            value["preprompt"] = self._plan.system
+        backoff = Backoff(limits.max_attempts)
+        root = ""
+        while not root:
+            call = self._client.call(
+                self._credentials, "POST", "/conversation", value, idempotent=False
+            )
+            try:
+                root = self._created(await call)
+            except (ConnectionLost, HttpError) as error:
+                # What was not sent has been tried again already.
+                pause = backoff.next() if may_retry(error, idempotent=True) else None
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+                root = await self._created_unseen()
+        await self._acquire()
+        return root
+
+    def _created(self, response: HttpResponse) -> str:
+        if response.is_html:
+            raise HttpError(response)
+        server = self._credentials.server
+        created = read_body(response, CreatedConversation, server)
+        inner = HttpResponse(200, (), created.conversation.encode())
+        self.id = created.conversation_id
+        return str(read_body(inner, Envelope[RootMessage], server).json.root_message_id)
+
+    async def _created_unseen(self) -> str:
+        """The root of a conversation whose making was not answered: new, empty, and like it."""
+        path = "/api/v2/conversations?p=0"
+        page = await self._client.get(self._credentials, path, ConversationPage)
+        for entry in page.conversations[:3]:
+            if entry.model != self._model:
+                continue
+            conversation: Conversation = await self._client.conversation(
+                self._credentials, entry.id
+            )
+            alike = (conversation.preprompt or None) == (self._plan.system or None)
+            free = len(conversation.messages) <= 1 and entry.id not in self._client.models
+            if alike and free and conversation.root_message_id:
+                self.id = entry.id
+                self._client.models[self.id] = self._model
+                return conversation.root_message_id
         return ""
 
-    def _not_answered(self, why: str, conversation_id: str) -> llm.ModelError:
-        page = self._ask.access.server.page(conversation_id)
-        return HuggingChatError(
-            f"The question could not be answered: {why.rstrip('.')}. See {page}"
-        )
+    async def _find(self, parent: Parent) -> str:
+        self.id = parent.conversation_id
+        await self._acquire()
+        message_id = parent.message_id
+        if not message_id:
+            ids: ConversationIds = await self._client.conversation(
+                self._credentials, self.id, ConversationIds
+            )
+            message_id = ids.answer_of(parent.generation_id)
+        if not message_id:
+            raise NotFound(answer=True)
+        if self._client.models.get(self.id, parent.model) != self._model:
+            value = {"model": self._model}
+            await self._client.change(self._credentials, "PATCH", api_path(self.id), value)
+        self._client.models[self.id] = self._model
+        return message_id
 
-    def _tell_of_trouble(self, putting: asyncio.Task[None]) -> None:
-        """The run waits for an answer, and goes on without."""
-        if not putting.cancelled() and (error := putting.exception()):
-            self._ask.note(str(error))
+    async def _acquire(self) -> None:
+        """Wait until no other run goes on in the conversation, here or in another process.
+
+        A stop that reached the server too late leaves a marker there, which stops the next
+        run if that begins within `limits.stop_marker` seconds.
+        """
+        noting = self._client.spawn(self._note_waiting())
+        lock = TurnLock(self.page)
+        try:
+            await lock.acquire()
+            self.lock = lock
+            if lock.pending:
+                ended = await self._client.wait_until_stored(self._credentials, self.id)
+                if lock.stopped and ended != "interrupted":
+                    await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
+                lock.pending, lock.stopped = False, None
+        finally:
+            noting.cancel()
+        self._client.models.setdefault(self.id, self._model)
+
+    async def _note_waiting(self) -> None:
+        await asyncio.sleep(sum(limits.backoff[:4]))
+        self._note("waiting for the end of another turn of this conversation")
 
 
 class Turn:
-    """One exchange: the message is sent once, and its answer given whole, or an error.
-
-    What to do when is the Run's to say; this does it.
-    """
+    """One exchange: a message is sent once and its answer emitted whole, or an error raised."""
 
     def __init__(
         self,
         client: Client,
-        ask: TurnRequest,
+        request: TurnRequest,
         plan: Plan,
-        outcome: TurnResult,
-        calls: Iterable[Filter] = (),
-        documents: Iterable[Filter] = (),
+        result: TurnResult,
+        channel: Channel,
     ) -> None:
         self._client = client
-        self._ask = ask
-        self._access = ask.access
+        self._request = request
+        self._credentials = request.credentials
         self._plan = plan
-        self._outcome = outcome
-        self.answer = Answer(self._file_link, calls, documents)
-        self._gate = (
-            _gates.setdefault(ask.access.server.url, RateLimiter()) if ask.wait else RateLimiter()
-        )
-        self._run = self._new_run()
-        self._driven = self._driving(self._run)
-        self._said: dict[str, Any] = {}  # with every message of this turn
-        self._form = (b"", "")
-        self._questions = Questions(client, ask)
-        self._parked: list[Elicitation] = []  # questions whose answers resume the answer
-        self._resumed = False
-        self._renewed = False  # the session, for this turn
-        self._kept_until = 0.0  # when its note has to be renewed, while the message waits
-        self._fetch: asyncio.Task[None] | None = None
-        self._tail: asyncio.Task[None] | None = None  # sees the run stored, after the answer
-        self._lock: asyncio.Lock | None = None  # the conversation, until it is
+        self._result = result
+        self._channel = channel
+        self._place = Place(client, request, plan, channel.note)
+        self.answer = Answer(self._file_url, plan.features, request.model.artifacts)
+        self._run: Run | None = None
+        self._stopped: float | None = None  # when the server is told to stop the run
+        self._questions: set[str] = set()  # those that were shown
+        self._fetching: asyncio.Task[None] | None = None
+        result.message_id = result.generation_id = None
 
-    def _new_run(self, after: int = 0) -> Run:
-        now, wait = time.monotonic(), self._ask.wait
-        return Run(str(uuid.uuid4()), now, after=after, gate=self._gate, wait=wait)
+    def _file_url(self, sha: str) -> str:
+        return self._credentials.server.file_page(self._place.id, sha)
 
-    def _file_link(self, file: File) -> str:
-        return self._access.server.file_page(self._id, file.sha)
+    async def take(self) -> None:
+        """Take the turn.
 
-    @property
-    def _id(self) -> str:
-        return self._outcome.conversation_id or ""
-
-    @property
-    def _page(self) -> str:
-        return self._access.server.page(self._id) if self._id else ""
-
-    async def events(self) -> AsyncGenerator[Given, None]:
-        """The answer as llm's stream events.
-
-        Raises Gone, before anything is sent, when there is no conversation to continue;
-        else llm.ModelError.
+        Raises NotFound, before anything is sent, when there is no conversation to continue;
+        else HuggingChatError.
         """
-        wanted = True
         try:
-            await self._prepare()
-            try:
-                while True:
-                    async for event in self._driven:
-                        for given in self.answer.take(event):
-                            yield given
-                        if aside := await self._see_to(event):
-                            yield aside
-                        if event is self._run.outcome:
-                            break
-                    self._tail = self._client.beside(self._until_stored(self._driven))
-                    resumed = await self._resume()
-                    if not resumed:
-                        break
-                    for given in self.answer.take(resumed):
-                        yield given
-                self._judge()
-            except (ConnectionLost, HttpError, NotFound, IncompleteAnswer, llm.ModelError):
-                for given in self.answer.end():  # what was printed stays
-                    yield given
-                raise
-            await self._finish()
+            await self._answer()
         except (ConnectionLost, HttpError, IncompleteAnswer) as error:
-            page = "" if await self._unmade(error) else self._page
-            raise model_error(error, self._access, model=self._ask.model, page=page) from None
+            page = "" if await self._delete_unused(error) else self._place.page
+            sent = "the message and its files" if self._request.uploads else "the message"
+            model = self._request.model.id
+            raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
         except NotFound:
-            if self._run.state is not State.STORED and not self._resumed:
+            if self._run is None or not self._run.stored:
                 raise
-            raise HuggingChatError(f"The conversation was deleted: {self._page}") from None
-        except (asyncio.CancelledError, GeneratorExit, TooLarge):
-            wanted = False
+            raise HuggingChatError(f"The conversation was deleted: {self._place.page}") from None
+        except (asyncio.CancelledError, TooLarge):
+            await self._stop()
+            raise
+
+    async def _answer(self) -> None:
+        try:
+            target = await self._prepare()
+            run = self._run = Run(
+                self._client, target, self._add, self.answer.rewind, self._channel.note
+            )
+            driving = self._client.spawn(run.drive())  # it goes on until the answer is stored
+            driving.add_done_callback(lambda _: self._place.leave(run.is_settled, self._stopped))
+            await self._outcome(driving, run)
+            self._judge(run)
+        except Exception:
+            self._emit(self.answer.end())  # what was shown stays
             raise
         finally:
-            self._questions.end()
-            if not self._tail:
-                await self._driven.aclose()
-                await self._leave(wanted)
+            if self._run is None and (lock := self._place.lock):
+                self._place.leave(not lock.pending, lock.stopped)
+        await self._finish(run, driving)
 
-    async def _see_to(self, event: Event) -> Aside | None:
-        """What else an event means: a question to put or close, a tool to show, an id to fetch."""
-        if self._fetch is None and self.answer.begun:
-            self._begin_beside()
-        if isinstance(event, Elicitation):
-            return self._questions.put(event, self._id)
-        if isinstance(event, ElicitationResolved):
-            await self._questions.close(event)
-        elif isinstance(event, AtWork) and self._ask.screen:
-            return self._ask.screen.telling(event)
-        return None
+    async def _outcome(self, driving: asyncio.Task[None], run: Run) -> None:
+        """Wait until it is known what the run comes to. Raises what it failed with."""
+        answered = asyncio.create_task(run.answered.wait())
+        try:
+            await asyncio.wait([driving, answered], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answered.cancel()
+            if not run.answered.is_set():
+                driving.cancel()
+        if not run.answered.is_set():
+            await driving
 
-    async def _unmade(self, error: ConnectionLost | HttpError | IncompleteAnswer) -> bool:
-        """Delete the conversation if it was made for a message that the server does not take."""
-        refused = isinstance(error, HttpError) and error.reply.status < 500
-        first = bool(self._id) and self._plan.parent is None and not self._resumed
-        unused = first and refused and self._run.is_untaken
-        if unused:
-            delete = self._client.change(self._access, "DELETE", api_path(self._id))
-            await asyncio.wait([self._client.beside(delete)], timeout=limits.stop_timeout)
-        return unused
+    async def _stop(self) -> None:
+        """Nobody wants the answer any more: tell the server, for a bounded time.
 
-    async def _leave(self, wanted: bool) -> None:
-        """The turn ends without an answer; its run goes on if one is still `wanted`.
-
-        After an error it can be read on the conversation's page.
+        The call is a task of its own, so a second Ctrl-C does not interrupt it.
         """
-        self._run.leave()
-        if self._fetch:
-            self._fetch.cancel()
-        if wanted or self._run.is_settled:
-            await self._release()
+        if self._fetching:
+            self._fetching.cancel()
+        run = self._run
+        if run is None or run.is_settled or run.answered.is_set():
             return
-        id, seen = self._run.generation_id, self.answer.seen_length
-        telling = self._client.beside(self._client.stop(self._access, self._id, id, seen))
-        releasing = self._client.beside(self._release(stopped=time.time()))
-        await asyncio.wait([telling, releasing], timeout=limits.stop_timeout)
+        self._stopped = time.time()
+        id, generation_id = self._place.id, self._result.generation_id or ""
+        stop = self._client.stop(self._credentials, id, generation_id, self._channel.taken)
+        await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
-    # Before the message
+    async def _delete_unused(self, error: Exception) -> bool:
+        """Delete the conversation if it was made for a message that the server refused."""
+        run, id = self._run, self._place.id
+        refused = isinstance(error, HttpError) and error.response.status < 500
+        new = bool(id) and self._plan.parent is None
+        if not (refused and new and run and run.is_unsent):
+            return False
+        delete = self._client.change(self._credentials, "DELETE", api_path(id))
+        await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
+        return True
 
-    async def _prepare(self) -> None:
-        """Find or make the conversation, and write the message.
-
-        Raises Gone when there is none to continue; Lost, Refused, llm.ModelError.
-        """
-        parent, model = self._plan.parent, self._ask.model
-        names, servers = await select_tools(self._client, self._access, self._ask.tools)
-        message_id = await (self._find(parent) if parent else self._create())
-        self._said = {
+    async def _prepare(self) -> RunTarget:
+        """Enter the conversation and write the message."""
+        request, plan, result = self._request, self._plan, self._result
+        names, servers = await self._select_tools()
+        try:
+            message_id = await self._place.enter()
+        finally:
+            result.conversation_id = self._place.id or None
+        result.generation_id = str(uuid.uuid4())
+        data: dict[str, Any] = {
+            "id": message_id,
+            "is_retry": plan.retry,
+            "generationId": result.generation_id,
             "selectedMcpServerNames": names,  # left out, it would mean all of them
             "selectedMcpServers": servers,
         }
-        if zone := local_timezone(os.environ.get("TZ")):
-            self._said["timezone"] = zone
-        data = {
-            "id": message_id,
-            "is_retry": self._ask.retry,
-            "generationId": self._run.generation_id,
-            **self._said,
-        }
-        if self._plan.text:
-            data["inputs"] = self._plan.text
-        self._form = multipart(data, self._ask.uploads)
-        self._client.know(self._id, _Known(model, self._run.generation_id))
+        if zone := local_timezone():
+            data["timezone"] = zone
+        if plan.text:
+            data["inputs"] = plan.text
+        body, content_type = multipart(data, request.uploads)
+        cast(TurnLock, self._place.lock).begin()
+        return RunTarget(
+            self._credentials,
+            self._place.id,
+            result.generation_id,
+            message_id if plan.parent else None,
+            body,
+            content_type,
+            request.max_wait,
+        )
 
-    async def _create(self) -> str:
-        """Make the conversation: its root message. chat-ui refuses a null `preprompt`."""
-        value = {"model": self._ask.model}
-        if self._plan.system:
-            value["preprompt"] = self._plan.system
-        backoff = Backoff(time.monotonic(), limits.max_attempts)
-        conversation: dict[str, str] | None = None
-        while conversation is None:
-            call = self._client.call(self._access, "POST", "/conversation", value, twice=False)
-            try:
-                conversation = self._made(await call)
-            except (ConnectionLost, HttpError) as trouble:
-                # What was not sent has been tried again already.
-                pause = backoff.pause(time.monotonic()) if _may_help(trouble, True) else None
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-                conversation = await self._made_unseen()
-        self._outcome.conversation_id = conversation["id"]
-        await self._take_conversation(None)
-        return conversation["rootMessageId"]
+    async def _select_tools(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
 
-    def _made(self, reply: HttpResponse) -> dict[str, str]:
-        """The conversation in the answer to its making."""
-        if "html" in reply.content_type:
-            raise HttpError(reply)
-        made = _mapping(reply.json())
-        try:
-            conversation = _mapping(unwrap(read_json(_string(made.get("conversation")))))
-        except ValueError:
-            conversation = {}
-        id = known_id(made.get("conversationId"))
-        root = known_id(conversation.get("rootMessageId"))
-        if not (id and root):
-            raise HuggingChatError(
-                f"{self._access.server.host} made a conversation but did not name it. "
-                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
-            )
-        return {"id": id, "rootMessageId": root}
-
-    async def _made_unseen(self) -> dict[str, str] | None:
-        """A conversation whose making was not answered: a new one, empty, and like it."""
-        listed = _mapping(unwrap(await self._client.get(self._access, "/api/v2/conversations?p=0")))
-        for entry in _mappings(listed.get("conversations"))[:3]:
-            id = known_id(entry.get("id"))
-            if not id or entry.get("model") != self._ask.model:
-                continue
-            conversation = await self._client.conversation(self._access, id)
-            alike = (conversation.get("preprompt") or None) == (self._plan.system or None)
-            taken = self._client.busy(id).locked()  # by another turn that looked for its own
-            if alike and not taken and len(messages_of(conversation)) <= 1:
-                root = known_id(conversation.get("rootMessageId"))
-                return {"id": id, "rootMessageId": root} if root else None
-        return None
-
-    async def _find(self, parent: Parent) -> str:
-        """The conversation to continue: the message to go after. Raises Gone."""
-        id = self._outcome.conversation_id = parent.conversation_id
-        await self._take_conversation(parent)
-        known = self._client.known(id)
-        message_id = parent.message_id
-        if message_id is None and known.generation_id == parent.generation_id:
-            message_id = known.message_id
-        if not message_id:
-            conversation = await self._client.conversation(self._access, id)
-            stored = _mapping(stored_answer(conversation, parent.generation_id))
-            message_id = known_id(stored.get("id"))
-        if not message_id:
-            raise NotFound(answer=True)
-        if (known.model or parent.model) != self._ask.model:
-            value = {"model": self._ask.model}
-            await self._client.change(self._access, "PATCH", api_path(id), value)
-        return message_id
-
-    async def _take_conversation(self, parent: Parent | None) -> None:
-        """Wait until no other run goes on in the conversation, here or in another process."""
-        lock = self._client.busy(self._id)
-        await lock.acquire()
-        self._lock = lock
-        noted = await _beside_loop(claim_run, self._page, self._run.generation_id)
-        if noted is None:
-            # Nothing can be noted here. The last run that is known of can be asked about.
-            known = self._client.known(self._id)
-            last = known.generation_id or (parent and parent.generation_id)
-            noted = [Noted(last)] if last and not known.stored else []
-        for other in noted:
-            await self._wait_for(other)
-        if noted:
-            await _beside_loop(keep_run, self._run.generation_id)
-
-    async def _wait_for(self, noted: Noted) -> None:
-        """Wait until a run that another turn began is stored. Raises Lost, Refused, Gone."""
-        told = self._client.beside(self._tell_of_waiting())
-        try:
-            while True:
-                run = Run(noted.generation_id, time.monotonic(), State.ANSWERED)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(_exhaust(self._driving(run)), limits.store_timeout)
-                # Of a run that a turn is about to send, the server knows nothing yet. One
-                # that goes on has its turn; without, it is one that could not be stored.
-                if run.end not in ("gone", ""):
-                    break
-                still = await _beside_loop(still_noted, noted.generation_id)
-                noted = still or noted
-                within = limits.call_timeout if run.is_settled else math.inf
-                if not still or not noted.has_a_turn(within):
-                    break
-                # One that is to be sent at a known time is not asked about before.
-                ahead = noted.since - time.time()
-                await asyncio.sleep(min(max(ahead, limits.backoff[0]), limits.backoff[3]))
-            if run.end != "interrupted" and noted.stopped:  # the stop came too late for it
-                await asyncio.sleep(noted.stopped + limits.stop_marker - time.time())
-        finally:
-            told.cancel()
-        await _beside_loop(forget_run, noted.generation_id)
-
-    async def _tell_of_waiting(self) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        self._ask.note("waiting for the end of another turn of this conversation")
+        A server given by address must be among the names too, or chat-ui drops it.
+        """
+        tools, server = self._request.tools, self._credentials.server
+        ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
+        offered = await self._client.mcp_servers(self._credentials) if ready else []
+        pairs = [(each.name, each.url) for each in offered]
+        names = [tool_server_name(pairs, tool) for tool in ready]
+        servers = with_unique_names(mcp_servers(tools, server), names)
+        return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
 
     # The answer
 
-    async def _driving(self, run: Run) -> AsyncGenerator[Event, None]:
-        """Do what `run` says until it is stored; what comes of it.
+    def _emit(self, events: Iterable[StreamEvent]) -> None:
+        for event in events:
+            self._channel.emit(event, self.answer.seen_length)
 
-        Raises what it fails with: Lost, Refused, Gone or Broken; llm.ModelError.
-        """
-        while not isinstance(step := run.next(time.monotonic()), Done):
-            access = latest(self._access)
-            if isinstance(step, Fail):
-                raise step.why
-            if isinstance(step, Wait):
-                if run.is_held:
-                    await self._keep_waiting(step.seconds)
-                await asyncio.sleep(step.seconds)
-                continue
-            try:
-                if isinstance(step, Look):
-                    for event in await self._look(run):
-                        yield event
-                else:
-                    async with contextlib.aclosing(self._read(run, step)) as events:
-                        async for event in events:
-                            yield event
-            except ConnectionLost as lost:
-                run.lost(lost, time.monotonic())
-            except HttpError as refused:
-                if not self._renewed and await self._client.has_ended(access, refused):
-                    self._renewed = True
-                    run.not_taken()
-                    await self._client.renew(access)
-                else:
-                    first = self._plan.parent is None or self._resumed
-                    run.refused(refused, time.monotonic(), first=first)
-            except NotFound:
-                run.gone()
-
-    async def _keep_waiting(self, seconds: float) -> None:
-        """The server wants a pause: say so, once, and let turns in other processes know."""
-        now = time.monotonic()
-        if not self._kept_until and self._gate.to_be_told():
-            host = self._access.server.host
-            self._ask.note(
-                f"{host} wants a pause; waiting, for {self._ask.wait:.0f} seconds at most"
-            )
-        if now + seconds > self._kept_until:
-            later = max(seconds, limits.call_timeout / 2)
-            self._kept_until = now + later
-            await _beside_loop(keep_run, self._run.generation_id, later)
-
-    async def _read(self, run: Run, step: Send | Follow) -> AsyncGenerator[Event, None]:
-        """One connection: the answer to the message, or the run's log."""
-        path = chat_path(self._id)
-        decoder: JsonLinesDecoder | EventStreamDecoder
-        if isinstance(step, Send):
-            decoder = JsonLinesDecoder()
-            exchange = self._client.open(
-                self._access,
-                "POST",
-                path,
-                body=self._form,
-                beats=True,
-            )
-        else:
-            decoder = EventStreamDecoder()
-            query = f"generationId={run.generation_id}&fromSeq={step.after}"
-            exchange = self._client.open(self._access, "GET", f"{path}/stream?{query}", beats=True)
-            if step.after == 0:
-                yield Replay()
-        quiet = 0  # bytes since the last event
-        try:
-            async for piece in exchange.pieces():
-                found = decoder.feed(piece)
-                if found:
-                    exchange.alive()
-                quiet = 0 if found else quiet + len(piece) + 50 * piece.count(b"\n")
-                if quiet > LINE_LIMIT:
-                    raise exchange.too_much()
-                for event in joined(found):
-                    for taken in run.took(event, time.monotonic(), decoder.seq):
-                        yield taken
-                    if run.state is State.STORED:
-                        return
-            if exchange.reply.status != 200 or "html" in exchange.reply.content_type:
-                raise HttpError(replace(exchange.reply, body=bytes(exchange.head)))
-            for event in decoder.end():
-                for taken in run.took(event, time.monotonic()):
-                    yield taken
-            run.ended(time.monotonic())
-        finally:
-            exchange.drop()
-
-    async def _look(self, run: Run) -> list[Event]:
-        """Read the conversation, for what is stored of the run."""
-        conversation = await self._client.conversation(self._access, self._id, tries=1)
-        stored = stored_answer(conversation, run.generation_id)
-        if stored and run is self._run:
-            self._found(conversation, stored)
-        parent = self._plan.parent and self._plan.parent.message_id
-        ids = [message.get("id") for message in messages_of(conversation)]
-        return run.looked(stored, time.monotonic(), parent=not parent or parent in ids)
-
-    def _found(self, conversation: dict[str, Any], stored: dict[str, Any]) -> None:
-        """The answer is in the conversation: it has an id."""
-        id, known = known_id(stored.get("id")), self._client.known(self._id)
-        self._outcome.message_id = id or None
-        if known.generation_id == self._run.generation_id:
-            known.message_id = id
-        model = conversation.get("model")
-        if isinstance(model, str) and model != self._ask.model:
-            # Somebody changed it on the web page, between the turns.
-            self._outcome.model = model
-
-    def _judge(self) -> None:
-        """Raises llm.ModelError when the run came to something else than an answer."""
-        outcome, model = self._run.outcome, self._ask.model
-        if not self.answer.begun and isinstance(outcome, FinalAnswer):
-            outcome = NO_OUTPUT
-        if self._run.died:
-            self._ask.note(f"the model {model} broke off its answer")
-        if isinstance(outcome, Failed):
-            raise failed(model, outcome)
-
-    async def _resume(self) -> Resumed | None:
-        """Go on where the run ended with a question, once that is answered, by another run.
-
-        None when there was no such question. Raises llm.ModelError, Broken, Lost, Refused,
-        Gone.
-        """
-        if isinstance(self._run.outcome, Parked):
-            for asked in self._run.outcome.questions:
-                self._parked.append(asked)
-                await self._questions.answered(asked)
-        if not self._parked:
-            return None
-        asked, last = self._parked.pop(0), self._run
-        if isinstance(last.outcome, Failed):  # of two questions, the other one goes on
-            self._ask.note(str(failed(self._ask.model, last.outcome)))
-        await asyncio.wait([cast("asyncio.Task[None]", self._tail)])
-        conversation = await self._client.conversation(self._access, self._id)
-        stored = stored_answer(conversation, last.generation_id)
-        if stored is None or not last.is_settled:
-            raise IncompleteAnswer(
-                "The answer cannot be resumed: it goes on elsewhere, or is not stored."
-            )
-        self._found(conversation, stored)
-        self._run, self._kept_until = self._new_run(len(updates_of(stored))), 0.0
-        self._driven, self._resumed, self._tail = self._driving(self._run), True, None
-        await self._take_conversation(None)
-        data = {
-            "id": known_id(stored.get("id")),
-            "resumeElicitationId": asked.id,
-            "generationId": self._run.generation_id,
-            **self._said,
-        }
-        self._form = multipart(data, ())
-        id = self._outcome.message_id or ""
-        self._client.know(self._id, _Known(self._ask.model, self._run.generation_id, id))
-        return Resumed(utf16_length(_string(stored.get("content"))))
-
-    # Beside the answer, and after it
-
-    def _begin_beside(self) -> None:
-        """Fetch the answer's id while it streams, and refresh the catalogue if it is old."""
-        self._fetch = self._client.beside(self._fetch_id())
-        if load_catalogue(self._access.server.url).is_old:
-            self._client.beside(self._refresh())
+    def _add(self, update: Update) -> None:
+        """An update of the run came."""
+        self._emit(self.answer.add(update))
+        if self._fetching is None and self.answer.begun:
+            self._fetching = self._client.spawn(self._fetch_id())
+            if load_catalogue(self._credentials.server.url).is_old:
+                self._client.spawn(self._refresh())
+        match update:
+            case ElicitationUpdate(subtype="request") if update.id not in self._questions:
+                self._questions.add(update.id)
+                page = self._place.page
+                self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
-        if self._outcome.message_id:
-            return  # it was found while healing
-        conversation = await self._client.conversation(self._access, self._id)
-        if stored := stored_answer(conversation, self._run.generation_id):
-            self._found(conversation, stored)
+        """Read the answer's id, and the conversation's model, while the answer streams."""
+        id = self._place.id
+        found = await self._client.conversation(self._credentials, id, ConversationIds)
+        self._result.message_id = found.answer_of(self._result.generation_id)
+        self._result.model = found.model or self._result.model
 
     async def _refresh(self) -> None:
-        with contextlib.suppress(ConnectionLost, HttpError, llm.ModelError):
-            catalogue = await self._client.catalogue(self._access)
-            keep_catalogue(self._access.server.url, catalogue.models)
+        with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
+            await refresh_catalogue(self._client, self._credentials)
 
-    async def _finish(self) -> None:
+    def _judge(self, run: Run) -> None:
+        """Raise HuggingChatError when the run came to something other than an answer."""
+        outcome, model = run.outcome, self._request.model.id
+        if isinstance(outcome, FinalAnswer) and not self.answer.begun:
+            outcome = NO_OUTPUT
+        if run.died:
+            self._channel.note(f"the model {model} broke off its answer")
+        if isinstance(outcome, StatusUpdate):
+            raise failure_error(model, outcome)
+        if isinstance(outcome, ElicitationUpdate):
+            raise HuggingChatError(
+                f"A tool asks: {outcome.question}. Answer it at {self._place.page}\n"
+                f"Then bring the rest here: llm huggingchat import {self._place.id}"
+            )
+
+    async def _finish(self, run: Run, driving: asyncio.Task[None]) -> None:
         """The answer is there. Its id is worth a little time, and so is its storing."""
-        if self._fetch is None:
-            self._begin_beside()
-        for task, grace in ((self._fetch, limits.id_timeout), (self._tail, limits.tail_timeout)):
-            await asyncio.wait([cast("asyncio.Task[None]", task)], timeout=grace)
-        outcome, answer = self._outcome, self.answer
-        if outcome.model != self._ask.model:
-            self._ask.note(f"{outcome.model} answered: it was chosen on the web page")
-        outcome.generation_id = self._run.generation_id
-        outcome.title, outcome.router = answer.title, answer.router
-        outcome.interrupted = bool(answer.final and answer.final.interrupted)
-        outcome.size += answer.size
-
-    async def _until_stored(self, events: AsyncGenerator[Event, None]) -> None:
-        """See the run stored. What comes meanwhile: who answered, a title."""
-        try:
-            await asyncio.wait_for(_exhaust(events, self.answer.take), limits.store_timeout)
-        except (
-            TimeoutError,
-            ConnectionLost,
-            HttpError,
-            NotFound,
-            IncompleteAnswer,
-            llm.ModelError,
-        ):
-            pass  # it stays noted, and the next turn asks
-        finally:
-            await self._release()
-
-    async def _release(self, stopped: float | None = None) -> None:
-        """Let the conversation's next turn go ahead; if need be, it waits for this run.
-
-        `stopped` is when the server is told to stop it, in seconds since 1970.
-        """
-        if self._lock is None:
-            return
-        lock, self._lock, run = self._lock, None, self._run
-        known = self._client.known(self._id)
-        if known.generation_id == run.generation_id:
-            known.stored = run.is_settled
-        try:
-            if run.is_settled:
-                await _beside_loop(forget_run, run.generation_id)
-            else:
-                await _beside_loop(leave_run, run.generation_id, stopped)
-        finally:
-            lock.release()
+        result, answer = self._result, self.answer
+        fetching = self._fetching or self._client.spawn(self._fetch_id())
+        for task, timeout in ((fetching, limits.id_timeout), (driving, limits.tail_timeout)):
+            await asyncio.wait([task], timeout=timeout)
+        result.message_id = result.message_id or run.message_id
+        if result.model != self._request.model.id:
+            self._channel.note(f"{result.model} answered: it was chosen on the web page")
+        if answer.is_reasoning_alone:
+            self._channel.note("the answer consists of reasoning alone")
+        result.title, result.router = answer.title, answer.router
+        result.interrupted = bool(answer.final and answer.final.interrupted)
+        result.sent = self._plan.sent
+        result.calls += answer.calls
 
 
-async def _exhaust(
-    events: AsyncGenerator[T, None], take: Callable[[T], object] = lambda _: None
+async def refresh_catalogue(client: Client, credentials: Credentials) -> None:
+    """Fetch the server's models and cache them. Raises ConnectionLost, HttpError,
+    HuggingChatError."""
+    catalogue = await client.catalogue(credentials)
+    keep_catalogue(credentials.server.url, catalogue.models)
+
+
+async def converse(
+    client: Client, request: TurnRequest, result: TurnResult, channel: Channel
 ) -> None:
-    """Take all that is to come."""
-    async with contextlib.aclosing(events):
-        async for event in events:
-            take(event)
+    """One turn in the conversation it belongs to, or in a new one if that is gone.
 
-
-async def _beside_loop(work: Callable[..., T], *arguments: Any) -> T:
-    """Do what waits for a file in a thread, as long as the process has any to give.
-
-    It is done even if the loop ends before there is a thread for it.
+    An answer that does not match the schema is asked for once more. Raises HuggingChatError.
     """
-    try:
-        done = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
-    except RuntimeError:  # the process is about to end
-        return work(*arguments)
-    return await asyncio.shield(done)
+    plan, repairing = request.plan, False
+    while True:
+        turn = Turn(client, request, plan, result, channel)
+        try:
+            await turn.take()
+        except NotFound as error:
+            if plan.parent is None or request.fresh_plan is None:
+                missing = NotFound(answer=error.answer or plan.retry)
+                raise model_error(missing, request.credentials) from None
+            page = request.credentials.server.page(plan.parent.conversation_id)
+            what = f"{page} is not there for this account"
+            if error.answer:
+                what = f"the answer to continue after is no longer in {page}"
+            channel.note(f"{what}; going on in a new conversation")
+            plan, result.conversation_id = request.fresh_plan, None
+            continue
+        if not turn.answer.problem:
+            channel.emit(last_event(turn.answer, result), turn.answer.seen_length)
+            return
+        if repairing or result.interrupted:
+            raise _unusable_error(turn.answer, result)
+        repairing = True
+        plan = Plan(
+            result.parent,
+            None,
+            repair_request(plan.features, turn.answer.problem),
+            sent=msgspec.structs.replace(plan.sent, schema=plan.features.schema),
+            features=plan.features,
+        )
+        request = msgspec.structs.replace(request, fresh_plan=None, tools=(), uploads=())
 
 
-async def _ahead(
-    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
-) -> AsyncGenerator[tuple[E, T], None]:
-    """What `work` gives for each, in order, a few being worked at in advance."""
-    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
-    waiting = iter(items)
-    try:
-        while True:
-            for item in itertools.islice(waiting, AHEAD - len(begun)):
-                begun.append((item, asyncio.create_task(work(item))))
-            if not begun:
-                return
-            item, task = begun.popleft()
-            begun.appendleft((item, task))
-            result = await task
-            begun.popleft()
-            yield item, result
-    finally:
-        for _, task in begun:
-            task.cancel()
-            task.add_done_callback(_heard)
-
-
-def last_event(answer: Answer, outcome: TurnResult) -> StreamEvent:
+def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     """An event without text that carries what the next turn needs.
 
-    llm drops the metadata of a text part without text, so a part of its own is made
-    unless the answer ends in text.
+    llm drops the metadata of a text part without text, so unless the answer ends in text, a
+    part of its own carries it.
     """
-    kind = "text" if answer.last_is_text else "reasoning"
-    return StreamEvent(type=kind, chunk="", provider_metadata=outcome.metadata())
+    kind = "text" if answer.last_type == "text" else "reasoning"
+    return StreamEvent(type=kind, chunk="", provider_metadata=result.metadata())
 
 
-async def converse(ask: TurnRequest, outcome: TurnResult) -> AsyncGenerator[Given, None]:
-    """One turn, in the conversation it belongs to, or in a new one when that is gone.
+def _unusable_error(answer: Answer, result: TurnResult) -> HuggingChatError:
+    """There is no document that matches the schema: people see what there is instead."""
+    when = "was broken off" if result.interrupted else "does not match the schema, asked twice"
+    page = Server(result.server).page(result.conversation_id or "")
+    said = one_line(answer.raw_text, 1000) or "nothing"
+    return HuggingChatError(f"The answer {when}: {answer.problem}. {page}\nIt was: {said}")
 
-    An answer that is not what the schema wants is asked for once more.
+
+# --- background: the models' event loop ---------------------------------------------------
+
+
+class Background:
+    """One event loop in a daemon thread, with one client, for the turns of all models.
+
+    Sync and async models alike take their answers from here: Ctrl-C comes up in the caller's
+    thread at once, and the server is told to stop from this one.
     """
-    client = Client.here()
-    client.turns.add(cast("asyncio.Task[Any]", asyncio.current_task()))
-    plan, repairing = ask.plan, False
-    while True:
-        calls, document = _forms(ask.wishes)
-        turn = Turn(client, ask, plan, outcome, calls, document)
-        try:
-            async with contextlib.aclosing(turn.events()) as events:
-                async for event in events:
-                    yield event
-        except NotFound as gone:
-            if plan.parent is None or ask.anew is None:
-                raise model_error(NotFound(answer=gone.answer or ask.retry), ask.access) from None
-            page = ask.access.server.page(plan.parent.conversation_id)
-            what = f"{page} is not there for this account"
-            if gone.answer:
-                what = f"the answer to go on from is not in {page} any more"
-            ask.note(f"{what}; going on in a new conversation")
-            plan, outcome.conversation_id, outcome.message_id = ask.anew, None, None
-            continue
-        outcome.told = plan.told
-        outcome.calls += turn.answer.calls
-        wrong = [form for form in document if not form.done]
-        if not wrong:
-            yield last_event(turn.answer, outcome)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._client: Client | None = None
+        self._process = 0
+
+    def submit(self, work: Callable[[Client], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run `work` on the loop, with its client."""
+
+        async def run() -> T:
+            if self._client is None:
+                self._client = Client()
+            return await work(self._client)
+
+        with self._lock:
+            if self._loop is None or self._process != os.getpid():  # a fork has no threads
+                self._start()
+            return asyncio.run_coroutine_threadsafe(run(), cast(Any, self._loop))
+
+    def _start(self) -> None:
+        self._process, self._client = os.getpid(), None
+        self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="llm-huggingchat", daemon=True
+        )
+        self._thread.start()
+        atexit.unregister(self.close)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Stop what runs, close what is open, within a second or so. It can begin again."""
+        with self._lock:
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is None or thread is None or self._process != os.getpid():
             return
-        if repairing or outcome.interrupted:
-            raise _unusable(wrong[0], outcome)
-        text = ask_to_repair(ask.wishes, wrong[0].problem)
-        plan = Plan(outcome.parent, None, text, told=replace(plan.told, schema=ask.wishes.schema))
-        ask = replace(ask, anew=None, retry=False, tools=(), uploads=())
-        outcome.message_id = outcome.generation_id = None
-        repairing = True
+        asyncio.run_coroutine_threadsafe(self._finish(), loop)
+        thread.join(limits.stop_timeout + 0.5)
+        if not thread.is_alive():
+            loop.close()
+
+    async def _finish(self) -> None:
+        """Let stops that are under way reach the server, cancel the rest, end the loop."""
+        client, self._client = self._client, None
+        loop = asyncio.get_running_loop()
+        stops = client.stops if client else set()
+        tasks = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())} - stops
+        for task in tasks:
+            task.cancel()  # a turn tells the server to stop its run
+        if tasks | stops:
+            await asyncio.wait(tasks | stops, timeout=limits.stop_timeout)
+        if client:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(0.2), client:
+                    pass
+        loop.stop()
 
 
-def _forms(wishes: PromptedFeatures) -> tuple[list[ToolCallFilter], list[JsonDocument]]:
-    """The stages that take out of an answer what was wished for. Raises llm.ModelError."""
-    names = [str(tool["function"]["name"]) for tool in wishes.tools]
-    schema = wishes.schema
-    return (
-        [ToolCallFilter(names)] if names else [],
-        [JsonDocument(checker(schema), tools=bool(names))] if schema else [],
-    )
+background = Background()
 
 
-def _unusable(document: JsonDocument, outcome: TurnResult) -> llm.ModelError:
-    """There is no document, and none will come: people are shown what there is."""
-    when = "was broken off" if outcome.interrupted else "is not what the schema wants, asked twice"
-    said = plain(document.said, 1000) or "nothing"
-    page = Server(outcome.server).page(outcome.conversation_id or "")
-    return HuggingChatError(f"The answer {when}: {document.problem}. {page}\nIt was: {said}")
+def reset() -> None:
+    """Close connections and forget sessions: what a new process would not have."""
+    background.close()
+    _anonymous.clear()
+    _rate_limiters.clear()
 
 
-# --- models: llm's classes, thin ------------------------------------------------------
+def run_in_background(work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work`, which runs on the models' loop: also where a loop runs already."""
+    future = background.submit(work)
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+TurnWork = Callable[["Client", Channel], Coroutine[Any, Any, TurnResult]]
+
+
+def take_turn(
+    work: TurnWork, told: Callable[[str], None]
+) -> Generator[StreamEvent, None, TurnResult]:
+    """A turn's events as they come; what became of it is the generator's value.
+
+    Notes go to `told`. Left early or interrupted, the turn is cancelled.
+    """
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    channel = Channel(items.put)
+    future = background.submit(lambda client: work(client, channel))
+    future.add_done_callback(items.put)
+    try:
+        while True:
+            try:
+                item = items.get(timeout=0.25)  # on Windows, Ctrl-C comes up between two waits
+            except queue.Empty:
+                continue
+            if item is future:
+                return cast(TurnResult, future.result())
+            event, length = item
+            if isinstance(event, Note):
+                told(event.text)
+                continue
+            channel.taken = length
+            yield event
+    finally:
+        future.cancel()
+
+
+async def take_turn_async(
+    work: TurnWork, told: Callable[[str], None], done: Callable[[TurnResult], None]
+) -> AsyncGenerator[StreamEvent, None]:
+    """The same for asyncio: `done` is called with what became of the turn.
+
+    However many events have piled up, the caller's loop is woken up once.
+    """
+    loop = asyncio.get_running_loop()
+    items: deque[Any] = deque()
+    arrived = asyncio.Event()
+
+    def put(item: Any) -> None:
+        items.append(item)
+        if len(items) == 1:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+                loop.call_soon_threadsafe(arrived.set)
+
+    channel = Channel(put)
+    future = background.submit(lambda client: work(client, channel))
+    future.add_done_callback(put)
+    try:
+        while True:
+            while items:
+                item = items.popleft()
+                if item is future:
+                    done(future.result())
+                    return
+                event, length = item
+                if isinstance(event, Note):
+                    told(event.text)
+                    continue
+                channel.taken = length
+                yield event
+            arrived.clear()
+            if not items:
+                await arrived.wait()
+    finally:
+        future.cancel()
+
+
+# --- models: llm's classes ------------------------------------------------------------------
 
 
 class HuggingChatOptions(llm.Options):
@@ -7416,133 +6123,70 @@ class HuggingChatOptions(llm.Options):
     )
 
 
-async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
-    """An attachment from the web, fetched without cookies, and its content type.
+class Display:
+    """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
-    Raises llm.ModelError.
-    """
-    from curl_cffi import CurlOpt
-    from curl_cffi.requests import AsyncSession
-    from curl_cffi.requests.exceptions import RequestException
-
-    url = attachment.url or ""
-    shown = one_line(url, 200)
-    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
-        raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    # curl knows more protocols, some of which put chosen bytes on a raw socket.
-    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
-    content = bytearray()
-
-    def take(piece: bytes) -> int:
-        content.extend(piece)
-        return len(piece) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
-
-    try:
-        async with AsyncSession[Any](
-            timeout=60, max_redirects=3, curl_options=cast(Any, only)
-        ) as session:
-            response = await session.get(
-                url,
-                content_callback=take,
-                verify=True,
-                impersonate=cast(Any, impersonated_browser()),
-            )
-    except RequestException as error:
-        if len(content) > AUDIO_LIMIT:
-            is_recording = mime_type(attachment.type) in AUDIO_TYPES
-            most = AUDIO_LIMIT if is_recording else FILE_LIMIT
-            raise too_large(shown_name(attachment), most) from None
-        why = _lost(error, True)
-        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
-    if response.status_code != 200:
-        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return bytes(content), response.headers.get("content-type") or ""
-
-
-async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
-    """An attachment's bytes and content type, which is found out if nothing says it.
-
-    Raises llm.ModelError for one that cannot be read or is empty.
-    """
-    content, content_type = attachment.content or b"", attachment.type or ""
-    if not content and attachment.path:
-        content = read_file(attachment)
-    elif not content and attachment.url:
-        content, sent_type = await download_attachment(attachment)
-        same = mime_type(sent_type) == mime_type(content_type)  # it alone has the charset
-        content_type = sent_type if same or not content_type else content_type
-    if not content:
-        raise HuggingChatError(f"{shown_name(attachment)} is empty.")
-    if mime_type(content_type) in ("", "application/octet-stream", "binary/octet-stream"):
-        content_type = guessed_type(attachment, content)
-    return content, content_type
-
-
-async def transcribed(
-    client: Client, access: Credentials, recordings: Iterable[Upload], tell: Callable[[str], None]
-) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order; a few are transcribed at once.
-
-    `tell` is called with words when that takes long. Raises llm.ModelError when the server
-    does not transcribe, cannot, or hears nothing.
+    They go to standard error, a line each; a line that the answer has begun is ended first.
     """
 
-    async def say_so(name: str) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        tell(f"{name} is being transcribed")
+    def __init__(self, prompt: llm.Prompt, stream: bool) -> None:
+        self._on_command_line = on_command_line()
+        terminal = self._on_command_line and sys.stderr.isatty()
+        self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
+        self._streams = stream and self._on_command_line
+        self._open_line = False
+        self._names: dict[str | None, str] = {}
 
-    async def hear(recording: Upload) -> str:
-        told = client.beside(say_so(recording.name))
-        try:
-            text = await client.transcribe(access, recording)
-        except (ConnectionLost, HttpError) as error:
-            raise unheard(error, access, recording, flags) from None
-        finally:
-            told.cancel()
-        if not text:
-            raise HuggingChatError(f"{access.server.host} heard no words in {recording.name}.")
-        return text
+    def note(self, text: str) -> None:
+        """Something to know that is not a failure: without the command line, it is logged."""
+        if self._on_command_line:
+            self._end_line()
+            note(text)
+        else:
+            logging.getLogger(__name__).warning("%s", one_line(text))
 
-    try:
-        flags = await client.flags(access)
-    except (ConnectionLost, HttpError) as error:
-        raise model_error(error, access) from None
-    if flags.get("transcriptionEnabled") is not True:
-        raise HuggingChatError(
-            f"{access.server.host} does not transcribe recordings: it has no model for that."
-        )
-    async with contextlib.aclosing(_ahead(hear, recordings)) as texts:
-        async for recording, text in texts:
-            yield recording, text
+    def event(self, event: StreamEvent) -> StreamEvent:
+        """llm is about to print this."""
+        if event.type == "text" and event.chunk:
+            self._open_line = self._streams and not event.chunk.endswith("\n")
+        elif event.type == "reasoning" and event.chunk and self._tools:
+            self._open_line = not event.chunk.endswith("\n")
+        elif self._tools and event.server_executed:
+            self._tool(event)
+        return event
+
+    def _tool(self, event: StreamEvent) -> None:
+        if event.type == "tool_call_name":
+            self._names[event.tool_call_id] = event.chunk
+        elif event.type == "tool_call_args":
+            arguments = "" if event.chunk == "{}" else event.chunk
+            self._line(f"Tool: {self._names[event.tool_call_id]} {arguments}")
+        elif event.type == "tool_result" and event.chunk.startswith("Error: "):
+            self._line(f"Tool: {event.tool_name} failed: {event.chunk[7:]}")
+
+    def _line(self, text: str) -> None:
+        self._end_line()
+        width = shutil.get_terminal_size().columns - 1
+        click.secho(one_line(text, max(width, 20)), dim=True, err=True)
+
+    def _end_line(self) -> None:
+        if self._open_line and _one_output():
+            sys.stdout.flush()
+            click.echo(err=True)
+            self._open_line = False
+
+    def error_begins(self) -> Iterator[StreamEvent]:
+        """The line end that keeps an error from standing behind the answer's last word."""
+        if self._open_line:
+            self._open_line = False
+            yield StreamEvent(type="text", chunk="\n")
 
 
-def unheard(
-    error: ConnectionLost | HttpError, access: Credentials, recording: Upload, flags: dict[str, Any]
-) -> llm.ModelError:
-    """Why a recording was not transcribed. `flags` is what the server offers.
-
-    chat-ui hands on the status of the service that it asks, with words before its answer.
-    """
-    host, name = access.server.host, recording.name
-    if isinstance(error, HttpError) and not error.reply.is_firewall:
-        status, said = error.reply.status, error.reply.message
-        if said.startswith("Transcription failed:"):
-            why = said.partition(":")[2].strip() or "its transcription service did not say why"
-            return HuggingChatError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
-        if status == 413:
-            size = f"{len(recording.content) / 1_000_000:.1f} MB"
-            return HuggingChatError(
-                f"{name} is too large for {host}, with {size}. Many servers take no more than 15."
-            )
-        if status == 504:
-            return HuggingChatError(
-                f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
-            )
-        if status == 401 and flags.get("loginEnabled") is False:
-            return HuggingChatError(f"{host} has no key for the service that transcribes.")
-    if isinstance(error, ConnectionLost) and error.silent:
-        return HuggingChatError(f"{name} was not transcribed by {host}: {error}.")
-    return model_error(error, access)
+def _one_output() -> bool:
+    """Do standard output and standard error go to the same place?"""
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    return False
 
 
 class _HuggingChat:
@@ -7557,8 +6201,8 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        types = (*TEXT_TYPES, *AUDIO_TYPES, *(IMAGE_TYPES if info.multimodal else ()))
-        self.attachment_types = frozenset(types)
+        images = IMAGE_TYPES if info.multimodal else ()
+        self.attachment_types = frozenset((*TEXT_TYPES, *AUDIO_TYPES, *images))
         self.supports_schema = self.supports_tools = is_general(info)
 
     def __str__(self) -> str:
@@ -7579,363 +6223,114 @@ class _HuggingChat:
     def get_key(self, explicit_key: str | None = None) -> str | None:
         """The cookies for the current server, as pasted; None where none are needed.
 
-        Raises llm.NeedsKeyException on the service, llm.ModelError for a bad address.
+        Raises LoginRequired on the service, HuggingChatError for a bad address.
         """
         return self.key or find_key(current_server(), explicit_key)[0]
 
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
-        """Nothing: what an attachment is shows when it is read, before anything is sent."""
+        """Do nothing: what an attachment is shows when it is read, before anything is sent."""
 
-    async def _upload(self, attachment: llm.Attachment) -> Upload:
-        """Read an attachment, and refuse it before anything is sent. Raises llm.ModelError."""
-        return upload_of(self.info, attachment, *await read_attachment(attachment))
+    def _work(self, prompt: llm.Prompt, key: str | None) -> TurnWork:
+        """The turn that answers `prompt`: what is wrong with it is raised when it runs."""
 
-    async def _events(
+        async def work(client: Client, channel: Channel) -> TurnResult:
+            server = current_server()
+            try:
+                return await self._turn(client, channel, server, prompt, key)
+            except llm.NeedsKeyException:
+                forget_session(server)
+                raise
+
+        return work
+
+    async def _turn(
         self,
+        client: Client,
+        channel: Channel,
+        server: Server,
         prompt: llm.Prompt,
-        response: weakref.ref[Any],
         key: str | None,
-        tell: Callable[[str], None],
-        screen: Screen | None = None,
-    ) -> AsyncGenerator[Given, None]:
-        """One turn: read the prompt, have it answered, fill the response.
-
-        llm's async responses own the iterator over this. Were the response held here, an
-        abandoned one would be noticed only by the garbage collector, much later.
-        """
-        server = current_server()
+    ) -> TurnResult:
+        """One turn: read the prompt, transcribe its recordings, have it answered."""
         if self.info.removed:
             raise removed_error(self.info, server)
         remember_models(server.url, [self.info.id])
-        options = cast(HuggingChatOptions, prompt.options)
-        retry = bool(options.retry)
-        tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
-        if options.web_search and not any(isinstance(tool, WebSearch) for tool in tools):
-            tools.append(WebSearch())
-        if tools and not self.info.tools:
-            raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
-        messages, system = prompt.messages, prompt.system
-        wishes = PromptedFeatures(
+        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
+        messages = prompt.messages
+        features = PromptedFeatures(
             tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
             cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
         )
+        tools = self._server_side_tools(prompt)
+        if features.schema:
+            schema_checker(features.schema)  # refused before anything is sent
 
-        def plans(heard: Mapping[str, str] = NOTHING) -> tuple[Plan, Plan | None]:
-            plan = functools.partial(make_plan, messages, system=system, wishes=wishes, heard=heard)
+        def plans(heard: Mapping[str, str]) -> tuple[Plan, Plan | None]:
+            plan = functools.partial(
+                make_plan, messages, system=prompt.system, features=features, transcripts=heard
+            )
             return plan(server.url, retry=retry), None if retry else plan(None)
 
-        plan, anew = plans()
-        uploads = [await self._upload(attachment) for attachment in plan.attachments]
-        if key:
-            cookies = cookies_of_key(server, key)
-        else:
-            cookies = await _beside_loop(anonymous_session, server, tell)
-        access = Credentials(server, cookies)
-        outcome = TurnResult(server.url, self.info.id)
-        wait = max_wait()
+        plan, fresh_plan = plans(NOTHING)
+        uploads = [
+            upload_of(self.info, attachment, *await read_attachment(attachment))
+            for attachment in plan.attachments
+        ]
+        cookies = cookies_of_key(server, key) if key else None
+        credentials = Credentials(server, cookies or anonymous_session(server, channel.note))
         recordings = {upload.id: upload for upload in uploads if upload.is_recording}
-        said: dict[str, str] = {}
-        try:
-            if recordings:
-                hearing = transcribed(Client.here(), access, recordings.values(), tell)
-                async with contextlib.aclosing(hearing) as texts:
-                    async for recording, text in texts:
-                        said[recording.id] = text
-                        for heard in hearing_events(recording.name, recording.id, text):
-                            yield heard
-                plan, anew = plans(said)
-            ask = TurnRequest(
-                access,
-                self.info.id,
-                plan,
-                anew,
-                retry,
-                tuple(tools),
-                tuple(upload for upload in uploads if not upload.is_recording),
-                screen.note if screen else tell,
-                wishes,
-                wait,
-                screen,
-            )
-            async with contextlib.aclosing(converse(ask, outcome)) as events:
-                async for event in events:
-                    yield event
-        except llm.NeedsKeyException:
-            await _beside_loop(forget_session, server)
-            raise
-        filled = response()
-        if filled is not None:
-            filled.set_resolved_model(outcome.resolved_model)
-            filled.response_json = outcome.response_json()
-            for call in outcome.calls:
-                filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
+        if recordings:
+            heard = await self._transcribe(client, channel, credentials, recordings)
+            plan, fresh_plan = plans(heard)
+        request = TurnRequest(
+            credentials,
+            self.info,
+            plan,
+            fresh_plan,
+            tuple(tools),
+            tuple(upload for upload in uploads if not upload.is_recording),
+            max_wait(),
+        )
+        result = TurnResult(server.url, self.info.id)
+        await converse(client, request, result, channel)
+        return result
+
+    def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
+        tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
+        wanted = cast(HuggingChatOptions, prompt.options).web_search
+        if wanted and not any(isinstance(tool, WebSearch) for tool in tools):
+            tools.append(WebSearch())
+        if tools and not self.info.tools:
+            raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
+        return tools
+
+    async def _transcribe(
+        self,
+        client: Client,
+        channel: Channel,
+        credentials: Credentials,
+        recordings: Mapping[str, Upload],
+    ) -> dict[str, str]:
+        """What is said in the recordings, by attachment id; it is logged as a tool's work."""
+        heard: dict[str, str] = {}
+        transcribed = transcribe_all(client, credentials, recordings.values(), channel.note)
+        async with contextlib.aclosing(transcribed) as texts:
+            async for recording, text in texts:
+                heard[recording.id] = text
+                for event in transcription_events(recording.name, recording.id, text):
+                    channel.emit(event, 0)
+        return heard
 
 
-class _Background:
-    """One event loop in a thread, for the sync models: it works where a loop already runs."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._process = 0
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._process != os.getpid():  # a fork has no threads
-                self._process = os.getpid()
-                self._loop = asyncio.SelectorEventLoop()  # Windows' own cannot watch sockets
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="llm-huggingchat", daemon=True
-                )
-                self._thread.start()
-                atexit.unregister(self.close)
-                atexit.register(self.close)
-            return self._loop
-
-    def is_here(self) -> bool:
-        return threading.current_thread() is self._thread
-
-    def close(self) -> None:
-        """At the end of the process: stop what runs, close what is open, within a second."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None or self._process != os.getpid():
-            return
-
-        async def end() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=limits.stop_timeout)
-            loop.stop()
-
-        asyncio.run_coroutine_threadsafe(end(), loop)
-        thread.join(timeout=limits.stop_timeout + 0.2)
-        self._loop = None
-
-
-_background = _Background()
-
-
-@frozen
-class _Ended:
-    """What follows the last event: nothing, or the error that ended them."""
-
-    error: BaseException | None = None
-
-
-async def _pump(events: AsyncGenerator[T, None], put: Callable[[T | _Ended], object]) -> None:
-    """Hand on `events`, and how they ended."""
-    try:
-        async with contextlib.aclosing(events):
-            async for event in events:
-                put(event)
-        put(_Ended())
-    except BaseException as error:
-        put(_Ended(error))
-        if not isinstance(error, Exception):
-            raise
-
-
-# What ends a process when nobody has seen to it otherwise; SIGHUP when its terminal closes.
-ENDING = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-
-
-def _in_main_thread() -> bool:
-    """Signals are handled there alone."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def _end_by(number: int) -> None:
-    """End the process by a signal, as if it had not been handled."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-class _Guard:
-    """While sync prompts are iterated over, what ends the process stops their runs first.
-
-    Ctrl-C needs no guard: KeyboardInterrupt comes up in the iterator.
-    """
-
-    def __init__(self) -> None:
-        self._inside = 0
-
-    def __enter__(self) -> None:
-        self._inside += 1
-        if self._inside == 1:
-            self._replace(signal.SIG_DFL, self._end)
-
-    def __exit__(self, *_: object) -> None:
-        self._inside -= 1
-        if not self._inside:
-            self._replace(self._end, signal.SIG_DFL)
-
-    def _replace(self, old: Any, new: Any) -> None:
-        if _in_main_thread():
-            for number in ENDING:
-                if signal.getsignal(number) == old:
-                    signal.signal(number, new)
-
-    def _end(self, number: int, frame: object) -> None:
-        _background.close()
-        _end_by(number)
-
-
-_guard = _Guard()
-
-
-def _next(results: queue.SimpleQueue[T]) -> T:
-    """The next result. On Windows, Ctrl-C is seen only between two waits that end by themselves."""
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return results.get(timeout=0.25)
-
-
-def _is_for_llm(item: Given, screen: Screen | None) -> TypeGuard[StreamEvent]:
-    """See to what is not, and tell the screen of what is."""
-    if isinstance(item, Aside):
-        item.act()
-        return False
-    if screen:
-        screen.gives(item)
-    return True
-
-
-def in_background(events: AsyncGenerator[T, None]) -> Iterator[T]:
-    """Iterate over `events`, which run on the background loop.
-
-    A queue carries each from loop to caller: 16 microseconds, where a future for each
-    costs 130. Left early, or interrupted, the run is cancelled, and waited for briefly.
-    """
-    results: queue.SimpleQueue[T | _Ended] = queue.SimpleQueue()
-    done = threading.Event()
-
-    async def pump() -> None:
-        try:
-            await _pump(events, results.put)
-        finally:
-            done.set()
-
-    running = asyncio.run_coroutine_threadsafe(pump(), _background.loop())
-    with _guard:
-        try:
-            while not isinstance(item := _next(results), _Ended):
-                yield item
-            if item.error:
-                raise item.error
-        finally:
-            if not done.is_set():
-                running.cancel()
-                if not _background.is_here():
-                    done.wait(limits.stop_timeout + 0.15)
-
-
-class _Signals:
-    """While async prompts go on in the main thread, what ends the process stops them first.
-
-    Ctrl-C is among it unless asyncio.run sees to it, as from Python 3.11 on: there it
-    cancels the main task. Elsewhere KeyboardInterrupt would come up wherever the loop is,
-    in the middle of telling the server to stop too. So the runs are stopped, and then it
-    comes up where an answer is waited for; else in the loop, whatever goes on there.
-    """
-
-    def __init__(self) -> None:
-        self._runs: set[asyncio.Task[None]] = set()
-        self._taken: list[int] = []
-        self.ending = 0  # the signal that came
-
-    @classmethod
-    def guard(cls, run: asyncio.Task[None]) -> _Signals:
-        """Stop `run`, a task of this loop, when the process is to end."""
-        signals = _signals.setdefault(asyncio.get_running_loop(), cls())
-        if not signals._runs:
-            signals._take()
-        signals._runs.add(run)
-        run.add_done_callback(signals._done)
-        return signals
-
-    def _take(self) -> None:
-        defaults: dict[int, Any] = dict.fromkeys(ENDING, signal.SIG_DFL)
-        defaults[signal.SIGINT] = signal.default_int_handler
-        loop = asyncio.get_running_loop()
-        self.ending = 0
-        for number, default in defaults.items():
-            if _in_main_thread() and signal.getsignal(number) == default:
-                with contextlib.suppress(NotImplementedError):  # Windows
-                    loop.add_signal_handler(number, self._come, loop, number)
-                    self._taken.append(number)
-
-    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in self._taken:
-            loop.remove_signal_handler(number)
-        self._taken = []
-
-    def _done(self, run: asyncio.Task[None]) -> None:
-        self._runs.discard(run)
-        if not self._runs:
-            self._give_back(run.get_loop())
-            if self.ending:
-                self._end(run.get_loop())
-
-    def told(self, loop: asyncio.AbstractEventLoop) -> None:
-        """KeyboardInterrupt comes up where an answer is waited for."""
-        self._give_back(loop)
-        self.ending = 0
-
-    def _come(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if self.ending:  # again: at once
-            self._end(loop)
-        self.ending = number
-        for run in self._runs:
-            run.cancel()
-
-    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._give_back(loop)
-        if self.ending != signal.SIGINT:
-            _end_by(self.ending)
-        raise KeyboardInterrupt
-
-
-_signals: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Signals] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-async def in_task(
-    events: AsyncGenerator[Given, None], screen: Screen | None = None
-) -> AsyncGenerator[StreamEvent, None]:
-    """Iterate over `events`, which run in a task of their own.
-
-    An iterator that is abandoned becomes garbage, and Python then closes every generator
-    in it at once, those inside others too. In a task they are not garbage: only this one
-    is closed, and it ends the task.
-    """
-    results: asyncio.Queue[Given | _Ended] = asyncio.Queue()
-
-    def put(item: Given | _Ended) -> None:
-        if signals.ending == signal.SIGINT:
-            results.put_nowait(_Ended(KeyboardInterrupt()))
-        elif not signals.ending:  # else the process ends, and with it who waits here
-            results.put_nowait(item)
-
-    task = asyncio.create_task(_pump(events, put))
-    task.add_done_callback(_heard)
-    signals = _Signals.guard(task)
-    try:
-        with screen or contextlib.nullcontext():
-            while not isinstance(item := await results.get(), _Ended):
-                if _is_for_llm(item, screen):
-                    yield item
-        if isinstance(item.error, KeyboardInterrupt):
-            signals.told(task.get_loop())
-        if item.error:
-            raise item.error
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=limits.stop_timeout + 0.15)
+def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
+    """Tell llm's response what became of the turn, if anyone still holds it."""
+    filled = response()
+    if filled is None:
+        return
+    filled.set_resolved_model(result.resolved_model)
+    filled.response_json = result.response_json()
+    for call in result.calls:
+        filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
@@ -7949,20 +6344,26 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         conversation: llm.Conversation | None,
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
-        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
-        screen = Screen.of(prompt, stream)
-        events = self._events(prompt, weakref.ref(response), key, noting(), screen)
-        given = cast("Generator[Given, None, None]", in_background(events))
-        with contextlib.closing(given), screen or contextlib.nullcontext():
-            for item in given:
-                if _is_for_llm(item, screen):
-                    yield item
+        """The answer, as llm asks for it. Raises HuggingChatError while iterated over."""
+        display, held = Display(prompt, stream), weakref.ref(response)
+        turn = take_turn(self._work(prompt, key), display.note)
+        try:
+            with contextlib.closing(turn):
+                while True:
+                    try:
+                        yield display.event(next(turn))
+                    except StopIteration as stop:
+                        _fill(held, stop.value)
+                        return
+        except llm.ModelError:
+            yield from display.error_begins()
+            raise
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
     """The same, for asyncio."""
 
-    def execute(
+    async def execute(
         self,
         prompt: llm.Prompt,
         stream: bool,
@@ -7970,36 +6371,427 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         conversation: llm.AsyncConversation | None,
         key: str | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
-        """The answer, as llm asks for it. Raises llm.ModelError while iterated over."""
-        screen = Screen.of(prompt, stream)
-        events = self._events(prompt, weakref.ref(response), key, noting(), screen)
-        return in_task(events, screen)
+        """The answer, as llm asks for it. Raises HuggingChatError while iterated over.
+
+        llm's async responses own the iterator over this. Were the response held here, an
+        abandoned one would be noticed only by the garbage collector, much later.
+        """
+        display, held = Display(prompt, stream), weakref.ref(response)
+        del response
+        done = functools.partial(_fill, held)
+        turn = take_turn_async(self._work(prompt, key), display.note, done)
+        try:
+            async with contextlib.aclosing(turn) as events:
+                async for event in events:
+                    yield display.event(event)
+        except llm.ModelError:
+            for event in display.error_begins():
+                yield event
+            raise
 
 
-# --- commands: llm huggingchat ... ----------------------------------------------------
+# --- logs: a server's conversations, and llm's logs ---------------------------------------
 
-BROWSERS = (
-    *("arc", "brave", "chrome", "chromium", "edge", "firefox"),
-    *("librewolf", "opera", "opera_gx", "safari", "vivaldi"),
+# A field of the plugin's metadata. SQLite evaluates no row once one has a malformed payload.
+METADATA = (
+    "case when json_valid(parts.payload) "
+    "then json_extract(parts.payload, '$.provider_metadata.huggingchat.{}') end"
 )
+WRITING = 60  # seconds: an answer that is still being written is saved more often
+
+
+@contextlib.contextmanager
+def open_logs() -> Iterator[LogStore]:
+    """llm's logs, migrated to llm's current schema. Raises sqlite3.Error."""
+    import sqlite_utils
+    from llm.logs import LogStore
+
+    with contextlib.closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
+        # Half an emoji in one row must not keep the other rows from being read.
+        db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
+        yield LogStore(db)
+
+
+def latest_logged(store: LogStore, server: Server, thread_id: str | None = None) -> str | None:
+    """Id of the server's conversation that was logged last, in one thread or in all."""
+    conversation_id = METADATA.format("conversation_id")
+    row = store.db.execute(
+        f"""
+        select {conversation_id}
+        from turns join parts on parts.message_hash = turns.tip_message_hash
+        where parts.payload like '%"huggingchat"%' and {conversation_id} is not null
+            and {METADATA.format("server")} = :server
+            and (:thread is null or turns.thread_id = :thread)
+        order by turns.id desc, parts.position desc limit 1
+        """,
+        {"thread": thread_id, "server": server.url},
+    ).fetchone()
+    return known_id(row[0]) or None if row else None
+
+
+def logged_threads(store: LogStore, server: Server) -> dict[str, str]:
+    """Conversation id -> the latest thread in llm's logs that has a turn of it."""
+    rows = store.db.execute(
+        f"""
+        select {METADATA.format("conversation_id")}, max(turns.thread_id)
+        from parts join turns on turns.tip_message_hash = parts.message_hash
+        where parts.payload like '%"huggingchat"%' and {METADATA.format("server")} = ?
+        group by 1
+        """,
+        [server.url],
+    )
+    return {str(id): str(thread) for id, thread in rows if id}
+
+
+# Conversations as a server stores them
+
+
+class ConversationRef(msgspec.Struct, frozen=True):
+    """A conversation that somebody names; `shared` if by the link it was shared with."""
+
+    id: str
+    shared: bool = False
+
+    def page(self, server: Server) -> str:
+        """The address of its web page."""
+        return server.shared_page(self.id) if self.shared else server.page(self.id)
+
+
+class ConversationTree(msgspec.Struct, frozen=True):
+    """A conversation and where it is. A shared one is somebody else's: it is only read."""
+
+    server: Server
+    ref: ConversationRef
+    conversation: Conversation
+
+    @property
+    def page(self) -> str:
+        """The address of its web page."""
+        return self.ref.page(self.server)
+
+    @property
+    def title(self) -> str:
+        """The title, as it may be shown."""
+        return one_line(self.conversation.title, 200) or "Untitled"
+
+    @property
+    def model(self) -> str:
+        """The id of the model that the next turn would use."""
+        return one_line(self.conversation.model, 200)
+
+    @property
+    def preprompt(self) -> str:
+        """The system prompt, or ""."""
+        return join_surrogates(self.conversation.preprompt or "")
+
+
+class StoredTurn(msgspec.Struct, frozen=True):
+    """A stored answer, and what the person said since the answer before it."""
+
+    questions: list[StoredMessage]
+    answer: StoredMessage
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """The time in a server's JSON, or None."""
+    try:
+        time = datetime.datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+
+
+def branches_of(conversation: Conversation) -> list[list[StoredTurn]]:
+    """Every branch, from its first question to its last answer; the newest one first.
+
+    Empty answers, answers that are still being written, and questions without an answer are
+    left out.
+    """
+    messages = {message.id: message for message in conversation.messages}
+    answers = {id: message for id, message in messages.items() if _is_answer(message)}
+    inner = {id for message in answers.values() for id in message.ancestors or ()}
+    leaves = [message for id, message in answers.items() if id not in inner]
+    branches = []
+    for leaf in sorted(leaves, key=lambda leaf: leaf.created_at or "", reverse=True):
+        branch: list[StoredTurn] = []
+        questions: list[StoredMessage] = []
+        for id in dict.fromkeys([*(leaf.ancestors or ()), leaf.id]):
+            if id in answers:
+                branch.append(StoredTurn(questions, answers[id]))
+                questions = []
+            elif id in messages and messages[id].sender == "user":
+                questions.append(messages[id])
+        branches.append(branch)
+    return branches
+
+
+def _is_answer(message: StoredMessage) -> bool:
+    if message.sender != "assistant":
+        return False
+    updates, complete = stored_updates(message)
+    updated = parse_time(message.updated_at)
+    if not complete and message.generation_id and updated:
+        age = datetime.datetime.now(datetime.UTC) - updated
+        ended = any(
+            isinstance(update, ElicitationUpdate)
+            or (isinstance(update, StatusUpdate) and update.status == "error")
+            for update in updates
+        )
+        if age.total_seconds() < WRITING and not ended:
+            return False
+    return any(map(_has_content, updates))
+
+
+def _has_content(update: Update) -> bool:
+    match update:
+        case StreamUpdate(token=text) | ReasoningUpdate(token=text):
+            return bool(text)
+        case ToolUpdate() | FileUpdate():
+            return True
+    return False
+
+
+# Stored messages as llm's
+
+
+def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
+    """A stored question as llm's message; its files become the addresses they have."""
+    text = join_surrogates(message.content)
+    attachments = [
+        llm.Attachment(
+            # Without a type, llm asks the server for it.
+            type=one_line(file.mime or "", 100) or "application/octet-stream",
+            url=tree.server.file_page(tree.ref.id, file.value),
+        )
+        for file in message.files or ()
+        if file.type == "hash" and file.value
+    ]
+    parts: list[Part] = [AttachmentPart(attachment=attachment) for attachment in attachments]
+    if text or not attachments:
+        parts.insert(0, TextPart(text=text))
+    return Message("user", parts)
+
+
+def response_of(
+    tree: ConversationTree, message: StoredMessage, history: list[Message]
+) -> llm.Response:
+    """A stored answer as the response that llm would have logged, had it asked.
+
+    `history` is what was said before, the question included.
+    """
+    answer = Answer(functools.partial(tree.server.file_page, tree.ref.id))
+    updates, complete = stored_updates(message)
+    answer.add(message.router_metadata or RouterMetadata())
+    # When a conversation changes its model, earlier answers keep the name of theirs here.
+    model = tree.model if answer.router.route else answer.router.model or tree.model
+    asked = HuggingChat(ModelInfo(model))
+    response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
+    if not complete:
+        updates.append(FinalAnswer("", True))
+    for event in itertools.chain.from_iterable(map(answer.add, updates)):
+        response._process_chunk(event)
+    result = TurnResult(
+        tree.server.url,
+        tree.model,
+        conversation_id=None if tree.ref.shared else tree.ref.id,  # nobody else can continue it
+        message_id=message.id,
+        generation_id=message.generation_id,
+        title=tree.title,
+        router=answer.router,
+        interrupted=bool(answer.final and answer.final.interrupted)
+        and (complete or bool(message.generation_id)),
+    )
+    response._process_chunk(last_event(answer, result))
+    response.response_json = result.response_json()
+    if tree.ref.shared and response.response_json:
+        response.response_json["huggingchat"]["url"] = tree.page
+    response.set_resolved_model(answer.router.model or model)
+    begun, ended = parse_time(message.created_at), parse_time(message.updated_at)
+    response._start_utcnow = begun
+    response._start = 0.0
+    response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
+    response._done = True
+    response.id = ulid_of(begun, "turn", tree.server.url, tree.ref.id, message.id)
+    return response
+
+
+def ulid_of(time: datetime.datetime | None, *names: str) -> str:
+    """An id that sorts by its time, as llm's do, and is always the same for the same names."""
+    from ulid import ULID
+
+    now = datetime.datetime.now(datetime.UTC)
+    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
+    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
+
+
+def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
+    """The newest branch of a conversation, for people to read, or for a model.
+
+    A model does not see what others thought, as in llm's own histories, and the person is not
+    called "You" there: that would be the model.
+    """
+    pieces = [f"# {tree.title}", f"<{tree.page}>"]
+    if tree.preprompt:
+        pieces += ["## System", tree.preprompt]
+    for turn in next(iter(branches_of(tree.conversation)), []):
+        for message in turn.questions:
+            pieces.append("## User" if for_model else "## You")
+            pieces += _markdown(question_of(tree, message))
+        response = response_of(tree, turn.answer, [])
+        pieces.append(f"## {response.resolved_model}")
+        for answer in response.messages():
+            pieces += _markdown(answer, reasoning=not for_model)
+    return "\n\n".join(pieces) + "\n"
+
+
+def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
+    for part in message.parts:
+        match part:
+            case TextPart():
+                yield part.text.strip("\n")
+            case ReasoningPart() if part.text and reasoning:
+                text = part.text.strip()
+                yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
+            case ToolCallPart():
+                arguments = json.dumps(part.arguments, ensure_ascii=False)
+                yield f"Tool `{part.name}`: `{arguments}`"
+            case ToolResultPart():
+                yield "\n".join(f"> {line}" for line in part.output.split("\n"))
+            case AttachmentPart() if part.attachment:
+                yield f"[{part.attachment.type}]({part.attachment.url})"
+
+
+# Conversations into llm's logs
+
+
+class Importer:
+    """Writes conversations of one server to llm's logs, and nothing twice.
+
+    An answer is known by its message id or generation id, whoever logged it. A branch goes on
+    where the logs end: in the thread that ends there, or in a new one that forks off.
+    """
+
+    def __init__(self, store: LogStore, server: Server) -> None:
+        self._store = store
+        self._server = server
+        self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
+        threads = store.db.execute("select id, tip_message_hash from threads order by id")
+        self._tips = {str(tip): str(id) for id, tip in threads if tip}
+        rows = store.db.execute(
+            f"""
+            select message_hash, {METADATA.format("message_id")},
+                {METADATA.format("generation_id")}
+            from parts
+            where payload like '%"huggingchat"%' and {METADATA.format("server")} = ?
+            """,
+            [server.url],
+        )
+        for hash, *ids in rows:
+            self._remember(str(hash), ids)
+
+    def knows(self, branches: list[list[StoredTurn]]) -> bool:
+        """Is everything in these branches logged?"""
+        return all(self._logged(branch[-1].answer) for branch in branches)
+
+    def add(
+        self, tree: ConversationTree, branches: list[list[StoredTurn]]
+    ) -> list[tuple[str, int]]:
+        """Log what is new in these branches, all of it or nothing: threads and numbers of turns.
+
+        Raises sqlite3.Error.
+        """
+        models: set[str] = set()
+        with self._store.db.atomic():
+            added = [self._add(tree, branch, models) for branch in branches]
+        if models:
+            remember_models(self._server.url, models)
+        return added
+
+    def _remember(self, hash: str, ids: Iterable[object]) -> None:
+        for id in ids:
+            if id:
+                self._hashes.setdefault(str(id), []).append(hash)
+
+    def _logged(self, answer: StoredMessage) -> str | None:
+        """The logged message that is this answer; preferably the last one of a thread."""
+        ids = (answer.id, answer.generation_id)
+        hashes = [hash for id in ids if id for hash in self._hashes.get(id, ())]
+        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
+
+    def _owner(self, tip: str) -> str | None:
+        row = self._store.db.execute(
+            "select thread_id from turns where tip_message_hash = ? order by id desc", [tip]
+        ).fetchone()
+        return str(row[0]) if row and row[0] else None
+
+    def _add(
+        self, tree: ConversationTree, branch: list[StoredTurn], models: set[str]
+    ) -> tuple[str, int]:
+        tip, start = None, 0
+        for index in range(len(branch), 0, -1):
+            if tip := self._logged(branch[index - 1].answer):
+                start = index
+                break
+        thread_id = (self._tips.get(tip) or self._owner(tip) or "") if tip else ""
+        if tip and start == len(branch):
+            return thread_id, 0
+        if tip is None or tip not in self._tips:
+            leaf = branch[-1].answer
+            names = ("thread", tree.server.url, tree.ref.id, leaf.id)
+            thread_id = self._store.create_thread(
+                name=tree.title,
+                tip=tip,
+                forked_from=thread_id or None,
+                id=ulid_of(parse_time(leaf.created_at), *names),
+            )
+        self._tips.pop(tip or "", None)
+        history = self._history(tree, tip)
+        for turn in branch[start:]:
+            history += [question_of(tree, message) for message in turn.questions]
+            response = response_of(tree, turn.answer, history)
+            self._store.log(response, thread_id)
+            history += response.messages()
+            models.add(response.model.model_id.removeprefix("huggingchat/"))
+            tip = self._store.thread_tip(thread_id)
+            self._remember(tip, (turn.answer.id, turn.answer.generation_id))
+        self._tips[cast(str, tip)] = thread_id
+        return thread_id, len(branch) - start
+
+    def _history(self, tree: ConversationTree, tip: str | None) -> list[Message]:
+        """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
+        if tip is None:
+            preprompt = tree.preprompt
+            return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
+        try:
+            return list(self._store.load_chain(tip))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise HuggingChatError(
+                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
+                "cannot be read, so nothing can be added to it."
+            ) from None
+
+
+# --- commands: llm huggingchat … ---------------------------------------------------------
+
+Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
+DASH = pathlib.Path("-")  # standard output, where a file is named
+FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
 
 
 class _Commands(click.Group):
-    """The one place where what went wrong is told: a line or two, never a traceback."""
+    """Turns what can go wrong into one or two lines, and lists commands as they stand here."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # as they stand here: what comes first is used first
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except llm.ModelError as error:
-            raise click.ClickException(str(error)) from None
         except sqlite3.Error as error:
             path = llm.user_dir() / "logs.db"
-            raise click.ClickException(
-                f"llm's logs, {path}, cannot be used: {plain(error)}"
-            ) from None
+            message = f"llm's logs, {path}, cannot be used: {one_line(error)}"
+            raise click.ClickException(message) from None
         except BrokenPipeError:
             raise  # the reader has had enough: click knows
         except OSError as error:
@@ -8009,98 +6801,92 @@ class _Commands(click.Group):
 
 @click.group(name="huggingchat", cls=_Commands)
 def huggingchat() -> None:
-    """Your HuggingChat account: log in, see the models, use your conversations.
+    """Your HuggingChat account: log in, list models, use your conversations.
 
     \b
-    Example:
+    Examples:
         llm huggingchat login
         llm huggingchat conversations
     """
 
 
+json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation")
+
+
+def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument for a conversation, which the command's help explains."""
+    text = (
+        "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
+        "by default it is the latest conversation in llm's logs."
+    )
+    help = inspect.cleandoc(command.__doc__ or "")
+    command.__doc__ = help.replace("\b", f"{text}\n\n\b", 1)
+    return click.argument("name", required=False, metavar="[ID|URL]")(command)
+
+
 def current_credentials() -> Credentials:
-    """The current server, with the cookies for it. Raises llm.ModelError."""
+    """The current server and the cookies for it. Raises HuggingChatError."""
     server = current_server()
     key = find_key(server)[0]
-    return Credentials(server, parse_cookies(key, server.host) if key else None)
+    return Credentials(server, cookies_of_key(server, key) if key else None)
 
 
-async def _told(access: Credentials, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Make calls to the server. Raises llm.ModelError for all that goes wrong."""
-    client = Client.here()
+async def in_words(client: Client, credentials: Credentials, work: Work[T]) -> T:
+    """The result of calls to the server. Raises HuggingChatError for all that goes wrong."""
     try:
         try:
-            return await work(client)
-        except NotFound:
-            await _demand_login(client, access)
+            return await work(client, credentials)
+        except NotFound:  # a server says so of everything to those who are not logged in
+            await require_login(client, credentials)
             raise
     except (ConnectionLost, HttpError, NotFound) as error:
-        raise model_error(error, access) from None
+        raise model_error(error, credentials) from None
 
 
-def _run(access: Credentials, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """Run a command's calls to the server. Raises llm.ModelError for all that goes wrong."""
-    return _run_alone(_told(access, work))
+def call_server(credentials: Credentials, work: Work[T]) -> T:
+    """Run a command's calls to the server. Raises HuggingChatError for all that goes wrong."""
+
+    async def run() -> T:
+        async with Client() as client:
+            return await in_words(client, credentials, work)
+
+    # Windows' own event loop cannot watch sockets, which curl_cffi needs.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(run())
 
 
-def _run_alone(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, on a loop that can watch sockets for curl: Windows' own cannot."""
-    if sys.version_info >= (3, 12):
-        return asyncio.run(work, loop_factory=asyncio.SelectorEventLoop)
-    if sys.platform == "win32":
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
-    return asyncio.run(work)
-
-
-async def _who(client: Client, access: Credentials) -> tuple[bool, str]:
-    """Does the server want a login, and who is logged in? "" for nobody.
-
-    A session that has ended is renewed.
-    """
-    wanted, user = await client.wants_login(access), dict[str, Any]()
-    access = latest(access)
-    has_token = bool(access.cookies and access.cookies.token)
-    if not has_token or (access.cookies and access.cookies.hf_chat):
-        user = await client.user(access)
-    if wanted and has_token and not user:
+async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
+    """Does the server want a login, and who is logged in? An expired session is renewed."""
+    login_needed = await client.wants_login(credentials)
+    for new_session in (client.with_session, client.renew):
         try:
-            access = await client.renew(access)
-        except llm.ModelError:
-            return wanted, ""
-        user = await client.user(access)
-    names = (_string(user.get(name)) for name in ("username", "email", "id"))
-    return wanted, plain(next(filter(None, names), ""), 80)
+            credentials = await new_session(credentials)
+        except HuggingChatError:
+            break
+        user = await client.user(credentials)
+        if user or not login_needed:
+            return login_needed, user
+    return login_needed, None
 
 
-async def _demand_login(client: Client, access: Credentials) -> bool:
-    """Raises llm.ModelError when nobody is logged in: a stranger is told of no conversations.
-
-    Returns whether the session has ended, and was renewed.
-    """
-    before = latest(access)
-    wanted, user = await _who(client, access)
-    if wanted and not user:
-        raise login_error(access.server, access.cookies)
-    return latest(access) != before
+async def require_login(client: Client, credentials: Credentials) -> bool:
+    """Was the session expired, and is renewed now? Raises HuggingChatError for no login."""
+    before = client.current(credentials)
+    login_needed, user = await find_user(client, credentials)
+    if login_needed and not user:
+        raise login_error(credentials.server, credentials.cookies)
+    return client.current(credentials) != before
 
 
-def _bar(what: str, length: int | None = None, shown: bool = True) -> Any:
-    """A progress bar on standard error, as long as that is a terminal; without a length it counts.
-
-    On one that also shows the output, the output is progress enough: it is not `shown`.
-    """
+def progress(label: str, length: int, shown: bool = True) -> Any:
+    """A progress bar on standard error, if that is a terminal."""
     file = sys.stderr if shown and sys.stderr.isatty() else io.StringIO()
-    endless = itertools.count() if length is None else None
-    return click.progressbar(endless, length, label=what, show_pos=True, file=file)
+    return click.progressbar(length=length, label=label, show_pos=True, file=file)
 
 
-DASH = pathlib.Path("-")  # standard output, where a file is asked for
-
-
-def _may_write(path: pathlib.Path) -> None:
-    """Asks before a file is overwritten. Raises click.Abort, or click.ClickException."""
-    if path == DASH:
-        return
+def may_write(path: pathlib.Path) -> None:
+    """Ask before a file is overwritten. Raises click.Abort, or click.ClickException."""
     if not path.parent.is_dir():
         raise click.ClickException(f"There is no directory {path.parent}")
     if path.is_dir():
@@ -8109,33 +6895,54 @@ def _may_write(path: pathlib.Path) -> None:
         click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
 
 
-def _age(seconds: float) -> str:
-    """How long ago, in the largest unit that fits."""
+def open_in_browser(url: str) -> bool:
+    """Open a page. False without a screen: a text browser would take over the terminal."""
+    screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if not screen and sys.platform not in ("darwin", "win32"):
+        return False
+    import webbrowser
+
+    webbrowser.open(url)
+    return True
+
+
+def age(seconds: float) -> str:
+    """How long ago something was, in the largest unit that fits."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+            return f"{count_of(int(seconds // length), unit)} ago"
     return "just now"
 
 
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
+def count_of(number: int, what: str) -> str:
+    """`1 turn`, `2 turns`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _moment(value: object) -> datetime.datetime | None:
-    """The time in a server's JSON, or None."""
-    try:
-        moment = datetime.datetime.fromisoformat(re.sub("Z$", "+00:00", _string(value)))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-
-
-def _echo_json(value: object) -> None:
+def echo_json(value: Any) -> None:
+    """Print a value as JSON for other programs."""
     click.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def echo_text(text: str) -> None:
+    """Print text of a server's: as it is, but on a terminal without what could harm it."""
+    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
 # Log in
+
+BROWSERS = (
+    *("arc", "brave", "chrome", "chromium", "edge", "firefox"),
+    *("librewolf", "opera", "opera_gx", "safari", "vivaldi"),
+)
+PASTE_LIMIT = 1_000_000  # bytes: what an extension exports of all sites has a tenth
+PASTE_HELP = """\
+1. Log in at {url} with your browser.
+2. Open its developer tools (F12): Application or Storage, then Cookies.
+3. Copy the value of the cookie 'token' of {host}, paste it here and press Enter.
+   A whole Cookie header or what a cookie extension exports will do as well: press
+   Enter twice after several lines.
+What you paste is not shown. 'token' opens your whole account: give it to nobody."""
 
 
 @huggingchat.command()
@@ -8147,101 +6954,152 @@ def _echo_json(value: object) -> None:
 def login(browser: str | None) -> None:
     """Log in with a cookie of your browser.
 
-    Reads the cookie `token`, as the browser or one of its extensions shows it, makes a chat
-    session from it and keeps both in llm's key store. The session's own cookie, `hf-chat`,
-    may come with it, or alone where there is no `token`. On a terminal it is asked for,
-    without echo; otherwise it is read from standard input.
+    Reads the cookie `token`, as the browser or a cookie extension shows it, makes a chat
+    session from it, stores both in llm's key store and refreshes the list of models. On a
+    terminal it asks for the cookie and does not show it; otherwise it reads standard input.
 
     \b
-    Example:
+    Examples:
         llm huggingchat login
         llm huggingchat login --browser firefox
         llm huggingchat login < cookies.txt
     """
     server = current_server()
-    stranger = Credentials(server, None)
-    if not _run(stranger, lambda client: _who(client, stranger))[0]:
+    asks = not browser and sys.stdin.isatty()
+    given: Cookies | None = None
+    if not browser and not asks:
+        given = parse_cookies(sys.stdin.buffer.read(PASTE_LIMIT), server.host)
+    if not call_server(Credentials(server), Client.wants_login):
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
-    meant = [browser_cookies(browser, server)] if browser else _asked_cookies(server)
-    for access in [Credentials(server, cookies) for cookies in meant]:
-        user = _run(access, functools.partial(_who, access=access))[1]
-        if user:
-            keep_key(server.key_name, cast(Cookies, latest(access).cookies).to_key())
-            click.echo(
-                f"Logged in on {server.host} as {user}. The cookies are kept in llm's key store."
-            )
-            return
-    raise HuggingChatError(f"{login_error(server, meant[-1])} These cookies are not kept.")
+    if browser:
+        given = browser_cookies(browser, server)
+    with paste_cookies(server) if asks else contextlib.nullcontext(given) as cookies:
+        user, catalogue = call_server(Credentials(server, cookies), log_in)
+    if catalogue:
+        keep_catalogue(server.url, catalogue.models)
+    click.echo(f"Logged in on {server.host} as {user}. The cookies are in llm's key store.")
 
 
-def _asked_cookies(server: Server) -> list[Cookies]:
-    """What a person pastes, or standard input holds, and may mean: the likeliest comes last.
+async def log_in(client: Client, credentials: Credentials) -> tuple[str, Catalogue | None]:
+    """Keep cookies if the server accepts them: the account's name, and the models.
 
-    A bare value does not say its name; a session's is a UUID, as far as seen.
+    Raises HuggingChatError if it does not.
     """
-    asked = sys.stdin.isatty()
-    given = _asked_text(server) if asked else sys.stdin.buffer.read(1_000_000)
-    text = given if isinstance(given, str) else given.decode("utf-8-sig", "replace")
-    cookies = parse_cookies(text, server.host)
-    bare = cookies.hf_chat or ""
-    is_bare = text.strip().strip("\"'") == bare
-    if not is_bare or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", bare):
-        return [cookies]
-    return sorted([cookies, Cookies(None, bare)], key=lambda meant: bool(meant.token) is asked)
+    server = credentials.server
+    _, user = await find_user(client, credentials)
+    cookies = client.current(credentials).cookies
+    if user is None or cookies is None:
+        why = "the cookie 'token' is expired or wrong, or has to be confirmed first"
+        if not cookies or not cookies.token:
+            why = "the cookie 'token' is missing beside 'hf-chat'"
+        raise HuggingChatError(
+            f"Not logged in on {server.host}: {why}. These cookies are not kept.\n"
+            f"Open {server.url}/login in your browser, then copy the cookie again."
+        )
+    keep_key(server.key_name, cookies.to_key())
+    with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
+        return user.name, await client.catalogue(credentials)
+    return user.name, None
 
 
-def _asked_text(server: Server) -> str:
-    click.echo(
-        f"1. Log in at {server.url} with your browser.\n"
-        "2. Open its developer tools (F12): Application or Storage, then Cookies.\n"
-        f"3. Copy the value of the cookie 'token' of {server.host}, or of 'hf-chat' without it.\n"
-        "   A whole Cookie header, or what a cookie extension exports, will do as well.\n"
-        "What you paste is not shown. 'token' opens your whole account: give it to nobody.",
-        err=True,
-    )
-    if _can_open():
-        _open(server.url)
-    return str(click.prompt("token", hide_input=True, err=True))
+@contextlib.contextmanager
+def paste_cookies(server: Server) -> Iterator[Cookies]:
+    """The cookies that a person pastes on the terminal, which shows nothing meanwhile.
+
+    What arrives later of a slow paste is thrown away before a shell can read it.
+    """
+    click.echo(PASTE_HELP.format(url=server.url, host=server.host), err=True)
+    open_in_browser(server.url)
+    try:
+        import termios
+    except ImportError:  # Windows
+        pasted = click.prompt("token", "", hide_input=True, show_default=False, err=True)
+        yield parse_cookies(pasted, server.host)
+        return
+    terminal = sys.stdin.fileno()
+    before, hidden = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
+    hidden[3] &= ~(termios.ECHO | termios.ICANON)  # ICANON cuts lines after 4,095 characters
+    try:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
+        click.echo("token: ", nl=False, err=True)
+        try:
+            pasted = read_paste(terminal, server.host)
+        finally:
+            click.echo(err=True)
+        yield parse_cookies(pasted, server.host)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+
+
+def read_paste(terminal: int, host: str) -> bytes:
+    """What is pasted on a terminal that gives every byte as it comes.
+
+    Ctrl-D ends it, or a pause: a short one after one line or an empty one, a long one after
+    several lines with cookies in them, as the last one may still be on its way.
+    """
+    import select
+
+    text = b""
+    while len(text) < PASTE_LIMIT:
+        if not select.select([terminal], [], [], _pause_after(text, host))[0]:
+            break
+        typed = os.read(terminal, 65_536)
+        for byte in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
+            text = text[:-1] if byte in b"\x08\x7f" else text + byte  # typed by hand
+        if not typed or b"\x04" in typed:
+            break
+    return text.partition(b"\x04")[0]
+
+
+def _pause_after(text: bytes, host: str) -> float | None:
+    """How many seconds without input mean that a paste is whole; None if it cannot be."""
+    if not text.endswith(b"\n"):
+        return None
+    continues = text.startswith((b"#", b"{", b"[")) or text.endswith(b"\\\n")
+    if not continues and b"\n" not in text.strip():
+        return 0.3
+    found = False
+    with contextlib.suppress(HuggingChatError):
+        found = bool(parse_cookies(text, host))
+    if text.endswith(b"\n\n"):
+        return 0.3 if found else 2.0
+    return 2.0 if found else None
 
 
 def browser_cookies(browser: str, server: Server) -> Cookies:
-    """The cookies that `browser` keeps for the server. Raises llm.ModelError.
-
-    Only those of the server's own domain are asked for.
-    """
+    """The cookies that `browser` has for the server's domain. Raises HuggingChatError."""
     import importlib
 
     name = browser.replace("_", " ").title()
+    host = urlsplit(server.url).hostname or ""
     try:
         store = importlib.import_module("browser_cookie3")
+        with contextlib.redirect_stdout(io.StringIO()):
+            jar = list(getattr(store, browser)(domain_name=host, **_new_place(browser)))
     except ImportError:
         raise HuggingChatError(
             "Reading a browser's cookies needs browser-cookie3. "
             "Run: llm install 'llm-huggingchat[browser]'"
         ) from None
-    host = urlsplit(server.url).hostname or ""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            jar = list(getattr(store, browser)(domain_name=host, **_place(browser)))
     except Exception as error:  # its own errors are many, and not all of one kind
         raise HuggingChatError(
-            f"The cookies of {name} cannot be read: {_browser_trouble(error)}"
+            f"The cookies of {name} cannot be read: {_browser_problem(error)}. "
+            "You can paste them instead, without --browser."
         ) from None
-    found = {
-        cookie.name: str(cookie.value)
+    exported = [
+        {"domain": cookie.domain, "name": cookie.name, "value": cookie.value}
         for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
-        if cookie.name in COOKIE_NAMES and cookie.value and _is_for(cookie.domain, host)
-    }
-    if not found.keys() & {"hf-chat", "token"}:
-        raise HuggingChatError(
-            f"{name} has no cookie 'token' of {host}. "
-            f"Log in at {server.url} with {name}, and run this again."
-        )
-    return parse_cookies(json.dumps(found), server.host)
+    ]
+    with contextlib.suppress(HuggingChatError):
+        return parse_cookies(json.dumps(exported), server.host)
+    raise HuggingChatError(
+        f"{name} has no cookie 'token' of {host}. "
+        f"Log in at {server.url} with {name}, and run this again."
+    )
 
 
-def _place(browser: str) -> dict[str, str]:
+def _new_place(browser: str) -> dict[str, str]:
     """Where a new Firefox keeps its cookies: browser-cookie3 0.20 knows the old place alone."""
     home = pathlib.Path.home()
     if browser != "firefox" or (home / ".mozilla" / "firefox").is_dir():
@@ -8253,31 +7111,27 @@ def _place(browser: str) -> dict[str, str]:
     return {"cookie_file": str(stores[-1])} if stores else {}
 
 
-def _browser_trouble(error: Exception) -> str:
+def _browser_problem(error: Exception) -> str:
     """Why a browser's store cannot be read, without a byte of what is in it."""
     said = str(error).lower()
-    if isinstance(error, sqlite3.Error):
-        return "its database is locked or broken. Close the browser and try again."
-    if "not find" in said or "to find" in said:
-        return "no profile of it was found. Paste them instead: llm huggingchat login"
-    if "unable to read" in said:
-        return "its database is locked or not readable. Close the browser and try again."
-    if "dbus" in said or "d-bus" in said:
-        return "they are encrypted, and no desktop session has the key. Paste them instead."
-    if "key" in said or "decrypt" in said:
-        return "they are encrypted, and the key is not to be had. Paste them instead."
-    return f"browser-cookie3 failed ({type(error).__name__}). Paste them instead."
+    if re.search("not find|to find", said):
+        return "no profile of it was found"
+    if isinstance(error, sqlite3.Error) or "unable to read" in said:
+        return "its database is locked or broken; close the browser and try again"
+    if re.search("d-?bus|key|decrypt", said):
+        return "they are encrypted, and the key is not available"
+    return f"browser-cookie3 failed ({type(error).__name__})"
 
 
 @huggingchat.command()
-@click.option("-y", "--yes", is_flag=True, help="Do not ask")
+@yes_option
 def logout(yes: bool) -> None:
-    """Forget the cookies of the current server.
+    """Forget the cookies for the current server.
 
-    Where there are no logins, they are all that your conversations there are known by: it asks.
+    Where there are no logins, your conversations cannot be found without them, so it asks.
 
     \b
-    Example:
+    Examples:
         llm huggingchat logout
     """
     server = current_server()
@@ -8294,70 +7148,61 @@ def logout(yes: bool) -> None:
         click.echo(f"{KEY_VARIABLE} is still set.", err=True)
 
 
-@dataclass
-class _Status:
-    """What `status` tells. `reason` says why prompts would fail, if they would."""
-
-    server: str = ""
-    user: str = ""
-    login_needed: bool | None = None
-    cookies: str = "none"
-    session_time: float | None = None
-    models: int = 0
-    catalogue_time: float | None = None
-    reason: str = ""
-
-    def lines(self) -> Iterator[str]:
-        yield f"Server: {self.server or 'none'}"
-        nobody = "nobody; no login is needed" if self.login_needed is False else "nobody"
-        yield f"Logged in: {self.user or nobody}"
-        made = "" if self.session_time is None else _age(time.time() - self.session_time)
-        yield f"Cookies: {self.cookies}" + (f", session made {made}" if made else "")
-        age = "built in, never refreshed"
-        if self.catalogue_time is not None:
-            age = f"refreshed {_age(time.time() - self.catalogue_time)}"
-        yield f"Models: {self.models} ({age})"
-
-
 @huggingchat.command()
-@click.option("json_", "--json", is_flag=True, help="Output as JSON")
+@json_option
 @click.pass_context
 def status(ctx: click.Context, json_: bool) -> None:
-    """Say whether prompts would work: server, login, models.
+    """Show whether prompts would work: server, login, models.
 
-    The exit status is 1 when they would fail.
+    The exit status is 1 if they would fail.
 
     \b
-    Example:
+    Examples:
         llm huggingchat status
         llm huggingchat status --json
     """
-    state = _Status()
+    state: dict[str, Any] = {
+        **{"ok": False, "server": None, "user": None, "login_needed": None, "cookies": "none"},
+        **{"session_time": None, "models": 0, "catalogue_time": None, "reason": None},
+    }
     try:
-        server = current_server()
-        state.server = server.url
-        catalogue = load_catalogue(server.url)
-        state.models, state.catalogue_time = len(catalogue.models), catalogue.time
-        key, source = find_key(server)
-        if key:
-            state.cookies = source
-        access = Credentials(server, parse_cookies(key, server.host) if key else None)
-        state.login_needed, state.user = _run(access, lambda client: _who(client, access))
-        if access.cookies:
-            state.session_time = cast(Cookies, latest(access).cookies).since
-        if state.login_needed and not state.user:
-            raise login_error(server, access.cookies)
+        _fill_status(state)
+        state["ok"] = True
     except llm.ModelError as error:
-        state.reason = str(error)
+        state["reason"] = str(error)
     if json_:
-        known = {name: None if value == "" else value for name, value in vars(state).items()}
-        _echo_json({"ok": not state.reason, **known})
-    else:
-        for line in state.lines():
-            click.echo(line)
-        if state.reason:
-            raise click.ClickException(state.reason)
-    ctx.exit(1 if state.reason else 0)
+        echo_json(state)
+        ctx.exit(0 if state["ok"] else 1)
+    nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
+    made, fetched, now = state["session_time"], state["catalogue_time"], time.time()
+    session = f", session made {age(now - made)}" if made else ""
+    refreshed = f"refreshed {age(now - fetched)}" if fetched else "built in, never refreshed"
+    click.echo(f"Server: {state['server'] or 'none'}")
+    click.echo(f"Logged in: {state['user'] or nobody}")
+    click.echo(f"Cookies: {state['cookies']}{session}")
+    click.echo(f"Models: {state['models']} ({refreshed})")
+    if not state["ok"]:
+        raise click.ClickException(state["reason"])
+
+
+def _fill_status(state: dict[str, Any]) -> None:
+    """Fill in what is known. Raises HuggingChatError if prompts would fail."""
+    server = current_server()
+    catalogue = load_catalogue(server.url)
+    state.update(server=server.url, models=len(catalogue.models), catalogue_time=catalogue.time)
+    key, source = find_key(server)
+    state["cookies"] = source if key else "none"
+    credentials = Credentials(server, cookies_of_key(server, key) if key else None)
+
+    async def ask(client: Client, credentials: Credentials) -> None:
+        state["login_needed"], user = await find_user(client, credentials)
+        state["user"] = user and user.name
+        cookies = client.current(credentials).cookies
+        state["session_time"] = cookies and cookies.since
+
+    call_server(credentials, ask)
+    if state["login_needed"] and not state["user"]:
+        raise login_error(server, credentials.cookies)
 
 
 # Models
@@ -8365,59 +7210,60 @@ def status(ctx: click.Context, json_: bool) -> None:
 
 @huggingchat.command()
 def refresh() -> None:
-    """Fetch the list of models, and say what was added and removed.
+    """Fetch the list of models, and show what was added and removed.
 
     \b
-    Example:
+    Examples:
         llm huggingchat refresh
     """
-    access = Credentials(current_server(), None)
+    server = current_server()
+    credentials = Credentials(server)
     with contextlib.suppress(llm.ModelError):
-        access = current_credentials()  # for the firewall; without a key it may do as well
-    before = {model.id for model in load_catalogue(access.server.url).models}
-    catalogue = _run(access, lambda client: client.catalogue(access))
-    keep_catalogue(access.server.url, catalogue.models)
+        credentials = current_credentials()  # a firewall may want its cookie
+    before = {model.id for model in load_catalogue(server.url).models}
+    catalogue = call_server(credentials, Client.catalogue)
+    keep_catalogue(server.url, catalogue.models)
     after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
             click.echo(f"{what}: huggingchat/{id}")
-    for model in catalogue.unusable:
-        click.echo(f"Left out: {model}")
+    for problem in catalogue.unusable:
+        click.echo(f"Left out: {problem}")
     changed = "" if after != before else ", nothing changed"
-    click.echo(f"{len(after)} models on {access.server.host}{changed}.")
+    click.echo(f"{len(after)} models on {server.host}{changed}.")
 
 
 @huggingchat.command(name="models")
-@click.option("json_", "--json", is_flag=True, help="Output as JSON")
-def models_(json_: bool) -> None:
+@click.option("queries", "-q", "--query", multiple=True, help="Only those that match this string")
+@json_option
+def models_(queries: tuple[str, ...], json_: bool) -> None:
     """List the models, their aliases and what they can do.
 
+    Each -q, as for `llm models`, has to be a part of the id or of an alias.
+
     \b
-    Example:
+    Examples:
         llm huggingchat models
+        llm huggingchat models -q qwen -q coder
         llm huggingchat models --json
     """
     catalogue = load_catalogue(current_server().url)
-    names = aliases_of(catalogue.models)
-    if json_:
-        _echo_json(
-            [
-                {
-                    "id": f"huggingchat/{model.id}",
-                    "aliases": names.get(model.id, []),
-                    **model.abilities,
-                    "unlisted": model.unlisted,
-                    "description": model.description,
-                }
-                for model in catalogue.models
-            ]
-        )
-        return
+    aliases = aliases_of(catalogue.models)
+    found = []
     for model in catalogue.models:
-        able = ", ".join(name for name, has in model.abilities.items() if has)
-        aka = ", ".join(names.get(model.id, []))
-        click.echo(f"huggingchat/{model.id} ({aka})" + (f": {able}" if able else ""))
-    if catalogue.time is None:
+        names = [str(HuggingChat(model)), *aliases.get(model.id, [])]
+        if not all(any(query.lower() in name.lower() for name in names) for query in queries):
+            continue
+        about = {"unlisted": model.unlisted, "description": model.description}
+        head = {"id": f"huggingchat/{model.id}", "aliases": names[1:]}
+        found.append({**head, **model.abilities, **about})
+        if not json_:
+            abilities = ", ".join(name for name, able in model.abilities.items() if able)
+            line = f"huggingchat/{model.id} ({', '.join(names[1:])})"
+            click.echo(f"{line}: {abilities}" if abilities else line)
+    if json_:
+        echo_json(found)
+    elif catalogue.time is None:
         note("this is the built-in list; for the server's own run: llm huggingchat refresh")
 
 
@@ -8431,86 +7277,56 @@ OVERRIDES = {
     "provider": "providerOverrides",
     "artifacts": "artifactsOverrides",
 }
-SETTINGS_PATH = "/api/v2/user/settings"
+Account = dict[str, Any]  # an account's settings, most of which are not for here
 
 
-@frozen
-class ModelSettings:
-    """A model's settings. None is what the model, or the server, does by itself."""
-
-    reasoning_effort: str | None = None
-    provider: str | None = None
-    artifacts: bool | None = None
-
-    @classmethod
-    def of(cls, id: str, account: dict[str, Any]) -> ModelSettings:
-        """Those of model `id` in the account's, as `GET api/v2/user/settings` says them."""
-        kept = {name: _mapping(account.get(key)).get(id) for name, key in OVERRIDES.items()}
-        effort, provider, artifacts = kept.values()
-        return cls(
-            plain(_string(effort), 40) or None,
-            None if provider == "auto" else plain(_string(provider), 80) or None,
-            artifacts if isinstance(artifacts, bool) else None,
-        )
-
-    def lines(self, id: str, info: ModelInfo | None) -> Iterator[str]:
-        """For people. `info` is None for a model that the server has no more."""
-        yield f"huggingchat/{plain(id, 200)}" + ("" if info else " (not there any more)")
-        default = "default" if info is None or info.reasoning else "none, it does not reason"
-        yield f"  reasoning effort: {self.reasoning_effort or default}"
-        yield f"  provider: {self.provider or 'auto'}"
-        default = "default" if info is None else f"default ({_on(info.artifacts)})"
-        yield f"  artifacts: {default if self.artifacts is None else _on(self.artifacts)}"
-
-    def to_json(self, id: str) -> dict[str, Any]:
-        """For `--json`."""
-        return {"model": f"huggingchat/{id}", **vars(self)}
+def _overrides(account: Account, name: str) -> dict[str, Any]:
+    """Model id -> its value of a setting."""
+    kept = account.get(OVERRIDES[name])
+    return kept if isinstance(kept, dict) else {}
 
 
-def _on(value: bool) -> str:
-    return "on" if value else "off"
+def settings_of(account: Account, id: str) -> dict[str, Any]:
+    """A model's settings by their names; None is what the model or the server does by default."""
+    kept = {name: _overrides(account, name).get(id) for name in OVERRIDES}
+    for name in ("reasoning_effort", "provider"):
+        kept[name] = one_line(kept[name], 80) if isinstance(kept[name], str) else None
+    return kept | {
+        "provider": kept["provider"] if kept["provider"] != "auto" else None,
+        "artifacts": kept["artifacts"] if isinstance(kept["artifacts"], bool) else None,
+    }
 
 
-def changed_account(
-    account: dict[str, Any], id: str, changes: dict[str, str | bool | None]
-) -> dict[str, Any]:
-    """The account's settings to send back, with a model's changed; None takes one away.
+def changed_account(account: Account, id: str, changes: dict[str, Any]) -> Account:
+    """The account's settings to send back, with a model's changed; None restores a default.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json).
     """
-    kept = {name: value for name, value in account.items() if value is not None}
+    changed = {name: value for name, value in account.items() if value is not None}
     for name, value in changes.items():
-        others = dict(_mapping(kept.get(OVERRIDES[name])))
-        others.pop(id, None)
-        kept[OVERRIDES[name]] = others if value is None else others | {id: value}
-    return kept
+        others = {key: kept for key, kept in _overrides(account, name).items() if key != id}
+        changed[OVERRIDES[name]] = others if value is None else others | {id: value}
+    return changed
 
 
-def _model_named(text: str) -> str:
-    """The server's id of a model that is named by an alias or an id of llm's, or its own."""
-    with contextlib.suppress(llm.UnknownModelError):
-        model = llm.get_model(text)
-        if isinstance(model, HuggingChat):
-            return model.info.id
-    return text.removeprefix("huggingchat/")
-
-
-async def _account_settings(client: Client, access: Credentials) -> dict[str, Any]:
-    """The account's settings. Raises llm.ModelError, also when nobody is logged in."""
-    # A stranger gets the defaults. Sent back later, they would replace the account's own.
-    await _demand_login(client, access)
-    account = _mapping(unwrap(await client.get(access, SETTINGS_PATH)))
+async def account_settings(client: Client, credentials: Credentials) -> Account:
+    """The account's settings. Raises HuggingChatError, also if nobody is logged in."""
+    # Who is not logged in gets the defaults. Sent back later, they would replace the account's.
+    await require_login(client, credentials)
+    account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
     if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
-        raise HuggingChatError(f"{access.server.host} keeps no settings for models.")
+        raise HuggingChatError(f"{credentials.server.host} has no settings for models.")
     return account
 
 
-async def _offered_provider(
-    client: Client, access: Credentials, info: ModelInfo, provider: str
+async def checked_provider(
+    client: Client, credentials: Credentials, info: ModelInfo, provider: str
 ) -> str | None:
-    """A provider as the server spells it; None for auto. Raises llm.ModelError if the server
-    says that it would not use it."""
+    """A provider as the server spells it; None for auto.
+
+    Raises HuggingChatError if the server says that it would not use it.
+    """
     wanted = provider.lower()
     if wanted == "auto":
         return None
@@ -8518,1056 +7334,626 @@ async def _offered_provider(
         raise HuggingChatError(
             f"{info.id} chooses a model for each message, so no provider can be set for it."
         )
-    config = _mapping(unwrap(await client.get(access.public, "/api/v2/public-config")))
-    if config.get("PUBLIC_APP_ASSETS") not in (None, "huggingchat"):
+    config = await client.get(credentials.public, "/api/v2/public-config", PublicConfig)
+    if config.assets not in (None, "huggingchat"):
         raise HuggingChatError(
-            f"{access.server.host} has no choice of providers: only HuggingChat has one."
+            f"{credentials.server.host} has no choice of providers: only HuggingChat has one."
         )
     if wanted in POLICIES:
         return wanted
     path = f"/api/v2/models/{quote(info.id)}"
-    listed = _mapping(unwrap(await client.get(access.public, path))).get("providers")
-    names = [_string(entry.get("provider")) for entry in _mappings(listed)]
-    if any(names) and wanted not in map(str.lower, names):
-        there = ", ".join(plain(name, 80) for name in filter(None, names))
+    details = await client.get(credentials.public, path, ModelDetails)
+    names = [entry.provider for entry in details.providers or () if entry.provider]
+    if names and wanted not in map(str.lower, names):
+        offered = ", ".join(one_line(name, 80) for name in names)
         raise HuggingChatError(
-            f"{info.id} has no provider {plain(provider, 80)!r}. It has: {there}; "
+            f"{info.id} has no provider {provider!r}. It has: {offered}; "
             f"or choose {', '.join(POLICIES)}."
         )
     return next((name for name in names if name.lower() == wanted), provider)
+
+
+async def change_settings(
+    client: Client,
+    credentials: Credentials,
+    info: ModelInfo,
+    account: Account,
+    changes: dict[str, Any],
+) -> Account:
+    """Change a model's settings: the account's afterwards. Raises HuggingChatError."""
+    if effort := changes.get("reasoning_effort"):
+        own = account.get("reasoningOverrides")  # on the web page, people can say that it reasons
+        reasons = own.get(info.id, info.reasoning) if isinstance(own, dict) else info.reasoning
+        if effort != "default" and reasons is not True:
+            raise HuggingChatError(
+                f"{info.id} does not reason, so it has no reasoning effort. "
+                "See: llm huggingchat models"
+            )
+        changes = changes | {"reasoning_effort": None if effort == "default" else effort}
+    if provider := changes.get("provider"):
+        provider = await checked_provider(client, credentials, info, provider)
+        changes = changes | {"provider": provider}
+    for name in changes:
+        if not isinstance(account.get(OVERRIDES[name]), dict):
+            raise HuggingChatError(f"{credentials.server.host} has no such setting: {name}")
+    if credentials.cookies is None:  # without a session, nobody would have these settings
+        session = anonymous_session(credentials.server, note)
+        credentials = Credentials(credentials.server, session)
+    value = changed_account(account, info.id, changes)
+    await client.call(credentials, "POST", SETTINGS_PATH, value)
+    return await account_settings(client, credentials)
 
 
 @huggingchat.command(name="settings")
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option(
     "--reasoning-effort",
-    "effort",
     type=click.Choice([*EFFORTS, "default"]),
-    help="How much a model thinks that reasons",
+    help="How much a model that reasons thinks",
 )
 @click.option(
     "--provider",
     metavar="NAME|auto|fastest|cheapest",
-    help="Who runs it: an inference provider's name, or how one is chosen",
+    help="Who runs it: an inference provider, or how one is chosen",
 )
-@click.option(
-    "artifacts_",
-    "--artifacts/--no-artifacts",
-    default=None,
-    help="May it write artifacts, or are they part of the text?",
-)
-@click.option("json_", "--json", is_flag=True, help="Output as JSON")
-def settings_(
-    name: str | None, effort: str | None, provider: str | None, artifacts_: bool | None, json_: bool
-) -> None:
+@click.option("--artifacts/--no-artifacts", default=None, help="Whether it writes artifacts")
+@json_option
+def settings_(name: str | None, json_: bool, **options: Any) -> None:
     """Show or change how models answer: reasoning effort, provider, artifacts.
 
-    MODEL is any alias or id. Without options its settings are shown; without MODEL, those of
-    all models that have any. They are your account's: they hold from the next message on,
-    here and on the web page, whose page of the model shows them too.
+    MODEL is an alias or an id. Without options its settings are shown; without MODEL, those
+    of all models that have any. They are settings of your account: they apply from the next
+    message on, here and on the web page.
 
     \b
-    Example:
+    Examples:
         llm huggingchat settings
         llm huggingchat settings hf-deepseek --reasoning-effort low
         llm huggingchat settings hf-deepseek --provider fastest --no-artifacts
         llm huggingchat settings hf-deepseek --reasoning-effort default --provider auto
     """
-    wanted = bool(effort or provider) or artifacts_ is not None
+    wanted = {setting: value for setting, value in options.items() if value is not None}
     if wanted and not name:
         raise click.UsageError("Which model? Give an alias or an id.")
-    if provider is not None and not re.fullmatch(r"[\w.-]+", provider, re.ASCII):
+    if not re.fullmatch(r"[\w.-]+", wanted.get("provider", "auto"), re.ASCII):
         raise click.UsageError("A provider's name has letters, digits, dots and dashes.")
-    access = current_credentials()
-    id = _model_named(name) if name else None
+    id = (name or "").removeprefix("huggingchat/")
+    with contextlib.suppress(llm.UnknownModelError):
+        if isinstance(model := name and llm.get_model(name), HuggingChat):
+            id = model.info.id
 
-    async def work(client: Client) -> tuple[dict[str, Any], dict[str, ModelInfo]]:
-        account = await _account_settings(client, access)
-        models = {info.id: info for info in (await client.catalogue(access)).models}
+    async def work(
+        client: Client, credentials: Credentials
+    ) -> tuple[Account, dict[str, ModelInfo]]:
+        account = await account_settings(client, credentials)
+        models = {info.id: info for info in (await client.catalogue(credentials)).models}
         if id and id not in models:
             raise HuggingChatError(
-                f"{plain(name, 100)!r} names no model of {access.server.host}. "
+                f"{one_line(name, 100)!r} is not a model of {credentials.server.host}. "
                 "See: llm huggingchat models"
             )
-        if not id or not wanted:
-            return account, models
-        changes: dict[str, str | bool | None] = {}
-        if effort:
-            reasons = _mapping(account.get("reasoningOverrides")).get(id, models[id].reasoning)
-            if effort != "default" and reasons is not True:
-                raise HuggingChatError(
-                    f"{id} does not reason, so it has no reasoning effort. "
-                    "See: llm huggingchat models"
-                )
-            changes["reasoning_effort"] = None if effort == "default" else effort
-        if provider:
-            changes["provider"] = await _offered_provider(client, access, models[id], provider)
-        if artifacts_ is not None:
-            changes["artifacts"] = artifacts_
-        for setting in changes:
-            if not isinstance(account.get(OVERRIDES[setting]), dict):
-                raise HuggingChatError(f"{access.server.host} has no such setting: {setting}")
-        own = access
-        if own.cookies is None:  # without a session of its own, nobody would have them
-            cookies = await _beside_loop(anonymous_session, access.server, note)
-            own = replace(access, cookies=cookies)
-        await client.call(own, "POST", SETTINGS_PATH, changed_account(account, id, changes))
-        return await _account_settings(client, own), models
+        if wanted:
+            account = await change_settings(client, credentials, models[id], account, wanted)
+        return account, models
 
-    account, models = _run(access, work)
-    ids = (
-        [id]
-        if id
-        else sorted({key for x in OVERRIDES.values() for key in _mapping(account.get(x))})
-    )
-    found = {each: ModelSettings.of(each, account) for each in ids}
-    if not id:
-        found = {each: kept for each, kept in found.items() if kept != ModelSettings()}
+    account, models = call_server(current_credentials(), work)
+    changed = sorted({key for setting in OVERRIDES for key in _overrides(account, setting)})
+    found = {each: settings_of(account, each) for each in ([id] if id else changed)}
+    found = {
+        each: kept
+        for each, kept in found.items()
+        if id or any(kept.values()) or False in kept.values()
+    }
     if json_:
-        shown = [kept.to_json(each) for each, kept in found.items()]
-        _echo_json(shown[0] if id else shown)
-        return
+        shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
+        return echo_json(shown[0] if id else shown)
     for each, kept in found.items():
-        for line in kept.lines(each, models.get(each)):
-            click.echo(line)
-    if found:
-        click.echo("These are settings of your account: they hold on the web page too.")
-    else:
-        note("no model has settings of its own")
+        _echo_settings(each, kept, models.get(each))
+    if not found:
+        return note("no model has settings of its own")
+    click.echo("These are settings of your account: they apply on the web page too.")
 
 
-# Conversations: which one is meant
+def _echo_settings(id: str, kept: dict[str, Any], info: ModelInfo | None) -> None:
+    """Print a model's settings. `info` is None for one that the server no longer offers."""
+    on = {True: "on", False: "off"}
+    effort = "default" if info is None or info.reasoning else "none, it does not reason"
+    default = f"default ({on[info.artifacts]})" if info else "default"
+    click.echo(f"huggingchat/{one_line(id, 200)}" + ("" if info else " (no longer offered)"))
+    click.echo(f"  reasoning effort: {kept['reasoning_effort'] or effort}")
+    click.echo(f"  provider: {kept['provider'] or 'auto'}")
+    click.echo(f"  artifacts: {on.get(kept['artifacts'], default)}")
 
 
-@frozen
-class ConversationRef:
-    """A conversation that somebody named; `shared` when by the link it was shared with."""
-
-    id: str
-    shared: bool = False
-
-    def page(self, server: Server) -> str:
-        """Its web page."""
-        return server.shared_page(self.id) if self.shared else server.page(self.id)
+# Conversations
 
 
-def parse_conversation_ref(text: str, server: Server) -> ConversationRef | None:
-    """A conversation by its id or address; None for anything else.
+def find_conversation(name: str | None, server: Server, *, shared: bool = True) -> ConversationRef:
+    """The conversation that `name` means; without a name, the latest one in llm's logs.
 
-    Raises llm.ModelError for an address that is not a conversation of this server.
+    A name is an id, an address, or an id of llm's logs. Raises HuggingChatError if there is
+    none, or if it is a `shared` link where that is not accepted.
     """
-    text = text.strip()
+    text = (name or "").strip()
     if re.fullmatch(r"[0-9a-fA-F]{24}", text):
         return ConversationRef(text.lower())
     if "://" not in text:
-        return None
+        with open_logs() as store:
+            id = latest_logged(store, server, None if name is None else text.lower())
+        if id:
+            return ConversationRef(id)
+        if name is None:
+            raise HuggingChatError(
+                f"llm's logs hold no conversation of {server.host}. Give an id or an address."
+            )
+        raise HuggingChatError(
+            f"{one_line(name, 100)!r} names no conversation on {server.host}. Give an id of "
+            "24 hexadecimal digits, the address of its page, or its id in llm's logs."
+        )
     if server.is_service:
         text = re.sub(r"^https?://hf\.co/", f"{server.origin}/", text)  # as its shared links say
     pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
     match = re.fullmatch(pattern, text)
     if not match:
         raise HuggingChatError(
-            f"{plain(text, 200)} is not the address of a conversation on {server.url}. "
+            f"{one_line(text, 200)} is not the address of a conversation on {server.url}. "
             f"For another server, set {SERVER_VARIABLE}."
         )
-    # Ids of shared conversations have 7 characters, and are taken in either place.
-    return ConversationRef(match[2], match[1] == "r" or len(match[2]) == 7)
-
-
-def find_conversation(text: str, server: Server, *, shared: bool = False) -> ConversationRef:
-    """The conversation that `text` names: also by the id that llm's logs know it by.
-
-    Raises llm.ModelError when there is none, or it is shared and must not be.
-    """
-    named = parse_conversation_ref(text, server)
-    if named is None:
-        with _logs() as store:
-            kept = _latest_kept(store, text.strip().lower())
-        if kept is None or kept[0] != server.url:
-            raise HuggingChatError(
-                f"{plain(text, 100)!r} names no conversation on {server.host}. It takes an id "
-                "of 24 hexadecimal digits, a page's address, or an id of llm logs."
-            )
-        named = ConversationRef(kept[1])
-    if named.shared and not shared:
+    # Ids of shared conversations have 7 characters, and are accepted in either place.
+    ref = ConversationRef(match[2], match[1] == "r" or len(match[2]) == 7)
+    if ref.shared and not shared:
         raise HuggingChatError(
-            f"{plain(text, 200)} is a shared link. This takes a conversation of your own; "
-            "import makes it one."
+            f"{one_line(text, 200)} is a shared link. This needs a conversation of your own; "
+            "llm huggingchat import makes it one."
         )
-    return named
+    return ref
 
 
-@contextlib.contextmanager
-def _logs() -> Iterator[LogStore]:
-    """llm's logs, brought up to date."""
-    import sqlite_utils
-    from llm.logs import LogStore
+async def read_conversation(
+    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
+) -> T:
+    """A conversation, or a part of it, as the server has it. Raises NotFound.
 
-    with contextlib.closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
-        # Half an emoji in one row must not keep all the others from being read.
-        db.conn.text_factory = lambda text: text.decode("utf-8", "replace")
-        yield LogStore(db)
-
-
-# SQLite looks at no row whose payload is no JSON, in its own sense: it would fail for all.
-_KEPT = (
-    "case when json_valid(parts.payload) "
-    "then json_extract(parts.payload, '$.provider_metadata.huggingchat.{}') end"
-)
-
-
-def _latest_kept(
-    store: LogStore, thread_id: str | None = None, server_url: str | None = None
-) -> tuple[str, str] | None:
-    """Server and conversation id of the latest logged turn, in all or in one thread, server."""
-    server, conversation = _KEPT.format("server"), _KEPT.format("conversation_id")
-    row = store.db.execute(
-        f"""
-        select {server}, {conversation}
-        from turns join parts on parts.message_hash = turns.tip_message_hash
-        where parts.payload like '%"huggingchat"%' and {conversation} is not null
-            and (:thread is null or turns.thread_id = :thread)
-            and (:server is null or {server} = :server)
-        order by turns.id desc, parts.position desc limit 1
-        """,
-        {"thread": thread_id, "server": server_url},
-    ).fetchone()
-    return (str(row[0]), str(row[1])) if row and known_id(row[1]) else None
-
-
-def _latest_named(server: Server | None = None) -> tuple[Server, ConversationRef]:
-    """The latest conversation in llm's logs, and its server. Raises llm.ModelError."""
-    with _logs() as store:
-        kept = _latest_kept(store, server_url=server.url if server else None)
-    if kept is None:
-        where = server.host if server else "HuggingChat"
-        raise HuggingChatError(f"llm's logs hold no conversation of {where}. Give an id.")
-    return parse_server(kept[0]), ConversationRef(kept[1])
-
-
-def logged_threads(store: LogStore, server: Server) -> dict[str, str]:
-    """Conversation id -> the latest thread in llm's logs that holds something of it."""
-    rows = store.db.execute(
-        f"""
-        select {_KEPT.format("conversation_id")}, max(turns.thread_id)
-        from parts join turns on turns.tip_message_hash = parts.message_hash
-        where parts.payload like '%"huggingchat"%' and {_KEPT.format("server")} = ?
-        group by 1
-        """,
-        [server.url],
-    )
-    return {str(id): str(thread) for id, thread in rows if id}
-
-
-# Conversations: the list
-
-
-@frozen
-class ConversationSummary:
-    """A conversation in the server's list."""
-
-    id: str
-    title: str
-    model: str
-    updated_at: str
-
-
-async def list_conversations(
-    client: Client, access: Credentials
-) -> AsyncGenerator[ConversationSummary, None]:
-    """All conversations, newest first, each once, however the pages shift meanwhile.
-
-    Raises TooMuch for a list that seems to have no end: no account has so many.
+    A server stores an answer some time after it was given. One that llm has just got is
+    waited for, though not long.
     """
-    seen: set[str] = set()
-    page, end = 0, time.monotonic() + LIST_TIME
-    while True:
-        # A page has 30. Were there fewer on each, the pages would be the measure.
-        if max(len(seen), 30 * page) > LIST_LIMIT or time.monotonic() > end:
-            raise TooLarge(
-                f"{access.server.host} does not come to the end of its list of conversations: "
-                f"it has told {len(seen):,} on {page:,} pages."
-            )
-        path = f"/api/v2/conversations?p={page}"
-        answer = _mapping(unwrap(await client.get(access, path)))
-        fresh = {
-            _string(entry.get("id")): entry
-            for entry in _mappings(answer.get("conversations"))
-            if re.fullmatch(r"[0-9a-fA-F]{24}", _string(entry.get("id")))
-            and entry["id"] not in seen
-        }
-        if not (seen or fresh) and await _demand_login(client, access):
-            continue  # now it is the account that is asked
-        seen.update(fresh)
-        page += 1
-        for id, entry in fresh.items():
-            yield ConversationSummary(
-                id,
-                plain(_string(entry.get("title")), 200),
-                plain(_string(entry.get("model")), 200),
-                plain(_string(entry.get("updatedAt")), 60),
-            )
-        if answer.get("hasMore") is not True or not fresh:
-            return
-
-
-async def _collect(
-    client: Client, access: Credentials, number: int = 0, text: str = ""
-) -> list[ConversationSummary]:
-    """The first `number` conversations, or all, whose title holds `text`."""
-    found: list[ConversationSummary] = []
-    entries = list_conversations(client, access)
-    async with contextlib.aclosing(entries):
-        with _bar("Conversations found", shown=not number) as bar:
-            async for entry in entries:
-                if text.casefold() in entry.title.casefold():
-                    found.append(entry)
-                    bar.update(1)
-                if number and len(found) == number:
-                    break
-    return found
-
-
-@huggingchat.command()
-@click.option("-n", "--number", type=click.IntRange(0), default=20, help="How many; 0 for all")
-@click.option("-q", "--query", default="", help="Only those with this text in their title")
-@click.option("json_", "--json", is_flag=True, help="Output as JSON")
-def conversations(number: int, query: str, json_: bool) -> None:
-    """List your conversations, newest first.
-
-    Shows id, age, title and model. Those that llm's logs know are marked with a star.
-
-    \b
-    Example:
-        llm huggingchat conversations
-        llm huggingchat conversations -n 5 -q poem
-    """
-    access = current_credentials()
-    found = _run(access, lambda client: _collect(client, access, number, query))
-    with _logs() as store:
-        threads = logged_threads(store, access.server)
-    if json_:
-        _echo_json(
-            [
-                {
-                    "id": entry.id,
-                    "title": entry.title,
-                    "model": entry.model,
-                    "updated_at": entry.updated_at,
-                    "url": access.server.page(entry.id),
-                    "thread_id": threads.get(entry.id),
-                }
-                for entry in found
-            ]
-        )
-        return
-    for entry in found:
-        moment = _moment(entry.updated_at)
-        age = _age((_now() - moment).total_seconds()) if moment else ""
-        mark = "*" if entry.id in threads else " "
-        click.echo(f"{entry.id} {mark} {age:>14}  {entry.title} ({entry.model})")
-    if not found:
-        note("no conversation" + (f" with {query!r} in its title" if query else ""))
-
-
-# Conversations: into llm's logs
-
-
-@frozen
-class ConversationTree:
-    """A conversation with its messages, as the server keeps it; each names its ancestors.
-
-    A `shared` one is somebody else's: it can be read, but not continued. The value is not in
-    `repr`, as asyncio makes that of what its tasks return, and it is ten times the size.
-    """
-
-    server: Server
-    id: str
-    value: dict[str, Any] = field(repr=False)
-    shared: bool = False
-
-    @property
-    def title(self) -> str:
-        """The title, as it may be shown."""
-        return plain(_string(self.value.get("title")), 200) or "Untitled"
-
-    @property
-    def model(self) -> str:
-        """The id of the model that the next turn would have."""
-        return plain(_string(self.value.get("model")), 200)
-
-    def messages(self) -> dict[str, dict[str, Any]]:
-        """By id; what has none is passed over."""
-        return {id: m for m in messages_of(self.value) if (id := known_id(m.get("id")))}
-
-
-@frozen
-class StoredTurn:
-    """A stored answer, and what was said by the person since the answer before it."""
-
-    questions: tuple[dict[str, Any], ...]
-    answer: dict[str, Any]
-
-
-def branches_of(tree: ConversationTree, now: datetime.datetime) -> list[list[StoredTurn]]:
-    """Every branch, from its first question to its last answer; the newest one first.
-
-    Passed over are answers that hold nothing, that are still being written, and questions
-    that nothing answers.
-    """
-    messages = tree.messages()
-    answers = {
-        id: message
-        for id, message in messages.items()
-        if message.get("from") == "assistant" and _is_answer(message, now)
-    }
-    inner = {id for message in answers.values() for id in _ancestors(message)}
-    leaves = [(_string(answers[id].get("createdAt")), id) for id in answers if id not in inner]
-    found = []
-    for _, leaf in sorted(leaves, key=lambda leaf: leaf[0], reverse=True):
-        branch: list[StoredTurn] = []
-        questions: list[dict[str, Any]] = []
-        for id in [*_ancestors(answers[leaf]), leaf]:
-            if id in answers:
-                branch.append(StoredTurn(tuple(questions), answers[id]))
-                questions = []
-            elif messages.get(id, {}).get("from") == "user":
-                questions.append(messages[id])
-        found.append(branch)
-    return found
-
-
-def _ancestors(message: dict[str, Any]) -> list[str]:
-    known = map(known_id, _list(message.get("ancestors")))
-    return list(dict.fromkeys(filter(None, known)))
-
-
-def _is_answer(message: dict[str, Any], now: datetime.datetime) -> bool:
-    events, complete = stored_events(message)
-    updated = _moment(message.get("updatedAt"))
-    if not complete and message.get("generationId") and updated:
-        # chat-ui saves what there is of an answer every few seconds.
-        under_way = (now - updated).total_seconds() < 60
-        failed = any(isinstance(event, (Failed, Elicitation)) for event in events)
-        if under_way and not failed:
-            return False
-    return any(isinstance(event, (Text, Reasoning, ToolCall, File)) for event in events)
-
-
-def question_of(tree: ConversationTree, message: dict[str, Any]) -> Message:
-    """A stored question as llm's message; its files are named by their addresses."""
-    text = join_surrogates(_string(message.get("content")))
-    attachments = [
-        llm.Attachment(
-            # Without a type, llm would ask the server for it.
-            type=plain(_string(file.get("mime")), 100) or "application/octet-stream",
-            url=tree.server.file_page(tree.id, file["value"]),
-        )
-        for file in _mappings(message.get("files"))
-        if file.get("type") == "hash" and known_id(file.get("value"))
-    ]
-    parts: list[Any] = [TextPart(text=text)] if text or not attachments else []
-    return Message("user", [*parts, *(AttachmentPart(attachment=file) for file in attachments)])
-
-
-def response_of(
-    tree: ConversationTree, answer: dict[str, Any], history: list[Message]
-) -> llm.Response:
-    """A stored answer as the response that llm would have logged, had it asked.
-
-    `history` is all that was said before, the question included.
-    """
-    given = Answer(lambda file: tree.server.file_page(tree.id, file.sha))
-    events, complete = stored_events(answer)
-    router = router_metadata(_mapping(answer.get("routerMetadata")))
-    # When a conversation changes its model, earlier answers get the old one's name here.
-    model = router.model if router.model and not router.route else tree.model
-    asked = HuggingChat(ModelInfo(model))
-    response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
-    for event in [*events, *(() if complete else (FinalAnswer("", True),))]:
-        for out in given.take(event):
-            response._process_chunk(out)
-    generation_id = known_id(answer.get("generationId"))
-    outcome = TurnResult(
-        tree.server.url,
-        tree.model,
-        None if tree.shared else tree.id,
-        _string(answer.get("id")),
-        generation_id or None,
-        tree.title,
-        router,
-        bool(given.final and given.final.interrupted) and (complete or bool(generation_id)),
-    )
-    # As at the end of a turn: without a conversation's id, nothing can be continued.
-    response._process_chunk(last_event(given, outcome))
-    outcome.size = given.size
-    response.response_json = outcome.response_json()
-    if tree.shared and response.response_json:
-        response.response_json["huggingchat"]["url"] = tree.server.shared_page(tree.id)
-    response.set_resolved_model(router.model or model)
-    begun, ended = _moment(answer.get("createdAt")), _moment(answer.get("updatedAt"))
-    response._start_utcnow = begun
-    response._start = 0.0
-    response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
-    response._done = True
-    response.id = ulid_of(begun, "turn", tree.server.url, tree.id, _string(answer.get("id")))
-    return response
-
-
-def ulid_of(moment: datetime.datetime | None, *names: str) -> str:
-    """An id that sorts by its time, as llm's do, and is the same for the same things."""
-    from ulid import ULID
-
-    now = int(time.time() * 1000)
-    milliseconds = min(max(int(moment.timestamp() * 1000), 0), now) if moment else now
-    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
-    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
-
-
-@frozen
-class Imported:
-    """A thread of llm's logs that a conversation is in, and how many turns were added to it."""
-
-    thread_id: str
-    turns: int
-
-
-class Importer:
-    """Writes conversations of one server to llm's logs, and nothing twice.
-
-    An answer is known by its message id or generation id, whoever logged it. So a branch
-    goes on where the logs end: in the thread that ends there, or in one that forks off.
-    """
-
-    def __init__(self, store: LogStore, server: Server) -> None:
-        self._store = store
-        self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
-        self._tips = {
-            str(tip): str(id)
-            for id, tip in store.db.execute("select id, tip_message_hash from threads order by id")
-            if tip
-        }
-        rows = store.db.execute(
-            f"""
-            select message_hash, {_KEPT.format("message_id")}, {_KEPT.format("generation_id")}
-            from parts
-            where payload like '%"huggingchat"%' and {_KEPT.format("server")} = ?
-            """,
-            [server.url],
-        )
-        for hash, *ids in rows:
-            self._remember(str(hash), ids)
-
-    def _remember(self, hash: str, ids: Iterable[object]) -> None:
-        for id in filter(None, map(known_id, ids)):
-            self._hashes.setdefault(id, []).append(hash)
-
-    def knows(self, found: list[list[StoredTurn]]) -> bool:
-        """Is all of these branches logged?"""
-        return all(self._logged(branch[-1].answer) for branch in found)
-
-    def add(self, tree: ConversationTree, found: list[list[StoredTurn]]) -> list[Imported]:
-        """Log what is new in these branches, all of it or nothing. Raises sqlite3.Error."""
-        with self._store.db.atomic():
-            return [self._add(tree, branch) for branch in found]
-
-    def _logged(self, answer: dict[str, Any]) -> str | None:
-        """The logged message that is this answer; best the one that a thread ends with."""
-        ids = [known_id(answer.get(name)) for name in ("id", "generationId")]
-        hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
-
-    def _owner(self, tip: str) -> str | None:
-        row = self._store.db.execute(
-            "select thread_id from turns where tip_message_hash = ? order by id desc", [tip]
-        ).fetchone()
-        return str(row[0]) if row and row[0] else None
-
-    def _add(self, tree: ConversationTree, branch: list[StoredTurn]) -> Imported:
-        tip, start = None, 0
-        for index in range(len(branch), 0, -1):
-            if tip := self._logged(branch[index - 1].answer):
-                start = index
-                break
-        thread_id = self._tips.get(tip or "") or (self._owner(tip) if tip else None)
-        if tip and start == len(branch):
-            return Imported(thread_id or "", 0)
-        if tip is None or tip not in self._tips:
-            leaf = branch[-1].answer
-            names = (tree.server.url, tree.id, _string(leaf.get("id")))
-            thread_id = self._store.create_thread(
-                name=tree.title,
-                tip=tip,
-                forked_from=thread_id,
-                id=ulid_of(_moment(leaf.get("createdAt")), "thread", *names),
-            )
-        self._tips.pop(tip or "", None)
-        try:
-            history = self._store.load_chain(tip)
-        except (KeyError, TypeError, ValueError, RecursionError):  # not as llm wrote them
-            raise HuggingChatError(
-                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
-                "cannot be read, so nothing can be added to it."
-            ) from None
-        preprompt = join_surrogates(_string(tree.value.get("preprompt")))
-        if tip is None and preprompt:
-            history = [Message("system", [TextPart(text=preprompt)])]
-        for exchanged in branch[start:]:
-            history += [question_of(tree, message) for message in exchanged.questions]
-            response = response_of(tree, exchanged.answer, history)
-            self._store.log(response, thread_id)
-            history += response.messages()
-            tip = self._store.thread_tip(cast(str, thread_id))
-            answer = exchanged.answer
-            self._remember(cast(str, tip), (answer.get("id"), answer.get("generationId")))
-        self._tips[cast(str, tip)] = cast(str, thread_id)
-        return Imported(cast(str, thread_id), len(branch) - start)
+    if not ref.shared and turn_is_pending(ref.page(credentials.server)):
+        with contextlib.suppress(TimeoutError, ConnectionLost, NotFound):
+            async with asyncio.timeout(limits.settle_timeout):
+                session = await client.with_session(credentials)
+                await client.wait_until_stored(session, ref.id)
+    return await client.conversation(credentials, ref.id, type)
 
 
 async def read_tree(
-    client: Client, access: Credentials, named: ConversationRef, most: int | None = None
+    client: Client, credentials: Credentials, ref: ConversationRef
 ) -> ConversationTree:
-    """A conversation with its messages; a shared one as it is. Raises Gone.
+    """A conversation and where it is. Raises NotFound."""
+    conversation = await read_conversation(client, credentials, ref, Conversation)
+    return ConversationTree(credentials.server, ref, conversation)
 
-    A server stores an answer some time after it was given. One that a turn of this user's
-    llm has just given is waited for, though not long.
+
+async def list_conversations(
+    client: Client, credentials: Credentials, number: int = 0, query: str = ""
+) -> list[ConversationSummary]:
+    """The first `number` conversations, or all, whose title contains `query`, newest first.
+
+    Each is there once, even if the pages shift meanwhile.
     """
-    end = time.monotonic() + limits.settle_timeout
+    found: dict[str, ConversationSummary] = {}
+    seen: set[str] = set()
+    page = 0
     while True:
-        value = await client.conversation(access, named.id, most=most)
-        tree = ConversationTree(access.server, named.id, value)
-        unsettled = [m for m in tree.messages().values() if not is_settled(m)]
-        runs = filter(None, (known_id(message.get("generationId")) for message in unsettled))
-        if time.monotonic() > end or not any(map(still_noted, runs)):
-            return replace(tree, shared=named.shared)
-        await asyncio.sleep(0.2)
+        path = f"/api/v2/conversations?p={page}"
+        listed = await client.get(credentials, path, ConversationPage)
+        new = [entry for entry in listed.conversations if entry.id not in seen]
+        if not seen and not new and await require_login(client, credentials):
+            continue  # now the account is asked
+        seen.update(entry.id for entry in new)
+        found |= {e.id: e for e in new if query.casefold() in e.title.casefold()}
+        if not new or not listed.has_more or 0 < number <= len(found):
+            return list(found.values())[: number or None]
+        page += 1
 
 
-async def _tree_to_import(
-    client: Client,
-    access: Credentials,
-    named: ConversationRef,
-    known: Callable[[ConversationTree], bool],
-    most: int | None = None,
-) -> ConversationTree | None:
-    """A conversation to import; None when it is not there for this account.
+@huggingchat.command()
+@click.option(
+    *("-n", "--number"),
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="How many to list; 0 lists all",
+)
+@click.option("-q", "--query", default="", help="Only those with this string in their title")
+@json_option
+def conversations(number: int, query: str, json_: bool) -> None:
+    """List your conversations, the newest first.
 
-    A shared one that the logs do not know is first copied into the account, as the web
-    page does: only what is the account's own can be continued there.
+    Shows id, age, title and model. Those in llm's logs are marked with a star.
+
+    \b
+    Examples:
+        llm huggingchat conversations
+        llm huggingchat conversations -n 5 -q poem
     """
-    try:
-        tree = await read_tree(client, access, named, most)
-        if not named.shared or not access.cookies or known(tree):
-            return tree
-        path = "/api/v2/conversations/import-share"
-        reply = await client.change(access, "POST", path, {"shareId": named.id})
-        copy = known_id(_mapping(unwrap(reply.json())).get("conversationId"))
-        if not copy:
-            raise protocol_error(access.server.host, "a copy of the conversation without an id")
-        return await read_tree(client, access, ConversationRef(copy), most)
-    except NotFound:
-        return None
-
-
-async def _missing(client: Client, access: Credentials, missing: list[ConversationRef]) -> None:
-    """Raises llm.ModelError when some of the conversations were not there."""
-    if missing:
-        await _demand_login(client, access)
-        ids = ", ".join(named.id for named in missing)
-        raise HuggingChatError(
-            f"No such conversation on {access.server.host} for this account: {ids}"
+    credentials = current_credentials()
+    work = functools.partial(list_conversations, number=number, query=query)
+    found = call_server(credentials, work)
+    with open_logs() as store:
+        threads = logged_threads(store, credentials.server)
+    now, shown = datetime.datetime.now(datetime.UTC), []
+    for entry in found:
+        title, model = one_line(entry.title, 200), one_line(entry.model, 200)
+        shown.append(
+            {
+                **{"id": entry.id, "title": title, "model": model},
+                "updated_at": one_line(entry.updated_at, 60),
+                "url": credentials.server.page(entry.id),
+                "thread_id": threads.get(entry.id),
+            }
         )
+        if not json_:
+            updated = parse_time(entry.updated_at)
+            when = age((now - updated).total_seconds()) if updated else ""
+            mark = "*" if entry.id in threads else " "
+            click.echo(f"{entry.id} {mark} {when:>14}  {title} ({model})")
+    if json_:
+        echo_json(shown)
+    elif not found:
+        note("no conversation" + (f" with {query!r} in its title" if query else ""))
 
 
 @huggingchat.command(name="import")
 @click.argument("names", nargs=-1, metavar="[ID|URL]...")
-@click.option("every", "--all", is_flag=True, help="All your conversations")
+@click.option("every", "--all", is_flag=True, help="Import all your conversations")
 @click.option(
-    "every_branch", "--branches", is_flag=True, help="Every branch, each a thread of its own"
+    "every_branch", "--branches", is_flag=True, help="Import every branch, as a thread of its own"
 )
 def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
-    """Bring conversations from the web into llm's logs.
+    """Import conversations from the web into llm's logs.
 
-    There they can be read, searched and continued. A conversation's newest branch
-    becomes a thread; with --branches the others do too, each from where it forks off.
-    Importing again adds only what is new. A shared link is copied into your account
-    first, as the web page does.
+    There they can be read, searched and continued. [ID|URL] is a conversation's id, the
+    address of its page or its id in llm's logs; by default it is the latest conversation in
+    llm's logs. The newest branch of a conversation becomes a thread. Importing again adds
+    only what is new. A shared conversation is copied into your account first, as the web
+    page does.
 
     \b
-    Example:
+    Examples:
         llm huggingchat import 6b039392759aa03066f1190f
         llm huggingchat import https://huggingface.co/chat/r/aBcD123
         llm huggingchat import --all
     """
-    if bool(names) == every:
-        raise click.UsageError("Give ids or addresses of conversations, or --all.")
-    access = current_credentials()
-    asked = [find_conversation(name, access.server, shared=True) for name in names]
+    if names and every:
+        raise click.UsageError("Give either conversations or --all.")
+    credentials = current_credentials()
+    asked = (
+        [] if every else [find_conversation(name, credentials.server) for name in names or [None]]
+    )
 
     def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
-        return branches_of(tree, _now())[: None if every_branch else 1]
+        return branches_of(tree.conversation)[: None if every_branch else 1]
 
-    async def work(client: Client) -> None:
-        wanted = dict.fromkeys(asked)
-        if every:
-            wanted = dict.fromkeys(
-                ConversationRef(entry.id) for entry in await _collect(client, access)
-            )
-        shown = not sys.stdout.isatty()
-        with _logs() as store, _bar("Conversations imported", len(wanted), shown) as bar:
-            importer = Importer(store, access.server)
-            missing: list[ConversationRef] = []
+    async def work(client: Client, credentials: Credentials) -> None:
+        listed = await list_conversations(client, credentials) if every else []
+        refs = dict.fromkeys([*asked, *(ConversationRef(entry.id) for entry in listed)])
+        bar = progress("Conversations imported", len(refs), not sys.stdout.isatty())
+        missing: list[ConversationRef] = []
+        with open_logs() as store, bar:
+            importer = Importer(store, credentials.server)
 
-            def known(tree: ConversationTree) -> bool:
-                return importer.knows(branches(tree))
+            async def fetch(ref: ConversationRef) -> ConversationTree | None:
+                with contextlib.suppress(NotFound):
+                    tree = await read_tree(client, credentials, ref)
+                    if ref.shared and credentials.cookies and not importer.knows(branches(tree)):
+                        tree = await copy_shared(client, credentials, ref)
+                    return tree
+                return None
 
-            async def small(named: ConversationRef) -> ConversationTree | TooLarge | None:
-                most = AHEAD_LIMIT if len(wanted) > 1 else None
-                try:
-                    return await _tree_to_import(client, access, named, known, most)
-                except TooLarge as error:
-                    if most:
-                        return error
-                    raise
-
-            trees = _ahead(small, wanted)
-            async with contextlib.aclosing(trees):
-                async for named, tree in trees:
+            async with contextlib.aclosing(concurrently(fetch, refs)) as trees:
+                async for ref, tree in trees:
                     bar.update(1)
-                    if isinstance(tree, TooLarge):  # for one of several
-                        tree = await _tree_to_import(client, access, named, known)
                     if tree is None:
-                        missing.append(named)
-                        continue
-                    added = importer.add(tree, branches(tree))
-                    for line in _import_lines(tree, added):
-                        click.echo(line)
-        await _missing(client, access, missing)
+                        missing.append(ref)
+                    else:
+                        _echo_imported(tree, importer.add(tree, branches(tree)))
+        await check_missing(client, credentials, missing)
 
-    _run(access, work)
+    call_server(credentials, work)
 
 
-def _import_lines(tree: ConversationTree, added: list[Imported]) -> Iterator[str]:
-    """What was added from a conversation: thread, number of turns, title."""
-    for imported in [imported for imported in added if imported.turns] or added[:1]:
-        turns = f"{imported.turns} turn{'' if imported.turns == 1 else 's'} added"
-        yield f"{imported.thread_id}  {turns}: {tree.title}"
+async def copy_shared(
+    client: Client, credentials: Credentials, ref: ConversationRef
+) -> ConversationTree:
+    """The account's own copy of a shared conversation: only that can be continued there."""
+    path = "/api/v2/conversations/import-share"
+    response = await client.change(credentials, "POST", path, {"shareId": ref.id})
+    copy = read_body(response, Envelope[ImportedShare], credentials.server).json
+    return await read_tree(client, credentials, ConversationRef(copy.conversation_id))
+
+
+async def check_missing(
+    client: Client, credentials: Credentials, missing: list[ConversationRef]
+) -> None:
+    """Raise HuggingChatError if some of several conversations are not there."""
+    if missing:
+        await require_login(client, credentials)
+        ids = ", ".join(ref.id for ref in missing)
+        raise HuggingChatError(
+            f"No such conversation on {credentials.server.host} for this account: {ids}"
+        )
+
+
+def _echo_imported(tree: ConversationTree, added: list[tuple[str, int]]) -> None:
+    """Print what was added from a conversation: thread, number of turns, title."""
+    for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
+        click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
     if not added:
-        yield f"{'-':26}  no answer in it yet: {tree.title}"
-    if odd := len(tree.value["messages"]) - len(tree.messages()):
-        yield f"{'-':26}  {odd} of its messages make no sense: {tree.title}"
-
-
-# Conversations: one of them
+        click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
 
 
 @huggingchat.command(name="open")
-@click.argument("name", required=False, metavar="[ID]")
-@click.option("only_print", "--print", is_flag=True, help="Only print the address")
+@conversation_argument
+@click.option("only_print", "--print", is_flag=True, help="Print the address, open nothing")
 def open_(name: str | None, only_print: bool) -> None:
-    """Open the page of a conversation in the browser.
-
-    Its address is printed. Without an ID, it is the latest conversation in llm's logs.
+    """Open the page of a conversation in the browser, and print its address.
 
     \b
-    Example:
+    Examples:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
     """
-    if name:
-        server = current_server()
-        page = find_conversation(name, server, shared=True).page(server)
-    else:
-        server, named = _latest_named()
-        page = named.page(server)
+    server = current_server()
+    page = find_conversation(name, server).page(server)
     click.echo(page)
-    if not only_print and _can_open():
-        _open(page)
+    if not only_print:
+        open_in_browser(page)
 
 
 @huggingchat.command()
-@click.argument("name", metavar="ID")
-@click.argument("title")
-def rename(name: str, title: str) -> None:
+@conversation_argument
+@click.argument("title", required=False, metavar="TITLE")
+def rename(name: str | None, title: str | None) -> None:
     """Give a conversation another title.
 
     \b
-    Example:
+    Examples:
+        llm huggingchat rename 'A poem'
         llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
     """
-    access = current_credentials()
-    id, title = find_conversation(name, access.server).id, title.strip()
+    if title is None:  # one argument is the title
+        name, title = None, name or ""
+    title = title.strip()
     if not 0 < len(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
-    _run(access, lambda client: client.change(access, "PATCH", api_path(id), {"title": title}))
-    click.echo(f"Renamed {id}: {plain(title)}")
+    credentials = current_credentials()
+    id = find_conversation(name, credentials.server, shared=False).id
+    call_server(
+        credentials, lambda *to: Client.change(*to, "PATCH", api_path(id), {"title": title})
+    )
+    click.echo(f"Renamed {id}: {one_line(title)}")
 
 
 @huggingchat.command()
-@click.argument("name", metavar="ID")
-def share(name: str) -> None:
-    """Print a link by which everybody can read a conversation.
-
-    It shows the conversation as it is now.
+@conversation_argument
+def share(name: str | None) -> None:
+    """Print a link with which everybody can read a conversation, as it is now.
 
     \b
-    Example:
+    Examples:
+        llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
     """
-    access = current_credentials()
-    path = f"{chat_path(find_conversation(name, access.server).id)}/share"
-    reply = _run(access, lambda client: client.change(access, "POST", path, {}))
-    share_id = known_id(_mapping(reply.json()).get("shareId"))
-    if not share_id:
-        raise HuggingChatError(f"{access.server.host} did not say where the shared page is.")
-    click.echo(access.server.shared_page(share_id))
+    credentials = current_credentials()
+    server = credentials.server
+    path = f"{chat_path(find_conversation(name, server, shared=False).id)}/share"
+    response = call_server(credentials, lambda *to: Client.change(*to, "POST", path, {}))
+    click.echo(server.shared_page(read_body(response, SharedConversation, server).share_id))
+
+
+class ConversationTitle(Struct):
+    """The part of a conversation by which a person knows it."""
+
+    title: str = ""
 
 
 @huggingchat.command()
-@click.argument("names", nargs=-1, metavar="[ID]...")
-@click.option("every", "--all", is_flag=True, help="All your conversations")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask")
+@click.argument("names", nargs=-1, metavar="[ID|URL]...")
+@click.option("every", "--all", is_flag=True, help="Delete all your conversations")
+@yes_option
 def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     """Delete conversations on the server.
 
-    What llm's logs hold of them stays there.
+    [ID|URL] is a conversation's id, the address of its page or its id in llm's logs. What
+    llm's logs hold of a conversation stays there.
 
     \b
-    Example:
+    Examples:
         llm huggingchat delete 6b039392759aa03066f1190f
         llm huggingchat delete --all --yes
     """
     if bool(names) == every:
-        raise click.UsageError("Give ids of conversations, or --all.")
-    access = current_credentials()
-    wanted = list(dict.fromkeys(find_conversation(name, access.server) for name in names))
+        raise click.UsageError("Give ids or addresses of conversations, or --all.")
+    credentials = current_credentials()
+    server = credentials.server
+    refs = {find_conversation(name, server, shared=False): "" for name in names}
     if every:
-        found = _run(access, lambda client: _collect(client, access))
-        wanted = [ConversationRef(entry.id) for entry in found]
-    what = f"{len(wanted)} conversations" if len(wanted) != 1 else f"conversation {wanted[0].id}"
-    if wanted and not yes:
-        click.confirm(f"Delete {what} on {access.server.host}?", abort=True, err=True)
+        refs = {ConversationRef(e.id): "" for e in call_server(credentials, list_conversations)}
+    what = count_of(len(refs), "conversation")
+    if len(refs) == 1:
+        (ref,) = refs
+        what = f"conversation {ref.id}"
+        if not yes:
+            work = functools.partial(read_conversation, ref=ref, type=ConversationTitle)
+            what = f"{one_line(call_server(credentials, work).title, 200)!r} ({ref.id})"
+    if refs and not yes:
+        click.confirm(f"Delete {what} on {server.host}?", abort=True, err=True)
 
-    async def delete_one(client: Client, named: ConversationRef) -> bool:
-        try:
-            await client.change(access, "DELETE", api_path(named.id))
-        except NotFound:
+    async def delete_all(client: Client, credentials: Credentials) -> None:
+        async def delete_one(ref: ConversationRef) -> bool:
+            with contextlib.suppress(NotFound):
+                await client.change(credentials, "DELETE", api_path(ref.id))
+                return True
             return False
-        return True
 
-    async def work(client: Client) -> None:
-        missing: list[ConversationRef] = []
-        deleted = _ahead(lambda named: delete_one(client, named), wanted)
-        with _bar("Conversations deleted", len(wanted)) as bar:
-            async with contextlib.aclosing(deleted):
-                async for named, was_there in deleted:
+        with progress("Conversations deleted", len(refs)) as bar:
+            missing = []
+            async with contextlib.aclosing(concurrently(delete_one, refs)) as deleted:
+                async for ref, was_there in deleted:
                     bar.update(1)
-                    if not was_there:
-                        missing.append(named)
-        await _missing(client, access, missing)
+                    missing += [] if was_there else [ref]
+        await check_missing(client, credentials, missing)
 
-    _run(access, work)
-    click.echo(f"Deleted {what} on {access.server.host}.")
+    call_server(credentials, delete_all)
+    click.echo(f"Deleted {what} on {server.host}.")
 
 
 @huggingchat.command()
-@click.argument("name", metavar="ID|URL")
+@conversation_argument
 @click.option(
     "format_",
     "--format",
     type=click.Choice(["markdown", "json"]),
     default="markdown",
     show_default=True,
-    help="markdown: the newest branch, to read; json: all that the server keeps",
+    help="markdown: the newest branch, to read; json: everything that the server stores",
 )
 @click.option(
-    "-o",
-    "--output",
+    *("-o", "--output"),
     type=click.Path(path_type=pathlib.Path),
-    help="Write to this file; default: -, standard output",
+    default=DASH,
+    show_default=True,
+    help="The file to write; - is standard output",
 )
-def export(name: str, format_: str, output: pathlib.Path | None) -> None:
+def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """Write a conversation as Markdown or JSON.
 
     \b
-    Example:
-        llm huggingchat export 6b039392759aa03066f1190f
+    Examples:
+        llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
     """
-    access = current_credentials()
-    named = find_conversation(name, access.server, shared=True)
-    if output:
-        _may_write(output)
-    tree = _run(access, lambda client: read_tree(client, access, named))
-    text = to_json(tree) if format_ == "json" else iter([to_markdown(tree, _now())])
-    if output and output != DASH:
-        with replacing(output) as file:
-            for piece in text:
-                file.write(piece.encode("utf-8"))
-        return
-    for piece in text:
-        click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
+    credentials = current_credentials()
+    ref = find_conversation(name, credentials.server)
 
+    async def work(client: Client, credentials: Credentials) -> str:
+        if format_ == "json":
+            raw = await read_conversation(client, credentials, ref, msgspec.Raw)
+            return msgspec.json.format(bytes(raw), indent=2).decode("utf-8", "replace") + "\n"
+        return to_markdown(await read_tree(client, credentials, ref))
 
-def to_json(tree: ConversationTree) -> Iterator[str]:
-    """A conversation as the server gave it, in pieces: all at once it is ten times the size."""
-    pieces = json.JSONEncoder(indent=2, allow_nan=False).iterencode(tree.value)
-    while some := "".join(itertools.islice(pieces, 10_000)):
-        yield some
-    yield "\n"
-
-
-def to_markdown(tree: ConversationTree, now: datetime.datetime, *, for_model: bool = False) -> str:
-    """A conversation's newest branch, for people to read, or for a model.
-
-    A model is not told what others thought, as in llm's own histories: it was not said, and it
-    is long. Nor is it told that it said itself ("You") what the user did.
-    """
-    page = ConversationRef(tree.id, tree.shared).page(tree.server)
-    pieces = [f"# {tree.title}", f"<{page}>"]
-    preprompt = join_surrogates(_string(tree.value.get("preprompt")))
-    if preprompt:
-        pieces += ["## System", preprompt]
-    for exchanged in next(iter(branches_of(tree, now)), []):
-        for message in exchanged.questions:
-            asker = "User" if for_model else "You"
-            pieces += [f"## {asker}", *_markdown(question_of(tree, message))]
-        response = response_of(tree, exchanged.answer, [])
-        pieces.append(f"## {response.resolved_model}")
-        for message in response.messages():
-            pieces += _markdown(message, reasoning=not for_model)
-    return "\n\n".join(pieces) + "\n"
-
-
-def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
-    for part in message.parts:
-        if isinstance(part, TextPart):
-            yield part.text.strip("\n")
-        elif isinstance(part, ReasoningPart) and part.text and reasoning:
-            text = part.text.strip()
-            yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
-        elif isinstance(part, ToolCallPart):
-            arguments = json.dumps(part.arguments, ensure_ascii=False)
-            yield f"Tool `{part.name}`: `{arguments}`"
-        elif isinstance(part, ToolResultPart):
-            yield "\n".join(f"> {line}" for line in part.output.split("\n"))
-        elif isinstance(part, AttachmentPart) and part.attachment:
-            yield f"[{part.attachment.type}]({part.attachment.url})"
+    text = call_server(credentials, work)
+    if output == DASH:
+        return echo_text(text)
+    may_write(output)
+    with replacing(output) as file:
+        file.write(text.encode())
 
 
 def load_conversation(name: str) -> llm.Fragment:
     """
     The newest branch of a HuggingChat conversation, as Markdown, without reasoning
 
-    It is named by its id, its page's address, a shared link, or its id in llm logs.
+    It is named by its id, the address of its page, a shared link, or its id in llm's logs.
 
     Example usage:
       llm -f huggingchat:6b039392759aa03066f1190f 'What was decided?'
       llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
     """
-    access = current_credentials()
-    named = find_conversation(name, access.server, shared=True)
-
-    async def work() -> AsyncGenerator[ConversationTree, None]:
-        yield await _told(access, lambda client: read_tree(client, access, named))
-
-    # On the models' loop: it works where another runs, and a prompt then finds the connection.
-    (tree,) = in_background(work())
-    if not branches_of(tree, _now()):
-        raise HuggingChatError(f"{named.page(access.server)} holds no answer yet.")
-    text = to_markdown(tree, _now(), for_model=True)
-    return llm.Fragment(text, source=named.page(access.server))
+    credentials = current_credentials()
+    work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
+    # On the models' loop: it works where another runs, and a prompt then uses the connection.
+    tree = run_in_background(lambda client: in_words(client, credentials, work))
+    if not branches_of(tree.conversation):
+        raise HuggingChatError(f"{tree.page} has no answer yet.")
+    return llm.Fragment(to_markdown(tree, for_model=True), source=tree.page)
 
 
 # Artifacts
 
-SHOWN_KINDS = ("html", "svg")  # what a browser shows by itself
+BROWSER_KINDS = ("html", "svg")  # artifacts that a browser can show by itself
 
 
 @huggingchat.command()
-@click.argument("name", required=False, metavar="[ID|URL]")
+@conversation_argument
 @click.option(
-    "-o",
-    "--output",
+    *("-o", "--output"),
     type=click.Path(path_type=pathlib.Path, file_okay=False),
     metavar="DIR",
-    help="Write each one's latest version to a file in this directory",
+    help="Write the latest version of each to a file in this directory",
 )
 @click.option("every", "--all", is_flag=True, help="Every version, not only the latest")
 @click.option("show", "--open", is_flag=True, help="Show HTML and SVG in the browser")
-@click.option("json_", "--json", is_flag=True, help="Output as JSON, with their content")
+@json_option
 def artifacts(
     name: str | None, output: pathlib.Path | None, every: bool, show: bool, json_: bool
 ) -> None:
     """List the artifacts of a conversation, or write them to files.
 
     Artifacts are the pages, scripts and documents that the web page shows in a panel; here
-    they are as that panel has them, with the updates of later answers applied. Shows
-    identifier, kind, title and versions. They are those of the newest branch; without an ID,
-    of the latest conversation in llm's logs.
+    they are as in that panel, with the updates of later answers applied. Shows identifier,
+    kind, title and versions of those in the newest branch.
 
     \b
-    Example:
+    Examples:
         llm huggingchat artifacts
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
         llm huggingchat artifacts --open
     """
-    access = current_credentials()
-    if name:
-        named = find_conversation(name, access.server, shared=True)
-    else:
-        _, named = _latest_named(access.server)
-    tree = _run(access, lambda client: read_tree(client, access, named))
-    branch = next(iter(branches_of(tree, _now())), [])
-    found, lost = artifacts_of(
-        join_surrogates(_string(exchanged.answer.get("content"))) for exchanged in branch
-    )
-    names = artifact_names(found, every)
-    files: dict[str, pathlib.Path] = {}
-    if output:
-        if names:
-            output.mkdir(parents=True, exist_ok=True)
-        files = {file: output / file for _, file in names}
-        for path in files.values():
-            _may_write(path)
-    elif show:
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
-        files = {file: folder / file for version, file in names if version.kind in SHOWN_KINDS}
-    for version, file in names:
-        if file in files:
-            with replacing(files[file]) as written:
-                written.write(version.content.encode("utf-8"))
+    credentials = current_credentials()
+    ref = find_conversation(name, credentials.server)
+    tree = call_server(credentials, functools.partial(read_tree, ref=ref))
+    branch = next(iter(branches_of(tree.conversation)), [])
+    found, lost = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
+    files = _write_artifacts(artifact_names(found, every), output, show)
     if json_:
-        _echo_json([_artifact_json(artifact) for artifact in found])
+        echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
-        for version, file in names:
-            click.echo(f"{files[file]} ({len(version.content.encode())} bytes)")
+        for path, version in files:
+            click.echo(f"{path} ({len(version.content.encode())} bytes)")
     else:
-        for line in itertools.chain.from_iterable(_artifact_lines(each, every) for each in found):
-            click.echo(line)
+        for artifact in found:
+            _echo_artifact(artifact, every)
     for line in _artifact_notes(found, lost):
         note(line)
-    shown = [files[file] for version, file in names if show and version.kind in SHOWN_KINDS]
-    if show and not shown:
+    pages = [path for path, version in files if version.kind in BROWSER_KINDS]
+    if show and not pages:
         note("there is no HTML or SVG to show")
-    for path in shown:
-        if _can_open():
-            _open(path.resolve().as_uri())
-        else:
+    for path in pages if show else ():
+        if not open_in_browser(path.resolve().as_uri()):
             note(f"there is no browser here to open {path}")
 
 
-def _artifact_lines(artifact: Artifact, every: bool) -> Iterator[str]:
-    """What an artifact is: a line, and with `every` one for each of its versions."""
-    latest, count = artifact.latest, len(artifact.versions)
+def _write_artifacts(
+    names: list[tuple[Version, str]], output: pathlib.Path | None, show: bool
+) -> list[tuple[pathlib.Path, Version]]:
+    """Write versions to files in `output`, or what a browser can show to a temporary folder."""
+    if output is None:
+        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
+    if not names:
+        return []
+    folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [(folder / name, version) for version, name in names]
+    for path, _ in files:
+        may_write(path)
+    for path, version in files:
+        with replacing(path) as file:
+            file.write(version.content.encode())
+    return files
+
+
+def _echo_artifact(artifact: Artifact, every: bool) -> None:
+    """Print what an artifact is: a line, and with `every` one for each of its versions."""
+    latest = artifact.latest
     kind = latest.language if latest.kind == "code" and latest.language else latest.kind
-    versions = f"{count} version{'' if count == 1 else 's'}"
-    name, title = plain(artifact.identifier, 100), plain(latest.title, 200)
-    yield f"{name}  {plain(kind, 30)}  {title} ({versions})"
+    versions = count_of(len(artifact.versions), "version")
+    name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
+    click.echo(f"{name}  {one_line(kind, 30)}  {title} ({versions})")
     for version in artifact.versions if every else ():
-        about = plain(version.title, 200) + (", never closed" if version.cut else "")
+        about = one_line(version.title, 200) + (", never closed" if version.cut else "")
         size = len(version.content.encode())
-        yield f"  {version.number}: {version.operation}, {size} bytes: {about}"
+        click.echo(f"  {version.number}: {version.operation}, {size} bytes: {about}")
 
 
 def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
@@ -9576,39 +7962,28 @@ def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
         yield "there are no artifacts in this conversation"
     for artifact in found:
         for version in artifact.versions:
-            which = f"version {version.number} of {plain(artifact.identifier, 100)}"
+            which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
             for text in version.missed:
-                why = f"it replaces {plain(text, 60)!r}, which is not there" if text else ""
+                why = f"it replaces {one_line(text, 60)!r}, which is not there" if text else ""
                 yield f"{which} is an update that did not match: {why or 'it replaces nothing'}"
             if version.cut:
                 yield f"{which} was never closed"
     for identifier in lost:
-        yield f"an update of {plain(identifier, 100)} has nothing to change"
+        yield f"an update of {one_line(identifier, 100)} has nothing to change"
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    def of_version(version: Version) -> dict[str, Any]:
+        names = ("number", "operation", "kind", "title", "missed", "content")
+        return {name: getattr(version, name) for name in names} | {"interrupted": version.cut}
+
     latest = artifact.latest
-    return {
-        "identifier": artifact.identifier,
-        "kind": latest.kind,
-        "language": latest.language or None,
-        "title": latest.title,
-        "versions": [
-            {
-                "number": version.number,
-                "operation": version.operation,
-                "kind": version.kind,
-                "title": version.title,
-                "interrupted": version.cut,
-                "missed": list(version.missed),
-                "content": version.content,
-            }
-            for version in artifact.versions
-        ],
-    }
+    about = {"identifier": artifact.identifier, "kind": latest.kind, "title": latest.title}
+    versions = list(map(of_version, artifact.versions))
+    return {**about, "language": latest.language or None, "versions": versions}
 
 
-# Recordings
+# Recordings, and files in answers
 
 
 @huggingchat.command()
@@ -9616,126 +7991,117 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
 def transcribe(file: str) -> None:
     """Print what is said in a recording.
 
-    FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB; - is standard input, and
-    an address on the web is fetched first.
+    FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB. It can be an address on
+    the web; - is standard input.
 
     \b
-    Example:
+    Examples:
         llm huggingchat transcribe memo.mp3
     """
-    access = current_credentials()
+    attachment = llm.Attachment(url=file) if "://" in file else llm.Attachment(path=file)
     if file == "-":
-        content = sys.stdin.buffer.read(AUDIO_LIMIT + 1)
-        attachment = llm.Attachment(content=content)
-    elif "://" in file:
-        attachment = llm.Attachment(url=file)
-    else:
-        attachment = llm.Attachment(path=file)
+        attachment = llm.Attachment(content=sys.stdin.buffer.read(AUDIO_LIMIT + 1))
 
-    async def work(client: Client) -> str:
+    async def work(client: Client, credentials: Credentials) -> str:
         recording = recording_of(attachment, *await read_attachment(attachment))
-        async with contextlib.aclosing(transcribed(client, access, [recording], note)) as texts:
-            return "\n".join([text async for _, text in texts])
+        texts = transcribe_all(client, credentials, [recording], note)
+        return "".join([f"{text}\n" async for _, text in texts])
 
-    text = _run(access, work)
-    click.echo(printable(text) if sys.stdout.isatty() else text)
-
-
-# Files in answers
-
-
-def file_name(disposition: str, link: str, type: str) -> str:
-    """A safe name for a downloaded file: the server's own, else the end of its link."""
-    from email.message import Message as Headers
-
-    headers = Headers()
-    headers["content-disposition"] = re.sub(r"[\r\n]", "", disposition)
-    path = headers.get_filename() or link.rpartition("/")[2]
-    return upload_name(llm.Attachment(path=path.replace("\\", "/")), type)
+    echo_text(call_server(current_credentials(), work))
 
 
 @huggingchat.command()
 @click.argument("url")
 @click.option(
-    "-o",
-    "--output",
+    *("-o", "--output"),
     type=click.Path(path_type=pathlib.Path),
-    help="Where to; default: its name; - is standard output",
+    help="The file or directory to write; - is standard output  [default: the file's own name]",
 )
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
 
     \b
-    Example:
+    Examples:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
     """
-    access = current_credentials()
-    server = access.server
+    credentials = current_credentials()
+    server = credentials.server
     # Nothing but a file's address may get the cookies: no other page, and no way around.
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
     match = re.fullmatch(pattern, url.strip())
     if not match:
         raise HuggingChatError(
-            f"{plain(url, 200)} is not the link of a file on {server.url}. "
+            f"{one_line(url, 200)} is not the link of a file on {server.url}. "
             f"One looks like {server.url}/conversation/ID/output/NAME"
         )
-    if output and not output.is_dir():
-        _may_write(output)
     if output == DASH and sys.stdout.isatty():
         raise click.UsageError("Standard output is a terminal: name a file.")
-    path, folder = match[1], pathlib.Path()
-    if output:
-        folder = output if output.is_dir() else output.parent
+    path = match[1]
 
-    async def work(client: Client) -> HttpResponse:
+    async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
+        options = {"max_bytes": FILE_SIZE_LIMIT, "into": file}
         try:
-            return await client.change(access, "GET", path, most=SAVED_LIMIT, into=file)
+            return await client.change(credentials, "GET", path, **options)
         except NotFound:
-            await _demand_login(client, access)
+            await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
-    # What comes may be a refusal, or half a file: only when it is there is it known what it is.
-    with _unnamed(folder) as file:
-        reply = _run(access, work)
+    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
+    with tempfile.TemporaryFile() as file:
+        response = call_server(credentials, fetch)
         size = file.tell()
         file.seek(0)
         if output == DASH:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
+            return shutil.copyfileobj(file, sys.stdout.buffer)
         if output is None or output.is_dir():
-            name = file_name(reply.disposition, path, reply.content_type.partition(";")[0])
-            output = folder / name
-            _may_write(output)
+            output = (output or pathlib.Path()) / _file_name(response, path)
+        may_write(output)
         with replacing(output) as place:
             shutil.copyfileobj(file, place)
     click.echo(f"{output} ({size} bytes)")
 
 
-# --- hooks ----------------------------------------------------------------------------
+def _file_name(response: HttpResponse, path: str) -> str:
+    """A safe name for a downloaded file: the server's own, else the end of its link."""
+    from email.message import Message as Headers
+
+    headers = Headers()
+    headers["content-disposition"] = re.sub(r"[\r\n]", "", response.header("content-disposition"))
+    name = headers.get_filename() or path.rpartition("/")[2]
+    type = response.header("content-type").partition(";")[0]
+    return upload_name(llm.Attachment(path=name.replace("\\", "/")), type)
+
+
+# --- hooks: what llm calls when it starts ------------------------------------------------
 
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
-    """llm's hook: every model of the current server, from what is cached of its catalogue."""
+    """Register every model of the current server, from the cached catalogue.
+
+    Models that are no longer offered come last, without aliases: llm looks up the model of
+    a logged conversation before it looks at `-m`.
+    """
     try:
         catalogue = load_catalogue(current_server().url)
     except llm.ModelError:
-        catalogue = Catalogue()  # a bad address is told when a prompt needs it
+        catalogue = Catalogue()  # a prompt says what is wrong with the address
     names = aliases_of(catalogue.models)
     for info in catalogue.models:
         register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
-    for info in (ModelInfo(id, removed=True) for id in catalogue.removed):
+    for id in catalogue.removed:
+        info = ModelInfo(id, removed=True)
         register(HuggingChat(info), AsyncHuggingChat(info))
 
 
 @llm.hookimpl
 def register_commands(cli: click.Group) -> None:
-    """llm's hook: `llm huggingchat`."""
+    """Register `llm huggingchat`."""
     cli.add_command(huggingchat)
 
 
 @llm.hookimpl
 def register_fragment_loaders(register: Callable[..., None]) -> None:
-    """llm's hook: `-f huggingchat:ID`."""
+    """Register `-f huggingchat:ID`."""
     register("huggingchat", load_conversation)

@@ -33,7 +33,7 @@ from llm_huggingchat import (
     Importer,
     Server,
     _age,
-    _said,
+    _text_of,
     branches_of,
     file_name,
     parse_conversation_ref,
@@ -591,7 +591,7 @@ def test_import_again_adds_to_a_thread_with_a_system_prompt(logged_in: ChatUI, r
     assert "1 turn added" in result.stdout
     assert thread_of(result) == thread
     assert "0 turns added" in run("import", id).stdout
-    messages = [(m.role, _said(m)) for m in LogStore(sqlite_logs()).thread_messages(thread)]
+    messages = [(m.role, _text_of(m)) for m in LogStore(sqlite_logs()).thread_messages(thread)]
     assert messages == [
         ("system", "Be brief."),
         ("user", "one"),
@@ -617,7 +617,7 @@ def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI, run
     assert thread_of(result) == thread  # the newest goes on where the logs end
     store = LogStore(sqlite_logs())
     said = [
-        [_said(m) for m in store.thread_messages(thread_of(result, line)) if m.role == "user"]
+        [_text_of(m) for m in store.thread_messages(thread_of(result, line)) if m.role == "user"]
         for line in (0, 1)
     ]
     assert said == [["one", "newer"], ["one", "older"]]

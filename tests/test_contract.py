@@ -83,11 +83,11 @@ THINGS: list[tuple[str, str, tuple[str, ...], str]] = [
     ("click", "get_current_context", ("silent",), "noting"),
     ("click", "Context.find_root", (), "noting"),
     ("click", "Group.invoke", ("ctx",), "_Commands"),
-    ("jsonschema.exceptions", "best_match", (), "checker"),
-    ("jsonschema.validators", "validator_for", ("default",), "checker"),
-    ("jsonschema.validators", "Draft202012Validator.FORMAT_CHECKER", (), "checker"),
-    ("referencing", "Registry", (), "checker"),
-    ("referencing.exceptions", "Unresolvable", (), "checker"),
+    ("jsonschema.exceptions", "best_match", (), "schema_checker"),
+    ("jsonschema.validators", "validator_for", ("default",), "schema_checker"),
+    ("jsonschema.validators", "Draft202012Validator.FORMAT_CHECKER", (), "schema_checker"),
+    ("referencing", "Registry", (), "schema_checker"),
+    ("referencing.exceptions", "Unresolvable", (), "schema_checker"),
     *(
         ("browser_cookie3", browser, ("cookie_file", "domain_name"), "browser_cookies")
         for browser in llm_huggingchat.BROWSERS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,32 +13,35 @@ from typing import Any, TypeVar
 import llm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    ReasoningPart,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
-from recorded import Follower, Update, follow, log_of, new_answer, stream_of, streams, tell
+from recorded import Follower, Update, capture, follow, log_of, new_answer, stream_of, streams, tell
 
 from llm_huggingchat import (
+    CACHE,
+    Catalogue,
     Event,
     EventStreamDecoder,
     JsonLinesDecoder,
     LogEnd,
-    Plan,
+    ModelInfo,
     Reasoning,
     Replay,
     Text,
     ThinkTags,
+    aliases,
     event_of,
     is_settled,
-    make_plan,
+    load_catalogue,
+    parse_cookies,
+    parse_server,
+    plain,
+    read_catalogue,
     stored_answer,
     stored_events,
 )
+
+# The same examples every time, and as long as they take: no test depends on chance or time.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.load_profile("suite")
 
 URL = "https://huggingface.co/chat"
 ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
@@ -160,6 +165,11 @@ def test_any_json_as_an_event(value):
         new_answer().take(event)
 
 
+@given(ANY_TEXT, st.integers(1, 20))
+def test_any_text_for_a_terminal(text, limit):
+    shown = plain(text, limit)
+    assert len(shown) <= limit
+    assert shown.isprintable()
 
 
 # --- thinking -------------------------------------------------------------------------
@@ -269,100 +279,125 @@ def test_any_json_as_a_stored_answer(message, conversation):
     assert stored_answer({"messages": [conversation, message, {"generationId": "g"}]}, "g")
 
 
-# --- history --------------------------------------------------------------------------
-
-KEPT = st.dictionaries(
-    words("server conversation_id message_id generation_id model tools schema problem"),
-    st.just(URL) | JSON,
-)
-METADATA = (
-    st.none()
-    | st.dictionaries(st.just("huggingchat"), KEPT | JSON)
-    | st.dictionaries(
-        st.just("huggingchat"), st.just({"server": URL, "conversation_id": "c", "message_id": "m"})
-    )
-)
-ATTACHMENTS = st.builds(
-    llm.Attachment,
-    type=st.none() | ANY_TEXT,
-    path=st.none() | ANY_TEXT,
-    url=st.none() | st.just("https://example.org/a.png"),
-    content=st.none() | st.binary(max_size=3),
-)
-SAID = st.text(st.characters(), min_size=1, max_size=20)
-PARTS = st.one_of(
-    st.builds(TextPart, text=SAID, provider_metadata=METADATA),
-    st.builds(TextPart, text=SAID, provider_metadata=METADATA),
-    st.builds(ReasoningPart, text=ANY_TEXT, provider_metadata=METADATA),
-    st.builds(AttachmentPart, attachment=st.none() | ATTACHMENTS),
-    st.builds(ToolCallPart, name=ANY_TEXT, arguments=st.dictionaries(ANY_TEXT, JSON, max_size=2)),
-    st.builds(ToolResultPart, name=ANY_TEXT, output=ANY_TEXT, exception=st.none() | ANY_TEXT),
-)
-MESSAGES = st.builds(
-    Message,
-    role=st.sampled_from(["user", "assistant", "system", "tool"]),
-    parts=st.lists(PARTS, max_size=3),
-)
-
-
-def texts(messages: list[Message]) -> list[str]:
-    return [part.text for m in messages for part in m.parts if isinstance(part, TextPart)]
-
-
-@given(
-    st.lists(MESSAGES, max_size=5),
-    st.lists(PARTS.filter(lambda part: not isinstance(part, ReasoningPart)), max_size=3),
-    st.none() | SAID,
-    st.booleans(),
-)
-def test_any_history_is_sent_without_a_word_lost(messages, asked, system, known):
-    question = Message("user", asked)
-    chain = [*messages, question]
-    plan, _ = attempt(lambda: make_plan(chain, URL if known else None, system=system))
-    has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
-    last = messages[-1] if messages else question
-    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
-    assert (plan is not None) == (has_something or results)
-    if plan is None:
-        return
-    sent = f"{plan.system or ''}\n{plan.text}"
-    assert plan.text.endswith("\n".join(texts([question])))
-    if plan.parent is None:
-        assert all(text in sent for text in texts(chain))
-        assert system is None or system in sent
-    else:
-        assert plan.system is None
-
-
-@given(st.lists(MESSAGES, max_size=5), st.sampled_from([URL, None]))
-def test_any_history_to_retry(messages, url):
-    plan, error = attempt(lambda: make_plan(messages, url, retry=True))
-    if plan and plan.parent:
-        assert plan == Plan(plan.parent, None, "", told=plan.parent.told)
-    else:
-        assert error
-
-
 # --- cookies, addresses ---------------------------------------------------------------
 
+COOKIE_TEXT = st.one_of(
+    ANY_TEXT,
+    st.binary(max_size=60).map(lambda data: data.decode("utf-8", "surrogateescape")),
+    JSON.map(json.dumps),
+    st.lists(st.dictionaries(FIELDS, ANY_TEXT)).map(json.dumps),
+    st.lists(
+        words('hf-chat token aws-waf-token = = = ; ; " Cookie: { [ x1 x2 .example.org')
+        | st.sampled_from(" \t\n"),
+        max_size=20,
+    ).map("".join),
+)
 # All that may be said of cookies that are none: nothing of what was pasted.
+COOKIE_ERROR = (
+    r"The key for huggingface\.co holds neither 'hf-chat' nor 'token': "
+    r"the cookie 'token' is missing\. Run: llm huggingchat login"
+    r"|The value of the cookie '(hf-chat|token|aws-waf-token)' has characters that no cookie has\. "
+    r"Copy it again from the browser\."
+)
 
 
+@settings(max_examples=300)
+@given(COOKIE_TEXT)
+def test_any_text_as_cookies(text):
+    cookies, error = attempt(lambda: parse_cookies(text))
+    if cookies is None:
+        assert re.fullmatch(COOKIE_ERROR, error)
+    else:
+        values = r"(hf-chat=[!-~]+?|(?=token))(; |$|(?=token))(token=[!-~]+?(; |$))?"
+        assert re.fullmatch(rf"{values}(aws-waf-token=[!-~]+)?", cookies.header())
+        assert parse_cookies(cookies.to_key()) == cookies
 
 
+ADDRESS = st.lists(
+    words("https http :// / : @ [ ] ::1 127.0.0.1 localhost a.b 80 ? # % huggingface.co chat .")
+    | st.sampled_from(["\\", "\n", " ", "é", "\uff19", "\ud83c"]),
+    max_size=8,
+).map("".join)
 
 
+@settings(max_examples=300)
+@given(ADDRESS | ADDRESS.map("https://".__add__) | ANY_TEXT)
+def test_any_text_as_an_address(text):
+    server, error = attempt(lambda: parse_server(text))
+    if server is None:
+        assert error
+        assert error.isprintable()
+    else:
+        assert parse_server(server.url) == server
+        assert server.url.startswith("https://") or server.is_loopback
+        assert re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", server.host)
 
 
 # --- catalogue ------------------------------------------------------------------------
 
+ENTRIES = st.fixed_dictionaries({"id": JSON | st.text("a-/.1V", max_size=8)}) | JSON
 
 
+@given(JSON | st.lists(ENTRIES, max_size=5) | st.builds(lambda x: {"json": x}, st.lists(ENTRIES)))
+def test_any_json_as_a_catalogue(value):
+    try:
+        models = read_catalogue(value)
+    except ValueError as error:
+        assert str(error) == "no model in the catalogue"  # noqa: PT017
+        return
+    assert models
+    assert set(aliases(models).values()) == {model.id for model in models}
+    assert read_catalogue([model.to_json() for model in models]) == models
 
 
+@given(st.data())
+def test_order_of_the_services_list_changes_no_alias(data):
+    (exchange,) = capture("models_service")
+    models = read_catalogue(exchange.json())
+    assert aliases(data.draw(st.permutations(models))) == aliases(models)
 
 
+@given(
+    st.lists(
+        st.builds(
+            ModelInfo,
+            st.from_regex(
+                r"([ab]/)?(qwen|glm|llama)?[v-]?[0-9.]{0,4}(-[a-z0-9]{1,4}){0,3}", fullmatch=True
+            ),
+            multimodal=st.booleans(),
+            router=st.booleans(),
+            unlisted=st.booleans(),
+        ),
+        unique_by=lambda model: model.id,
+        max_size=6,
+    ).flatmap(lambda models: st.tuples(st.just(models), st.permutations(models)))
+)
+def test_order_of_any_list_changes_no_alias(lists):
+    models, shuffled = lists
+    found = aliases(models)
+    assert aliases(shuffled) == found
+    assert set(found.values()) <= {model.id for model in models}
+    assert {f"hf-{model.name.lower()}" for model in models} <= found.keys()
 
 
+CACHES = st.one_of(
+    st.binary(max_size=60),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.builds(
+        lambda models, time: json.dumps(
+            {"servers": {URL: {"models": models, "time": time}}}
+        ).encode(),
+        st.lists(ENTRIES, max_size=3) | st.just([{"id": "a/b"}]),
+        HUGE | JSON,
+    ),
+)
 
 
+@given(CACHES)
+def test_any_file_as_the_cache(content):
+    pathlib.Path(os.environ["LLM_USER_PATH"], CACHE).write_bytes(content)
+    catalogue = load_catalogue(URL)
+    assert catalogue.models
+    assert catalogue.is_old in (True, False)
+    assert all(isinstance(model, ModelInfo) for model in catalogue.models)
+    assert isinstance(catalogue, Catalogue)

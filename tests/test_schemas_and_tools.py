@@ -142,6 +142,29 @@ def test_retried_answer_is_told_of_the_schema_when_it_is_wrong(server):
     assert questions(server)[-1] == "Another"
 
 
+def test_retry_uses_the_schema_of_its_question(server):
+    run("-m", "hf-llama", "--schema", "name, age int", says(f"Sure: {REX}"))
+    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert "no system prompt" in failure("-c", "", "-o", "retry", "true", "-s", "Rhyme")
+    assert len(sends(server)) == 3
+
+
+def test_retry_wants_the_tools_of_its_question(server):
+    tool = ["--functions", ADD]
+    run("-m", "hf-llama", *tool, says(f"So. {call('add', a=2, b=3)}", "Five."))
+    assert "the same -T and --functions" in failure("-c", "", "-o", "retry", "true")
+    other = failure("-c", "", "-o", "retry", "true", "-T", "llm_version")
+    assert "the same -T and --functions" in other
+    assert run("-c", "", "-o", "retry", "true", *tool).stdout == "Five.\n"
+
+
+@pytest.mark.parametrize("model", ["hf-deepseek", "hf-llama"])
+def test_tags_in_a_string_of_the_document_stay(server, model):
+    text = '{"xml": "<artifact name=\\"lib\\" type=\\"jar\\"/> <tool_call>{}</tool_call>"}'
+    assert run("-m", model, "--schema", "xml str", says(text)).stdout == f"{text}\n"
+
+
 def test_schema_multi(server):
     dogs = '{"items": [{"name": "Rex", "age": 4}, {"name": "Cleo", "age": 5}]}'
     prompt = says(f'{{"items": [{WRONG}]}}', f"Here: {dogs}")
@@ -331,10 +354,9 @@ def test_calls_are_parts_of_the_answer(server, ask):
     tools = Counted()
     response = ask(says(f"One {call('place_of', dog='Rex')} two"), tools=[tools.place_of])
     assert response.text() == "One two"
-    assert parts(response) == [
-        {"type": "text", "text": "One"},
+    assert parts(response)[:2] == [
+        {"type": "text", "text": "One two"},
         {"type": "tool_call", "name": "place_of", "arguments": {"dog": "Rex"}},
-        {"type": "text", "text": " two"},
     ]
     assert [made.name for made in response.tool_calls()] == ["place_of"]
     assert tools.calls == []

@@ -212,6 +212,24 @@ def test_header_that_names_nothing_is_told(server: ChatUI) -> None:
     assert server.log == []
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "MCP",
+        "MCP(5)",
+        'MCP(address="x")',
+        'WebSearch("x")',
+        'MCP({"url": "https://mcp.example/x", "headers": {"X Key": "a"}})',
+        'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": "a\\nb"}})',
+    ],
+)
+def test_wrong_argument_of_a_tool_is_told_before_anything_is_sent(
+    server: ChatUI, spec: str
+) -> None:
+    assert spec.partition("(")[0] in failure("-m", "hf-llama", "-T", spec, "one")
+    assert server.log == []
+
+
 @pytest.mark.parametrize("way", [(), ("--async",)])
 def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, ...]) -> None:
     run("-m", "hf-llama", "-T", "WebSearch", "one", *way)

@@ -1,0 +1,20 @@
+"""Text that comes in pieces, cut anywhere."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+# The same examples every time, and as long as they take: no test depends on chance or time.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.load_profile("suite")
+
+CUTS = st.lists(st.integers(0, 10_000), max_size=8)
+
+
+def pieces(text: str, cuts: list[int]) -> list[str]:
+    """`text`, cut at these places."""
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    return [text[a:b] for a, b in itertools.pairwise(places)]

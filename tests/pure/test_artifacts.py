@@ -1,0 +1,415 @@
+"""Artifacts: fences in an answer's text, and the versions and files of the web page's panel."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm.utils import extract_fenced_code_block
+from markdown_it import MarkdownIt
+
+from llm_huggingchat import (
+    FENCE,
+    Artifact,
+    ArtifactFilter,
+    apply_pairs,
+    artifact_names,
+    artifacts_of,
+    find_in,
+    read_pairs,
+)
+from pure.cuts import CUTS, pieces
+
+CLOCK = """<artifact identifier="clock" type="html" title="A clock">
+<!doctype html>
+<title>Clock</title>
+</artifact>"""
+PAGE = "<!doctype html>\n<title>Clock</title>"
+BIGGER = """<artifact identifier="clock" type="update">
+<old_str><title>Clock</title></old_str>
+<new_str><title>Big clock</title></new_str>
+</artifact>"""
+LINK = "\n[f.png](https://chat.example/f)\n"
+
+
+def made(identifier: str, content: str, type: str = "html", title: str = "T") -> str:
+    return f'<artifact identifier="{identifier}" type="{type}" title="{title}">{content}</artifact>'
+
+
+def update(identifier: str, *pairs: tuple[str, str]) -> str:
+    inside = "".join(f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs)
+    return made(identifier, inside, "update", "")
+
+
+def shown(*texts: str) -> str:
+    """What is shown of a text that comes in these pieces."""
+    filter = ArtifactFilter()
+    return "".join(map(filter.feed, texts)) + filter.end()
+
+
+def fences(text: str) -> list[tuple[str, str]]:
+    """The fences in Markdown, as a viewer that keeps to CommonMark reads it: word, content."""
+    tokens = MarkdownIt("commonmark").parse(text)
+    return [(token.info, token.content) for token in tokens if token.type == "fence"]
+
+
+def artifact(*answers: str) -> Artifact:
+    """The only artifact in these answers."""
+    (only,) = artifacts_of(answers)[0]
+    return only
+
+
+def names(*texts: str, every: bool = False) -> list[str]:
+    return [name for _, name in artifact_names(artifacts_of(texts)[0], every)]
+
+
+# --- in the answer ---
+
+
+def test_an_artifact_is_a_title_and_a_fence():
+    assert shown(f"Here.\n{CLOCK}\nOpen it.") == (
+        f"Here.\n\n**A clock** (`clock`)\n\n{FENCE}html\n{PAGE}\n{FENCE}\nOpen it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("Here: ", " There."),
+        ("Here:\n\n", "\n\nThere."),
+        ("\n", "  \n"),
+        ("- Here:\n  ", "\n- There."),
+        ("> Here: ", "\n> There."),
+    ],
+)
+def test_it_stands_by_itself_whatever_is_around_it(before, after):
+    text = shown(f"{before}{CLOCK}{after}")
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert extract_fenced_code_block(text) == PAGE + "\n"
+    assert text.split() == [
+        *before.split(),
+        *f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}".split(),
+        *after.split(),
+    ]
+    assert "\n\n\n" not in text
+    assert not text.startswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "word", "ending"),
+    [
+        ('type="html"', "html", "html"),
+        ('type="text/html"', "html", "html"),
+        ('type="SVG"', "svg", "svg"),
+        ('type="tsx"', "jsx", "jsx"),
+        ('type="application/vnd.ant.mermaid"', "mermaid", "mmd"),
+        ('type="text/markdown"', "markdown", "md"),
+        ('type="code" language="Python"', "python", "py"),
+        ('type="application/vnd.ant.code" language="C++"', "cpp", "cpp"),
+        ('type="code" language="../a`b"', "ab", "txt"),
+        ('type="text/css"', "", "txt"),
+        ('type="python"', "python", "py"),
+        ("", "", "txt"),
+    ],
+)
+def test_one_word_says_what_it_is_and_its_file_has_an_ending(attributes, word, ending):
+    tagged = f'<artifact identifier="a" {attributes}>\nx\n</artifact>'
+    assert fences(shown(tagged)) == [(word, "x\n")]
+    assert extract_fenced_code_block(shown(tagged)) == "x\n"
+    assert names(tagged) == [f"a.{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "title"),
+    [
+        ('<artifact type="html">', "**untitled-artifact** (`untitled-artifact`)"),
+        ('<artifact title = "T"\n  Identifier= "a">', "**T** (`a`)"),
+        ('<ARTIFACT identifier="a" title="T">', "**T** (`a`)"),
+        ('<artifact identifier="a`\x1b\n" title="\x1b[31mT\n\nU">', "**[31mT U** (`a'`)"),
+    ],
+)
+def test_its_title_is_one_line(tag, title):
+    assert shown(f"{tag}x</artifact>").split("\n")[0] == title
+
+
+@pytest.mark.parametrize(
+    ("inside", "content"),
+    [
+        ("\nx\n", "x\n"),
+        ("x", "x\n"),
+        ("\n  x\n  ", "  x\n"),
+        ("\n\nx\n\n", "\nx\n\n"),
+        ("\n<<svg>\n", "<svg>\n"),
+        ("<<<!doctype html>", "<!doctype html>\n"),
+        ("<< 2", "<< 2\n"),
+        ("\n", ""),
+    ],
+)
+def test_line_ends_beside_the_tags_and_doubled_brackets_do_not_count(inside, content):
+    text = f'<artifact type="html">{inside}</artifact>'
+    assert fences(shown(text)) == [("html", content)]
+    assert fences(shown(*text)) == [("html", content)]
+    assert artifact(text).latest.content + ("\n" if content else "") == content
+
+
+NESTED = "# How to\n```python\nprint()\n```\n````\n```\n````\n~~~\n  ``````````"
+
+
+def test_a_fence_that_holds_fences_is_not_ended_by_them():
+    text = shown(made("a", f"\n{NESTED}\n", "markdown"), "\nDone.\n```py\n1\n```")
+    assert fences(text) == [("markdown", NESTED + "\n"), ("py", "1\n")]
+    assert extract_fenced_code_block(text) == NESTED + "\n"
+    assert extract_fenced_code_block(text, last=True) == "1\n"
+
+
+def test_an_update_is_a_diff():
+    assert shown(f"Bigger title:\n{BIGGER}\nDone.") == (
+        f"Bigger title:\n\n**clock** (update of `clock`)\n\n{FENCE}diff\n"
+        f"-<title>Clock</title>\n+<title>Big clock</title>\n{FENCE}\nDone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("inside", "lines"),
+    [
+        ("<old_str>a\nb</old_str>\n<new_str>c</new_str>", "-a\n-b\n+c\n"),
+        ("<old_str>a</new_str><new_str>b</old_str>", "-a\n+b\n"),
+        ("<<old_str>a<</old_str> <<new_str>b</new_str>", "-a\n+b\n"),
+        (
+            "\n<old_str>a</old_str><new_str>b</new_str>\n<old_str>c</old_str><new_str>d</new_str>",
+            "-a\n+b\n-c\n+d\n",
+        ),
+        ("<old_str>```\r~~~</old_str><new_str>b</new_str>", "-```\n-~~~\n+b\n"),
+        ("\nthe whole page\n", " the whole page\n"),
+        ("<old_str>a</old_str>", " <old_str>a</old_str>\n"),
+        ("", ""),
+    ],
+)
+def test_each_pair_is_removed_and_added_lines(inside, lines):
+    assert fences(shown(made("a", inside, "update"))) == [("diff", lines)]
+    assert fences(shown(*made("a", inside, "update"))) == [("diff", lines)]
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
+def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
+    text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
+    assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
+    cut = shown(f"{fence}html\n{CLOCK.removesuffix('</artifact>')}", "")
+    assert cut.endswith(f"\n{fence.strip()}")
+    filter = ArtifactFilter()
+    filter.feed(f"{fence}html\n{CLOCK[:-20]}")
+    assert filter.end().endswith(fence.strip())
+    assert filter.feed("More") == "\n\nMore"
+    assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<artifacts type='html'>x</artifacts>",
+        "a << b <art> <artifac>",
+        "The tag <artifact",
+        '<artifact identifier="x" type="ht',
+        "<artifact " + "and so on, " * 400 + ">",
+    ],
+)
+def test_what_only_looks_like_a_tag_comes_through_unchanged(text):
+    assert shown(text) == text
+    assert shown(*text) == text
+
+
+def test_only_what_may_be_a_tag_is_held_back():
+    filter = ArtifactFilter()
+    assert filter.feed("if a <") == "if a "
+    assert filter.feed(" b <ar") == "< b "
+    assert filter.feed("row>") == "<arrow>"
+    assert filter.end() == ""
+
+
+def test_it_is_shown_as_it_comes():
+    filter = ArtifactFilter()
+    filter.feed(made("a", "").removesuffix("</artifact>"))
+    assert filter.feed("one\ntwo") == "one\ntwo"
+    assert filter.feed(" three\n") == " three"
+    assert filter.feed("``") == "\n``"
+    assert filter.feed("<b>") == "<b>"
+
+
+@pytest.mark.parametrize("rest", ["", "<", "</artifa", "<<</ARTIFACT"])
+def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
+    text = shown(CLOCK.removesuffix("\n</artifact>") + rest)
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert text.endswith(f"\n{FENCE}")
+    broken = artifact(CLOCK.removesuffix("\n</artifact>") + rest).latest
+    assert (broken.content, broken.cut) == (PAGE, True)
+
+
+def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
+    filter = ArtifactFilter()
+    start, end = CLOCK.split("\n<title>")
+    text = f"**A clock** (`clock`)\n\n{FENCE}html\n<!doctype html>"
+    assert filter.feed(start) + filter.end() == f"{text}\n{FENCE}"
+    # What comes after the tool is text; it begins a paragraph of its own.
+    assert filter.feed("<title>" + end) + filter.end() == "\n\n<title>" + end
+
+
+def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
+    filter = ArtifactFilter()
+    start, end = CLOCK.split("Clock")
+    assert filter.feed("Look <") + filter.insert(LINK) == f"Look <{LINK}"
+    text = filter.feed(start)
+    assert filter.insert(LINK) == ""
+    text += filter.feed("Clock" + end + "Done.")
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert text.endswith(f"\n{FENCE}{LINK}Done.")
+    filter.feed(start)
+    filter.insert(LINK)
+    assert filter.end().endswith(f"\n{FENCE}{LINK}")
+
+
+# --- versions ---
+
+
+@pytest.mark.parametrize(
+    ("content", "old", "new"),
+    [
+        ("say “hi”", 'say "hi"', "N"),
+        ("a — b", "a - b", "N"),
+        ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
+        ("foo bar", "\n  foo\tbar\n", "N"),
+        ("<svg x>", "<<svg x>", "N"),
+        ("x  y x y", "x y", "x  y N"),
+        ("a.b a+b", "a+b", "a.b N"),
+    ],
+)
+def test_an_old_text_need_not_be_quite_the_same(content, old, new):
+    assert artifact(made("a", content), update("a", (old, "N"))).latest.content == new
+
+
+def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
+    latest = artifact(made("a", "x"), update("a", ("no", "1"), ("x", "y"), ("", "z"))).latest
+    assert (latest.content, latest.missed) == ("y", ("no", ""))
+    latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
+    assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
+
+
+def test_an_update_of_something_else_belongs_to_what_was_made_last():
+    answers = [made("one", "x"), made("two", "x"), update("three", ("x", "y"))]
+    found, lost = artifacts_of(answers)
+    assert [a.latest.content for a in found] == ["x", "y"]
+    found, lost = artifacts_of([*answers, update(" ONE ", ("x", "z"))])
+    assert ([a.latest.content for a in found], lost) == (["z", "y"], [])
+    assert artifacts_of([update("ghost", ("a", "b"))]) == ([], ["ghost"])
+
+
+def test_the_same_identifier_with_another_type_is_a_whole_new_version():
+    found = artifact(made("a", "x"), made("a", "y", "svg", "U"), update("a", ("y", "z")))
+    kinds = [(v.number, v.operation, v.kind, v.title, v.content) for v in found.versions]
+    assert kinds == [
+        (1, "create", "html", "T", "x"),
+        (2, "rewrite", "svg", "U", "y"),
+        (3, "update", "svg", "U", "z"),
+    ]
+
+
+def test_reasoning_holds_no_artifacts():
+    assert artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == ([], [])
+
+
+# --- file names ---
+
+
+@pytest.mark.parametrize(
+    ("identifier", "name"),
+    [
+        ("../../etc/passwd", "_.._etc_passwd.html"),
+        ("C:\\x", "C_x.html"),
+        ("-rf", "rf.html"),
+        (".hidden", "hidden.html"),
+        ("con", "_con.html"),
+        ("a\x00\x1b\nb", "a b.html"),
+        ("\u202egnp", "gnp.html"),
+        (" ", "untitled-artifact.html"),
+        ("ü" * 300, "ü" * 60 + ".html"),
+    ],
+)
+def test_a_file_name_is_safe(identifier, name):
+    assert names(made(identifier, "x")) == [name]
+
+
+def test_no_two_files_have_one_name():
+    both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
+    assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
+    assert names(CLOCK, BIGGER, every=True) == ["clock.v1.html", "clock.v2.html"]
+
+
+# --- any cut, any text ---
+
+TAGGED = st.lists(
+    st.sampled_from(
+        """
+        <artifact ; type="html"> ; identifier="a" ; <artifact> ; <artifact␣type="update"> ; <
+        </artifact> ; <<artifact␣id="b"> ; </ARTIFACT> ; </artifa ; <old_str> ; </old_str> ; >
+        <new_str> ; </new_str> ; <artifacts> ; < ; << ; <<svg ; ``` ; ``````````````` ; a ; é🎉
+        """.replace("\n", ";")
+        .replace(" ", "")
+        .replace("␣", " ")
+        .split(";")
+    )
+    | st.sampled_from(["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"])
+    | st.sampled_from(["```html\n", "\n~~~~ md\n", "```\n"]),
+    max_size=25,
+).map("".join)
+
+
+@settings(max_examples=200)
+@given(TAGGED, CUTS)
+def test_any_cut_shows_the_same_text(text, cuts):
+    assert shown(*pieces(text, cuts)) == shown(text)
+
+
+@given(st.text(st.characters(exclude_characters="<")), CUTS)
+def test_any_text_without_a_tag_is_given_at_once(text, cuts):
+    filter = ArtifactFilter()
+    for piece in pieces(text, cuts):
+        assert filter.feed(piece) == piece
+    assert filter.end() == ""
+
+
+@settings(max_examples=200)
+@given(TAGGED.filter(lambda text: "artifact" not in text.lower()), st.booleans())
+def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
+    end = "</artifact>\nDone." if closed else ""
+    text = shown(f'Look:\n<artifact type="markdown">{content}{end}')
+    code = extract_fenced_code_block(text) or ""
+    panel = artifact(f'<artifact type="markdown">{content}{end}').latest.content
+    if FENCE not in content:
+        assert code == (panel + "\n" if panel else "")
+        ((word, _),) = fences(text)
+        assert word == "markdown"
+
+
+@given(TAGGED, TAGGED)
+def test_any_answers_have_artifacts_or_none(one, two):
+    found, _ = artifacts_of([one, two])
+    file_names = [name for _, name in artifact_names(found, True)]
+    assert len(set(file_names)) == sum(len(each.versions) for each in found)
+    assert all(pathlib.PurePath(name).name == name for name in file_names)
+    apply_pairs(one, read_pairs(two))
+    place = find_in(one, two)
+    assert place is None or 0 <= place[0] <= place[1] <= len(one)
+
+
+@settings(max_examples=200)
+@given(st.lists(TAGGED, max_size=4), CUTS)
+def test_what_a_tool_cuts_is_the_same_wherever_the_pieces_end(texts, cuts):
+    whole, cut = ArtifactFilter(), ArtifactFilter()
+    for text in texts:
+        one = whole.feed(text) + whole.insert(LINK) + whole.end()
+        two = "".join(map(cut.feed, pieces(text, cuts))) + cut.insert(LINK) + cut.end()
+        assert one == two
+        assert re.sub(r"\s", "", LINK) in re.sub(r"\s", "", one)

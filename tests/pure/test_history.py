@@ -1,0 +1,461 @@
+"""llm's chain of messages, to what is sent and after which answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    assistant,
+    system,
+    tool_message,
+    user,
+)
+
+from llm_huggingchat import (
+    MALFORMED,
+    TRANSCRIBE,
+    Parent,
+    Plan,
+    PromptedFeatures,
+    SentInstructions,
+    earlier_transcripts,
+    instructions,
+    make_plan,
+    parent_of,
+    pending_schema,
+    tool_definition,
+    transcript,
+)
+
+URL = "https://huggingface.co/chat"
+PICTURE = llm.Attachment(type="image/png", content=b"png")
+NOTES = llm.Attachment(type="text/plain", path="notes/my notes.txt")
+FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
+NOBODY = PromptedFeatures()
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
+BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
+
+
+def kept(number: int, **more: Any) -> dict[str, Any]:
+    """What an answer of this server keeps."""
+    ids = {"conversation_id": f"c{number}", "message_id": f"m{number}"}
+    known = {"server": URL, **ids, "generation_id": f"g{number}", "model": "a/b"}
+    return {"huggingchat": known | more}
+
+
+def ours(text: str, number: int = 1, **more: Any) -> Message:
+    """An answer from this server."""
+    return assistant(TextPart(text=text, provider_metadata=kept(number, **more)))
+
+
+def parent(number: int = 1, sent: SentInstructions | None = None) -> Parent:
+    return Parent(f"c{number}", f"m{number}", f"g{number}", "a/b", sent or SentInstructions())
+
+
+def earlier(*turns: str) -> str:
+    return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
+
+
+# --- where to go on, and what the server has not seen -----------------------------------
+
+ELSEWHERE = [
+    user("Look", PICTURE, NOTES, FAR),
+    assistant(
+        ReasoningPart(text="secret thoughts"),
+        "I will search.",
+        ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t"),
+    ),
+    tool_message(
+        ToolResultPart(name="search", output="found", tool_call_id="t", attachments=[PICTURE]),
+        ToolResultPart(name="fetch", output="", tool_call_id="u", exception="no network"),
+    ),
+    assistant("There it is."),
+    user("Thanks", PICTURE),
+]
+ELSEWHERE_TEXT = earlier(
+    "User: Look\n[attachment: attachment.png]\n[attachment: my notes.txt]\n"
+    "[attachment: far away.jpg]",
+    'Assistant: I will search.\n[used the tool search with {"q": "é"}]',
+    "Tool: [the tool search returned: found [attachment: attachment.png]]\n"
+    "[the tool fetch returned: no network]",
+    "Assistant: There it is.",
+)
+ODD_TEXT = "  two spaces\n\n\ttab\u2028\0 <think> 🎉\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "plan"),
+    [
+        ([user("Hello")], Plan(None, None, "Hello")),
+        ([user(PICTURE)], Plan(None, None, "", (PICTURE,))),
+        (
+            [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NOTES)],
+            Plan(None, "Be brief\n\nRhyme", "Look\nhere", (PICTURE, NOTES)),
+        ),
+        (
+            [system("Be brief"), user("1"), ours("one", 1), user("2"), ours("two", 2), user(NOTES)],
+            Plan(parent(2), None, "", (NOTES,)),
+        ),
+        ([user("1"), ours("one"), user(ODD_TEXT)], Plan(parent(), None, ODD_TEXT)),
+        ([user("1"), user("2")], Plan(None, None, earlier("User: 1") + "\n\n2")),
+        (
+            [user("1"), ours("one"), user("2"), assistant("two, by another"), user("3")],
+            Plan(parent(), None, earlier("User: 2", "Assistant: two, by another") + "\n\n3"),
+        ),
+        (
+            [user("1"), ours("one", server="http://127.0.0.1:3100/chat"), user("2")],
+            Plan(None, None, earlier("User: 1", "Assistant: one") + "\n\n2"),
+        ),
+        (
+            [user("1"), ours("one"), system("Rhyme"), user("2")],
+            Plan(parent(), None, earlier("System: Rhyme") + "\n\n2"),
+        ),
+        (ELSEWHERE, Plan(None, None, f"{ELSEWHERE_TEXT}\n\nThanks", (PICTURE,))),
+    ],
+)
+def test_what_is_sent_and_after_which_answer(messages, plan):
+    assert make_plan(messages, URL) == plan
+
+
+def test_whole_history_goes_into_a_new_conversation():
+    messages = [system("Be brief"), user("1"), ours("one"), user("2")]
+    told = earlier("User: 1", "Assistant: one")
+    assert make_plan(messages, None) == Plan(None, "Be brief", f"{told}\n\n2")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
+        (kept(1, message_id=5, generation_id="", model=[], tools=1, schema=[]), Parent("c1")),
+        (kept(1, conversation_id=None), None),
+        (kept(1, conversation_id=""), None),
+        (kept(1, server="https://huggingface.co/chat/"), None),
+        ({"huggingchat": [1]}, None),
+        ({"anthropic": {"signature": "s"}}, None),
+        (None, None),
+    ],
+)
+def test_parent_as_an_answer_keeps_it(metadata, found):
+    part = ReasoningPart(text="", provider_metadata=metadata)
+    assert parent_of(assistant(part, "text"), URL) == found
+    assert parent_of(Message("user", [part]), URL) is None
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [user("")], [system("Be brief")], [user("1"), ours("one")]]
+)
+def test_nothing_to_send(messages):
+    for url in (URL, None):
+        with pytest.raises(llm.ModelError, match="There is nothing to send"):
+            make_plan(messages, url)
+
+
+# --- system prompts of their own ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("messages", "preprompt", "text"),
+    [
+        ([user("1")], "Rhyme", "1"),
+        ([system("Rhyme"), user("1")], "Rhyme", "1"),
+        ([system("Rhyme"), user("1"), ours("one"), user("2")], None, "2"),
+        ([user("1"), assistant("one"), user("2")], "Rhyme", None),
+        ([user("1"), ours("one"), user("2")], None, earlier("System: Rhyme") + "\n\n2"),
+        (
+            [system("Be brief"), user("1"), assistant("one"), user("2")],
+            "Be brief",
+            earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2",
+        ),
+    ],
+)
+def test_system_prompt_is_told_once(messages, preprompt, text):
+    plan = make_plan(messages, URL, system="Rhyme")
+    expected = earlier("User: 1", "Assistant: one") + "\n\n2" if text is None else text
+    assert (plan.system, plan.text) == (preprompt, expected)
+    later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
+    if plan.sent.system:
+        assert make_plan(later, URL, system="Rhyme").text == "again"
+
+
+# --- calls of local tools -------------------------------------------------------------
+
+
+def calling(*parts: Part, **more: Any) -> Message:
+    """An answer of this server that called tools on this side."""
+    return assistant(*parts, ReasoningPart(text="", provider_metadata=kept(1, **more)))
+
+
+def call(id: str | None = "t", **more: Any) -> ToolCallPart:
+    return ToolCallPart(name="now", arguments={}, tool_call_id=id, **more)
+
+
+def result(output: str = "noon", id: str | None = "t", **more: Any) -> ToolResultPart:
+    return ToolResultPart(name="now", output=output, tool_call_id=id, **more)
+
+
+NOON = '<tool_response>\n{"name": "now", "content": "noon"}\n</tool_response>'
+CALLED = "Assistant: [used the tool now with {}]", "Tool: [the tool now returned: noon]"
+
+
+@pytest.mark.parametrize(
+    ("messages", "plan"),
+    [
+        ([calling(call()), tool_message(result())], Plan(parent(), None, NOON)),
+        ([calling(call(None)), tool_message(result(id=None))], Plan(parent(), None, NOON)),
+        (
+            [calling(call("a"), call("b")), tool_message(result("1", "a"), result("2", "b"))],
+            Plan(parent(), None, "\n\n".join(NOON.replace("noon", n) for n in "12")),
+        ),
+        (
+            [calling(call()), tool_message(result()), user("And?", PICTURE)],
+            Plan(parent(), None, f"{NOON}\n\nAnd?", (PICTURE,)),
+        ),
+        (
+            [
+                calling(call()),
+                tool_message(result(), result("found", "x")),
+                assistant("It is noon.", call("y")),
+                tool_message(result("one", "y")),
+                user("2"),
+            ],
+            Plan(
+                parent(),
+                None,
+                f"{NOON}\n\n"
+                + earlier(
+                    "Tool: [the tool now returned: found]",
+                    "Assistant: It is noon.\n[used the tool now with {}]",
+                    "Tool: [the tool now returned: one]",
+                )
+                + "\n\n2",
+            ),
+        ),
+        (
+            [calling(call(server_executed=True)), tool_message(result())],
+            Plan(parent(), None, earlier(CALLED[1]) + "\n\nGo on from there."),
+        ),
+    ],
+)
+def test_results_go_after_the_answer_that_called(messages, plan):
+    assert make_plan([user("1"), *messages], URL) == plan
+
+
+def test_history_that_ends_in_results_is_gone_on_from():
+    messages = [user("1"), calling(call()), tool_message(result(attachments=[PICTURE]))]
+    named = CALLED[1].replace("noon", "noon [attachment: attachment.png]")
+    told = earlier("User: 1", CALLED[0], named)
+    assert make_plan(messages, None) == Plan(None, None, f"{told}\n\nGo on from there.", (PICTURE,))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [tool_message(result(attachments=[PICTURE, NOTES]))],
+        [tool_message(result()), user(PICTURE, NOTES)],
+    ],
+)
+def test_attachments_of_results_are_sent(after):
+    plan = make_plan([user("1"), calling(call()), *after], URL)
+    assert plan.attachments == (PICTURE, NOTES)
+    assert plan.text.startswith('<tool_response>\n{"name": "now", "content": "noon"')
+
+
+def test_malformed_call_is_answered_with_what_was_wrong():
+    bad = ToolCallPart(name=MALFORMED, arguments={"text": ""}, tool_call_id="t")
+    bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
+    error = 'Error: tool "malformed_tool_call" does not exist'
+    text = make_plan([user("1"), calling(bad), tool_message(result(error))], URL).text
+    assert "This was no call: it is empty. Write it again" in text
+    assert error not in text
+
+
+# --- instructions ---------------------------------------------------------------------
+
+
+def test_new_conversation_is_told_in_its_preprompt():
+    plan = make_plan([system("Be brief"), user("1")], URL, features=BOTH)
+    preprompt = f"Be brief\n\n{instructions(BOTH, SentInstructions())}"
+    assert plan == Plan(None, preprompt, "1", sent=BOTH.sent, features=BOTH)
+
+
+def test_later_turn_is_told_what_is_different():
+    messages = [user("1"), ours("one", **BOTH.sent.metadata()), user("2")]
+    assert make_plan(messages, URL, features=BOTH).text == "2"
+    plan = make_plan(messages, URL, features=TOOLS)
+    changes = f"[Instructions]\n{instructions(TOOLS, BOTH.sent)}\n[End of instructions]"
+    assert (plan.text, plan.sent, plan.system) == (f"{changes}\n\n2", TOOLS.sent, None)
+
+
+def test_schema_holds_until_the_tools_are_through():
+    asked = [user("1"), calling(call(), **BOTH.sent.metadata())]
+    assert pending_schema([*asked, tool_message(result())], URL) == SCHEMA
+    assert pending_schema([*asked, tool_message(result()), user(PICTURE)], URL) == SCHEMA
+    assert pending_schema([*asked, tool_message(result()), user("2")], URL) is None
+    assert pending_schema([*asked, user("2")], URL) is None
+    assert pending_schema([user("1"), calling(call()), tool_message(result())], URL) is None
+
+
+# --- retry ----------------------------------------------------------------------------
+
+
+def test_retry_keeps_what_the_question_was_asked_with():
+    messages = [user("1"), ours("one", **BOTH.sent.metadata())]
+    for features in (TOOLS, BOTH):
+        plan = make_plan(messages, URL, retry=True, features=features)
+        assert plan == Plan(
+            parent(1, BOTH.sent), None, "", sent=BOTH.sent, features=BOTH, retry=True
+        )
+    other = PromptedFeatures(TOOLS.tools, {"type": "array"})
+    plan = make_plan(messages, URL, retry=True, features=other)
+    assert (plan.features, plan.sent) == (other, BOTH.sent)
+
+
+MANY = [user("1"), calling(call()), tool_message(result()), ours("noon", 2)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "says"),
+    [
+        ([user("1"), ours("one"), user("2")], {}, r"takes no words of its own.\s+Run: llm -c"),
+        ([user("1"), ours("one"), user(PICTURE)], {}, "takes no words of its own"),
+        ([*MANY[:3], user("2")], {}, "takes no words of its own"),
+        ([], {}, "There is nothing to retry"),
+        ([ours("one", server="https://chat.example.org")], {}, "There is nothing to retry"),
+        ([ours("one"), assistant("two")], {}, "There is nothing to retry"),
+        (MANY, {"system": "Rhyme"}, "takes no system prompt"),
+        (MANY, {"features": TOOLS}, "Give no -T and no --functions"),
+        ([ours("one", **TOOLS.sent.metadata())], {}, "Give the same -T and --functions"),
+    ],
+)
+def test_what_cannot_be_retried_is_refused(messages, options, says):
+    with pytest.raises(llm.ModelError, match=says):
+        make_plan(messages, URL, retry=True, **options)
+
+
+def test_retry_after_a_chain_of_calls():
+    plan = make_plan([system("Be brief"), *MANY], URL, retry=True, system="Be brief")
+    assert plan == Plan(parent(2), None, "", retry=True)
+
+
+def test_retried_answer_that_calls_tools_gets_their_results():
+    """llm passes the options of the retry with each message of the chain."""
+    messages = [user("1"), calling(call(), **BOTH.sent.metadata()), tool_message(result())]
+    for chain in (messages, [*messages, user(PICTURE)]):
+        plan = make_plan(chain, URL, retry=True, features=BOTH)
+        assert plan == make_plan(chain, URL, features=BOTH)
+        assert (plan.retry, plan.text) == (False, NOON)
+
+
+# --- recordings -----------------------------------------------------------------------
+
+MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
+SPOKEN = "[Transcript of attachment.mp3]\nBuy milk\n[End of the transcript]"
+
+
+def heard(attachment: llm.Attachment, text: str) -> Message:
+    """An answer that tells what its question's recording says."""
+    common: dict[str, Any] = {
+        "name": TRANSCRIBE,
+        "server_executed": True,
+        "provider_metadata": {"huggingchat": {"heard": attachment.id()}},
+    }
+    call = ToolCallPart(arguments={"file": "x"}, **common)
+    return Message("assistant", [call, ToolResultPart(output=text, **common), TextPart("I will")])
+
+
+def test_recordings_are_sent_as_what_they_say():
+    messages = [user("1"), ours("one"), user("What?", MEMO, PICTURE)]
+    plan = make_plan(messages, URL, transcripts={MEMO.id(): "Buy milk"})
+    assert plan == Plan(parent(), None, f"{SPOKEN}\n\nWhat?", (PICTURE,))
+    assert make_plan(messages, URL).attachments == (MEMO, PICTURE)  # before it is transcribed
+
+
+def test_what_earlier_turns_heard_stands_where_the_recording_was():
+    messages = [user("What?", MEMO), heard(MEMO, "Buy milk"), user("When?")]
+    assert earlier_transcripts(messages) == {MEMO.id(): "Buy milk"}
+    before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
+    assert make_plan(messages, URL) == Plan(None, None, f"{before}\n\nWhen?")
+    result = ToolResultPart(name="record", output="done", attachments=[MEMO])
+    text = transcript([Message("tool", [result])], {MEMO.id(): "Buy milk"})
+    named = "Tool: [the tool record returned: done [attachment: attachment.mp3]]"
+    assert text == earlier(f"{named}\n{SPOKEN}")
+
+
+def test_recording_that_is_not_there_any_more_is_named():
+    gone = llm.Attachment(type="audio/mpeg", path="/nowhere/memo.mp3")
+    text = make_plan([user("1", gone), heard(MEMO, "Buy milk"), user("2")], URL).text
+    assert "User: 1\n[attachment: memo.mp3]" in text
+
+
+# --- any history ----------------------------------------------------------------------
+
+ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=6),
+    max_leaves=12,
+)
+LEFT = st.dictionaries(
+    st.sampled_from(["server", "conversation_id", "message_id", "tools", "schema", "system"]),
+    st.just(URL) | JSON,
+)
+METADATA = st.none() | st.dictionaries(st.just("huggingchat"), LEFT | JSON) | st.just(kept(1))
+ATTACHMENTS = st.builds(
+    llm.Attachment,
+    type=st.none() | ANY_TEXT,
+    path=st.none() | ANY_TEXT,
+    url=st.none() | st.just("https://example.org/a.png"),
+    content=st.none() | st.binary(max_size=3),
+)
+SAID = st.text(st.characters(), min_size=1, max_size=20)
+PARTS = st.one_of(
+    st.builds(TextPart, text=SAID, provider_metadata=METADATA),
+    st.builds(AttachmentPart, attachment=st.none() | ATTACHMENTS),
+    st.builds(ToolCallPart, name=ANY_TEXT, arguments=st.dictionaries(ANY_TEXT, JSON, max_size=2)),
+    st.builds(ToolResultPart, name=ANY_TEXT, output=ANY_TEXT, exception=st.none() | ANY_TEXT),
+)
+ROLES = st.sampled_from(["user", "assistant", "system", "tool"])
+HISTORIES = st.lists(st.builds(Message, ROLES, st.lists(PARTS, max_size=3)), max_size=5)
+
+
+@given(HISTORIES, st.lists(PARTS, max_size=3), st.none() | SAID, st.sampled_from([URL, None]))
+def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
+    chain = [*messages, Message("user", asked)]
+    has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
+    last = messages[-1] if messages else chain[-1]
+    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
+    try:
+        plan = make_plan(chain, url, system=system)
+    except llm.ModelError:
+        assert not has_something
+        assert not results
+        return
+    question = "\n".join(part.text for part in asked if isinstance(part, TextPart))
+    assert plan.text.endswith(question)
+    sent = f"{plan.system or ''}\n{plan.text}"
+    if plan.parent is None:
+        texts = [part.text for m in chain for part in m.parts if isinstance(part, TextPart)]
+        assert all(text in sent for text in texts)
+        assert system is None or system in sent
+
+
+@given(HISTORIES, st.sampled_from([URL, None]))
+def test_any_history_to_retry(messages, url):
+    try:
+        plan = make_plan(messages, url, retry=True)
+    except llm.ModelError:
+        return
+    assert not plan.retry or (plan.parent and not plan.text)

@@ -1,0 +1,420 @@
+"""Schemas and local tools: instructions out, calls and JSON documents in."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import threading
+from typing import Any
+
+import llm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llm.parts import ToolResultPart
+
+from llm_huggingchat import (
+    MALFORMED,
+    Document,
+    LocalToolCall,
+    PromptedFeatures,
+    SentInstructions,
+    ToolCallFilter,
+    find_document,
+    instructions,
+    repair_request,
+    schema_checker,
+    tool_definition,
+    tool_response,
+)
+from pure.cuts import CUTS, pieces
+
+NAMES = ("now", "add", "get_weather")
+PARIS = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+CALL_PARIS = ("get_weather", {"city": "Paris"})
+
+
+def block(text: str) -> str:
+    return f"<tool_call>{text}</tool_call>"
+
+
+def read(*texts: str, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+    """The words and the calls of an answer whose text comes in these pieces."""
+    filter = ToolCallFilter(NAMES)
+    words = "".join(map(filter.feed, texts))
+    rest, calls = filter.end(interrupted)
+    return words + rest, calls
+
+
+def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
+    """The same, with each call as its name and arguments."""
+    words, calls = read(*texts, interrupted=interrupted)
+    return words, [(call.name, call.arguments) for call in calls]
+
+
+# --- calls ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "calls"),
+    [
+        (block(PARIS), "", [CALL_PARIS]),
+        (f"Let me see.\n\n{block(PARIS)}", "Let me see.", [CALL_PARIS]),
+        (f"One.\n{block(PARIS)}\nTwo.\n", "One.\nTwo.\n", [CALL_PARIS]),
+        (f"One. {block(PARIS)}Two.", "One. Two.", [CALL_PARIS]),
+        (f"One. {block(PARIS)}\n\n{block(PARIS)}Two.", "One. Two.", [CALL_PARIS, CALL_PARIS]),
+        (block(f"\n[{PARIS},\n {PARIS}]\n"), "", [CALL_PARIS, CALL_PARIS]),
+        (block(PARIS.replace("arguments", "parameters")), "", [CALL_PARIS]),
+        (block(f"\n```json\n{PARIS}\n```\n"), "", [CALL_PARIS]),
+        (f"<tool_call>{PARIS}\n```\n</tool_ca", "", [CALL_PARIS]),
+        (f"<tool_call>{PARIS}\n<tool_call>{PARIS}", "", [CALL_PARIS, CALL_PARIS]),
+        (f"<tool_call>{PARIS}\nI wait.", "I wait.", [CALL_PARIS]),
+        (block(PARIS + "}"), "", [CALL_PARIS]),
+        (block('{"name": "now", "arguments": null}'), "", [("now", {})]),
+        (block(f'{{"type": "function", "function": {PARIS}}}'), "", [CALL_PARIS]),
+        (block('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", {"a": 1})]),
+        (block('{"name": "add", "arguments": {"a": "1\n2"}}'), "", [("add", {"a": "1\n2"})]),
+        (
+            block('{"name": "add", "arguments": {"a": "</tool_call>", "b": "<tool_call>"}}'),
+            "",
+            [("add", {"a": "</tool_call>", "b": "<tool_call>"})],
+        ),
+        (block('{"name": "add", "arguments": {"a": "\\ud83d"}}'), "", [("add", {"a": "�"})]),
+        (block('{"name": "nobody", "arguments": {}}'), "", [("nobody", {})]),
+    ],
+)
+def test_calls_as_models_write_them(text, words, calls):
+    assert told(text) == (words, calls)
+    assert told(*text) == (words, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Just words.",
+        "Write <tool_call>…</tool_call> to call.",
+        "The tag `<tool_call>` begins a call.",
+        "</tool_call>",
+        "<tool_call></tool_call>",
+        "a <tool_call",
+        "<tool_call> ```",
+        "<tool_call>``{}",
+        '{"name": "now", "arguments": {}}',
+        "<tool_response>{}</tool_response>",
+    ],
+)
+def test_text_that_only_looks_like_a_call_is_text(text):
+    assert told(text) == (text, [])
+    assert told(*text) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("inside", "problem"),
+    [
+        ('{"name": "now", "arguments": {}', "Expecting ',' delimiter"),
+        ('{"name": "now", "arguments": "[1]"}', "are not an object"),
+        ('{"arguments": {}}', 'not an object with a "name"'),
+        ('{"name": 5}', 'not an object with a "name"'),
+        ("now()", "not valid JSON"),
+        ("<function=now>\n</function>", "not valid JSON"),
+        ("[]", "empty"),
+        ('{"name": "now, "arguments": {"a": "b}}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        # Logged, they would make rows that SQLite and others cannot read.
+        ('{"name": "now", "arguments": {"a": NaN}}', "not valid JSON"),
+        ('{"name": "now", "arguments": {"a": [-1e999]}}', "not valid JSON"),
+        ('{"name": "now", "arguments": "{\\"a\\": Infinity}"}', "are not an object"),
+    ],
+)
+def test_malformed_call_says_what_was_wrong(inside, problem):
+    words, (call,) = read(f"Look: {block(inside)} so.")
+    assert words == "Look: so."
+    assert call.name == MALFORMED
+    assert problem in call.problem
+    assert json.dumps(call.arguments)
+
+
+def test_a_good_call_before_a_malformed_one_stands():
+    _, (good, bad) = read(block(PARIS + '\n{"name": "now", "arguments": {oops}}'))
+    assert (good.name, good.problem) == ("get_weather", "")
+    assert bad.name == MALFORMED
+    assert bad.arguments == {"text": '{"name": "now", "arguments": {oops}}'}
+    assert good.id != bad.id
+
+
+def test_call_that_the_model_was_stopped_in_is_not_made():
+    half = '<tool_call>{"name": "now", "argum'
+    stopped = told(f"{block(PARIS)} So {half}", interrupted=True)
+    assert stopped == (f" So {half}", [CALL_PARIS])
+    assert told(f"<tool_call>{PARIS}", interrupted=True) == ("", [CALL_PARIS])
+
+
+def test_text_is_given_as_soon_as_it_is_sure():
+    filter = ToolCallFilter(NAMES)
+    assert filter.feed("Hello ") == "Hello"
+    assert filter.feed("there <") == " there"
+    assert filter.feed("b>") == " <b>"
+    assert filter.feed("\n<tool_call>") + filter.feed("{words") == ""
+    assert filter.end()[0] == ""
+    assert filter.feed("Let me \n<tool") == "Let me"
+    assert filter.end() == (" \n<tool", [])  # a tool of the server is called
+
+
+SCRAPS = st.sampled_from(
+    [
+        *("<tool_call>", "</tool_call>", "<tool_", "call>", "</", "```json\n", "```", "\n", " "),
+        *("{", "}", "[", "]", '"', "\\", ",", "now", "no", "words", "日本", "<function=now>"),
+        *(PARIS, '{"name": "now"}', '{"name": ', block(PARIS), block('{"a": 1}')),
+    ]
+)
+
+
+@given(st.lists(SCRAPS, max_size=12).map("".join), CUTS, st.booleans())
+def test_calls_do_not_depend_on_where_text_is_cut(text, cuts, interrupted):
+    assert told(*pieces(text, cuts), interrupted=interrupted) == told(text, interrupted=interrupted)
+
+
+ARGUMENTS = st.dictionaries(st.text(max_size=5), st.lists(SCRAPS | st.integers()), max_size=4)
+WORDS = st.sampled_from(["", "Hi", " and\n", "<b>", "\n\n", "`<tool_call>` ", "日本 {1}"])
+
+
+@given(WORDS, st.lists(st.tuples(ARGUMENTS, WORDS), max_size=4), CUTS)
+def test_every_call_and_every_word_comes_out(first, more, cuts):
+    text = first + "".join(
+        block(json.dumps({"name": "add", "arguments": arguments})) + words
+        for arguments, words in more
+    )
+    words, calls = told(*pieces(text, cuts))
+    assert [arguments for _, arguments in calls] == [arguments for arguments, _ in more]
+    assert "".join(words.split()) == "".join((first + "".join(w for _, w in more)).split())
+
+
+# --- documents ------------------------------------------------------------------------
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+REX = '{"name": "Rex", "age": 4}'
+
+
+def document(text: str, schema: dict[str, Any] | None = None) -> str:
+    """The document in an answer, or what is wrong with it."""
+    found = find_document(text, schema_checker(schema or PERSON))
+    assert (found.text is None) == bool(found.problem)
+    return found.problem if found.text is None else found.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        REX,
+        f"Here it is:\n\n```\n{REX}\n```\nAnything else?",
+        f'<artifact identifier="rex" type="code" title="Rex {{1}}">\n{REX}\n</artifact>',
+        f"Sure [1], {{name}} and {{}} and [note: {REX}] as asked",
+        f'I thought of {{"name": "Rex"}} at first. {REX}',
+        f'{REX}\n{{"name": "Max", "age": 5}}',
+        f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
+        f"{{'name': 'Rex'}} {REX}",
+        f"[1 mixed}} {REX}",
+    ],
+)
+def test_document_is_found_whatever_stands_around_it(text):
+    assert document(text) == REX
+    pretty = '{\n  "name": "Zo\\u00eb \\"}{ 日本",\n\n  "age" : 4\n}'
+    assert document(text.replace(REX, pretty)) == pretty
+    lenient = '{"name": "a\nb", "age": 4}'
+    assert document(text.replace(REX, lenient)) == '{"name": "a\\nb", "age": 4}'
+
+
+TAGS = ['<artifact name=\\"lib\\" type=\\"jar\\"/>', "<tool_call>{}</tool_call>", "<think>", "```"]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_in_a_string_stay(tag):
+    text = f'{{"name": "{tag} {{", "age": 4}}'
+    assert document(f"Here:\n```json\n{text}\n```") == text
+    assert document(f'"{tag}"', schema={"type": "string"}) == f'"{tag}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("No.", "there is no JSON document in it"),
+        ("", "there is no JSON document in it"),
+        ('{"name": "Rex", "age": 4', "the document is not complete"),
+        ('{"name": "Rex"}', "$: 'age' is a required property"),
+        ('{"name": 1, "age": "x"} as in [1]', "$.name: 1 is not of type 'string'; $.age: 'x' is"),
+        ('{"name": "Rex", "age": 4,}', "it is not valid JSON ("),
+        ('{"name": "Rex", "age": NaN}', "it is not valid JSON (NaN is not a JSON value)"),
+        ("[" * 50_000 + "]" * 50_000, "it is nested too deeply"),
+        ("42", "$: 42 is not of type 'object'"),
+    ],
+)
+def test_wrong_document_says_what_is_wrong(text, problem):
+    assert problem in document(text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "given"),
+    [
+        ({"enum": ["red", "blue"]}, '```json\n"blue"\n```', '"blue"'),
+        ({"type": "string"}, '"a {1} [2]"', '"a {1} [2]"'),
+        ({"type": "integer"}, " 42\n", "42"),
+        ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
+        ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
+        ({"$ref": "#"}, "7", "it is nested too deeply"),
+    ],
+)
+def test_document_of_any_type(schema, text, given):
+    assert document(text, schema) == given
+
+
+@given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
+def test_any_text_has_a_document_or_a_problem(text):
+    found = find_document(text, schema_checker(PERSON))
+    assert isinstance(found, Document)
+    assert found.text is None or json.loads(found.text)["age"] == 4
+    assert find_document(text, lambda value: "no").text is None
+
+
+# --- schemas --------------------------------------------------------------------------
+
+KEYWORDS = st.from_regex(
+    r"\$(defs|id|ref|schema)|(all|any|one)Of|not|if|then|const|enum|format|type|(m(ax|in))?[iI]tems"
+    r"|pattern(Properties)?|(unevaluated)?[pP]roperties|required|uniqueItems|multipleOf|minimum",
+    fullmatch=True,
+)
+TYPES = st.sampled_from(["object", "array", "string", "number", "#", "#/$defs/a", "date", "(", 2])
+
+
+def test_references_are_never_fetched():
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/schema.json"
+        wrong = schema_checker({"$ref": url})(1)
+        server.shutdown()
+        thread.join()
+    assert "refers to something that is not in it" in wrong
+    assert asked == []
+
+
+def test_formats_are_checked_and_a_schema_is_no_document_of_its_own():
+    schema: dict[str, Any] = {"type": ["object", "string"], "format": "date"}
+    assert schema_checker(schema)("2026-08-01") == ""
+    assert "is not a 'date'" in schema_checker(schema)("August")
+    assert schema_checker(schema)(schema) == "it is the schema itself"
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "text"}, "$.type: 'text' is not valid"),
+        ({"properties": {"a": {"pattern": "("}}}, "$.properties.a.pattern: '(' is not a 'regex'"),
+    ],
+)
+def test_what_is_no_schema_is_told(schema, why):
+    with pytest.raises(llm.ModelError, match="not a JSON schema. " + re.escape(why)):
+        schema_checker(schema)
+
+
+HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
+LEAVES = st.none() | st.booleans() | st.integers() | HUGE | st.text(max_size=5) | TYPES
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(KEYWORDS, VALUES, min_size=1, max_size=4), VALUES)
+def test_any_schema_and_any_value_are_judged(schema, value):
+    try:
+        problem = schema_checker(schema)(value)
+    except llm.ModelError as error:
+        problem = str(error)
+    assert isinstance(problem, str)
+
+
+# --- instructions ---------------------------------------------------------------------
+
+
+def now(zone: str = "UTC") -> str:
+    """The time.
+
+    In a zone.
+    """
+    return zone
+
+
+TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(now)),))
+BOTH = PromptedFeatures(TOOLS.tools, PERSON)
+
+
+def test_tools_are_defined_as_models_are_trained_to_read_it():
+    (tool,) = TOOLS.tools
+    zone = {"default": "UTC", "type": "string"}
+    assert tool["type"] == "function"
+    assert tool["function"] == {
+        "name": "now",
+        "description": "The time.\n\nIn a zone.",
+        "parameters": {"type": "object", "properties": {"zone": zone}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "features", "said"),
+    [
+        (PromptedFeatures(), TOOLS, ["You can call functions", '"name": "now"']),
+        (PromptedFeatures(({"name": "old"},)), TOOLS, ["Now you can call these functions, and no"]),
+        (TOOLS, PromptedFeatures(), ["cannot be called any more"]),
+        (PromptedFeatures(), PromptedFeatures(schema=PERSON), ["exactly one JSON document"]),
+        (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
+        (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
+    ],
+)
+def test_instructions_say_what_is_different(before, features, said):
+    text = instructions(features, before.sent)
+    for words in said:
+        assert words in text
+    kept = SentInstructions(**features.sent.metadata())
+    assert instructions(features, kept) == ""
+
+
+def test_repair_says_what_was_wrong_and_the_schema():
+    text = repair_request(PromptedFeatures(schema=PERSON), "'age' is missing")
+    assert "'age' is missing" in text
+    assert json.dumps(PERSON) in text
+
+
+# --- results of tools -----------------------------------------------------------------
+
+
+def response(output: str, **more: Any) -> str:
+    return tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
+
+
+def test_result_cannot_end_its_own_block():
+    assert response("</tool_response><tool_call>").count("</tool_response>") == 1
+
+
+def test_result_that_is_json_is_not_quoted_twice():
+    picture = llm.Attachment(type="image/png", content=b"png")
+    assert response('[{"a": "é"}]') == (
+        '<tool_response>\n{"name": "now", "content": [{"a": "é"}]}\n</tool_response>'
+    )
+    assert '"content": "1"' in response("1")
+    assert '"content": "no clock"' in response("", exception="no clock")
+    assert '"attachments": ["attachment.png"]' in response("noon", attachments=[picture])

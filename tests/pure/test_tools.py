@@ -1,0 +1,172 @@
+"""Tools that run on the server: what is selected, and what may be logged of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import llm
+import pytest
+from llm.utils import instantiate_from_spec
+
+from llm_huggingchat import (
+    MCP,
+    HuggingChatTool,
+    HuggingFace,
+    WebSearch,
+    mcp_servers,
+    parse_server,
+    tool_server_name,
+    with_unique_names,
+)
+
+SERVER = parse_server("https://huggingface.co/chat")
+URL = "https://mcp.example/x"
+OFFERED = [
+    ("Web Search (Exa)", "https://mcp.exa.example/mcp"),
+    ("Hugging Face", "https://hf.example"),
+]
+
+
+def spec(text: str) -> Any:
+    """A tool as `llm -T` makes it."""
+    return instantiate_from_spec(
+        {"MCP": MCP, "WebSearch": WebSearch, "HuggingFace": HuggingFace}, text
+    )
+
+
+def logged(tool: Any) -> str:
+    """What llm logs of a tool's arguments."""
+    return json.dumps(tool._config)
+
+
+@pytest.mark.parametrize(
+    ("tool", "offered", "name"),
+    [
+        (WebSearch(), OFFERED, "Web Search (Exa)"),
+        (HuggingFace(), OFFERED, "Hugging Face"),
+        (
+            WebSearch(),
+            [("Weather", "https://weather.example"), ("Suche", "https://search.a")],
+            "Suche",
+        ),
+        (WebSearch(), [("Research", ""), ("My web-search", "https://x.example")], "My web-search"),
+        (HuggingFace(), [("", "https://hf.co"), ("Hub", "https://hf.co/mcp")], "Hub"),
+    ],
+)
+def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
+    assert tool_server_name(offered, tool) == name
+
+
+@pytest.mark.parametrize("offered", [[], [("Weather", "https://weather.example/mcp")]])
+def test_tool_that_the_server_lacks_is_told(offered):
+    there = "Weather" if offered else "none"
+    with pytest.raises(llm.ModelError, match=f"no web search. Its tool servers: {there}"):
+        tool_server_name(offered, WebSearch())
+
+
+def test_servers_have_names_of_their_own():
+    tools: list[HuggingChatTool] = [
+        MCP("https://mcp.example/x"),
+        MCP("https://mcp.example/y"),
+        MCP("https://other.example/", "Hugging Face"),
+        MCP("https://mcp.example/x"),
+        WebSearch(),
+    ]
+    servers = with_unique_names(mcp_servers(tools, SERVER), ["Hugging Face"])
+    assert [(server["name"], server["url"]) for server in servers] == [
+        ("mcp.example", "https://mcp.example/x"),
+        ("mcp.example 2", "https://mcp.example/y"),
+        ("Hugging Face 2", "https://other.example/"),
+    ]
+
+
+def test_headers_are_sent_with_their_secrets(monkeypatch):
+    monkeypatch.setenv("MCP_SECRET", "sesame")
+    tool = MCP(URL, "Mine", {"Authorization": "Bearer $MCP_SECRET", "X-Team": "dôcs"})
+    (server,) = mcp_servers([tool, WebSearch()], SERVER)
+    assert server == {
+        "name": "Mine",
+        "url": URL,
+        "headers": [
+            {"key": "Authorization", "value": "Bearer sesame"},
+            {"key": "X-Team", "value": "dôcs"},
+        ],
+    }
+    assert "$MCP_SECRET" in logged(tool)
+    assert "sesame" not in logged(tool)
+    assert "dôcs" not in logged(tool)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://mcp.example/x", "https://10.0.0.1/x", "ftp://a.b", "x", ""]
+)
+def test_own_server_has_to_be_public_or_beside_the_chat(url):
+    with pytest.raises(llm.ModelError, match="https"):
+        mcp_servers([MCP(url)], SERVER)
+    near = parse_server("http://127.0.0.1:3000/chat")
+    assert mcp_servers([MCP("http://127.0.0.1:1/mcp")], near)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("X Key", "a", "not a valid header name"),
+        ("Schlüssel", "a", "not a valid header name"),
+        ("X-Key", "geheim\r\nX-Evil: 1", "line end"),
+        ("X-Key", "geheim 日本", "beyond Latin-1"),
+        ("X-Key", "$MCP_SECRET", "line end"),
+        ("X-Key", "$NO_SUCH_NAME", "NO_SUCH_NAME"),
+        ("X-Key", "$LLM_HUGGINGCHAT_KEY", "cookies go to no other server"),
+    ],
+)
+def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
+    monkeypatch.setenv("MCP_SECRET", "geheim\n")
+    with pytest.raises(llm.ModelError, match=says) as caught:
+        mcp_servers([MCP(URL, headers={name: value})], SERVER)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MCP",
+        "MCP(5)",
+        'MCP(address="x")',
+        'MCP({"url": "x", "more": 1})',
+        'MCP({"url": "https://mcp.example/x", "name": 5})',
+        'MCP({"url": "https://mcp.example/x", "headers": ["X-Key"]})',
+        'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": 5}})',
+        'WebSearch("x")',
+    ],
+)
+def test_wrong_argument_is_one_line(text):
+    """llm prints a ClickException that comes while it makes a tool as a line."""
+    with pytest.raises(llm.ModelError) as caught:
+        spec(text)
+    assert type(caught.value).__mro__.index(llm.ModelError)
+    assert "\n" not in str(caught.value)
+    assert text.partition("(")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        MCP(f"{URL}?key=sesame"),
+        MCP("https://user:sesame@mcp.example/x"),
+        MCP("sesame"),
+        MCP(URL, headers={"X-Key": "sesame"}),
+    ],
+)
+def test_secret_is_not_logged_but_asked_for_again(tool):
+    assert "sesame" not in logged(tool)
+    again = MCP(**json.loads(logged(tool)))
+    with pytest.raises(llm.ModelError, match="not kept in the logs"):
+        mcp_servers([again], SERVER)
+    assert "$SECRET" in logged(MCP(f"{URL}?key=$SECRET"))
+
+
+def test_signatures_have_types_in_them():
+    assert str(inspect.signature(WebSearch)) == "()"
+    assert str(inspect.signature(MCP)).startswith("(url: str, name: str | None = None, headers:")
