@@ -1,10 +1,10 @@
-"""What README.md shows that is not written by hand: the help, the table of aliases, the picture.
+"""What the documentation shows that is not written by hand: commands, aliases, the picture.
 
-    cog -r -I tests README.md
+    cog -r -I tests README.md docs/models.md
     python tests/readme.py
 
-The first writes the help and the table into README.md, the second `docs/terminal.svg`: what a
-terminal shows of real commands against the stand-in of `chat_ui.py`. Only what the models say is
+The first writes the list of commands and the table of aliases, the second `docs/terminal.svg`: what
+a terminal shows of real commands against the stand-in of `chat_ui.py`. Only what the models say is
 made up, below, and the server's address and ids are those of no server.
 """
 
@@ -14,16 +14,14 @@ import io
 import os
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from unittest import mock
 
 import chat_ui
-import click.testing
+import click
 import llm.cli
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
@@ -35,16 +33,19 @@ HERE = pathlib.Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "terminal.svg"
 
 
-# --- into README.md, by cog -----------------------------------------------------------
+# --- into the pages, by cog -----------------------------------------------------------
 
 
-def help_text() -> str:
-    """What `llm huggingchat --help` prints."""
-    runner = click.testing.CliRunner()
-    shown = runner.invoke(
-        llm.cli.cli, ["huggingchat", "--help"], prog_name="llm", terminal_width=80
+def command_list() -> str:
+    """Each command of `llm huggingchat`, with the first line of its help."""
+    group = llm.cli.cli.commands["huggingchat"]
+    assert isinstance(group, click.Group)
+    width = max(map(len, group.commands))
+    lines = (
+        f"{name:{width}}  {command.get_short_help_str(200)}"
+        for name, command in group.commands.items()
     )
-    return f"```\n{shown.output}```"
+    return "\n".join(["```", *lines, "```"])
 
 
 def alias_table() -> str:
@@ -92,34 +93,6 @@ def said(prompt: chat_ui.Prompt) -> list[str]:
 
 
 PARROT = chat_ui.tokens
-
-
-# --- the commands in README.md --------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Block:
-    """Commands that stand together in README.md, and what is shown as their output, if it is."""
-
-    commands: tuple[str, ...]
-    output: str | None
-
-
-def blocks(text: str) -> Iterator[Block]:
-    """All of them, in their order."""
-    pattern = r"(?ms)^```bash\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
-    for shell, output in re.findall(pattern, text):
-        commands, command = list[str](), ""
-        for line in shell.splitlines():
-            command += line
-            try:
-                shlex.split(command)
-            except ValueError:  # a quotation goes on in the next line
-                command += "\n"
-                continue
-            commands.append(command)
-            command = ""
-        yield Block(tuple(commands), output or None)
 
 
 # --- the picture ----------------------------------------------------------------------
