@@ -19,8 +19,8 @@ with the tags cut in two; [[reasoning_events]] does, with events of their own; [
 [[delay=S]] seconds a token; [[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]]
 the messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
 [[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
-tool asks the person something and waits, [[elicit_ends]] it asks and the run ends: `ChatUI.reply`
-answers either; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
+tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
+ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
 answer; [[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
 [[title=T]], [[title_first]], [[title_delay=S]], [[notitle]].
 
@@ -90,40 +90,22 @@ Message = dict[str, Any]
 
 # Each model: its id, then what it can do.
 CATALOGUE = """
-omni image tools router
-meta-llama/Llama-3.3-70B-Instruct tools
-meta-llama/Llama-3.1-8B-Instruct tools
-meta-llama/Llama-4-Scout-17B-16E-Instruct image tools
-meta-llama/Llama-Guard-4-12B image
-Qwen/Qwen3.6-27B image tools reasoning
-Qwen/Qwen3-235B-A22B-Instruct-2507 tools
-Qwen/Qwen3-Coder-480B-A35B-Instruct tools
-Qwen/Qwen3-VL-235B-A22B-Instruct image tools
-Qwen/Qwen2.5-7B-Instruct
-Qwen/Qwen3.5-397B-A17B image tools
-Qwen/Qwen3.8-2.4T-A95B tools reasoning
-deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning
-deepseek-ai/DeepSeek-V3.2 tools
-deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning
-deepseek-ai/DeepSeek-R1-0528 tools reasoning
-openai/gpt-oss-safeguard-20b reasoning
-openai/gpt-oss-120b tools reasoning
-openai/gpt-oss-20b tools reasoning
-zai-org/GLM-4.6V image tools
-zai-org/GLM-4.6 tools
-zai-org/GLM-5.2 tools reasoning
-moonshotai/Kimi-K2.6 image tools reasoning
-moonshotai/Kimi-K2-Instruct-0905 tools
-moonshotai/Kimi-K3 image tools reasoning
-MiniMaxAI/MiniMax-M3 tools reasoning
-google/gemma-3-27b-it image
-google/gemma-4-31B-it image tools
-CohereLabs/command-a-translate-08-2025
-CohereLabs/c4ai-command-a-03-2025 tools
-CohereLabs/command-a-plus-05-2026-bf16 image tools
-swiss-ai/Apertus-70B-Instruct-2509
-swiss-ai/Apertus-v1.5-70B
-microsoft/phi-4 unlisted
+omni image tools router; meta-llama/Llama-3.3-70B-Instruct tools;
+meta-llama/Llama-3.1-8B-Instruct tools; meta-llama/Llama-4-Scout-17B-16E-Instruct image tools;
+meta-llama/Llama-Guard-4-12B image; Qwen/Qwen3.6-27B image tools reasoning;
+Qwen/Qwen3-235B-A22B-Instruct-2507 tools; Qwen/Qwen3-Coder-480B-A35B-Instruct tools;
+Qwen/Qwen3-VL-235B-A22B-Instruct image tools; Qwen/Qwen2.5-7B-Instruct;
+Qwen/Qwen3.5-397B-A17B image tools; Qwen/Qwen3.8-2.4T-A95B tools reasoning;
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning; deepseek-ai/DeepSeek-V3.2 tools;
+deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning; deepseek-ai/DeepSeek-R1-0528 tools reasoning;
+openai/gpt-oss-safeguard-20b reasoning; openai/gpt-oss-120b tools reasoning;
+openai/gpt-oss-20b tools reasoning; zai-org/GLM-4.6V image tools; zai-org/GLM-4.6 tools;
+zai-org/GLM-5.2 tools reasoning; moonshotai/Kimi-K2.6 image tools reasoning;
+moonshotai/Kimi-K2-Instruct-0905 tools; moonshotai/Kimi-K3 image tools reasoning;
+MiniMaxAI/MiniMax-M3 tools reasoning; google/gemma-3-27b-it image;
+google/gemma-4-31B-it image tools; CohereLabs/command-a-translate-08-2025;
+CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 image tools;
+swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """
 TOOL_SERVERS = [
@@ -135,23 +117,12 @@ PICTURE = base64.b64decode(
 )
 PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
-SETTINGS: dict[str, Any] = {
-    "activeModel": "omni",
-    "streamingMode": "smooth",
-    "directPaste": False,
-    "hapticsEnabled": True,
-    "hidePromptExamples": {},
-    "shareConversationsWithModelAuthors": True,
-    "customPrompts": {},
-    "customPromptsEnabled": {},
-    "multimodalOverrides": {},
-    "toolsOverrides": {},
-    "artifactsOverrides": {},
-    "providerOverrides": {},
-    "reasoningEffortOverrides": {},
-    "reasoningOverrides": {},
-    "billingOrganization": None,
-}
+OVERRIDES = ("multimodal", "tools", "artifacts", "provider", "reasoningEffort", "reasoning")
+SETTINGS: dict[str, Any] = {f"{name}Overrides": {} for name in OVERRIDES}
+SETTINGS |= {"activeModel": "omni", "streamingMode": "smooth", "billingOrganization": None}
+SETTINGS |= {"directPaste": False, "hapticsEnabled": True, "hidePromptExamples": {}}
+SETTINGS |= {"shareConversationsWithModelAuthors": True, "customPrompts": {}}
+SETTINGS |= {"customPromptsEnabled": {}}
 REFUSALS = {
     401: "Unauthorized",
     403: "Forbidden",
@@ -163,14 +134,12 @@ REFUSALS = {
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
 DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
-AUDIO_TYPES = tuple(f"audio/{kind}" for kind in "webm ogg wav flac mpeg mp4 x-wav".split())
+AUDIO_TYPE = r"audio/(webm|ogg|wav|flac|mpeg|mp4|x-wav)"
 NEW_CHAT = "New Chat"
 KEEP_ALIVE = 0.1  # seconds between two keepAlive events
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
-SAVE_EVERY = 3.0  # seconds between two times that a running answer is saved
-SAVED = ("content", "reasoning", "files", "routerMetadata", "updates", "materializedSeq")
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 MAX_FILE, MAX_AUDIO = 10 * 1024 * 1024, 25 * 1024 * 1024
 
@@ -190,7 +159,6 @@ def dumps(value: object) -> bytes:
 
 
 def sha256(content: bytes) -> str:
-    """The name of a stored file."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -283,11 +251,9 @@ class Words(dict[str, str]):
         super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", SAY.sub("", prompt)))
 
     def number(self, name: str, default: float) -> float:
-        """A word's value as a number."""
         return float(self.get(name) or default)
 
     def numbers(self, name: str) -> list[int]:
-        """A word's value as a list of whole numbers."""
         return [int(part) for part in self.get(name, "").split(",") if part]
 
     def times(self, name: str, default: float) -> tuple[str, float]:
@@ -310,13 +276,9 @@ class StopMarker:
 
 @dataclass
 class Question:
-    """What a tool asks the person. For a question that is `parked`, the run has ended."""
+    """What a tool asks the person."""
 
-    conversation_id: str
     request: dict[str, Any]
-    tool: str  # the id of the tool's call
-    parked: bool
-    expires: float  # time.time()
     action: str | None = None
     content: dict[str, Any] | None = None
 
@@ -441,7 +403,6 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
-    resumes: Question | None = None  # the question after whose answer it goes on
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -477,13 +438,6 @@ def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
     It is sent what became of a question that it waits for.
     """
     words, tools = prompt.words, prompt.tools
-    if prompt.resumes:
-        yield prompt.resumes.resolved()
-        spoken = answered(prompt.resumes.tool, prompt.resumes)
-        yield next(spoken)
-        yield {"type": "status", "status": "started"}
-        yield from spoken
-        return
     if "err" in words:
         raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
     if "reasoning_events" in words:
@@ -523,7 +477,6 @@ def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
 
 
 def text_event(token: str) -> Event:
-    """A piece of text."""
     return {"type": "stream", "token": token}
 
 
@@ -566,7 +519,7 @@ def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
     yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
     yield base | {"subtype": "eta", "eta": 10}
     server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
-    request = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
+    request: Event = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
     request |= {"message": "Which city do you mean?", "fields": CITY}
     event = {"type": "elicitation", "subtype": "request", "request": request}
     asked = yield event | {"toolUuid": base["uuid"]}
@@ -606,11 +559,10 @@ class Run:
 
     `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
     come back get. `messages` is the run's own copy of the conversation, as it was when the message
-    arrived, with the question and an empty answer. While the run goes on, the answer alone is saved
-    now and then. When its first reader leaves, and `store_delay` after `finished`, the whole copy
-    is written over whatever came in between; only then do the stream and the log end. The real
-    server does the same (`persistConversation` in src/routes/conversation/[id]/+server.ts of
-    chat-ui, and `materialize` in src/lib/server/generation/writer.ts).
+    arrived, with the question and an empty answer. When its first reader leaves, and `store_delay`
+    after `finished`, the whole copy is written over whatever came in between; only then do the
+    stream and the log end. The real server does the same (`persistConversation` in
+    src/routes/conversation/[id]/+server.ts of chat-ui).
     """
 
     def __init__(
@@ -629,7 +581,7 @@ class Run:
         self.log: list[Event] = []
         self.state = "running"
         self.resumes = 0  # how often its log was asked for
-        self.text = self._initial = answer["content"]  # all of the answer; what earlier runs wrote
+        self.text = ""
         self._chat = chat
         self._messages, self._answer = messages, answer
         self._prompt = prompt
@@ -637,19 +589,17 @@ class Run:
         self._known_title = conversation.title  # it is written back too
         self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
         self._round = ""  # what came after the last tool
-        self._updates: list[Event] = list(answer.get("updates", []))
+        self._updates: list[Event] = []
         self._final = False  # the final answer came
         self._tail: Event | None = None  # the event of the log that is still growing
         self._tail_size, self._tail_since = 0, 0.0
         self._started = self._next_alive = time.monotonic()
-        self._next_save = self._started + chat.save_every
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
         chat.all_runs.append(self)
         self.thread.start()
 
     def stop(self) -> None:
-        """Ask the answer to stop."""
         self._stop.set()
 
     def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
@@ -686,33 +636,30 @@ class Run:
                 self._write_back()
 
     def _write(self) -> None:
-        """Write the answer, to its end."""
         state, asked = "completed", False
-        if not self._prompt.resumes:
-            self._tell({"type": "status", "status": "started"})
+        self._tell({"type": "status", "status": "started"})
         try:
             asked = self._speak()
             self._metadata()
-            self._wait(self.words.number("title_delay", 0))
+            self._chat.closing.wait(self.words.number("title_delay", 0))
             self._title()
-            if self.text == self._initial and not self._final and not asked:
+            if not self.text and not self._final and not asked:
                 raise ModelFailed("No output was generated. Something went wrong.")
         except Stopped:
             state = "interrupted"
             self._metadata()
             self._title()
             self._cut_at_what_was_seen()
-            text = self.text[len(self._initial) :]
-            self._tell({"type": "finalAnswer", "text": text, "interrupted": True})
+            self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
         except ModelFailed as failure:
             state = "error"
             self._title()
             self._tell(failure.event)
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
-        while not self._chat.may_store.wait(0.01) and not self._chat.closing.is_set():
-            self._save_if_due()
-        self._wait(self.words.number("store", self._chat.store_delay))
+        while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
+            pass
+        self._chat.closing.wait(self.words.number("store", self._chat.store_delay))
         with self._chat.lock, self.changed:
             if "gone_incomplete" in self.words:
                 self.text = self.text[: len(self.text) // 2]
@@ -767,21 +714,16 @@ class Run:
 
     def _ask(self, event: Event) -> Question | None:
         """Tell a question; wait for its answer, unless the run ends with it."""
-        parked = "elicit_ends" in self.words
         expires = time.time() + self._chat.elicitation_timeout
-        request = event["request"]
-        asked = Question(self.conversation.id, request, event["toolUuid"], parked, expires)
-        self._chat.elicitations[request["elicitationId"]] = asked
-        self._tell(event | ({} if parked else {"expiresAt": int(1000 * expires)}))
-        if parked:
-            return None
-        while asked.action is None and time.time() < expires:
+        asked = Question(event["request"])
+        self._chat.elicitations[asked.request["elicitationId"]] = asked
+        waits = "elicit_ends" not in self.words
+        self._tell(event | ({"expiresAt": int(1000 * expires)} if waits else {}))
+        while waits and asked.action is None and time.time() < expires:
             self._pause(0.02)
-            if self._chat.closing.is_set():
-                raise Stopped
-        self._tell(asked.resolved("user" if asked.action else "expired"))
-        asked.action = asked.action or "cancel"
-        return asked
+        if waits:
+            self._tell(asked.resolved("user" if asked.action else "expired"))
+        return asked if waits else None
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -796,20 +738,11 @@ class Run:
             with self.changed:
                 if time_now - self._tail_since > LOG_SECONDS:
                     self._seal()
-            self._save_if_due()
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
 
-    def _wait(self, seconds: float) -> None:
-        """Wait without a sign of life."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._chat.closing.is_set():
-            self._chat.closing.wait(min(left, 0.1))
-            self._save_if_due()
-
     def _put(self, kind: str, line: bytes) -> None:
-        """Give the first reader a line."""
         with self.changed:
             self.wire.append((kind, line))
             self.changed.notify_all()
@@ -878,19 +811,18 @@ class Run:
 
     def _with_earlier_rounds(self, final: str) -> str:
         """The whole answer: a final answer leaves out what was said before the last tool."""
-        earlier, said = self._initial, whole(self.text[len(self._initial) :])
+        said = whole(self.text)
         if not said or not any(update["type"] == "tool" for update in self._updates):
-            return earlier + final
+            return final
         if said.endswith(final):
-            return earlier + said
-        return earlier + (final if final.startswith(said) else f"{said}\n\n{final}")
+            return said
+        return final if final.startswith(said) else f"{said}\n\n{final}"
 
     def _cut_at_what_was_seen(self) -> None:
         """A stop says how much of the answer was seen: the rest is dropped."""
         text, marker = whole(self.text), self.conversation.stop
         if marker and marker.generation_id == self.generation_id and marker.seen is not None:
-            seen = max(utf16_length(self._initial), marker.seen)
-            text = utf16(text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
+            text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
         self.text = text
 
     def _title(self) -> None:
@@ -915,35 +847,17 @@ class Run:
             route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
         return {"type": "routerMetadata", "route": route, "model": model}
 
-    def _bring_up_to_date(self) -> None:
-        """Put into the run's copy what is known of the answer."""
+    def _write_back(self) -> None:
+        """Store the whole conversation as this run knows it, over what there is."""
         self._seal()
         if not self._final:
             self._answer["content"] = whole(self.text)
-        self._answer["updates"] = list(self._updates)
-        self._answer["materializedSeq"] = len(self.log)
+        self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
         for message in self._messages:
             message.setdefault("updates", [])
-
-    def _write_back(self) -> None:
-        """Store the whole conversation as this run knows it, over what there is."""
-        self._bring_up_to_date()
         self.conversation.messages = copy.deepcopy(self._messages)
         self.conversation.title = self._known_title
         self.conversation.updated_at = now()
-
-    def _save_if_due(self) -> None:
-        """Save the answer alone, now and then. It may have been overwritten: then nothing is."""
-        if time.monotonic() < self._next_save:
-            return
-        self._next_save += self._chat.save_every
-        with self._chat.lock, self.changed:
-            self._bring_up_to_date()
-            for message in self.conversation.messages:
-                if message["id"] == self._answer["id"]:
-                    saved = {name: self._answer[name] for name in SAVED if name in self._answer}
-                    message.update(copy.deepcopy(saved), updatedAt=now())
-                    self.conversation.updated_at = now()
 
 
 def stored_title(title: str) -> str:
@@ -962,7 +876,7 @@ class ChatUI:
     login_required: bool = False
     # Who is logged in: the cookie `hf-chat` to the user's name and the cookie `token` (or None).
     sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    models: Sequence[dict[str, Any]] | None = None
+    models: Sequence[dict[str, Any]] = ()  # if none are given, those of CATALOGUE
     delay: float = 0.002  # seconds a token
     mcp_servers: Sequence[dict[str, str]] = tuple(TOOL_SERVERS)
     # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or not.
@@ -972,14 +886,13 @@ class ChatUI:
     max_length: int | None = None
     port: int = 0
     store_delay: float = STORE_DELAY  # seconds until an answer that has ended is stored
-    save_every: float = SAVE_EVERY  # seconds between two times that a running answer is saved
     latency: float = 0.0  # seconds after which a request is looked at
     uplink: int | None = None  # how many bytes of a request's body are read in a second
 
     def __post_init__(self) -> None:
         self.base_path = self.base_path.rstrip("/")
-        models = [model_entry(*line.split()) for line in CATALOGUE.strip().splitlines()]
-        if self.models is not None:
+        models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
+        if self.models:
             models = [model_entry(model["id"], "tools") | model for model in self.models]
         self.models: list[dict[str, Any]] = models
         self.minute = 60.0
@@ -1057,21 +970,11 @@ class ChatUI:
         return [message for message in messages if role in (None, message["from"])]
 
     def reply(self, action: str = "accept", **content: Any) -> None:
-        """Answer a tool's question, as the web page does; resume the answer if its run has ended."""
+        """Answer a tool's question, as the web page does."""
         with self.lock:
             asked = next(each for each in self.elicitations.values() if each.action is None)
             asked.content = content or None
             asked.action = action
-            if not asked.parked:
-                return
-            conversation = self.conversations[asked.conversation_id]
-            messages = copy.deepcopy(conversation.messages)
-            by_id = {message["id"]: message for message in messages}
-            answer = next(m for m in reversed(messages) if m["from"] == "assistant")
-            answer["generationId"] = str(uuid.uuid4())
-            question, model = by_id[answer["ancestors"][-1]], self.model(conversation.model) or {}
-            prompt = Prompt(Words(question["content"]), [], 0, [], model, asked)
-            Run(self, conversation, messages, answer, prompt)
 
     def down(self) -> None:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
@@ -1097,7 +1000,6 @@ class ChatUI:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop everything."""
         self.closing.set()
         runs = list(self.all_runs)
         for run in runs:
@@ -1108,7 +1010,6 @@ class ChatUI:
             run.thread.join(1)
 
     def record(self, request: Request) -> None:
-        """Remember a request."""
         with self.lock:
             self.log.append(request)
             if self.log_file:
@@ -1138,17 +1039,14 @@ class ChatUI:
             return self._used[key] <= times
 
     def model(self, model_id: object) -> dict[str, Any] | None:
-        """A model of the catalogue."""
         return next((model for model in self.models if model["id"] == model_id), None)
 
     def of(self, owner: str) -> list[Conversation]:
-        """Somebody's conversations."""
         with self.lock:
             return [each for each in self.conversations.values() if each.session == owner]
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
-        """Make a conversation."""
-        root = {"id": str(uuid.uuid4()), "from": "system", "content": preprompt}
+        root: Message = {"id": str(uuid.uuid4()), "from": "system", "content": preprompt}
         root |= {"createdAt": now(), "updatedAt": now(), "children": [], "ancestors": []}
         fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
         with self.lock:
@@ -1173,12 +1071,10 @@ class Server(ThreadingTCPServer):
         self.server_activate()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a connection is served."""
         self.chat.refuse -= 1
         return self.chat.refuse < 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that left."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -1236,7 +1132,6 @@ class Part:
 
 
 def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
-    """The parts of a multipart body."""
     boundary = re.search(r'boundary="?([^";]+)', content_type)
     if not content_type.startswith("multipart/form-data") or not boundary:
         return
@@ -1257,7 +1152,6 @@ class Chunks:
         self._send, self._size, self._limit = send, size, limit
 
     def write(self, data: bytes) -> None:
-        """Send some bytes."""
         data = data[: self._limit] if 0 <= self._limit < len(data) else data
         size = self._size or len(data) or 1
         for start in range(0, len(data), size):
@@ -1269,7 +1163,6 @@ class Chunks:
                 raise Broken
 
     def end(self) -> None:
-        """Say that this was all."""
         self._send(b"0\r\n\r\n")
 
 
@@ -1289,7 +1182,6 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def chat(self) -> ChatUI:
-        """The server's state."""
         return self.server.chat
 
     @property
@@ -1298,7 +1190,6 @@ class Handler(BaseHTTPRequestHandler):
         return self.user or self.session
 
     def setup(self) -> None:
-        """A connection begins."""
         super().setup()
         with self.chat.lock:
             self.chat.connections += 1
@@ -1306,19 +1197,17 @@ class Handler(BaseHTTPRequestHandler):
             self.chat.open.add(self.connection)
 
     def finish(self) -> None:
-        """It ends."""
         with self.chat.lock:
             self.chat.open.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Write no log to the terminal."""
+        pass
 
     # --- requests and answers ---
 
     def serve(self) -> None:
-        """Answer a request, or fail to."""
         try:
             self.call = self.read_request()
             self.chat.record(self.call)
@@ -1336,7 +1225,6 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = serve
 
     def read_request(self) -> Request:
-        """Read a request to its end."""
         with self.chat.lock:
             self.chat.begun += 1
             number = self.chat.begun
@@ -1383,7 +1271,6 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def faulty_reply(self, fault: Fault) -> Reply | None:
-        """Let the request suffer a fault."""
         self.chat.closing.wait(fault.delay)
         if fault.stall:
             self.linger()
@@ -1404,7 +1291,6 @@ class Handler(BaseHTTPRequestHandler):
         select.select([self.connection], [], [], seconds)
 
     def send_head(self, status: int, content_type: str | None, *more: tuple[str, str]) -> None:
-        """Send the head of an answer."""
         self.send_response(status)
         if content_type:
             self.send_header("content-type", content_type)
@@ -1413,7 +1299,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, reply: Reply) -> None:
-        """Send an answer."""
         body = self.chat.spoil(self.call, reply.body)
         length = ("content-length", str(len(body)))
         self.send_head(reply.status, reply.content_type, *reply.headers, length)
@@ -1459,7 +1344,6 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(message.encode(), "text/plain", status)
 
     def route(self, html: bool) -> Reply | None:
-        """Find the method that answers."""
         allowed = []
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, self.call.path)
@@ -1540,11 +1424,9 @@ class Handler(BaseHTTPRequestHandler):
     # --- what the server offers ---
 
     def page(self) -> Reply:
-        """The application."""
         return Reply(PAGE, "text/html")
 
     def models(self) -> Reply:
-        """The catalogue."""
         return in_superjson(self.chat.models, FOR_A_MINUTE)
 
     def model_detail(self, model_id: str) -> Reply:
@@ -1557,7 +1439,6 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(model | {"providers": providers, "parameters": {}})
 
     def who(self) -> Reply:
-        """Who is logged in."""
         if not (name := self.user):
             return in_superjson(None)
         user = {"id": sha256(name.encode())[:24], "username": name, "isAdmin": False}
@@ -1565,31 +1446,26 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(user | {"isEarlyAccess": False})
 
     def feature_flags(self) -> Reply:
-        """What the server offers."""
         flags = dict.fromkeys(("enableAssistants", "isAdmin"), False)
         flags |= {"loginEnabled": self.chat.login_required}
         return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
 
     def public_config(self) -> Reply:
-        """How the server calls itself."""
         config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
         config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
         config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
         return in_superjson(config, FOR_A_MINUTE)
 
     def tool_servers(self) -> Reply:
-        """The tool servers, as plain JSON."""
         more = {"type": "base", "isLocked": False}
-        return Reply(
-            dumps([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers])
-        )
+        return Reply(dumps([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers]))
 
     def transcribe(self) -> Reply:
         """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
         mime = self.call.headers.get("content-type", "")
         if not self.chat.transcribes:
             raise Refusal(503, "Transcription is not configured")
-        if not any(known in mime for known in AUDIO_TYPES):
+        if not re.search(AUDIO_TYPE, mime):
             raise Refusal(400, f"Unsupported audio format: {mime}")
         if len(self.call.body) > MAX_AUDIO:
             raise Refusal(413, "Audio file too large (max 25MB)")
@@ -1606,7 +1482,6 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(dumps({"text": "" if {"silence", "dots"} & words.keys() else text.strip()}))
 
     def get_settings(self) -> Reply:
-        """The settings of the one who asks."""
         seen = {"welcomeModalSeen": False, "welcomeModalSeenAt": None}
         return in_superjson(seen | SETTINGS | self.chat.settings.get(self.owner, {}))
 
@@ -1640,7 +1515,6 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(dumps({"conversationId": conversation.id, "conversation": text}))
 
     def list_conversations(self) -> Reply:
-        """A page of the conversations, newest first."""
         page = self.call.query.get("p", "0")
         start = 30 * int(page) if page.isdecimal() else 0
         mine = sorted(self.chat.of(self.owner), key=lambda c: (c.updated_at, c.id), reverse=True)
@@ -1676,7 +1550,6 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(value)
 
     def change_conversation(self, conversation_id: str) -> Reply:
-        """Give a conversation another title or model."""
         body = self.json_body()
         title, model = body.get("title"), body.get("model")
         if "title" in body and not (isinstance(title, str) and 0 < len(title) <= 100):
@@ -1697,7 +1570,6 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson({"success": True})
 
     def delete_conversation(self, conversation_id: str) -> Reply:
-        """Forget a conversation."""
         with self.chat.lock:
             conversation = self.own(conversation_id, "Invalid conversation ID")
             del self.chat.conversations[conversation.id]
@@ -1716,13 +1588,11 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(dumps({"shareId": snapshot.id}))
 
     def shared_page(self, share_id: str) -> Reply:
-        """The page of a conversation that somebody shared."""
         if share_id in self.chat.shares:
             return Reply(PAGE, "text/html")
         return Reply(b"", None, 302, (("location", f"{self.chat.base_path}/"),))
 
     def import_share(self) -> Reply:
-        """Make an own conversation of one that somebody shared."""
         share_id = self.json_body().get("shareId")
         if not share_id or not isinstance(share_id, str):
             raise Refusal(400, "shareId is required")
@@ -1738,7 +1608,6 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson({"conversationId": mine[0].id})
 
     def output(self, conversation_id: str, sha: str) -> Reply:
-        """A file of a conversation."""
         share = self.chat.shares.get(conversation_id)
         mime, content = (share or self.own(conversation_id)).files.get(sha, ("", None))
         if content is None:
@@ -1749,7 +1618,6 @@ class Handler(BaseHTTPRequestHandler):
     # --- runs ---
 
     def stop(self, conversation_id: str) -> Reply:
-        """Stop the answers of a conversation."""
         conversation, body = self.own(conversation_id), {}
         with contextlib.suppress(Refusal):
             body = self.json_body()
@@ -1805,22 +1673,6 @@ class Handler(BaseHTTPRequestHandler):
                     return body.end()
         body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
         return body.end()
-
-    def elicitation(self, conversation_id: str) -> Reply:
-        """Take the answer to a tool's question."""
-        conversation, body = self.own(conversation_id), self.json_body()
-        content, action = body.get("content"), body.get("action")
-        sound = is_uuid(body.get("elicitationId")) and isinstance(content, dict | None)
-        if not sound or action not in ("accept", "decline", "cancel"):
-            raise Refusal(400, "Invalid elicitation response")
-        asked = self.chat.elicitations.get(body["elicitationId"])
-        if not asked or asked.conversation_id != conversation.id:
-            raise Refusal(404, "Unknown elicitation.")
-        if asked.action is not None:
-            raise Refusal(409, "Already answered.")
-        asked.content = content if action == "accept" else None
-        asked.action = action
-        return Reply(dumps({"ok": True, "resume": asked.parked}))
 
     def send_message(self, conversation_id: str) -> Reply | None:
         """Take a message, and stream the answer."""
@@ -1929,7 +1781,6 @@ class Handler(BaseHTTPRequestHandler):
         model: dict[str, Any],
         tools: list[str],
     ) -> Prompt:
-        """What the model is given."""
         system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
         system += 2 * [conversation.preprompt] if conversation.preprompt else []  # yes, twice
         seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
@@ -1995,7 +1846,6 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("POST", CONVERSATION, Handler.send_message),
     ("POST", rf"{CONVERSATION}/share", Handler.share),
     ("POST", rf"{CONVERSATION}/stop-generating", Handler.stop),
-    ("POST", rf"{CONVERSATION}/elicitation", Handler.elicitation),
     ("GET", rf"{CONVERSATION}/stream", Handler.resume),
     ("GET", rf"{CONVERSATION}/output/([^/]+)", Handler.output),
     ("GET", r"/r/([^/]+)", Handler.shared_page),
@@ -2031,7 +1881,6 @@ def run_command(chat: ChatUI, command: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(description="Run a command against a stand-in server.")
     parser.add_argument("--login", action="store_true", help="want a login, as the service does")
     parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
