@@ -60,7 +60,6 @@ import base64
 import contextlib
 import copy
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -75,7 +74,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import formatdate
