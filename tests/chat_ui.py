@@ -867,7 +867,7 @@ def stored_title(title: str) -> str:
 # --- what tests see ------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False)
 class ChatUI:
     """The server, its state, and what it has seen. A context manager: leaving it closes it."""
 
