@@ -263,7 +263,7 @@ async def test_message_on_a_kept_connection_is_never_doubled(server: ChatUI) -> 
 @pytest.mark.parametrize("word", ["[[drop=before]]", "[[drop=after]]"])
 def test_files_are_sent_again_whole(server: ChatUI, ask: TurnRequest, word: str) -> None:
     file = llm.Attachment(type="text/plain", content=b"Rex is a dog" * 9_000)
-    assert ask(f"{word} hello", attachments=[file]).text().endswith("hello")
+    assert ask(f"{word} [[say]]hello[[/say]]", attachments=[file]).text() == "hello"
     for request in sends(server):
         assert [content for _, _, content in request.files] == [b"Rex is a dog" * 9_000]
 
