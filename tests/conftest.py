@@ -105,7 +105,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "read_timeout": 0.35,
         "reconnect_timeout": 1.0,
-        "backoff": (0.01, 0.02, 0.05),
+        "backoff": (0.01, 0.02, 0.05, 0.05, 0.05, 0.05),
         "look_again": 0.02,
     }.items():
         monkeypatch.setattr(llm_huggingchat.limits, name, value)
