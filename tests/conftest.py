@@ -29,8 +29,8 @@ import llm_huggingchat
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-# What needs a terminal, a signal, a pipe or a file's mode.
-collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
+# What needs signals, links, pipes or a file's mode.
+collect_ignore = ["test_interrupt.py", "test_privacy.py"] if sys.platform == "win32" else []
 
 
 # --- every test -----------------------------------------------------------------------

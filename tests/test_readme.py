@@ -122,3 +122,13 @@ def test_python_works(service: ChatUI) -> None:
         with contextlib.redirect_stdout(printed):
             exec(compile(program, "README.md", "exec"), {})
         assert "You said: " in printed.getvalue()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="no terminals")
+def test_picture_shows_what_a_terminal_shows() -> None:
+    def texts(svg: str) -> list[str]:
+        return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+
+    made = texts(readme.picture())
+    assert made == texts(readme.PICTURE.read_text("utf-8")), "Run: python tests/readme.py"
