@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import json
@@ -25,6 +26,11 @@ import sqlite_utils
 from chat_ui import ChatUI, Conversation, Message, Request
 
 TurnRequest = Callable[..., llm.Response]
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+QWEN = "Qwen/Qwen3.8-2.4T-A95B"
+# Of Ann, who alone may use a `guarded` server.
+SESSION, TOKEN = "ann-session-value", "ann-token-value"
+COOKIES = f"hf-chat={SESSION}; token={TOKEN}"
 
 
 def ask_sync(
@@ -138,6 +144,33 @@ def logged(*arguments: str) -> list[dict[str, Any]]:
     return list(json.loads(run("logs", "--json", "-n", "0", *arguments).stdout))
 
 
+def host(server: ChatUI) -> str:
+    """The server's host and port, as the key store names it."""
+    return f"127.0.0.1:{server.port}"
+
+
+def use(server: ChatUI, key: str) -> None:
+    """Keep a key for the server."""
+    run("keys", "set", f"huggingchat:{host(server)}", "--value", key)
+
+
+def keys() -> dict[str, Any]:
+    """llm's key store."""
+    path = llm.user_dir() / "keys.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def seen(text: str) -> list[tuple[str, str]]:
+    """What a [[history]] answer says that the model saw: roles and contents."""
+    return [(message["role"], message["content"]) for message in json.loads(text)]
+
+
+def stored(server: ChatUI) -> list[str]:
+    """What the messages of the one conversation say, once all that has ended is stored."""
+    id = only_conversation(server).id
+    return [message["content"] for message in server.messages(id)[1:]]
+
+
 def calls(server: ChatUI) -> list[tuple[str, str]]:
     """Method and path of every request but the catalogue's, in order."""
     return [(r.method, r.path) for r in list(server.log) if r.path != "/api/v2/models"]
@@ -197,6 +230,15 @@ def soon() -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert time.monotonic() - begun < AT_ONCE
+
+
+@contextlib.contextmanager
+def meanwhile(
+    work: Callable[..., Any], *arguments: Any, **options: Any
+) -> Iterator[concurrent.futures.Future[Any]]:
+    """Do something in another thread during this block: as a second terminal does."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work, *arguments, **options)
 
 
 def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:

@@ -1,0 +1,482 @@
+"""Broken connections: nothing lost, nothing sent twice, and an end in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import ChatUI, Fault
+from curl_cffi.requests import AsyncSession
+from helpers import (
+    LLAMA,
+    TurnRequest,
+    ask_async,
+    ask_sync,
+    both,
+    calls,
+    described,
+    kept,
+    meanwhile,
+    only_conversation,
+    parts,
+    run,
+    sends,
+    soon,
+    stored,
+    tree,
+    wait_for,
+)
+
+from llm_huggingchat import limits
+
+pytestmark = pytest.mark.usefixtures("quick")
+PLAIN = "[[tokens=12]] [[delay=0.003]]"
+MIXED = "[[tools]] [[delay=0.003]]"
+# None of these answers repeats its question, so that of an uncut run is the same.
+STEERING = [
+    PLAIN,
+    MIXED,
+    "[[reasoning_events]] [[tokens=6]]",
+    "[[think]]",
+    "[[unicode]]",
+    "[[file]] [[tokens=6]]",
+]
+CUTS = [
+    "[[cut=0]]",
+    "[[cut=5]]",
+    "[[cut=3,1,0,2]]",
+    "[[cut_bytes=777]]",
+    "[[end=2]]",
+    "[[cut=2]] [[gone]]",
+    "[[noise]] [[split]] [[cut=3,1]]",
+]
+MORE_CUTS = [
+    "[[cut=1]]",
+    "[[cut=0,0,0]]",
+    "[[cut_bytes=200]]",
+    "[[end=0]]",
+    "[[cut=2]] [[log_status=404]]",
+    "[[cut=2]] [[log_status=502*2]]",
+    "[[cut=1]] [[churn=1]]",
+]
+
+
+@functools.cache
+def uncut(steering: str) -> list[dict[str, Any]]:
+    """What a prompt gives when nothing breaks."""
+    with ChatUI(store_delay=0) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+        return tidy(ask_sync(steering, web_search=True))
+
+
+def tidy(response: llm.Response) -> list[dict[str, Any]]:
+    """The parts of an answer, without a file's address, which differs, and a last space."""
+    found = parts(response)
+    for part in found:
+        if "text" in part:
+            part["text"] = re.sub(r"\]\(\S+\)", "](…)", part["text"])
+    found[-1]["text"] = found[-1]["text"].rstrip()  # chat-ui stores none
+    return found
+
+
+def one_message_each(server: ChatUI) -> bool:
+    """Is every conversation one question, with one answer to it?"""
+    return all(
+        [message["from"] for message in server.messages(id)] == ["system", "user", "assistant"]
+        for id in server.conversations
+    )
+
+
+def check_healed(server: ChatUI, ask: TurnRequest, steering: str, words: str) -> None:
+    """An answer is that of an uncut run, and the server has one question and one answer."""
+    response = ask(f"{steering} {words}", web_search=True)
+    assert tidy(response) == uncut(steering)
+    assert one_message_each(server)
+    assert len(server.runs) == 1
+    assert kept(response)["message_id"] == server.messages(only_conversation(server).id)[2]["id"]
+
+
+def page(server: ChatUI) -> str:
+    """The address of the one conversation."""
+    return f"{server.url}/conversation/{only_conversation(server).id}"
+
+
+# --- cut in the middle of an answer ---------------------------------------------------
+
+
+@pytest.mark.parametrize("steering", STEERING)
+@pytest.mark.parametrize("words", CUTS)
+def test_answer_is_that_of_an_uncut_run(server: ChatUI, steering: str, words: str) -> None:
+    check_healed(server, ask_sync, steering, words)
+
+
+@pytest.mark.parametrize("words", [*CUTS, *MORE_CUTS])
+def test_async_answer_is_that_of_an_uncut_run(server: ChatUI, words: str) -> None:
+    check_healed(server, ask_async, MIXED, words)
+
+
+@both
+@pytest.mark.parametrize("words", ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]"])
+def test_silence_does_not_change_an_answer(server: ChatUI, ask: TurnRequest, words: str) -> None:
+    check_healed(server, ask, MIXED, words)
+
+
+@pytest.mark.parametrize("size", range(0, 1400, 127))
+def test_cut_after_any_byte_is_healed(server: ChatUI, size: int) -> None:
+    check_healed(server, ask_sync, "[[tools]]", f"[[cut_bytes={size}]]")
+
+
+@both
+def test_log_that_is_gone_is_read_from_the_store_with_its_tools(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    response = ask("[[tools]] [[cut=2]] [[gone]]", web_search=True)
+    assert [part["type"] for part in parts(response)].count("tool_result") == 2
+
+
+@both
+def test_text_that_comes_only_with_the_final_answer_is_given_after_a_cut(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    prompt = "[[unstreamed]] [[cut_bytes=60]] hello"
+    assert ask(prompt).text() == f"You said: {prompt}"
+
+
+@both
+def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI, ask: TurnRequest) -> None:
+    with pytest.raises(llm.ModelError) as caught:
+        ask("[[tokens=20]] [[cut=2]] [[gone_incomplete]]")
+    assert page(server) in str(caught.value)
+    assert server.stops == []
+
+
+@both
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "login"), (403, "403"), (500, "did not come back"), (503, "second")]
+)
+def test_log_that_is_refused_for_good_is_an_error(
+    server: ChatUI, ask: TurnRequest, status: int, says: str
+) -> None:
+    with soon(), pytest.raises(llm.ModelError, match=says) as caught:
+        ask(f"[[tokens=5]] [[cut=1]] [[log_status={status}]]")
+    assert status == 401 or only_conversation(server).id in str(caught.value)
+    assert len(sends(server)) == 1
+    assert server.stops == []
+
+
+def test_log_that_stays_silent_is_an_error(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "reconnect_timeout", 0.5)
+    with soon(), pytest.raises(llm.ModelError) as caught:
+        ask_async("[[tokens=5]] [[cut=1]] [[stall_resume=99]]")
+    assert page(server) in str(caught.value)
+
+
+# --- stopped, or deleted, elsewhere ---------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("words", ["", "[[cut=2]] [[gone]]"])
+def test_answer_that_was_stopped_on_the_web_page_is_marked(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    """Also where it is read from the store."""
+    with meanwhile(ask, f"[[tokens=100]] [[delay=0.01]] {words}") as answer:
+        wait_for(lambda: any(run.text for run in server.all_runs))
+        server.all_runs[0].stop()
+        assert answer.result().text().startswith("w0 ")
+        assert described(answer.result())["interrupted"] is True
+
+
+@both
+def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    with meanwhile(ask, "[[tokens=20]] [[delay=0.01]]") as answer:
+        wait_for(lambda: any(run.text for run in server.all_runs))
+        server.conversations.clear()
+        first = answer.result()
+    assert first.text().endswith("w18 w19 ")
+    assert server.conversations == {}
+    ask("two", after=first)
+    (question,) = server.messages(only_conversation(server).id, "user")
+    assert first.text().strip() in question["content"]  # nothing is lost for the model
+
+
+@both
+def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    with pytest.raises(llm.ModelError, match="was deleted") as caught:
+        ask("[[tokens=9]] [[delete=2]] [[cut=3]]")
+    assert f"{server.url}/conversation/" in str(caught.value)
+    assert len(sends(server)) == 1
+
+
+# --- sending --------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[[drop=after]]",
+        "[[drop=before]]",
+        "[[status=502*1]]",
+        "[[status_after=500]]",
+        "[[status_after=502]]",
+    ],
+)
+def test_message_is_sent_until_it_arrives_and_then_not_again(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    check_healed(server, ask, MIXED, words)
+
+
+@both
+@pytest.mark.parametrize("words", ["[[drop=after]]", "[[drop=before]]"])
+def test_later_message_is_never_doubled(server: ChatUI, ask: TurnRequest, words: str) -> None:
+    first = ask("one")
+    second = ask(f"two {words}", after=first)
+    assert second.text() == f"You said: two {words}"
+    assert stored(server)[2:] == [f"two {words}", f"You said: two {words}"]
+    assert len(sends(server)) == 2 + (words == "[[drop=before]]")
+
+
+async def test_message_on_a_kept_connection_is_never_doubled(server: ChatUI) -> None:
+    conversation = llm.get_async_model("hf-llama").conversation()
+    await conversation.prompt("one").text()
+    assert await conversation.prompt("two [[drop=after]]").text() == "You said: two [[drop=after]]"
+    assert await conversation.prompt("three [[drop=before]]").text()
+    first, second, *_ = sends(server)
+    assert first.connection == second.connection
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"two [[drop=after]]": {"three [[drop=before]]": {}}}
+    }
+
+
+@both
+@pytest.mark.parametrize("word", ["[[drop=before]]", "[[drop=after]]"])
+def test_files_are_sent_again_whole(server: ChatUI, ask: TurnRequest, word: str) -> None:
+    file = llm.Attachment(type="text/plain", content=b"Rex is a dog" * 9_000)
+    assert ask(f"{word} [[say]]hello[[/say]]", attachments=[file]).text() == "hello"
+    for request in sends(server):
+        assert [content for _, _, content in request.files] == [b"Rex is a dog" * 9_000]
+
+
+def test_kept_connection_that_died_is_replaced(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.prompt("one").text()
+    server.faults["POST", "/conversation/*"] = [Fault(drop=True)]
+    assert conversation.prompt("two").text() == "You said: two"
+    server.down()
+    server.up()
+    assert conversation.prompt("three").text() == "You said: three"
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {}}}}
+
+
+@both
+def test_refused_connections_are_tried_again(server: ChatUI, ask: TurnRequest) -> None:
+    server.refuse = 2
+    assert ask("hello").text() == "You said: hello"
+    assert one_message_each(server)
+
+
+def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:
+    server.faults["POST", "/conversation/*"] = [Fault(stall=True)]
+    assert ask_async("hello").text() == "You said: hello"
+    assert one_message_each(server)
+
+
+def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
+    with pytest.raises(llm.ModelError) as caught:
+        ask_async("[[drop=before*99]]")
+    assert len(sends(server)) == limits.max_attempts
+    assert page(server) in str(caught.value)
+    assert server.messages(only_conversation(server).id, "user") == []
+
+
+# --- making a conversation ------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("fault", [Fault(drop=True), Fault(status=503)], ids=["drop", "503"])
+def test_creation_that_breaks_is_tried_again(
+    server: ChatUI, ask: TurnRequest, fault: Fault
+) -> None:
+    server.faults["POST", "/conversation"] = [fault, fault]
+    assert ask("hello").text() == "You said: hello"
+    assert len(server.conversations) == 1
+
+
+def test_creation_that_stalls_is_an_error_and_not_made_twice(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "call_timeout", 0.3)
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    with pytest.raises(llm.ModelError, match="did not answer"):
+        ask_sync("hello")
+    assert calls(server) == [("POST", "/conversation")]
+
+
+def test_creation_that_takes_long_is_waited_for(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(delay=0.6)]  # longer than a stream is silent
+    assert ask_sync("hello").text() == "You said: hello"
+    assert [path for _, path in calls(server)].count("/conversation") == 1
+
+
+@both
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("fault", [Fault(drop=True, done=True), Fault(status=502, done=True)])
+def test_conversation_that_was_made_though_the_answer_was_lost_is_found(
+    server: ChatUI, ask: TurnRequest, system: str | None, fault: Fault
+) -> None:
+    ask("zero")  # on a kept connection curl alone would send it again
+    server.faults["POST", "/conversation"] = [fault]
+    assert ask("hello", system=system).text() == "You said: hello"
+    assert [path for _, path in calls(server)].count("/conversation") == 2
+    assert one_message_each(server)
+    _, second = server.conversations.values()
+    assert second.preprompt == (system or "")
+
+
+def test_conversation_that_is_not_alike_is_not_taken_for_a_lost_one(server: ChatUI) -> None:
+    qwen = server.add_conversation("session", "Qwen/Qwen3.6-27B", "")
+    brief = server.add_conversation("session", LLAMA, "Be brief.")
+    ask_sync("one", key="session")
+    server.faults["POST", "/conversation"] = [Fault(drop=True)]
+    ask_sync("two", key="session")
+    first, second = list(server.conversations)[2:]
+    assert [len(server.messages(id)) for id in (qwen.id, brief.id, first, second)] == [1, 1, 3, 3]
+
+
+async def test_conversations_whose_answers_were_lost_at_once_stay_apart(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = 3 * [Fault(drop=True, done=True)]
+    server.latency = 0.05  # so that all have looked before any has sent
+    model = llm.get_async_model("hf-llama")
+    await asyncio.gather(*(model.prompt(word).text() for word in ("left", "right", "ahead")))
+    assert len(server.conversations) == 3
+    assert one_message_each(server)
+
+
+# --- the server goes away -------------------------------------------------------------
+
+
+def while_streaming(server: ChatUI, ask: Callable[..., Any], *act: Callable[[], None]) -> Any:
+    """Prompt for a long answer, and do something once the model has begun to speak."""
+    with meanwhile(ask, "[[tokens=40]] [[delay=0.01]]") as answer:
+        wait_for(lambda: any(run.text for run in server.all_runs))
+        for step in act:
+            step()
+        return answer.result()
+
+
+@both
+def test_server_comes_back_in_the_middle(server: ChatUI, ask: TurnRequest) -> None:
+    response = while_streaming(server, ask, server.down, server.up)
+    assert response.text() == "".join(f"w{number} " for number in range(40))
+    assert one_message_each(server)
+
+
+def test_server_that_never_comes_back_is_an_error(server: ChatUI) -> None:
+    with soon(), pytest.raises(llm.ModelError) as caught:
+        while_streaming(server, ask_sync, server.down)
+    assert page(server) in str(caught.value)
+
+
+def test_what_was_printed_stays_when_the_server_goes(server: ChatUI) -> None:
+    def prompt(text: str) -> Any:
+        return run("-m", "hf-llama", text, status=1)
+
+    shown = while_streaming(server, prompt, server.down)
+    assert shown.stdout.startswith("w0 ")
+    assert only_conversation(server).id in shown.stderr
+    assert len(shown.stderr.strip().splitlines()) <= 2
+
+
+def test_call_has_one_limit_for_all_its_attempts(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "call_timeout", 0.4)
+    server.faults["GET", "/api/v2/conversations"] = 9 * [Fault(delay=0.25, drop=True)]
+    run("huggingchat", "conversations", status=1)
+    assert 1 <= len([path for _, path in calls(server) if path == "/api/v2/conversations"]) <= 2
+
+
+# --- what takes long and is no fault --------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("words", ["", "[[cut_bytes=150]]"])
+def test_thinking_is_not_silence(
+    server: ChatUI, ask: TurnRequest, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the stream nor on the log, and unused connections may be closed meanwhile."""
+    monkeypatch.setattr(limits, "reconnect_timeout", 0.4)
+    monkeypatch.setattr(limits, "keep_alive", 0.1)
+    prompt = f"{words} [[wait=0.7]]"
+    assert ask(prompt).text() == f"You said: {prompt}"
+    logs = [path for _, path in calls(server) if path.endswith("/stream")]
+    assert len(logs) == bool(words)
+
+
+@both
+def test_answer_may_take_longer_than_curl_gives_a_request(
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """curl_cffi ends a request after 30 seconds unless told otherwise; here after 0.2."""
+    make = AsyncSession.__init__
+
+    def hasty(self: AsyncSession[Any], **options: Any) -> None:
+        make(self, **options)
+        self.timeout = 0.2
+
+    monkeypatch.setattr(AsyncSession, "__init__", hasty)
+    server.faults["POST", "/conversation"] = [Fault(delay=0.3)]
+    assert ask("[[wait=0.4]]").text() == "You said: [[wait=0.4]]"
+    assert len(sends(server)) == 1
+    assert not any(path.endswith("/stream") for _, path in calls(server))
+
+
+def test_slow_upload_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatUI(store_delay=0, uplink=200_000) as server:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+        file = llm.Attachment(type="text/plain", content=b"x" * 120_000)
+        assert ask_sync("[[say]]Long.[[/say]]", attachments=[file]).text() == "Long."
+        assert len(sends(server)) == 1
+        assert not any(path.endswith("/stream") for _, path in calls(server))
+
+
+@both
+def test_unused_connections_are_closed(
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "keep_alive", 0.1)
+    first = ask("one")
+    wait_for(lambda: server.open_connections == 0)
+    assert ask("two", after=first).text() == "You said: two"
+    wait_for(lambda: server.open_connections == 0)
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+@both
+@pytest.mark.parametrize("words", ["hello", "[[tools]]", "[[cut=1]]", "[[err=500]]", "[[empty]]"])
+def test_answer_that_ended_is_not_stopped(server: ChatUI, ask: TurnRequest, words: str) -> None:
+    try:
+        ask(words, web_search=True)
+    except llm.ModelError:
+        assert words in ("[[err=500]]", "[[empty]]")
+    ask("another")
+    assert server.stops == []
+
+
+def test_what_is_waited_for_at_the_end_is_short() -> None:
+    """Tests shorten the other limits; these are felt after every answer."""
+    fresh = type(limits)()
+    assert fresh.stop_timeout < 0.8
+    assert fresh.id_timeout <= 2
+    assert fresh.tail_timeout <= 0.2

@@ -1,0 +1,679 @@
+"""llm's chain and the server's tree are one, however a conversation is continued."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+import llm.plugins
+import pytest
+from chat_ui import ChatUI, Fault
+from conftest import reset
+from helpers import (
+    LLAMA,
+    NEVER,
+    QWEN,
+    TurnRequest,
+    ask_async,
+    ask_sync,
+    both,
+    calls,
+    described,
+    host,
+    kept,
+    logged,
+    meanwhile,
+    only_conversation,
+    run,
+    seen,
+    sends,
+    soon,
+    stored,
+    tree,
+    use,
+    wait_for,
+)
+from llm.parts import Message, TextPart
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+class Parrot(llm.Model):
+    """A model of another provider."""
+
+    model_id = "parrot"
+
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+    ) -> Iterator[str]:
+        yield f"Squawk: {prompt.prompt}"
+
+
+@pytest.fixture
+def parrot() -> Iterator[None]:
+    """A model of another provider, which llm knows."""
+
+    class Plugin:
+        @llm.hookimpl
+        def register_models(self, register: Any) -> None:
+            register(Parrot())
+
+    plugin = Plugin()
+    llm.plugins.load_plugins()
+    llm.plugins.pm.register(plugin)
+    yield
+    llm.plugins.pm.unregister(plugin)
+
+
+# --- a line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=" ".join)
+def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one", "-s", "Be brief", *way)
+    run("-c", "two", *way)
+    shown = run("-c", "[[history]]", *way)
+    conversation = only_conversation(server)
+    assert tree(server, conversation.id) == {"one": {"two": {"[[history]]": {}}}}
+    assert seen(shown.stdout)[1:] == [
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "two"),
+        ("assistant", "You said: two"),
+        ("user", "[[history]]"),
+    ]
+    inputs = [request.data["inputs"] for request in sends(server) if request.data]
+    assert inputs == ["one", "two", "[[history]]"]
+    assert conversation.preprompt == "Be brief"
+    assert shown.stderr == ""
+
+
+@both
+def test_later_turn_makes_one_request_before_its_first_token(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    response = ask("one")
+    path = f"/conversation/{only_conversation(server).id}"
+    wait_for(lambda: "running" not in server.runs.values())
+    before = len(calls(server))
+    server.may_speak.clear()
+    with meanwhile(ask, "two", after=response) as answer:
+        wait_for(lambda: len(server.all_runs) == 2)
+        assert calls(server)[before:] == [("POST", path)]
+        server.may_speak.set()
+        assert answer.result().text() == "You said: two"
+
+
+def test_later_uploads_do_not_grow_with_the_conversation(server: ChatUI) -> None:
+    conversation = llm.get_model("hf-llama").conversation()
+    for number in range(20):
+        assert conversation.prompt(f"turn {number:02}").text() == f"You said: turn {number:02}"
+    sizes = {len(request.body) for request in sends(server)[1:]}
+    assert len(sizes) == 1
+    assert len(server.messages(only_conversation(server).id)) == 41
+    assert [method for method, path in calls(server) if path == "/conversation"] == ["POST"]
+
+
+def test_chat_keeps_its_connections(server: ChatUI) -> None:
+    shown = run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
+    assert "You said: four" in shown.stdout
+    id = only_conversation(server).id
+    assert tree(server, id) == {"one": {"two": {"three": {"four": {}}}}}
+    second, *_ = later = sends(server)[1:]
+    opened = {request.connection for request in server.log if request.number < second.number}
+    assert {request.connection for request in later} <= opened
+
+
+def test_chat_continues_a_conversation(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("chat", "-c", input="two\nthree\nquit\n")
+    run("-c", "four")
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {"four": {}}}}}
+
+
+async def test_conversation_objects_continue(server: ChatUI) -> None:
+    sync = llm.get_model("hf-llama").conversation()
+    asynchronous = llm.get_async_model("hf-llama").conversation()
+    for prompt in ("one", "two", "three"):
+        sync.prompt(prompt).text()  # where a loop runs, too
+        await asynchronous.prompt(prompt).text()
+    line = {"one": {"two": {"three": {}}}}
+    assert [tree(server, id) for id in server.conversations] == [line, line]
+
+
+@both
+def test_chain_given_as_messages_continues(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one")
+    ask(messages=[*first.prompt.messages, *first.messages(), llm.user("two")])
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+def test_sync_async_and_sync_again(server: ChatUI) -> None:
+    first = ask_sync("one")
+    second = ask_async("two", after=first)
+    third = ask_sync("three", after=second)
+    ask_async("four", after=third)
+    run("-m", "hf-llama", "one")
+    run("-c", "--async", "two")
+    run("-c", "three")
+    run("-c", "--async", "four")
+    line = {"one": {"two": {"three": {"four": {}}}}}
+    assert [tree(server, id) for id in server.conversations] == [line, line]
+
+
+@both
+def test_response_survives_being_stored_as_json(server: ChatUI, ask: TurnRequest) -> None:
+    saved = json.dumps(ask("one [[reason]]").to_dict())
+    response = llm.Response.from_dict(json.loads(saved))
+    assert response.text() == "You said: one [[reason]]"
+    ask("two", after=response)
+    assert tree(server, only_conversation(server).id) == {"one [[reason]]": {"two": {}}}
+
+
+# --- branches -------------------------------------------------------------------------
+
+
+@both
+def test_two_replies_are_two_branches(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one")
+    left = ask("left [[history]]", after=first)
+    right = ask("right [[history]]", after=first)
+    ask("lefter", after=left)
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left [[history]]": {"lefter": {}}, "right [[history]]": {}}
+    }
+    assert seen(right.text()) == [
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "right [[history]]"),
+    ]
+
+
+def latest_thread() -> str:
+    """llm's own id of the latest conversation in its logs."""
+    return str(logged()[-1]["conversation_id"])
+
+
+def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    first = latest_thread()
+    run("-m", "hf-qwen", "something else")
+    run("--cid", first, "two")
+    run("--cid", first, "three")
+    id, other = server.conversations
+    assert tree(server, id) == {"one": {"two": {"three": {}}}}
+    assert tree(server, other) == {"something else": {}}
+
+
+def test_branches_of_python_and_of_the_command_line_share_a_tree(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "two")
+    entry = logged()[0]["response_json"]["huggingchat"]
+    answer = TextPart("You said: one", provider_metadata={"huggingchat": entry})
+    chain = [llm.user("one"), Message("assistant", [answer])]
+    ask_sync(messages=[*chain, llm.user("aside")])
+    run("-c", "three")
+    assert tree(server, entry["conversation_id"]) == {"one": {"two": {"three": {}}, "aside": {}}}
+
+
+# --- the answer's id ------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("word", ["[[nofetch]]", f"[[slowfetch={NEVER}]]"])
+def test_answer_whose_id_cannot_be_had_is_given_and_found_next_time(
+    server: ChatUI, ask: TurnRequest, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_huggingchat.limits.id_timeout", 0.1)
+    with soon():
+        response = ask(f"one {word}")
+    assert response.text() == f"You said: one {word}"
+    assert "message_id" not in kept(response)
+    only_conversation(server).words.clear()
+    ask("two", after=response)
+    assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
+
+
+def test_logged_answer_without_id_is_found_again(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one [[nofetch]]")
+    only_conversation(server).words.clear()
+    run("-c", "two")
+    run("-c", "three")
+    assert tree(server, only_conversation(server).id) == {"one [[nofetch]]": {"two": {"three": {}}}}
+
+
+async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) -> None:
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    left = await first.reply("left [[nofetch]]")
+    await left
+    only_conversation(server).words.clear()
+    await (await first.reply("right")).text()
+    await (await left.reply("on")).text()
+    await asyncio.to_thread(server.messages, only_conversation(server).id)
+    assert tree(server, only_conversation(server).id) == {
+        "one": {"left [[nofetch]]": {"on": {}}, "right": {}}
+    }
+
+
+async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(server: ChatUI) -> None:
+    server.latency = 0.15
+    model = llm.get_async_model("hf-llama")
+    responses = [model.prompt(f"[[say]]{number}[[/say]]") for number in range(5)]
+    await asyncio.gather(*(response.text() for response in responses))
+    found = [described(await response.to_sync_response()) for response in responses]
+    answers = [server.messages(id, "assistant")[0]["id"] for id in server.conversations]
+    assert sorted(answer.get("message_id", "") for answer in found) == sorted(answers)
+
+
+# --- another model --------------------------------------------------------------------
+
+
+@both
+def test_another_model_takes_the_conversation_over(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one")
+    wait_for(lambda: "running" not in server.runs.values())
+    before = len(calls(server))
+    second = ask("two", after=first, model="hf-qwen")
+    conversation = only_conversation(server)
+    assert calls(server)[before:][:2] == [
+        ("PATCH", f"/api/v2/conversations/{conversation.id}"),
+        ("POST", f"/conversation/{conversation.id}"),
+    ]
+    assert conversation.model == second.resolved_model == QWEN
+    assert tree(server, conversation.id) == {"one": {"two": {}}}
+
+
+@both
+def test_change_of_the_model_that_meets_a_fault_is_tried_again(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    first = ask("one")
+    server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
+    ask("two", after=first, model="hf-qwen")
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+    assert only_conversation(server).model == QWEN
+
+
+async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
+    """What counts is the conversation's model now, not that of the answer to go on from."""
+    llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
+    first = llama.prompt("one")
+    await first
+    other = llm.AsyncResponse.from_dict((await first.to_sync_response()).to_dict(), model=qwen)
+    await (await other.reply("two")).text()
+    assert only_conversation(server).model == QWEN
+    await (await first.reply("three")).text()
+    assert only_conversation(server).model == LLAMA
+
+
+def test_another_model_on_the_command_line(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "-m", "hf-qwen", "two")
+    run("-c", "three")
+    conversation = only_conversation(server)
+    assert tree(server, conversation.id) == {"one": {"two": {"three": {}}}}
+    patches = [request.body for request in server.log if request.method == "PATCH"]
+    assert json.loads(patches[0]) == {"model": QWEN}
+
+
+def test_model_that_was_chosen_on_the_web_page_is_told(
+    server: ChatUI, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ask_sync("one")
+    other = "Qwen/Qwen3.6-27B"
+    server.messages(only_conversation(server).id)
+    only_conversation(server).model = other
+    answer = ask_sync("two", after=first)
+    assert caplog.messages == [f"{other} answered: it was chosen on the web page"]
+    assert answer.resolved_model == other
+
+
+# --- turns and histories from elsewhere -----------------------------------------------
+
+
+@pytest.mark.usefixtures("parrot")
+def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    run("-c", "-m", "parrot", "two")
+    run("-c", "-m", "hf-llama", "three")
+    shown = run("-c", "-m", "hf-llama", "[[history]]")
+    messages = seen(shown.stdout)
+    assert [role for role, _ in messages] == ["user", "assistant"] * 2 + ["user"]
+    (_, carried) = messages[2]
+    assert carried.endswith("three")
+    for piece in ("User: two", "Assistant: Squawk: two"):
+        assert carried.count(piece) == 1
+    assert "one" not in carried
+    assert messages[4] == ("user", "[[history]]")
+
+
+@both
+def test_history_from_elsewhere_is_carried(server: ChatUI, ask: TurnRequest) -> None:
+    history = [
+        llm.system("Be brief"),
+        llm.user("my name is Ann"),
+        llm.assistant("Hello Ann"),
+        llm.user("my dog is Rex"),
+        llm.assistant("Hello Rex"),
+    ]
+    first = ask(messages=[*history, llm.user("who am I?")])
+    ask("and my dog?", after=first)
+    conversation = only_conversation(server)
+    assert conversation.preprompt == "Be brief"
+    question, second = server.messages(conversation.id, "user")
+    order = ["my name is Ann", "Hello Ann", "my dog is Rex", "Hello Rex", "who am I?"]
+    places = [question["content"].index(piece) for piece in order]
+    assert places == sorted(places)
+    assert question["content"].endswith("who am I?")
+    assert "Be brief" not in question["content"]
+    assert second["content"] == "and my dog?"
+
+
+@both
+def test_system_prompt_that_comes_back_is_told_again(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one", system="Speak French")
+    second = ask("two", after=first, system="Speak Dutch")
+    ask("three", after=second, system="Speak French")
+    *_, third = server.messages(only_conversation(server).id, "user")
+    assert "Speak French" in third["content"]
+
+
+@both
+def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
+    server: ChatUI, ask: TurnRequest, tmp_path: pathlib.Path
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Rex is a dog")
+    attachment = llm.Attachment(path=str(notes), type="text/plain")
+    first = ask("one", attachments=[attachment])
+    ask("two", after=first)
+    assert [len(request.files) for request in sends(server)] == [1, 0]
+    assert b"Rex is a dog" not in sends(server)[1].body
+    history = [llm.user("read this", attachment), llm.assistant("Done")]
+    ask(messages=[*history, llm.user("and now?")])
+    (_, other) = server.conversations
+    (question,) = server.messages(other, "user")
+    assert "notes.txt" in question["content"]
+    assert "Rex is a dog" not in question["content"]
+    assert sends(server)[2].files == []
+
+
+def test_fragments_of_earlier_turns_are_not_sent_again(
+    server: ChatUI, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "facts.txt").write_text("The sky is blue")
+    run("-m", "hf-llama", "one", "-f", str(tmp_path / "facts.txt"))
+    run("-c", "two")
+    first, second = sends(server)
+    assert first.data is not None
+    assert second.data is not None
+    assert "The sky is blue" in first.data["inputs"]
+    assert second.data["inputs"] == "two"
+
+
+# --- conversations that are not there -------------------------------------------------
+
+
+def whole_history(server: ChatUI, id: str) -> bool:
+    """Does the one question of a conversation hold the earlier turn, and then the new one?"""
+    (question,) = server.messages(id, "user")
+    content = question["content"]
+    return "User: one" in content and "You said: one" in content and bool(content.endswith("two"))
+
+
+@both
+@pytest.mark.parametrize("model", ["hf-llama", "hf-qwen"])
+def test_deleted_conversation_starts_anew_and_says_so(
+    server: ChatUI,
+    ask: TurnRequest,
+    model: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = ask("one", system="Be brief")
+    gone = kept(first)["conversation_id"]
+    server.messages(gone)
+    del server.conversations[gone]
+    second = ask("two", after=first, model=model)
+    new = only_conversation(server)
+    assert kept(second)["conversation_id"] == new.id != gone
+    assert whole_history(server, new.id)
+    assert new.preprompt == "Be brief"
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")  # a library writes neither
+    (told,) = caplog.messages
+    assert gone in told
+    ask("three", after=second)
+    assert len(server.messages(new.id, "user")) == 2
+
+
+def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    server.messages(only_conversation(server).id)
+    server.conversations.clear()
+    shown = run("-c", "two")
+    assert len(shown.stderr.splitlines()) == 1
+    assert run("-c", "three").stderr == ""
+    (first, second) = server.messages(only_conversation(server).id, "user")
+    assert "You said: one" in first["content"]
+    assert second["content"] == "three"
+
+
+@both
+def test_conversation_of_another_account_starts_anew(
+    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ask("one", key="hf-chat=ann")
+    ask("two", after=first, key="hf-chat=bob")
+    anns, bobs = server.conversations.values()
+    assert (anns.session, bobs.session) == ("ann", "bob")
+    assert whole_history(server, bobs.id)
+    assert tree(server, anns.id) == {"one": {}}
+    assert len(caplog.messages) == 1
+
+
+def delete_messages(server: ChatUI) -> str:
+    """Somebody deletes all messages of the one conversation, whose id this is."""
+    conversation = only_conversation(server)
+    server.messages(conversation.id)  # all is stored
+    conversation.messages = conversation.messages[:1]
+    conversation.messages[0]["children"] = []
+    conversation.words.clear()
+    return conversation.id
+
+
+@pytest.mark.parametrize("prompt", ["one", "one [[nofetch]]"])
+def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(
+    server: ChatUI, caplog: pytest.LogCaptureFixture, prompt: str
+) -> None:
+    first = ask_sync(prompt)
+    old = delete_messages(server)
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync(None, after=first, retry=True)
+    ask_sync("two", after=first)
+    for told in (str(error.value), *caplog.messages):
+        assert "answer to go on from" in told
+        assert "no such conversation" not in told
+    assert len(server.messages(old)) == 1
+    assert len(server.conversations) == 2
+
+
+def test_another_server_gets_the_history_but_not_the_cookies(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(server, "hf-chat=of-the-first")
+    run("-m", "hf-llama", "one")
+    with ChatUI(store_delay=0) as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        run("-c", "two")
+        assert whole_history(other, only_conversation(other).id)
+        for request in other.log:
+            assert b"of-the-first" not in request.body
+            assert "of-the-first" not in str(request.headers)
+        run("-c", "three")
+        assert len(other.messages(only_conversation(other).id, "user")) == 2
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+    run("-c", "back")
+    conversation = only_conversation(server)
+    assert conversation.session == "of-the-first"
+    _, back = server.messages(conversation.id, "user")
+    assert "You said: three" in back["content"]
+    assert tree(server, conversation.id) == {"one": {back["content"]: {}}}
+
+
+# --- refused messages -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [413, 429])
+def test_first_message_that_is_refused_leaves_no_empty_conversation(
+    server: ChatUI, status: int
+) -> None:
+    body = b'{"message":"An error occurred"}'
+    refused = Fault(status=status, body=body, content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync("one")
+    assert not server.conversations
+    assert "/conversation/" not in str(error.value)
+
+
+def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> None:
+    server.faults["POST", "/conversation/*"] = [Fault(status=502)] * 20
+    with pytest.raises(llm.ModelError) as error:
+        ask_sync("one")
+    assert only_conversation(server).id in str(error.value)
+    server.faults["POST", "/conversation/*"] = [Fault(status=502), Fault(status=413)]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two")
+    assert len(server.conversations) == 2
+
+
+def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
+    first = ask_sync("one")
+    refused = Fault(status=413, body=b"{}", content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two", after=first)
+    assert stored(server) == ["one", "You said: one"]
+
+
+# --- another answer -------------------------------------------------------------------
+
+
+@both
+def test_retry_makes_a_sibling_answer(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one")
+    again = ask(after=first, options={"retry": True})
+    assert again.text() == "You said: one"
+    messages = server.messages(only_conversation(server).id)
+    assert [message["from"] for message in messages] == ["system", "user", "assistant", "assistant"]
+    (request,) = sends(server)[1:]
+    assert request.data
+    assert request.data["is_retry"] is True
+    assert "inputs" not in request.data
+    ask("two", after=again)
+    answers = server.messages(only_conversation(server).id)[2:4]
+    assert [len(answer["children"]) for answer in answers] == [0, 1]
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_retry_on_the_command_line(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one")
+    assert run("-c", "", "-o", "retry", "true", *way).stdout == "You said: one\n"
+    run("-c", "two", *way)
+    conversation = only_conversation(server)
+    _, second, _ = server.messages(conversation.id, "assistant")
+    assert tree(server, conversation.id) == {"one": {"two": {}}}
+    (two,) = [m for m in server.messages(conversation.id, "user") if m["content"] == "two"]
+    assert two["ancestors"][-1] == second["id"]
+
+
+@both
+@pytest.mark.parametrize("prompt", ["words", ""])
+def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: TurnRequest, prompt: str) -> None:
+    earlier = ask("one") if prompt else None
+    before = len(sends(server))
+    with pytest.raises(llm.ModelError, match="retry"):
+        ask(prompt, after=earlier, **({"options": {"retry": True}} if earlier else {"retry": True}))
+    assert len(sends(server)) == before
+
+
+# --- many at once ---------------------------------------------------------------------
+
+
+async def test_twenty_prompts_go_at_once(server: ChatUI) -> None:
+    """None waits for another's answer: all are sent before the first is given."""
+    server.may_speak.clear()
+    model = llm.get_async_model("hf-llama")
+    prompts = [model.prompt(f"number {number}") for number in range(20)]
+    answers = asyncio.gather(*(prompt.text() for prompt in prompts))
+    await asyncio.to_thread(wait_for, lambda: len(server.runs) == 20)
+    server.may_speak.set()
+    assert await answers == [f"You said: number {number}" for number in range(20)]
+    assert len(server.conversations) == 20
+
+
+def test_threads_talk_at_once(server: ChatUI) -> None:
+    model = llm.get_model("hf-llama")
+
+    def talk(number: int) -> list[str]:
+        conversation = model.conversation()
+        return [conversation.prompt(f"{number} {word}").text() for word in ("one", "two")]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(talk, range(8)))
+    assert answers == [[f"You said: {n} one", f"You said: {n} two"] for n in range(8)]
+    assert [len(server.messages(id)) for id in server.conversations] == [5] * 8
+
+
+# --- sessions -------------------------------------------------------------------------
+
+
+def test_anonymous_session_is_kept_for_the_next_process(
+    server: ChatUI, user_path: pathlib.Path
+) -> None:
+    run("-m", "hf-llama", "one")
+    store = user_path / "keys.json"
+    assert f"huggingchat:{host(server)}" in json.loads(store.read_text())
+    assert os.name == "nt" or store.stat().st_mode & 0o077 == 0
+    reset()
+    run("-c", "two")
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+@both
+def test_session_that_cannot_be_kept_is_used_all_the_same(
+    server: ChatUI, ask: TurnRequest, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
+    first = ask("one")
+    ask("two", after=first)
+    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+    assert caplog.text.count("session is not kept") == 1
+    assert not (user_path / "keys.json").exists()
+
+
+@pytest.mark.process
+def test_first_prompts_of_several_processes_use_one_session(server: ChatUI) -> None:
+    run("logs", "status")
+    server.faults["POST", "/conversation"] = [Fault(delay=0.3)] * 3
+    command = [sys.executable, "-m", "llm", "-m", "hf-llama", "hello"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    shown = [process.communicate(timeout=60)[0] for process in processes]
+    assert shown == [b"You said: hello\n"] * 3
+    assert len({conversation.session for conversation in server.conversations.values()}) == 1
+    run("-c", "two")
+    assert len(server.conversations) == 3

@@ -1,0 +1,444 @@
+"""Ctrl-C, iterators left early, cancelled tasks: the model stops, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+
+import llm
+import pytest
+from chat_ui import ChatUI, Fault
+from helpers import (
+    AT_ONCE,
+    NEVER,
+    PATIENT,
+    ask_sync,
+    command,
+    default_signals,
+    described,
+    make_logs,
+    meanwhile,
+    only_conversation,
+    run,
+    sends,
+    soon,
+    stored,
+    wait_for,
+)
+
+from llm_huggingchat import limits
+
+LONG = f"[[tokens={2 * NEVER:.0f}]] [[delay=0.1]]"
+SILENT = f"[[wait={NEVER}]]"
+STALLED = f"[[stall=1]] {LONG}"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends here ends because somebody left."""
+    for name in ("read_timeout", "reconnect_timeout", "call_timeout", "store_timeout"):
+        monkeypatch.setattr(limits, name, NEVER)
+
+
+def speaks(server: ChatUI) -> bool:
+    """Has a model begun to speak?"""
+    return any(run.text for run in server.all_runs)
+
+
+def interrupted(server: ChatUI) -> bool:
+    """Was the server told to stop every run, and did it?"""
+    told = {generation_id for _, generation_id in server.stops}
+    return set(server.runs.values()) == {"interrupted"} and told == set(server.runs)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds, and let the loop go on."""
+    await asyncio.to_thread(wait_for, condition)
+
+
+@contextlib.contextmanager
+def ctrl_c(when: Callable[[], object]) -> Iterator[None]:
+    """Press Ctrl-C as soon as something holds; it has to come up in this block, and at once."""
+
+    def press() -> None:
+        wait_for(when)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    with meanwhile(press) as pressed, soon(), pytest.raises(KeyboardInterrupt):
+        yield
+    assert pressed.done()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+# --- iterators left early, tasks cancelled --------------------------------------------
+
+
+def test_iterator_that_is_left_stops_the_run_where_the_reader_was(server: ChatUI) -> None:
+    shown = ""
+    for chunk in llm.get_model("hf-llama").prompt("[[tokens=6000]] [[delay=0.02]]"):
+        shown += chunk
+        if "w5" in shown:
+            break
+    wait_for(lambda: interrupted(server))
+    (answer,) = server.messages(only_conversation(server).id, "assistant")
+    assert answer["interrupted"]
+    assert answer["content"].startswith(shown.strip())
+    assert len(answer["content"]) < len(shown) + 100
+
+
+async def test_async_iterator_that_is_left_stops_the_run(server: ChatUI) -> None:
+    async for _ in llm.get_async_model("hf-llama").prompt(LONG):
+        break
+    await until(lambda: interrupted(server))
+
+
+async def test_cancelled_task_stops_the_run(server: ChatUI) -> None:
+    task = asyncio.create_task(llm.get_async_model("hf-llama").prompt(LONG).text())
+    await until(lambda: speaks(server))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: interrupted(server))
+
+
+async def test_task_cancelled_at_the_moment_of_a_token_loses_nothing(server: ChatUI) -> None:
+    """What was given is what is stored, whenever the cancel comes."""
+    model = llm.get_async_model("hf-llama")
+    given: dict[int, str] = {}
+
+    async def read(number: int) -> None:
+        given[number] = ""
+        async for chunk in model.prompt(f"{number} [[tokens=400]] [[delay=0.004]]"):
+            given[number] += chunk
+            if len(given[number]) > 4 * number:
+                task.cancel()
+
+    for number in range(8):
+        task = asyncio.create_task(read(number))
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await until(lambda: interrupted(server))
+    for number, id in enumerate(server.conversations):
+        (answer,) = await asyncio.to_thread(server.messages, id, "assistant")
+        assert answer["content"].startswith(given[number].strip())
+
+
+@pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
+async def test_timeout_stops_the_run(server: ChatUI, words: str) -> None:
+    with soon(), pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt(words).text(), 0.25)
+    await until(lambda: interrupted(server))
+
+
+async def test_wait_for_each_piece_and_then_no_longer(server: ChatUI) -> None:
+    pieces = llm.get_async_model("hf-llama").prompt(f"[[stall=3]] {LONG}").__aiter__()
+    given = [await asyncio.wait_for(pieces.__anext__(), NEVER) for _ in range(3)]
+    assert given == ["w0 ", "w1 ", "w2 "]
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(pieces.__anext__(), 0.05)
+    await until(lambda: interrupted(server))
+    assert stored(server)[1].startswith("w0 w1 w2")
+
+
+async def test_timeout_while_nothing_is_sent_yet_leaves_nothing(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt("hello").text(), 0.15)
+    await until(lambda: server.open_connections == 0)
+    assert server.stops == []
+    assert server.conversations == {}
+
+
+async def test_end_of_the_loop_stops_the_run(server: ChatUI) -> None:
+    async def abandon() -> None:
+        chunks = llm.get_async_model("hf-llama").prompt(LONG)
+        await chunks.__aiter__().__anext__()
+
+    await asyncio.to_thread(asyncio.run, abandon())
+    await until(lambda: interrupted(server))
+
+
+def test_one_of_two_prompts_is_left(server: ChatUI) -> None:
+    left = iter(llm.get_model("hf-llama").prompt(LONG))
+    next(left)
+    assert ask_sync("hello").text() == "You said: hello"
+    left.close()  # type: ignore[attr-defined]
+    wait_for(lambda: sorted(server.runs.values()) == ["completed", "interrupted"])
+
+
+async def test_prompts_that_are_left_leave_nothing_behind(server: ChatUI) -> None:
+    sync, asynchronous = llm.get_model("hf-llama"), llm.get_async_model("hf-llama")
+
+    async def leave(count: int) -> tuple[int, int, int]:
+        for _ in range(count):
+            async for _ in asynchronous.prompt(LONG):
+                break
+            for _ in sync.prompt(LONG):
+                break
+        await until(lambda: interrupted(server))
+        gc.collect()
+        await until(lambda: server.open_connections < 10)
+        files = len(os.listdir("/dev/fd")) - 2 * server.open_connections
+        threads = threading.active_count() - server.open_connections
+        return files, threads, len(asyncio.all_tasks())
+
+    before = await leave(3)
+    after = await leave(12)
+    assert len(server.stops) == 30
+    assert all(new <= old + 6 for old, new in zip(before, after, strict=True)), (before, after)
+
+
+# --- Ctrl-C in a program --------------------------------------------------------------
+
+
+def test_ctrl_c_in_a_sync_prompt(server: ChatUI) -> None:
+    shown = ""
+    with ctrl_c(lambda: speaks(server)):
+        for chunk in llm.get_model("hf-llama").prompt(LONG):
+            shown += chunk
+    wait_for(lambda: interrupted(server))
+    assert stored(server)[1].startswith(shown.strip())
+
+
+@pytest.mark.parametrize("words", [SILENT, STALLED], ids=["thinks", "stalls"])
+def test_ctrl_c_while_nothing_comes(server: ChatUI, words: str) -> None:
+    with ctrl_c(lambda: server.all_runs):
+        ask_sync(words)
+    wait_for(lambda: interrupted(server))
+
+
+def test_ctrl_c_while_nothing_was_sent(server: ChatUI) -> None:
+    server.faults["POST", "/conversation"] = [Fault(stall=True)]
+    with ctrl_c(lambda: server.log):
+        ask_sync("hello")
+    assert server.stops == []
+    assert ask_sync("hello").text() == "You said: hello"
+
+
+async def _read(prompt: str) -> None:
+    async for _ in llm.get_async_model("hf-llama").prompt(prompt):
+        pass
+
+
+async def _wait_for_each_piece(prompt: str) -> None:
+    pieces = llm.get_async_model("hf-llama").prompt(prompt).__aiter__()
+    while True:
+        await asyncio.wait_for(pieces.__anext__(), NEVER)
+
+
+async def _between_two_pieces(prompt: str) -> None:
+    async for _ in llm.get_async_model("hf-llama").prompt(prompt):
+        await asyncio.sleep(NEVER)
+
+
+@pytest.mark.parametrize("program", [_read, _wait_for_each_piece, _between_two_pieces])
+def test_ctrl_c_in_an_async_prompt(server: ChatUI, program: Callable[[str], object]) -> None:
+    with ctrl_c(lambda: speaks(server)):
+        asyncio.run(program(LONG))  # type: ignore[arg-type]
+    wait_for(lambda: interrupted(server))
+
+
+def test_conversation_goes_on_after_ctrl_c(server: ChatUI) -> None:
+    """The next prompt is answered whole: the stop is not for it."""
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.prompt("one").text()
+    with ctrl_c(lambda: any(run.text.startswith("w") for run in server.all_runs)):
+        conversation.prompt(LONG).text()
+    answer = conversation.prompt("[[tokens=8]] [[delay=0.06]]")
+    assert answer.text() == "".join(f"w{number} " for number in range(8))
+    assert "interrupted" not in described(answer)
+    assert len(server.conversations) == 1
+
+
+# --- Ctrl-C on the command line -------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_ctrl_c_on_the_command_line_stops_the_run(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one", *way)
+
+    def press() -> None:
+        wait_for(lambda: any(run.text.startswith("w") for run in server.all_runs))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with meanwhile(press), soon():
+        shown = run("-c", LONG, *way, status=1)
+    assert shown.stderr.strip() == "Aborted!"
+    wait_for(lambda: len(server.stops) == 1)
+    assert run("-c", "three", *way).stdout == "You said: three\n"
+
+
+HEAD = f"""
+import asyncio, os, sys
+{PATIENT}
+NEVER, PROMPT = {NEVER}, {LONG!r}
+import llm
+
+def begun():
+    print("begun", flush=True)
+
+async def answer():
+    async for _ in llm.get_async_model("hf-llama").prompt(PROMPT):
+        begun()
+"""
+PROGRAMS = {
+    "sync": """
+        for _ in llm.get_model("hf-llama").prompt(PROMPT):
+            begun()
+    """,
+    "run": "asyncio.run(answer())",
+    "run_until_complete": "asyncio.new_event_loop().run_until_complete(answer())",
+    "run_until_complete, between two pieces": """
+        async def slow():
+            async for _ in llm.get_async_model("hf-llama").prompt(PROMPT):
+                begun()
+                await asyncio.sleep(NEVER)
+
+        asyncio.new_event_loop().run_until_complete(slow())
+    """,
+}
+
+
+def python(server: ChatUI, body: str, *options: str) -> subprocess.Popen[str]:
+    """A process that runs `body`."""
+    make_logs()
+    return subprocess.Popen(
+        [sys.executable, *options, "-c", HEAD + textwrap.dedent(body)],
+        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    )
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_programs_as_ever_and_stops_their_runs(server: ChatUI) -> None:
+    processes = {way: python(server, body) for way, body in PROGRAMS.items()}
+    for way, process in processes.items():
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n", process.communicate()[1]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=AT_ONCE)
+        assert "\nKeyboardInterrupt\n" in errors, way
+        assert process.returncode == -signal.SIGINT
+        # There the task that Ctrl-C left is the program's own.
+        assert "Task was destroyed" not in errors or "between" in way
+    wait_for(lambda: interrupted(server))
+
+
+def aborts(process: subprocess.Popen[str]) -> None:
+    """Is a command gone at once, with no more than llm's own word?"""
+    _, errors = process.communicate(timeout=AT_ONCE)
+    assert process.returncode == 1, process.args
+    assert errors.strip() == "Aborted!", process.args
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_commands_at_once_and_stops_their_runs(server: ChatUI) -> None:
+    prompts = [(LONG,), (LONG, "--async"), (STALLED,), (SILENT,)]
+    processes = [command(server, "-m", "hf-llama", *arguments) for arguments in prompts]
+    for process, (words, *_) in zip(processes, prompts, strict=True):
+        assert process.stdout
+        if words == SILENT:
+            wait_for(lambda: len(server.runs) == len(prompts))
+        else:
+            assert process.stdout.read(1) == "w"
+        process.send_signal(signal.SIGINT)
+        aborts(process)
+    wait_for(lambda: interrupted(server))
+
+
+@pytest.mark.process
+def test_second_ctrl_c_does_not_wait_for_the_server(server: ChatUI) -> None:
+    server.faults["POST", "*/stop-generating"] = [Fault(stall=True)] * 9
+    process = python(
+        server,
+        """
+        limits.stop_timeout = NEVER
+        for _ in llm.get_model("hf-llama").prompt(PROMPT):
+            begun()
+        """,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: server.log[-1].path.endswith("/stop-generating"))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=AT_ONCE)
+    assert process.returncode != 0
+
+
+@pytest.mark.process
+def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", "600")
+    run("-m", "hf-llama", "one")
+    no = Fault(status=429, body=b'{"message": "Too fast"}', content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [no]
+    process = command(server, "-c", "two")
+    assert process.stderr
+    assert "wants a pause; waiting, for 600 seconds" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    aborts(process)
+    assert len(sends(server)) == 2
+    assert server.stops == []
+    assert stored(server) == ["one", "You said: one"]
+    assert run("-c", "three").stdout == "You said: three\n"
+
+
+@pytest.mark.process
+def test_programs_end_clean_and_signals_do_what_they_did(server: ChatUI) -> None:
+    """No task, loop, socket or file is left to the garbage collector."""
+    process = python(
+        server,
+        """
+        import gc, signal
+
+        async def hello():
+            return await llm.get_async_model("hf-llama").prompt("hello").text()
+
+        def once():
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(hello())
+            loop.close()
+            llm.get_model("hf-llama").prompt("hello").text()
+            asyncio.run(hello())
+            gc.collect()
+
+        def open_files():
+            return len(os.listdir("/dev/fd"))
+
+        before = signal.getsignal(signal.SIGINT)
+        once()
+        files = open_files()
+        for _ in range(3):
+            once()
+        assert open_files() <= files + 2, (open_files(), files)
+        assert before == signal.getsignal(signal.SIGINT)
+        """,
+        *("-W", "error"),
+    )
+    assert process.communicate(timeout=AT_ONCE)[1] == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.process
+def test_command_returns_after_the_final_answer(server: ChatUI) -> None:
+    words = f"one [[hold]] [[title_delay={NEVER}]]"
+    process = command(server, "-m", "hf-llama", words)
+    shown, errors = process.communicate(timeout=AT_ONCE)
+    assert (shown, errors) == (f"You said: {words}\n", "")
+    assert server.stops == []

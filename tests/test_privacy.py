@@ -1,0 +1,719 @@
+"""What never leaves: cookies, and what a hostile server could do with what it answers."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import gzip
+import itertools
+import json
+import logging
+import os
+import pathlib
+import re
+import socketserver
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click.testing
+import llm
+import llm.cli
+import pytest
+import sqlite_utils
+from chat_ui import PICTURE, ChatUI, Conversation, Fault, Request
+from conftest import reset
+from helpers import (
+    COOKIES,
+    SESSION,
+    TOKEN,
+    TurnRequest,
+    ask_sync,
+    both,
+    failure,
+    host,
+    keys,
+    logged,
+    make_logs,
+    only_conversation,
+    run,
+    sends,
+    soon,
+    use,
+    wait_for,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import llm_huggingchat
+from llm_huggingchat import limits
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def stored_conversation(server: ChatUI) -> Conversation:
+    """The one conversation that the server has, once its answer is stored."""
+    conversation = only_conversation(server)
+    server.messages(conversation.id)
+    return conversation
+
+
+# --- cookies --------------------------------------------------------------------------
+
+
+def check_no_secret(text: str) -> None:
+    assert SESSION not in text
+    assert TOKEN not in text
+
+
+def test_cookies_stay_out_of_what_is_kept_and_shown(
+    guarded: ChatUI, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    use(guarded, COOKIES)
+    shown = [run("-m", "hf-llama", "hello"), run("-c", "two"), run("logs", "--json")]
+    guarded.sessions.clear()
+    shown.append(run("-c", "three", status=1))
+    for result in shown:
+        check_no_secret(result.output + repr(result.exception))
+    for path in user_path.iterdir():
+        if path.name != "keys.json":
+            check_no_secret(path.read_bytes().decode("latin-1"))
+    model = llm.get_model("hf-llama")
+    cookies = llm_huggingchat.parse_cookies(COOKIES)
+    for value in (model, vars(model), cookies):
+        check_no_secret(f"{value!r} {value}")
+    check_no_secret(caplog.text)
+
+
+@both
+def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: TurnRequest) -> None:
+    guarded.sessions.clear()
+    with pytest.raises(llm.ModelError) as caught:
+        ask("hello", key=COOKIES)
+    check_no_secret("".join(traceback.format_exception(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/conversation"), ("POST", "/conversation/*"), ("GET", "/api/mcp/servers")],
+)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(server: ChatUI, method: str, path: str, status: int) -> None:
+    with ChatUI() as other:
+        location = (("location", f"{other.url}/conversation"),)
+        server.faults[method, path] = [Fault(status=status, headers=location)] * 9
+        with pytest.raises(llm.ModelError):
+            ask_sync("hello", key=COOKIES, web_search=True)
+        assert other.connections == 0
+
+
+def test_token_does_not_follow_a_login_to_another_origin(guarded: ChatUI) -> None:
+    with ChatUI() as other:
+        guarded.tokens[TOKEN] = "ann"
+        guarded.login_wants = f"{other.url}/login/callback"
+        with pytest.raises(llm.ModelError):
+            ask_sync("hello", key=f"token={TOKEN}")
+        assert other.connections == 0
+
+
+def test_cookies_set_by_the_server_are_not_taken(server: ChatUI) -> None:
+    header = (("set-cookie", "hf-chat=new; Path=/"), ("set-cookie", "evil=1; Path=/"))
+    server.faults["POST", "/conversation"] = [Fault(status=502, headers=header)]
+    conversation = llm.get_model("hf-llama").conversation()
+    conversation.prompt("one", key=COOKIES).text()
+    conversation.prompt("two", key=COOKIES).text()
+    sent = [request.cookies for request in server.log if request.cookies]
+    assert all(cookies == {"hf-chat": SESSION, "token": TOKEN} for cookies in sent)
+
+
+def test_worthless_session_is_not_kept(guarded: ChatUI) -> None:
+    for _ in range(2):
+        failure("-m", "hf-llama", "hello")
+    assert keys() == {}
+    use(guarded, f"hf-chat={SESSION}")
+    before = keys()
+    failure("-m", "hf-llama", "hello")
+    assert keys() == before
+
+
+def test_key_of_one_server_is_not_sent_to_another(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(server, COOKIES)
+    run("keys", "set", "huggingchat", "--value", "hf-chat=of-the-service")
+    with ChatUI(store_delay=0) as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        run("-m", "hf-llama", "hello")
+        for request in other.log:
+            check_no_secret(str(request.headers))
+            assert "of-the-service" not in str(request.headers)
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments"),
+    [(COOKIES, ()), ("", ("--key", "huggingchat")), ("", ("--key", "huggingchat:one.example"))],
+)
+def test_cookies_of_the_service_are_not_for_another_host(
+    monkeypatch: pytest.MonkeyPatch, variable: str, arguments: tuple[str, ...]
+) -> None:
+    for name in ("huggingchat", "huggingchat:one.example"):
+        run("keys", "set", name, "--value", COOKIES)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://chat.example.org")
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", variable)
+    said = failure("-m", "hf-llama", "hello", *arguments)
+    assert "llm keys set huggingchat:chat.example.org" in said
+    check_no_secret(said)
+    check_no_secret(run("huggingchat", "status", status=1).output if variable else "")
+
+
+# --- secrets of tool servers ----------------------------------------------------------
+
+SECRET = "sesame-sesame"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://ann:{SECRET}@mcp.example/x",
+        f"https://{SECRET}@mcp.example/x",
+        f"http://mcp.example/x?key={SECRET}#{SECRET}",
+        f"ann:{SECRET}@mcp.example/x",
+        f"https:ann:{SECRET}@mcp.example/x",
+        f"https://[{SECRET}",
+        "https://$LOGIN@mcp.example/x",
+        "https://$HOST/x",
+    ],
+)
+def test_name_and_password_in_an_address_are_refused_unseen(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
+    monkeypatch.setenv("HOST", f"ann:{SECRET}@mcp.example")
+    with pytest.raises(llm.ModelError, match="MCP") as caught:
+        ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
+    assert "sesame" not in str(caught.value)
+    assert server.log == []
+
+
+def test_query_of_an_address_is_sent_but_not_logged(
+    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"https://mcp.example/@org/x?key={SECRET}&$NAMED&a={SECRET}%20b#{SECRET}"
+    monkeypatch.setenv("NAMED", "flag")
+    run("-m", "hf-llama", "-T", f'MCP("{url}")', "one")
+    (request,) = sends(server)
+    assert request.data
+    assert request.data["selectedMcpServers"][0]["url"] == url.replace("$NAMED", "flag")
+    for path in user_path.iterdir():
+        assert SECRET.encode() not in path.read_bytes()
+    assert "not kept in the logs" in failure("-c", "two")
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize("name", ["LLM_HUGGINGCHAT_KEY", "huggingchat", "huggingchat_other"])
+@pytest.mark.parametrize(
+    "tool",
+    [
+        'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})',
+        'MCP("https://mcp.example/x?key=$NAME")',
+    ],
+)
+def test_cookies_of_the_chat_are_put_into_no_header(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, tool: str
+) -> None:
+    for key in ("huggingchat", "huggingchat_other"):
+        run("keys", "set", key, "--value", SECRET)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", SECRET)
+    said = failure("-m", "hf-llama", "-T", tool.replace("NAME", name), "hello")
+    assert f"${name}" in said
+    assert SECRET not in said
+    assert server.log == []
+
+
+# --- attachments that are no files ----------------------------------------------------
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[int, list[bytes]]]:
+    """A port where somebody listens: its number, and what every connection said."""
+    heard: list[bytes] = []
+
+    class Listener(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 hello\r\n")  # ftp lets the server speak first
+            heard.append(self.request.recv(1000))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Listener) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield listening.server_address[1], heard
+        listening.shutdown()
+        thread.join()
+
+
+ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
+def test_attachment_comes_over_http_alone(
+    server: ChatUI, raw: tuple[int, list[bytes]], address: str
+) -> None:
+    port, heard = raw
+    attachment = llm.Attachment(type="text/plain", url=address.format(port))
+    with pytest.raises(llm.ModelError, match="http"):
+        ask_sync("hello", attachments=[attachment])
+    assert heard == []
+    assert server.log == []
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
+def test_attachment_is_not_redirected_to_another_protocol(
+    server: ChatUI, raw: tuple[int, list[bytes]], address: str
+) -> None:
+    port, heard = raw
+    elsewhere = (("location", address.format(port)),)
+    server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
+    attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
+    with pytest.raises(llm.ModelError, match="cannot be fetched"):
+        ask_sync("hello", attachments=[attachment])
+    assert heard == []
+    assert server.conversations == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
+@pytest.mark.parametrize("type", ["text/plain", "audio/wav"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_attachment_that_is_no_file_is_not_waited_for(
+    server: ChatUI, type: str, kind: str, tmp_path: pathlib.Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = {"pipe": str(pipe), "device": "/dev/zero", "directory": str(tmp_path)}[kind]
+    with soon(), pytest.raises(llm.ModelError, match="cannot be read"):
+        ask_sync("hello", attachments=[llm.Attachment(type=type, path=path)])
+    assert server.log == []
+
+
+@both
+@pytest.mark.parametrize(
+    "type", ["text/plain\r\nX-Evil: 1", "text/plain\r\n\r\nevil", 'text/plain"', "text", "\r\n"]
+)
+def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: TurnRequest, type: str) -> None:
+    ask("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
+    (request,) = sends(server)
+    assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
+    assert b"evil" not in request.body.lower()
+
+
+# --- files that somebody asked for ----------------------------------------------------
+
+
+def export_of(server: ChatUI) -> tuple[list[str], bytes]:
+    """A command that writes an export, and what it writes."""
+    run("-m", "hf-llama", "[[file]] hello", "-n")
+    command = ["huggingchat", "export", stored_conversation(server).id]
+    return command, run(*command).stdout_bytes
+
+
+def download_of(server: ChatUI) -> tuple[list[str], bytes]:
+    """A command that downloads a file of an answer, and the file."""
+    answer = run("-m", "hf-llama", "[[file]] hello", "-n").stdout
+    (link,) = re.findall(r"\((http[^)]*)\)", answer)
+    return ["huggingchat", "download", link], PICTURE
+
+
+Writing = Callable[[ChatUI], tuple[list[str], bytes]]
+writing = pytest.mark.parametrize(
+    "writing", [pytest.param(export_of, id="export"), pytest.param(download_of, id="download")]
+)
+
+
+@writing
+def test_link_stays_a_link_and_modes_stay_modes(
+    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
+) -> None:
+    command, content = writing(server)
+    real, link, other = tmp_path / "real", tmp_path / "link", tmp_path / "other"
+    link.symlink_to("real")
+    for _ in range(2):  # nothing is there at first
+        run(*command, "-o", str(link), input="y\n")
+        assert link.is_symlink()
+        assert real.read_bytes() == content
+        real.write_text("mine")
+    real.chmod(0o664)
+    umask = os.umask(0o027)
+    try:
+        run(*command, "-o", str(real), input="y\n")
+        run(*command, "-o", str(other))
+    finally:
+        os.umask(umask)
+    assert real.read_bytes() == other.read_bytes() == content
+    assert [path.stat().st_mode & 0o777 for path in (real, other)] == [0o664, 0o640]
+
+
+@writing
+def test_dash_is_standard_output(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
+) -> None:
+    command, content = writing(server)
+    monkeypatch.chdir(tmp_path)
+    assert run(*command, "-o", "-").stdout_bytes == content
+    assert list(tmp_path.glob("-*")) == []
+
+
+@writing
+def test_pipe_gets_what_is_written(
+    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
+) -> None:
+    command, content = writing(server)
+    pipe, read = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    run(*command, "-o", str(pipe), input="")  # there is nothing to overwrite
+    assert pipe.is_fifo()
+    reader.join(5)
+    assert read == [content]
+
+
+@writing
+def test_file_that_cannot_be_written_whole_stays_as_it_was(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
+) -> None:
+    command, _ = writing(server)
+    file = tmp_path / "folder" / "file"
+    file.parent.mkdir()
+    file.write_text("mine")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    shown = run(*command, "-o", str(file), input="y\n", status=1)
+    assert "Error: No space left on device" in shown.stderr
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+    assert file.read_text() == "mine"
+
+
+OUTPUT = "GET", "/conversation/*/output/*"
+
+
+@pytest.mark.parametrize("output", ["good.png", "-", ""])
+@pytest.mark.parametrize("fault", [Fault(status=500, body=b"broken" * 10_000), Fault(drop=True)])
+def test_refused_file_is_written_nowhere(
+    server: ChatUI,
+    tmp_path: pathlib.Path,
+    output: str,
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command, _ = download_of(server)
+    server.faults[OUTPUT] = [fault] * 50
+    folder = tmp_path / "files"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "good.png").write_bytes(b"good")
+    result = run(*command, *(["-o", output] if output else []), input="y\n", status=1)
+    assert "broken" not in result.stdout
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("good.png", b"good")]
+
+
+def test_file_whose_download_broke_is_whole(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    """A second attempt begins with an empty file."""
+    command, _ = download_of(server)
+    half = Fault(status=502, body=b"x" * 1000)
+    server.faults[OUTPUT] = [half, Fault(drop=True), half]
+    place = tmp_path / "picture.png"
+    run(*command, "-o", str(place))
+    assert place.read_bytes() == PICTURE
+
+
+# --- files of llm ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b'{"servers": 1}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"servers": {"URL": {"time": "soon", "models": [1, {"id": 2}]}}}',
+        b'{"servers": {"URL": {"time": 1e999, "models": []}}}',
+        b'{"servers": {"URL": {"time": NaN, "models": [{"id": "a/b"}]}}}',
+    ],
+)
+def test_broken_cache_is_mended(server: ChatUI, user_path: pathlib.Path, content: bytes) -> None:
+    cache = user_path / "huggingchat_models.json"
+    cache.write_bytes(content.replace(b"URL", server.url.encode()))
+    shown = run("-m", "hf-llama", "hello")
+    assert (shown.stdout, shown.stderr) == ("You said: hello\n", "")
+    run("huggingchat", "refresh")
+    assert "servers" in json.loads(cache.read_text())
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000, b"[]", b"5", b"null"])
+def test_broken_key_store_is_told_and_left_alone(
+    server: ChatUI, user_path: pathlib.Path, content: bytes
+) -> None:
+    (user_path / "keys.json").write_bytes(content)
+    said = failure("-m", "hf-llama", "hello")
+    assert "keys.json" in said
+    assert run("huggingchat", "status", status=1).stderr == said
+    assert (user_path / "keys.json").read_bytes() == content
+    assert server.log == []
+
+
+def test_key_store_that_is_a_link_stays_one(server: ChatUI, user_path: pathlib.Path) -> None:
+    real = user_path.parent / "dotfiles"
+    real.mkdir()
+    (real / "keys").write_text('{"openai": "sk-mine"}')
+    (user_path / "keys.json").symlink_to(real / "keys")
+    run("-m", "hf-llama", "hello")  # it keeps an anonymous session
+    assert (user_path / "keys.json").is_symlink()
+    kept = json.loads((real / "keys").read_text())
+    assert kept["openai"] == "sk-mine"
+    assert f"huggingchat:{host(server)}" in kept
+    assert [path.name for path in real.iterdir()] == ["keys"]
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
+def test_logs_that_hold_what_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
+    id = stored_conversation(server).id
+    make_logs()
+    db = sqlite_utils.Database(llm.user_dir() / "logs.db")
+    odd = f'{{"huggingchat": {value}}}'
+    db.execute("update parts set payload = replace(payload, '\"chat-ui\"', ?)", [odd])
+    db.conn.commit()
+    assert db.execute("select count(*) from parts where not json_valid(payload)").fetchone()[0]
+    db.close()
+    assert id in run("huggingchat", "open", "--print").stdout
+    assert f"{id} *" in run("huggingchat", "conversations").stdout
+    assert " 0 turns added" in run("huggingchat", "import", id).stdout
+
+
+# --- a hostile server -----------------------------------------------------------------
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.mark.parametrize("name", ["title", "name", "message", "route"])
+def test_words_of_the_server_move_no_cursor(server: ChatUI, name: str) -> None:
+    evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
+    uuid = "11111111-1111-4111-8111-111111111111"
+    call = {"type": "tool", "subtype": "call", "uuid": uuid, "call": {"name": evil}}
+    events: list[dict[str, Any]] = [
+        {"type": "title", "title": evil},
+        {"type": "routerMetadata", "route": evil, "model": evil, "provider": evil},
+        call | {"call": {"name": evil, "parameters": {evil: evil}}},
+        {"type": "tool", "subtype": "error", "uuid": uuid, "message": evil},
+        {"type": "stream", "token": "hello"},
+        {"type": "status", "status": "error", "message": evil},
+    ]
+    body = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=body, content_type="application/jsonl")
+    ]
+    shown = run("-m", "hf-llama", "hello", status=1)
+    assert not CONTROLS.search(shown.stderr)
+    assert "evil" in shown.stderr
+    only_conversation(server).title = evil
+    assert not CONTROLS.search(run("huggingchat", "conversations").output)
+
+
+JUNK = b"x" * 65_536
+FLOODS: dict[str, dict[str, Any]] = {
+    "a line": {"flood": JUNK},
+    "lines": {"flood": b"\n" * 65_536},
+    "json": {"body": b'{"json":{"messages":[', "flood": b'{"id":"a"},' * 5_000},
+    "an error": {"flood": b"<p>no</p>" * 5_000, "content_type": "text/html", "status": 404},
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("/api/v2/models", ["refresh"]),
+        ("/api/v2/conversations", ["conversations"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_answer_without_end_is_given_up(
+    server: ChatUI, path: str, command: list[str], what: str
+) -> None:
+    server.faults["GET", path] = [Fault(**{"content_type": "application/json"} | FLOODS[what])]
+    said = failure("huggingchat", *command)
+    assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
+    assert [r.path for r in server.log].count(path) == 1  # it is not asked again
+    wait_for(lambda: server.open_connections == 0)
+
+
+@pytest.mark.parametrize("what", ["a line", "an error"])
+def test_stream_without_end_is_given_up(server: ChatUI, what: str) -> None:
+    fault = Fault(**{"content_type": "application/jsonl"} | FLOODS[what])
+    server.faults["POST", "/conversation/*"] = [fault]
+    with pytest.raises(llm.ModelError, match="sent more than"):
+        ask_sync("hello")
+    assert len(sends(server)) == 1
+
+
+def test_log_without_end_is_given_up(server: ChatUI) -> None:
+    server.faults["GET", "/conversation/*/stream"] = [Fault(flood=JUNK)] * 9
+    with pytest.raises(llm.ModelError, match="sent more than"):
+        ask_sync("one two three [[cut=2]]")
+
+
+def test_little_that_becomes_very_much_is_given_up(server: ChatUI) -> None:
+    body, header = gzip.compress(b"[" * 30_000_000, 1), (("content-encoding", "gzip"),)
+    server.faults["GET", "/api/v2/models"] = [Fault(status=200, body=body, headers=header)]
+    assert "sent more than 8 MB" in failure("huggingchat", "refresh")
+
+
+@pytest.mark.parametrize("id", ["a/b", "../x", "\ud800", "a\n", "", "x" * 300, 5, None])
+def test_ids_that_could_lead_elsewhere_are_refused(server: ChatUI, id: object) -> None:
+    def answers(method: str, path: str, value: object) -> None:
+        body = json.dumps({"json": value} if "/api/" in path else value).encode()
+        fault = Fault(status=200, body=body, content_type="application/json")
+        server.faults[method, path] = [fault]
+
+    root = json.dumps({"json": {"rootMessageId": "root"}})
+    answers("POST", "/conversation", {"conversationId": id, "conversation": root})
+    failure("-m", "hf-llama", "hello", "-n")
+    root = json.dumps({"json": {"rootMessageId": id}})
+    answers("POST", "/conversation", {"conversationId": "c", "conversation": root})
+    failure("-m", "hf-llama", "hello", "-n")
+    assert sends(server) == []
+    run("-m", "hf-llama", "hello", "-n")
+    mine = stored_conversation(server).id
+    answers("POST", "/conversation/*/share", {"shareId": id})
+    failure("huggingchat", "share", mine)
+
+
+@pytest.mark.parametrize("field", ["ancestors", "files", "updates", "content", "from", "createdAt"])
+@pytest.mark.parametrize("value", [5, None, "\ud800", {"a": 1}, [5, None, "\ud800", [], {}]])
+def test_import_of_odd_messages_breaks_nothing(server: ChatUI, field: str, value: object) -> None:
+    run("-m", "hf-llama", "one [[file]]", "-n")
+    conversation = stored_conversation(server)
+    for message in conversation.messages:
+        message[field] = value
+    body = json.dumps({"json": conversation.as_json()}).encode()
+    path = ("GET", f"/api/v2/conversations/{conversation.id}")
+    server.faults[path] = [Fault(status=200, body=body, content_type="application/json")] * 3
+    for command in ("import", "import", "export"):
+        shown = run_anyhow("huggingchat", command, conversation.id)
+        assert "Traceback" not in shown
+    number = len(logged())
+    assert number <= 1
+
+
+def run_anyhow(*arguments: str) -> str:
+    """Run `llm`, whatever comes of it but a traceback; what it printed."""
+    make_logs()
+    result = click.testing.CliRunner().invoke(llm.cli.cli, list(arguments), input="y\ny\n")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code in (0, 1, 2)
+    if result.exit_code:
+        assert re.search(r"^(Error: |Aborted!)", result.stderr, re.MULTILINE), result.stderr
+    return str(result.stdout + result.stderr)
+
+
+# --- whatever it answers: no traceback, no cookie shown or kept, and an end -----------
+
+
+def changed(value: Any, path: list[int], new: Any) -> Any:
+    """JSON with one value changed: the one that `path` leads to."""
+    if not path or not isinstance(value, dict | list) or not value:
+        return new
+    value = copy.copy(value)
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = keys[path[0] % len(keys)]
+    value[key] = changed(value[key], path[1:], new)
+    return value
+
+
+ODD = st.sampled_from(
+    [
+        *("", None, 5, -1, 1e300, True, [], {}, ["x"] * 50, {"id": "\x1b"}),
+        *("..", "../../x", "a" * 300, "\x1b[31m", "\ud800", "\0", "<script>", "\u202e"),
+    ]
+)
+COMMANDS = [
+    ["-m", "hf-llama", "one two [[router]]"],
+    ["-m", "hf-llama", "-T", "WebSearch", "[[tool]] [[cut=2]] three"],
+    ["-c", "[[file]] and so on"],
+    ["-m", "hf-llama", "--schema", "n int", '[[say]]{"n": 1}[[/say]]'],
+    ["huggingchat", "conversations", "--json"],
+    ["huggingchat", "refresh"],
+    ["huggingchat", "import", "--all"],
+    ["huggingchat", "export", "ID"],
+    ["huggingchat", "artifacts", "ID", "--json"],
+    ["huggingchat", "settings", "hf-llama", "--no-artifacts"],
+    ["huggingchat", "share", "ID"],
+    ["huggingchat", "delete", "ID", "-y"],
+]
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=st.lists(st.integers(0, 20), max_size=5), new=ODD, first=st.integers(0, 3))
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_whatever_the_server_answers(
+    command: list[str], path: list[int], new: Any, first: int
+) -> None:
+    sessions: dict[str, tuple[str, str | None]] = {SESSION: ("ann", TOKEN)}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ChatUI(login_required=True, sessions=sessions, store_delay=0, delay=0) as server,
+    ):
+        patch.setenv("LLM_HUGGINGCHAT_URL", server.url)
+        for name in ("call_timeout", "reconnect_timeout", "store_timeout", "settle_timeout"):
+            patch.setattr(limits, name, 0.3)
+        patch.setattr(limits, "id_timeout", 0.1)
+        use(server, COOKIES)
+        id = server.add_conversation("ann", "omni", "", title="T").id
+        answers = itertools.count()
+
+        def spoil(request: Request, body: bytes) -> bytes:
+            if next(answers) < first:
+                return body
+            try:
+                return json.dumps(changed(json.loads(body), path, new)).encode()
+            except ValueError:
+                return body
+
+        server.spoil = spoil
+        with soon():
+            shown = run_anyhow(*[id if argument == "ID" else argument for argument in command])
+        check_no_secret(shown)
+        reset()
+    for kept in llm.user_dir().iterdir():
+        if kept.name != "keys.json" and kept.is_file():
+            check_no_secret(kept.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.process
+def test_head_without_end_is_given_up() -> None:
+    """curl_cffi would abort the whole process."""
+    program = (
+        "import os, socket, threading, time, llm.cli, llm_huggingchat as module\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "def drip():\n"
+        "    there, _ = server.accept()\n"
+        "    there.sendall(b'HTTP/1.1 200 OK\\r\\nx: y\\r\\n')\n"
+        "    time.sleep(60)\n"
+        "threading.Thread(target=drip, daemon=True).start()\n"
+        "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{server.getsockname()[1]}'\n"
+        "module.limits.call_timeout = 0.5\n"
+        "llm.cli.cli(['huggingchat', 'status'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "it did not answer within" in done.stderr

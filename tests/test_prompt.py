@@ -1,0 +1,667 @@
+"""One prompt: what is sent, what comes back, how it is shown, and what an error says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pathlib
+import re
+import socket
+import time
+from typing import Any
+
+import click
+import llm
+import pytest
+from chat_ui import PICTURE, ChatUI, Fault
+from click.testing import CliRunner
+from helpers import (
+    COOKIES,
+    LLAMA,
+    NEVER,
+    SESSION,
+    TOKEN,
+    TurnRequest,
+    ask_async,
+    ask_sync,
+    both,
+    calls,
+    described,
+    failure,
+    host,
+    kept,
+    logged,
+    meanwhile,
+    only_conversation,
+    parts,
+    reasoning,
+    run,
+    sends,
+    soon,
+    stored,
+    tree,
+    use,
+    wait_for,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+ways = pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=" ".join)
+
+
+# --- what is sent ---------------------------------------------------------------------
+
+
+@both
+def test_first_turn_makes_two_requests_before_its_first_token(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    server.may_speak.clear()
+    with meanwhile(ask, "hello") as answer:
+        wait_for(lambda: server.all_runs)
+        path = f"/conversation/{only_conversation(server).id}"
+        assert calls(server)[:2] == [("POST", "/conversation"), ("POST", path)]
+        server.may_speak.set()
+        assert answer.result().text() == "You said: hello"
+    assert calls(server)[2:] == [("GET", path.replace("/", "/api/v2/", 1).replace("n/", "ns/"))]
+
+
+@both
+def test_message_is_sent_after_the_root_and_selects_no_tools(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    ask("hello", system="Be brief")
+    root, question, _ = server.messages(only_conversation(server).id)
+    (request,) = sends(server)
+    assert request.data
+    assert request.data["id"] == root["id"]
+    assert request.data["inputs"] == question["content"] == "hello"
+    assert request.data["selectedMcpServerNames"] == request.data["selectedMcpServers"] == []
+    assert request.data["is_retry"] is False
+    assert request.files == []
+    assert only_conversation(server).preprompt == "Be brief"
+
+
+@pytest.mark.parametrize(
+    ("variable", "zone"),
+    [("Europe/Berlin", "Europe/Berlin"), (":America/New_York", "America/New_York"), ("X-3", None)],
+)
+def test_message_says_the_time_zone(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, variable: str, zone: str | None
+) -> None:
+    monkeypatch.setenv("TZ", variable)
+    ask_sync("one")
+    assert sends(server)[0].data is not None
+    assert sends(server)[0].data.get("timezone") == zone  # type: ignore[union-attr]
+
+
+@both
+def test_requests_say_where_they_come_from_and_what_they_take(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    ask("hello", key="hf-chat=session; token=login")
+    for request in server.log:
+        public = request.path == "/api/v2/models"
+        assert request.headers["accept"] == "*/*"
+        assert request.headers["origin"] == server.url.removesuffix("/chat")
+        assert request.cookies == ({} if public else {"hf-chat": "session", "token": "login"})
+    assert {request.headers["accept-encoding"] for request in sends(server)} == {"identity"}
+
+
+@both
+def test_system_prompt_reaches_the_model(server: ChatUI, ask: TurnRequest) -> None:
+    text = ask("[[history]]", system="Be brief").text()
+    assert '"role": "system", "content": "Be brief' in text
+
+
+def test_key_is_taken_from_where_people_put_it(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used(*options: str) -> str:
+        run("-m", "hf-llama", "hello", "-n", *options)
+        return sends(server)[-1].cookies["hf-chat"]
+
+    anonymous = used()
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=from-environment")
+    assert used() == "from-environment" != anonymous
+    use(server, '{"hf-chat": "from-store"}')
+    assert used() == "from-store"
+    assert used("--key", "hf-chat=from-option") == "from-option"
+    run("keys", "set", "work", "--value", "hf-chat=by-name")
+    assert used("--key", "work") == "by-name"
+
+
+# --- what comes back ------------------------------------------------------------------
+
+
+@both
+def test_answer_is_described(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask("hello")
+    conversation = only_conversation(server)
+    (answer,) = server.messages(conversation.id, "assistant")
+    known = {
+        "conversation_id": conversation.id,
+        "message_id": answer["id"],
+        "generation_id": answer["generationId"],
+        "server": server.url,
+        "model": LLAMA,
+    }
+    assert response.text() == "You said: hello"
+    assert kept(response) == known
+    page = {"url": f"{server.url}/conversation/{conversation.id}", "title": "hello"}
+    assert described(response) == known | page | {"provider": "novita"}
+    assert response.resolved_model == LLAMA
+
+
+@both
+@pytest.mark.parametrize("words", ["[[reason]]", "[[tools]]", "[[file]]", "[[unstreamed]]"])
+def test_one_part_keeps_what_the_next_turn_needs(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    response = ask(f"hello {words}", web_search=True)
+    (answer,) = server.messages(only_conversation(server).id, "assistant")
+    assert kept(response)["message_id"] == answer["id"]
+    holders = [
+        part
+        for message in response.messages()
+        for part in message.parts
+        if "conversation_id" in (part.provider_metadata or {}).get("huggingchat", {})
+    ]
+    assert len(holders) == 1
+
+
+@both
+def test_answer_is_streamed_as_it_comes(server: ChatUI, ask: TurnRequest) -> None:
+    prompt = "[[tokens=4]] [[delay=0.1]]"
+
+    def first_sync() -> tuple[str, list[str]]:
+        return next(iter(llm.get_model("hf-llama").prompt(prompt))), list(server.runs.values())
+
+    async def first_async() -> tuple[str, list[str]]:
+        async for chunk in llm.get_async_model("hf-llama").prompt(prompt):
+            return chunk, list(server.runs.values())
+        raise AssertionError("nothing came")
+
+    first = first_sync() if ask is ask_sync else asyncio.run(first_async())
+    assert first == ("w0 ", ["running"])
+
+
+@both
+@pytest.mark.parametrize(
+    "words", ["[[hold]]", f"[[title_delay={NEVER}]]", f"[[cut=1]] [[title_delay={NEVER}]]"]
+)
+def test_nothing_waits_after_the_final_answer(
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Not for the title, which another model may take long to write, nor for the storing."""
+    monkeypatch.setattr("llm_huggingchat.limits.read_timeout", NEVER)
+    monkeypatch.setattr("llm_huggingchat.limits.store_timeout", NEVER)
+    with soon():
+        response = ask(f"one {words}")
+    assert response.text() == f"You said: one {words}"
+    assert "title" not in described(response) or "hold" in words
+    assert list(server.runs.values()) == ["running"] or "hold" in words
+
+
+@both
+def test_title_that_comes_first_is_kept(server: ChatUI, ask: TurnRequest) -> None:
+    assert described(ask("[[title=A poem]] [[title_first]]"))["title"] == "A poem"
+
+
+@both
+def test_router_says_who_answered(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask("hello", model="hf-omni")
+    found = described(response)
+    assert response.resolved_model == "zai-org/GLM-4.6"
+    assert [found[name] for name in ("route", "provider", "model")] == ["default", "novita", "omni"]
+
+
+@both
+def test_file_in_an_answer_is_a_link_where_it_came(
+    server: ChatUI, ask: TurnRequest, tmp_path: pathlib.Path
+) -> None:
+    text = ask("[[file]] look here").text()
+    before, link, after = re.split(r"\n\[picture\.png\]\((\S+)\)\n", text)
+    assert link.startswith(f"{server.url}/conversation/{only_conversation(server).id}/output/")
+    assert before.strip()
+    assert after.strip()
+    assert before + after == "You said: [[file]] look here"
+    run("huggingchat", "download", link, "-o", str(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").read_bytes() == PICTURE
+
+
+# --- reasoning ------------------------------------------------------------------------
+
+THOUGHTS = "Let me think about\n\nthis carefully."
+
+
+@both
+@pytest.mark.parametrize(
+    ("words", "thought", "said"),
+    [
+        ("[[reason]]", THOUGHTS, "You said: [[reason]]"),
+        ("[[reason]] [[split]]", THOUGHTS, "You said: [[reason]] [[split]]"),
+        ("[[think]]", "pondering deeply", "\n\nDone."),
+        ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
+        ("[[reasoning_events]]", "Let me think.", "You said: [[reasoning_events]]"),
+    ],
+)
+def test_reasoning_is_a_part_of_its_own(
+    server: ChatUI, ask: TurnRequest, words: str, thought: str, said: str
+) -> None:
+    response = ask(words)
+    assert [part["type"] for part in parts(response)] == ["reasoning", "text"]
+    assert reasoning(response) == thought
+    assert response.text() == said
+
+
+def test_reasoning_is_shown_on_standard_error_and_logged_apart(server: ChatUI) -> None:
+    shown = run("-m", "hf-llama", "[[reason]]")
+    assert shown.stdout == "You said: [[reason]]\n"
+    assert shown.stderr == f"{THOUGHTS}\n"
+    (entry,) = logged()
+    assert entry["response"] == "You said: [[reason]]"
+    assert THOUGHTS in str(entry["reasoning"])
+    hidden = run("-m", "hf-llama", "-R", "[[reason]]")
+    assert (hidden.stdout, hidden.stderr) == ("You said: [[reason]]\n", "")
+
+
+@both
+def test_words_that_only_look_like_tags_stay(server: ChatUI, ask: TurnRequest) -> None:
+    prompt = "a <think> b </think> c <thin"
+    assert ask(prompt).text() == f"You said: {prompt}"
+
+
+# --- odd streams ----------------------------------------------------------------------
+
+UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 literal\nnew\u2028line next\u0085line 😀"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "[[noise]]", "[[split]]", "[[noise]] [[split=5]]", "[[unstreamed]]"],
+)
+@pytest.mark.parametrize(
+    ("steering", "said"),
+    [
+        ("[[unicode]]", UNICODE),
+        ("[[surrogates]]", "Look: 😀 there"),
+        ("[[tokens=12]]", "".join(f"w{number} " for number in range(12))),
+    ],
+    ids=["unicode", "surrogates", "tokens"],
+)
+def test_answer_is_what_the_model_said(
+    server: ChatUI, words: str, steering: str, said: str
+) -> None:
+    ask = ask_async if "split" in words else ask_sync
+    response = ask(f"{steering} {words}")
+    assert response.text() == said
+    assert stored(server)[1].rstrip() == said.rstrip()
+
+
+@ways
+def test_answer_is_printed_as_it_is(server: ChatUI, way: tuple[str, ...]) -> None:
+    assert run("-m", "hf-llama", "[[unicode]]", *way).stdout == f"{UNICODE}\n"
+
+
+# --- the command line, and the logs ---------------------------------------------------
+
+
+@ways
+def test_prompt_is_logged_with_the_ids_of_the_server(server: ChatUI, way: tuple[str, ...]) -> None:
+    shown = run("-m", "hf-llama-3.3-70b-instruct", "-s", "Be brief", "hello", *way)
+    assert (shown.stdout, shown.stderr) == ("You said: hello\n", "")
+    conversation = only_conversation(server)
+    (entry,) = logged()
+    assert entry["model"] == f"huggingchat/{LLAMA}"
+    assert (entry["prompt"], entry["system"]) == ("hello", "Be brief")
+    assert entry["response"] == "You said: hello"
+    found = entry["response_json"]["huggingchat"]
+    assert found["conversation_id"] == conversation.id
+    assert found["message_id"] == server.messages(conversation.id, "assistant")[0]["id"]
+
+
+def test_id_that_comes_late_is_logged(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one [[slowfetch=0.3]]")
+    (answer,) = server.messages(only_conversation(server).id, "assistant")
+    (entry,) = logged()
+    assert entry["response_json"]["huggingchat"]["message_id"] == answer["id"]
+
+
+def test_resolved_model_is_logged(server: ChatUI) -> None:
+    run("-m", "hf-omni", "hello")
+    assert logged()[0]["resolved_model"] == "zai-org/GLM-4.6"
+
+
+def test_model_is_named_as_the_plugin_names_it() -> None:
+    assert str(llm.get_model("hf-llama")).startswith("HuggingChat: huggingchat/meta-llama/")
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+def refusal(status: int, message: str) -> Fault:
+    body = json.dumps({"message": message}).encode()
+    return Fault(status=status, body=body, content_type="application/json")
+
+
+def check_told(said: str) -> None:
+    """One or two lines, without HTML, control characters or cookies."""
+    assert 0 < len(said.splitlines()) <= 2
+    assert not re.search("<(!doctype|html)", said, re.IGNORECASE)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", said)
+    assert SESSION not in said
+    assert TOKEN not in said
+
+
+@pytest.mark.parametrize("path", ["/conversation", "/conversation/*"], ids=["create", "send"])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (refusal(400, "Invalid request"), "llm huggingchat refresh"),
+        (refusal(400, "Message too long."), "too long"),
+        (Fault(status=401, body=b"You have to be logged in.", content_type="text/plain"), "login"),
+        (Fault(status=302, headers=(("location", "https://sso.example/login"),)), "Not logged in"),
+        (Fault(status=302, headers=(("location", "https://new.example/"),)), "redirects to"),
+        (refusal(403, "Invalid referer"), "403"),
+        (refusal(404, "Not there"), "LLM_HUGGINGCHAT_URL"),
+        (refusal(410, "Model not available anymore"), "llm huggingchat refresh"),
+        (refusal(413, "File too large, should be <10MB"), "10 MB"),
+        (refusal(429, "You are sending too many messages."), "Try again later"),
+        (refusal(500, "An error occurred"), "Try again later"),
+        (Fault(status=405), "405"),
+        (Fault(status=418, body=b"\x1b[31mteapot\x07", content_type="text/plain"), "teapot"),
+        (Fault(status=200), "web page"),
+        (Fault(status=503), "503"),
+    ],
+)
+def test_refusal_is_told_in_words(server: ChatUI, path: str, fault: Fault, says: str) -> None:
+    server.faults["POST", path] = [fault] * 9
+    ask = ask_async if path == "/conversation" else ask_sync
+    with pytest.raises(llm.ModelError, match=re.escape(says)) as caught:
+        ask("hello", key=COOKIES)
+    check_told(str(caught.value))
+    assert server.stops == []
+
+
+@both
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("[[err=429]]", "HTTP 429"),
+        ("[[err=500]]", "Try again later"),
+        ("[[err=402]]", "402 upstream says 402"),
+        ("[[err=429]] [[cut_bytes=30]]", "HTTP 429"),
+        ("[[empty]]", "empty answer"),
+        ("[[empty]] [[cut_bytes=30]]", "empty answer"),
+        ("[[die=0]]", "empty answer"),
+    ],
+)
+def test_failure_of_the_model_is_told(
+    server: ChatUI, ask: TurnRequest, words: str, says: str
+) -> None:
+    with pytest.raises(llm.ModelError, match=says) as caught:
+        ask(f"hello {words}")
+    check_told(str(caught.value))
+    assert server.stops == []
+
+
+@pytest.mark.parametrize("words", ["[[err=429]]", "[[empty]]", "[[status=429]]", "[[html]]"])
+@ways
+def test_command_fails_in_words_and_logs_nothing(
+    server: ChatUI, words: str, way: tuple[str, ...]
+) -> None:
+    failure("-m", "hf-llama", f"hello {words}", *way)
+    assert logged() == []
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
+def test_conversation_goes_on_after_a_failure(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "one", *way)
+    failure("-c", "two [[err=500]]", *way)
+    run("-c", "three", *way)
+    questions = tree(server, only_conversation(server).id)["one"]
+    assert set(questions) == {"two [[err=500]]", "three"}
+
+
+def test_chat_tells_an_error_in_a_line_and_goes_on(server: ChatUI) -> None:
+    shown = run("chat", "-m", "hf-llama", input="one [[err=500]]\ntwo\nquit\n", status=1)
+    assert "Traceback" not in shown.output
+    assert "HTTP 500" in shown.output
+
+
+def test_model_that_is_gone_is_told(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    server.models = [model for model in server.models if "Llama-4" not in model["id"]]
+    assert "llm huggingchat refresh" in failure("-c", "two")
+    assert "llm huggingchat refresh" in failure("-m", "hf-llama", "three")
+
+
+@both
+def test_last_line_of_a_stream_needs_no_end(server: ChatUI, ask: TurnRequest) -> None:
+    body = b'{"type":"status","status":"started"}\n'
+    body += b'{"type":"status","status":"error","message":"full"}'
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=body, content_type="application/jsonl")
+    ]
+    with pytest.raises(llm.ModelError, match="failed: full"):
+        ask("hello")
+
+
+# --- notes ----------------------------------------------------------------------------
+
+BREAKS_OFF = "[[tokens=9]] [[die=3]]"
+
+
+@both
+@pytest.mark.parametrize("words", ["", "[[cut=1]]", "[[cut=1]] [[gone]]"])
+def test_model_that_breaks_off_leaves_what_it_said_and_a_library_logs_it(
+    server: ChatUI,
+    ask: TurnRequest,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    response = ask(f"{BREAKS_OFF} {words}")
+    assert response.text() == "w0 w1 w2 "
+    assert described(response)["interrupted"] is True
+    for record in caplog.records:
+        assert (record.name, record.levelname) == ("llm_huggingchat", "WARNING")
+    assert "broke off its answer" in caplog.text or "gone" in words
+    assert capfd.readouterr().err == ""
+
+
+def test_another_program_that_uses_click_is_not_the_command_line_of_llm(
+    server: ChatUI, caplog: pytest.LogCaptureFixture
+) -> None:
+    @click.command()
+    def program() -> None:
+        ask_sync(BREAKS_OFF)
+
+    result = CliRunner().invoke(program, catch_exceptions=False)
+    assert (result.exit_code, result.output) == (0, "")
+    assert "broke off its answer" in caplog.text
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_command_line_notes_on_standard_error(
+    server: ChatUI, caplog: pytest.LogCaptureFixture, way: tuple[str, ...]
+) -> None:
+    shown = run("-m", "hf-llama", BREAKS_OFF, *way)
+    assert re.fullmatch(r"huggingchat: the model \S+ broke off its answer\n", shown.stderr)
+    assert shown.stdout == "w0 w1 w2 \n"
+    assert caplog.records == []
+
+
+# --- addresses ------------------------------------------------------------------------
+
+
+def test_nobody_listening_is_told_after_a_few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", f"http://{address}/chat")
+    monkeypatch.setattr("llm_huggingchat.limits.reconnect_timeout", NEVER)
+    with soon():
+        said = failure("-m", "hf-llama", "hello")
+    assert address in said
+    assert "nobody is listening" in said
+    assert "LLM_HUGGINGCHAT_URL" in said
+
+
+def test_host_that_does_not_exist_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://nosuch.invalid/chat")
+    run("keys", "set", "huggingchat:nosuch.invalid", "--value", COOKIES)
+    said = failure("-m", "hf-llama", "hello")
+    assert "nosuch.invalid" in said
+    assert "no such host" in said
+    check_told(said)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "ftp://example.org",
+        "http://example.org/chat",
+        "http://127.0.0.1.example.org",
+        "https://ann:sesame@example.org/chat",
+        "https://example.org/chat?x=1",
+        "https://example.org:99999/",
+        "https://exa mple.org/",
+        "https://[::1",
+        "https://",
+    ],
+)
+def test_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", address)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", COOKIES)
+    said = failure("-m", "hf-llama", "hello")
+    assert "LLM_HUGGINGCHAT_URL" in said
+    assert "sesame" not in said
+    check_told(said)
+
+
+def test_server_that_is_no_chat_ui_is_told(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url.removesuffix("/chat") + "/other")
+    assert "LLM_HUGGINGCHAT_URL" in failure("-m", "hf-llama", "hello")
+
+
+@both
+@pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
+def test_this_machine_is_asked_without_a_proxy(
+    server: ChatUI, ask: TurnRequest, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ChatUI(base_path="") as proxy:
+        monkeypatch.setenv(name, proxy.url)
+        assert ask("hello").text() == "You said: hello"
+        assert proxy.connections == 0
+
+
+def test_other_machines_are_asked_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://chat.example.org")
+    run("keys", "set", "huggingchat:chat.example.org", "--value", COOKIES)
+    with ChatUI(base_path="") as proxy:  # it refuses to pass anything on
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        assert "proxy" in failure("-m", "hf-llama", "hello")
+        assert proxy.connections > 0
+
+
+# --- logged in, and out ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)])
+def test_both_cookies_let_in(guarded: ChatUI, way: tuple[str, ...]) -> None:
+    use(guarded, COOKIES)
+    assert run("-m", "hf-llama", "hello", *way).stdout == "You said: hello\n"
+    run("-c", "two", *way)
+    assert tree(guarded, only_conversation(guarded).id) == {"hello": {"two": {}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (f"hf-chat={SESSION}", "'token' is missing"),
+        ("token=stale", "expired"),
+        ("aws-waf-token=stale", "'token' is missing"),
+        ("hf-chat=stale; token=stale", "expired"),
+        ("some words that are no cookie", "'hf-chat'"),
+        ('{"cookies": []}', "'hf-chat'"),
+        ("hf-chat=a\x01b; token=x", "characters that no cookie has"),
+    ],
+)
+def test_cookies_that_do_not_let_in_are_told(guarded: ChatUI, key: str, says: str) -> None:
+    use(guarded, key)
+    said = failure("-m", "hf-llama", "hello")
+    assert says in said
+    assert re.search(r"llm huggingchat login|Copy it again", said)
+    for secret in (SESSION, TOKEN, "stale", "no cookie\n"):
+        assert secret not in said
+    assert not sends(guarded)
+
+
+def test_error_without_a_key_says_how_to_set_one(guarded: ChatUI) -> None:
+    said = failure("-m", "hf-llama", "hello")
+    assert "there is no key" in said
+    assert f"llm keys set huggingchat:{host(guarded)}" in said
+
+
+def test_service_wants_a_key_before_anything_is_asked() -> None:
+    said = failure("-m", "hf-llama", "hello")
+    assert "llm huggingchat login" in said
+    assert "llm keys set huggingchat" in said
+
+
+@both
+def test_login_that_ends_in_the_middle_of_a_conversation(guarded: ChatUI, ask: TurnRequest) -> None:
+    first = ask("one", key=COOKIES)
+    guarded.sessions.clear()
+    with pytest.raises(llm.ModelError, match="Not logged in"):
+        ask("two", after=first, key=COOKIES)
+    assert len(guarded.conversations) == 1
+    guarded.sessions[SESSION] = ("ann", TOKEN)
+    ask("two", after=first, key=COOKIES)
+    assert tree(guarded, only_conversation(guarded).id) == {"one": {"two": {}}}
+
+
+@both
+def test_message_is_sent_once_a_new_session_is_made_from_the_token(
+    guarded: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused, and so it is not looked for in the conversation."""
+    first = ask("one", key=COOKIES)
+    guarded.tokens[TOKEN] = "ann"
+    del guarded.sessions[SESSION]
+    monkeypatch.setattr("llm_huggingchat.limits.look_again", NEVER)
+    with soon():
+        assert ask("two", after=first, key=COOKIES).text() == "You said: two"
+    assert tree(guarded, only_conversation(guarded).id) == {"one": {"two": {}}}
+    assert len(sends(guarded)) == 3
+
+
+def test_new_session_is_kept_under_the_key_that_was_used(guarded: ChatUI) -> None:
+    guarded.tokens |= {TOKEN: "ann", "bob-token": "bob"}
+    use(guarded, "hf-chat=stale; token=bob-token")
+    run("keys", "set", "work", "--value", f"hf-chat=stale; token={TOKEN}")
+    before = llm.load_keys()
+    run("-m", "hf-llama", "hello", "--key", "work")
+    after: dict[str, Any] = llm.load_keys()
+    name = f"huggingchat:{host(guarded)}"
+    assert after[name] == before[name]
+    assert only_conversation(guarded).session == "ann"
+    assert TOKEN not in str({key: after[key] for key in after if key != "work"})
+
+
+# --- the catalogue, beside a prompt ---------------------------------------------------
+
+
+def test_catalogue_is_refreshed_beside_a_prompt_once_a_day(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched() -> int:
+        run("-m", "hf-llama", "hello [[delay=0.02]]", "-n")
+        return [request.path for request in server.log].count("/api/v2/models")
+
+    assert [fetched(), fetched()] == [1, 1]
+    later = time.time() + 90_000
+    monkeypatch.setattr("time.time", lambda: later)
+    assert fetched() == 2

@@ -1,0 +1,154 @@
+"""A tool asks the person something: the question is shown, and answered on the web page."""
+
+from __future__ import annotations
+
+import llm
+import pytest
+from chat_ui import ChatUI, Fault
+from helpers import (
+    TurnRequest,
+    both,
+    failure,
+    logged,
+    meanwhile,
+    only_conversation,
+    run,
+    sends,
+    stored,
+    wait_for,
+)
+
+pytestmark = pytest.mark.usefixtures("quick")
+ASK = ("-m", "hf-llama", "-o", "web_search", "true")
+QUESTION = "Web Search (Exa): Which city do you mean?"
+
+
+def page(server: ChatUI) -> str:
+    """The address of the one conversation."""
+    return f"{server.url}/conversation/{only_conversation(server).id}"
+
+
+# --- the server waits for the answer --------------------------------------------------
+
+
+@both
+def test_answer_goes_on_once_the_question_is_answered_on_the_page(
+    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    with meanwhile(ask, "[[elicit]]", web_search=True) as answer:
+        wait_for(lambda: answer.done() or "Which city do you mean?" in caplog.text)
+        assert page(server) in caplog.text
+        server.reply(city="Rome")
+        text = answer.result().text()
+    assert text == 'Let me ask.\n\nThe person said: accept {"city": "Rome"}'
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
+def test_question_is_shown_on_the_command_line_with_its_page(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
+    with meanwhile(run, *ASK, *way, "[[elicit]]") as command:
+        wait_for(lambda: server.elicitations)
+        server.reply(city="Rome")
+        shown = command.result()
+    assert shown.stdout == 'Let me ask.\n\nThe person said: accept {"city": "Rome"}\n'
+    assert QUESTION in shown.stderr
+    assert page(server) in shown.stderr
+    assert "Traceback" not in shown.stderr
+    (entry,) = logged()
+    assert entry["response"].endswith('accept {"city": "Rome"}')
+
+
+def test_question_that_is_declined_on_the_page(server: ChatUI) -> None:
+    with meanwhile(run, *ASK, "[[elicit]]") as command:
+        wait_for(lambda: server.elicitations)
+        server.reply("decline")
+        assert command.result().stdout == "Let me ask.\n\nThe person said: decline {}\n"
+
+
+def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server: ChatUI) -> None:
+    server.elicitation_timeout = 0.2
+    assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
+
+
+@both
+@pytest.mark.parametrize("words", ["[[cut=1]]", "[[cut=2]]", "[[stall=2]]"])
+def test_connection_that_breaks_around_a_question_is_healed(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    with meanwhile(ask, f"[[elicit]] {words}", web_search=True) as answer:
+        wait_for(lambda: server.elicitations)
+        server.reply(city="Rome")
+        text = answer.result().text()
+    assert text == 'Let me ask.\n\nThe person said: accept {"city": "Rome"}'
+
+
+def test_conversation_goes_on_after_a_question(server: ChatUI) -> None:
+    with meanwhile(run, *ASK, "[[elicit]]") as command:
+        wait_for(lambda: server.elicitations)
+        server.reply(city="Rome")
+        command.result()
+    run("-c", "two")
+    assert stored(server)[2:] == ["two", "You said: two"]
+
+
+# --- the run ends with the question ---------------------------------------------------
+
+
+@both
+def test_question_that_ends_the_run_is_an_error_with_the_page(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    with pytest.raises(llm.ModelError) as caught:
+        ask("[[elicit_ends]]", web_search=True)
+    said = str(caught.value)
+    assert QUESTION in said
+    assert page(server) in said
+    assert len(said.splitlines()) <= 2
+    assert server.stops == []
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
+def test_question_that_ends_the_run_on_the_command_line(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
+    shown = run(*ASK, *way, "[[elicit_ends]]", status=1)
+    assert QUESTION in shown.stderr
+    assert page(server) in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert shown.stdout.startswith("Let me ask.")
+
+
+@both
+@pytest.mark.parametrize("words", ["[[cut=1]]", "[[cut_bytes=300]]"])
+def test_question_that_ends_the_run_is_told_after_a_cut(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    with pytest.raises(llm.ModelError, match="Which city do you mean") as caught:
+        ask(f"[[elicit_ends]] {words}", web_search=True)
+    assert page(server) in str(caught.value)
+
+
+def test_conversation_goes_on_elsewhere_after_a_question_that_ended_it(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    failure("-c", "-o", "web_search", "true", "[[elicit_ends]]")
+    run("-c", "three")
+    assert stored(server)[-2:] == ["three", "You said: three"]
+
+
+# --- what a question may hold ---------------------------------------------------------
+
+
+def test_question_moves_no_cursor(server: ChatUI) -> None:
+    event = (
+        b'{"type":"elicitation","subtype":"request","request":{"elicitationId":"q","mode":"form",'
+        b'"server":"Ev\\u001b[2Jil","message":"A\\u001b]0;x\\u0007 b\\nc\\u202e","fields":[]}}\n'
+        b'{"type":"status","status":"finished"}\n'
+    )
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=event, content_type="application/jsonl")
+    ]
+    said = run(*ASK, "hello", status=1).stderr
+    assert "Ev[2Jil" in said
+    assert not any(char in said for char in "\x1b\x07\u202e")
