@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import curl_cffi.requests
 import pytest
+from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
-from curl_cffi.requests import AsyncSession, Headers
+from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
-from vcr import VCR  # type: ignore[import-untyped]
-from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
-from vcr.request import Request  # type: ignore[import-untyped]
 
 import llm_huggingchat
 
@@ -77,60 +72,3 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
     with ChatUI() as chat:
         monkeypatch.setenv(llm_huggingchat.SERVER_VARIABLE, chat.url)
         yield chat
-
-
-# --- cassettes ------------------------------------------------------------------------
-
-
-class CassetteSession(AsyncSession[Any]):
-    """A session whose exchanges come from a cassette, or go to it: vcrpy cannot see curl."""
-
-    cassette: Any = None  # vcrpy gives each cassette a subclass
-
-    async def request(  # type: ignore[override]
-        self, method: Any, url: str, *, content: Any, content_callback: Any, **options: Any
-    ) -> Any:
-        sent = content
-        if hasattr(content, "read"):
-            sent = b"".join(iter(lambda: content.read(65_536), b""))
-        request = Request(method, url, sent, options["headers"])
-        if self.cassette.can_play_response_for(request):
-            recorded = self.cassette.play_response(request)
-        else:
-            if self.cassette.write_protected:
-                raise CannotOverwriteExistingCassetteException(
-                    cassette=self.cassette, failed_request=request
-                )
-            recorded = await self._record(method, url, sent, options)
-            self.cassette.append(request, recorded)
-        body = recorded["body"]["string"]
-        for at in range(0, len(body), 61):  # in pieces, cut anywhere
-            content_callback(body[at : at + 61])
-        headers = Headers({name: values[0] for name, values in recorded["headers"].items()})
-        return SimpleNamespace(status_code=recorded["status"]["code"], headers=headers)
-
-    async def _record(self, method: Any, url: str, sent: bytes | None, options: Any) -> Any:
-        body = io.BytesIO()
-        content = None if sent is None else io.BytesIO(sent)
-        response = await super().request(
-            method, url, content=content, content_callback=body.write, **options
-        )
-        kind = response.headers.get("content-type")
-        return {
-            "status": {"code": response.status_code, "message": response.reason},
-            "headers": {"content-type": [kind]} if kind else {},
-            "body": {"string": body.getvalue()},
-        }
-
-
-def pytest_recording_configure(config: pytest.Config, vcr: VCR) -> None:
-    vcr._custom_patches = ((curl_cffi.requests, "AsyncSession", CassetteSession),)
-
-
-@pytest.fixture
-def vcr_config() -> dict[str, Any]:
-    return {
-        "match_on": ["method", "path", "query", "body"],
-        "filter_headers": ["cookie", "set-cookie"],
-        "allowed_hosts": LOOPBACK,
-    }
