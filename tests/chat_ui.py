@@ -1,4 +1,4 @@
-"""A small HuggingChat server: for the tests, and for trying the plugin without an account.
+"""A stand-in for a HuggingChat server: for the tests, and for trying the plugin without an account.
 
     python tests/chat_ui.py llm -m hf-llama "Hello"
 
@@ -6,54 +6,51 @@ starts it on a free port of this machine, runs the command with LLM_HUGGINGCHAT_
 address and LLM_USER_PATH to a temporary directory, and exits with the command's status. Use
 `sh -c "…"` to run several commands against one server. Without a command it serves until Ctrl-C.
 
-Before the command: `--log FILE` writes every request as a line of JSON, in the order in which they
-arrived whole, without cookie values; `number` counts them in the order in which they began, `at`
-is in seconds. `--store-delay S`: an answer is stored S seconds after it has ended (0.3 unless
-told), and then its stream and its log end. `--latency S`: every request is looked at S seconds
-late. `--uplink N`: the bodies of requests are read at N bytes a second.
+Options, before the command: `--login` rehearses a server that wants a login, and prints which token
+to paste. `--log FILE` writes each request as a line of JSON, without cookie values. `--port N`.
+`--store-delay S`: an answer is stored S seconds after it has ended (default 0.3). `--latency S`:
+every request is answered S seconds late.
 
 The model answers "You said: …". Words in [[double brackets]] in a prompt steer it.
 
-The answer: [[say]]TEXT[[/say]] just TEXT; of several, the n-th answer of the conversation is the
-n-th, and all later ones the last; [[reason]] thinks first, inside the text; [[think]] with the tags
-cut in two; [[reasoning_events]] with events of their own; [[tokens=N]] w0 w1 …; [[delay=S]] seconds
-a token; [[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]] the messages the
-model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call, [[tools]] two,
-[[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a tool asks the
-person something, and waits; [[elicit_ends]] it asks, and the run ends, till a message resumes it
-(both may be `=form`: many fields, `=url`: an address, `=twice`: one question after the other; words
-that begin with `then_`, as [[then_cut=1]], are those of the run that resumes); [[file]] a picture
-in the middle; [[unstreamed]] the text comes with the final answer only; [[surrogates]] an emoji cut
-in two; [[router]] names a route and model, as `omni` does; [[title=T]], [[title_first]],
-[[title_delay=S]], [[notitle]].
+The answer: [[say]]TEXT[[/say]] says just TEXT; of several, the n-th answer of the conversation is
+the n-th, and all later ones are the last; [[reason]] thinks first, inside the text; [[think]] does,
+with the tags cut in two; [[reasoning_events]] does, with events of their own; [[tokens=N]] w0 w1 …;
+[[delay=S]] seconds a token; [[wait=S]] seconds before the first; [[unicode]]; [[json]]; [[history]]
+the messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
+[[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
+tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
+ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
+answer; [[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
+[[title=T]], [[title_first]], [[title_delay=S]], [[notitle]].
 
-What goes wrong with the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, and no
-final answer comes; [[empty]] it says nothing.
+Faults of the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, without a final
+answer; [[empty]] it says nothing.
 
-What goes wrong with sending (`*K`: the first K times): [[drop=before]] the connection closes and
-nothing is stored, [[drop=after]] it closes but the message is stored (both once, unless told);
-[[status=502]] an error instead, always unless told; [[status_after=500]] an error, once unless
-told, though the message is stored and its answer written; [[html]] a page instead.
+Faults of sending (`*K`: the first K times): [[drop=before]] the connection closes and nothing is
+stored, [[drop=after]] it closes but the message is stored (both once by default); [[status=502]] an
+error instead (always by default); [[status_after=500]] an error though the message is stored and
+its answer written (once by default); [[html]] a page instead.
 
-What goes wrong with the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte,
-[[split=N]] for every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M
-events, and so on; [[cut_bytes=N]]; [[end=N]] it ends after N tokens as if it were whole;
-[[stall=N]] silent after N tokens; [[hold]] silent after the final answer.
+Faults of the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte, [[split=N]] for
+every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M events, and so on;
+[[cut_bytes=N]]; [[end=N]] it ends after N tokens as if it were whole; [[stall=N]] silent after N
+tokens; [[hold]] silent after the final answer.
 
-What goes wrong with the log: [[stall_resume=K]] the first K resumed streams are silent, without a
-heartbeat; [[churn=M]] every resumed stream ends, whole, after M events; [[log_status=404]] or
-another error instead (`*K`: the first K times, else always); [[gone]] none to resume from,
-[[gone_incomplete]] and half an answer stored.
+Faults of the log: [[stall_resume=K]] the first K resumed streams are silent, without a heartbeat;
+[[churn=M]] every resumed stream closes after M events; [[log_status=404]] or another error instead
+(`*K`: the first K times, by default always); [[gone]] there is none, [[gone_incomplete]] and half
+an answer is stored.
 
-What goes wrong with the store: [[store=S]] seconds from the end of the answer until it is stored;
-[[nofetch]] the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it
-is deleted after N tokens.
+Faults of the store: [[store=S]] seconds from the end of the answer until it is stored; [[nofetch]]
+the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it is deleted
+after N tokens.
 
 A recording is heard as "I heard N bytes of TYPE.", or as what its bytes say: [[say]]TEXT[[/say]];
 [[silence]], [[dots]] nothing; [[wait=S]] seconds before it is heard; [[slow]] it takes too long;
 [[err=429]] the service that transcribes fails.
 
-What goes wrong with the other calls is up to tests: `ChatUI.faults`, and what is set on a ChatUI.
+Faults of all other calls are set by tests: `ChatUI.faults`, and the attributes of a ChatUI.
 """
 
 from __future__ import annotations
@@ -63,8 +60,6 @@ import base64
 import contextlib
 import copy
 import hashlib
-import io
-import itertools
 import json
 import os
 import re
@@ -79,56 +74,37 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import formatdate
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedIOBase
-from socketserver import TCPServer
-from typing import Any, TextIO, cast
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any, TextIO
 from urllib.parse import parse_qsl, quote, urlsplit
 
 Event = dict[str, Any]
 Message = dict[str, Any]
 
-# Every model: its id, then what it can do.
+# Each model: its id, then what it can do.
 CATALOGUE = """
-omni image tools router
-meta-llama/Llama-3.3-70B-Instruct tools
-meta-llama/Llama-3.1-8B-Instruct tools
-meta-llama/Llama-4-Scout-17B-16E-Instruct image tools
-meta-llama/Llama-Guard-4-12B image
-Qwen/Qwen3.6-27B image tools reasoning
-Qwen/Qwen3-235B-A22B-Instruct-2507 tools
-Qwen/Qwen3-Coder-480B-A35B-Instruct tools
-Qwen/Qwen3-VL-235B-A22B-Instruct image tools
-Qwen/Qwen2.5-7B-Instruct
-Qwen/Qwen3.5-397B-A17B image tools
-Qwen/Qwen3.8-2.4T-A95B tools reasoning
-deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning
-deepseek-ai/DeepSeek-V3.2 tools
-deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning
-deepseek-ai/DeepSeek-R1-0528 tools reasoning
-openai/gpt-oss-safeguard-20b reasoning
-openai/gpt-oss-120b tools reasoning
-openai/gpt-oss-20b tools reasoning
-zai-org/GLM-4.6V image tools
-zai-org/GLM-4.6 tools
-zai-org/GLM-5.2 tools reasoning
-moonshotai/Kimi-K2.6 image tools reasoning
-moonshotai/Kimi-K2-Instruct-0905 tools
-moonshotai/Kimi-K3 image tools reasoning
-MiniMaxAI/MiniMax-M3 tools reasoning
-google/gemma-3-27b-it image
-google/gemma-4-31B-it image tools
-CohereLabs/command-a-translate-08-2025
-CohereLabs/c4ai-command-a-03-2025 tools
-CohereLabs/command-a-plus-05-2026-bf16 image tools
-swiss-ai/Apertus-70B-Instruct-2509
-swiss-ai/Apertus-v1.5-70B
-microsoft/phi-4 unlisted
+omni image tools router; meta-llama/Llama-3.3-70B-Instruct tools;
+meta-llama/Llama-3.1-8B-Instruct tools; meta-llama/Llama-4-Scout-17B-16E-Instruct image tools;
+meta-llama/Llama-Guard-4-12B image; Qwen/Qwen3.6-27B image tools reasoning;
+Qwen/Qwen3-235B-A22B-Instruct-2507 tools; Qwen/Qwen3-Coder-480B-A35B-Instruct tools;
+Qwen/Qwen3-VL-235B-A22B-Instruct image tools; Qwen/Qwen2.5-7B-Instruct;
+Qwen/Qwen3.5-397B-A17B image tools; Qwen/Qwen3.8-2.4T-A95B tools reasoning;
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning; deepseek-ai/DeepSeek-V3.2 tools;
+deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning; deepseek-ai/DeepSeek-R1-0528 tools reasoning;
+openai/gpt-oss-safeguard-20b reasoning; openai/gpt-oss-120b tools reasoning;
+openai/gpt-oss-20b tools reasoning; zai-org/GLM-4.6V image tools; zai-org/GLM-4.6 tools;
+zai-org/GLM-5.2 tools reasoning; moonshotai/Kimi-K2.6 image tools reasoning;
+moonshotai/Kimi-K2-Instruct-0905 tools; moonshotai/Kimi-K3 image tools reasoning;
+MiniMaxAI/MiniMax-M3 tools reasoning; google/gemma-3-27b-it image;
+google/gemma-4-31B-it image tools; CohereLabs/command-a-translate-08-2025;
+CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 image tools;
+swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """
 TOOL_SERVERS = [
@@ -139,25 +115,13 @@ PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
 PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
-PROVIDERS = ("novita", "together", "fireworks-ai")
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
-SETTINGS: dict[str, Any] = {
-    "activeModel": "omni",
-    "streamingMode": "smooth",
-    "directPaste": False,
-    "hapticsEnabled": True,
-    "hidePromptExamples": {},
-    "shareConversationsWithModelAuthors": True,
-    "customPrompts": {},
-    "customPromptsEnabled": {},
-    "multimodalOverrides": {},
-    "toolsOverrides": {},
-    "artifactsOverrides": {},
-    "providerOverrides": {},
-    "reasoningEffortOverrides": {},
-    "reasoningOverrides": {},
-    "billingOrganization": None,
-}
+OVERRIDES = ("multimodal", "tools", "artifacts", "provider", "reasoningEffort", "reasoning")
+SETTINGS: dict[str, Any] = {f"{name}Overrides": {} for name in OVERRIDES}
+SETTINGS |= {"activeModel": "omni", "streamingMode": "smooth", "billingOrganization": None}
+SETTINGS |= {"directPaste": False, "hapticsEnabled": True, "hidePromptExamples": {}}
+SETTINGS |= {"shareConversationsWithModelAuthors": True, "customPrompts": {}}
+SETTINGS |= {"customPromptsEnabled": {}}
 REFUSALS = {
     401: "Unauthorized",
     403: "Forbidden",
@@ -169,28 +133,17 @@ REFUSALS = {
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
 DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
+AUDIO_TYPE = r"audio/(webm|ogg|wav|flac|mpeg|mp4|x-wav)"
 NEW_CHAT = "New Chat"
-KEEP_ALIVE = 0.1  # seconds between two signs of life while the model is awaited
-HEARTBEAT = 0.25  # the same, for a resumed stream
+KEEP_ALIVE = 0.1  # seconds between two keepAlive events
+HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
-SAVE_EVERY = 3.0  # seconds between two times that a running answer is saved
-SAVED = ("content", "reasoning", "files", "routerMetadata", "updates", "materializedSeq")
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
-MAX_FILE = 10 * 1024 * 1024
-MAX_AUDIO = 25 * 1024 * 1024
-AUDIO_TYPES = (
-    "audio/webm",
-    "audio/ogg",
-    "audio/wav",
-    "audio/flac",
-    "audio/mpeg",
-    "audio/mp4",
-    "audio/x-wav",
-)
+MAX_FILE, MAX_AUDIO = 10 * 1024 * 1024, 25 * 1024 * 1024
 
 
-# --- small helpers -------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------
 
 
 def now() -> str:
@@ -205,7 +158,6 @@ def dumps(value: object) -> bytes:
 
 
 def sha256(content: bytes) -> str:
-    """The name of a stored file."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -224,26 +176,10 @@ def whole(text: str) -> str:
     return utf16(text).decode("utf-16-le", "surrogatepass")
 
 
-def without_thinking_tags(title: str) -> str:
-    """A title as it is stored."""
-    return re.sub(r"</?think>", "", title, flags=re.I).strip()
-
-
 def is_uuid(value: object) -> bool:
     """Whether this is the text of a UUID."""
-    return isinstance(value, str) and bool(
-        re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value)
-    )
-
-
-def prefers_html(accept: str) -> bool:
-    """Whether an Accept header asks for a page rather than for whatever there is."""
-    weights = {"*/*": 0.0}
-    for entry in accept.split(","):
-        kind, _, rest = entry.partition(";")
-        weight = re.search(r"q=([\d.]+)", rest)
-        weights[kind.strip()] = float(weight[1]) if weight else 1.0
-    return weights.get("text/html", -1.0) >= weights["*/*"]
+    pattern = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+    return isinstance(value, str) and bool(re.fullmatch(pattern, value))
 
 
 def model_entry(name: str, *able: str) -> dict[str, Any]:
@@ -266,9 +202,6 @@ def model_entry(name: str, *able: str) -> dict[str, Any]:
         "hasInferenceAPI": False,
         "isRouter": router,
     }
-
-
-# --- what tests see ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,7 +229,7 @@ class Fault:
     asks for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
-    delay: float = 0.0
+    delay: float = 0.0  # seconds
     drop: bool = False  # the connection closes without an answer
     stall: bool = False  # no answer, until the client leaves
     status: int | None = None
@@ -305,88 +238,6 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
-
-
-@dataclass
-class Elicitation:
-    """A question that a tool asks the person. One that is `parked` is waited for by nobody."""
-
-    conversation_id: str
-    request: dict[str, Any]
-    tool: str  # the id of the tool's call
-    parked: bool
-    expires: float  # time.time()
-    action: str | None = None
-    content: dict[str, Any] | None = None
-
-    def resolved(self, resolution: str = "user") -> Event:
-        """The event that says what became of it."""
-        event = {"type": "elicitation", "subtype": "resolved", "action": self.action or "cancel"}
-        event |= {"elicitationId": self.request["elicitationId"], "resolution": resolution}
-        return event | ({"content": self.content} if self.content is not None else {})
-
-    def problem(self, submitted: object) -> str | None:
-        """What is wrong with an answer, as the server has it (elicitationSchema.ts)."""
-        if not isinstance(submitted, dict):
-            return "Answer must be an object."
-        fields = {field["name"]: field for field in self.request.get("fields", [])}
-        for name in submitted:
-            if name not in fields:
-                return f'Unknown field "{name}".'
-        for name, wanted in fields.items():
-            value = submitted.get(name)
-            if value in (None, ""):
-                if wanted["required"]:
-                    return f'"{name}" is required.'
-            elif problem := wrong_value(wanted, value):
-                return f'"{name}" {problem}'
-        return None
-
-
-def wrong_value(field: dict[str, Any], value: Any) -> str | None:
-    """What is wrong with a value for a field."""
-    kind, known = field["kind"], [option["value"] for option in field.get("options", [])]
-    if kind == "boolean":
-        return None if isinstance(value, bool) else "must be a boolean."
-    if kind == "number":
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return "must be a number."
-        if field["integer"] and value != int(value):
-            return "must be a whole number."
-        if not field.get("minimum", value) <= value <= field.get("maximum", value):
-            return "is below the minimum, or above the maximum."
-        return None
-    if kind == "select" and field["multiple"]:
-        if not isinstance(value, list) or len(set(value)) != len(value):
-            return "must be a list of strings, each once."
-        if not field.get("minItems", 0) <= len(value) <= field.get("maxItems", 99):
-            return "needs more selections, or less."
-        return None if set(value) <= set(known) else "has an unknown option."
-    if kind == "select":
-        return None if value in known else "has an unknown option."
-    if not isinstance(value, str):
-        return "must be a string."
-    if utf16_length(value) < field.get("minLength", 0):
-        return "is too short."
-    if utf16_length(value) > field.get("maxLength", 10_000):
-        return "is too long."
-    formats = {
-        "email": r"[^\s@]+@[^\s@]+\.[^\s@]+",
-        "date": r"\d{4}-\d\d-\d\d",
-        "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
-        "uri": r"[A-Za-z][A-Za-z0-9+.-]*:.+",
-    }
-    wanted = formats.get(field.get("format", ""), "(?s).*")
-    return None if re.fullmatch(wanted, value) else f"is not a valid {field['format']}."
-
-
-@dataclass(frozen=True)
-class StopMarker:
-    """That somebody asked for an answer to stop."""
-
-    at: float
-    generation_id: str | None
-    seen: int | None
 
 
 SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
@@ -399,25 +250,42 @@ class Words(dict[str, str]):
         super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", SAY.sub("", prompt)))
 
     def number(self, name: str, default: float) -> float:
-        """A word's value as a number."""
         return float(self.get(name) or default)
 
     def numbers(self, name: str) -> list[int]:
-        """A word's value as a list of whole numbers."""
         return [int(part) for part in self.get(name, "").split(",") if part]
-
-    def of_resumed(self) -> Words:
-        """The words of a run that resumes one with these."""
-        words = Words()
-        for name, value in self.items():
-            if name.startswith("then_") or name in ("elicit", "elicit_ends"):
-                words[name.removeprefix("then_")] = value
-        return words
 
     def times(self, name: str, default: float) -> tuple[str, float]:
         """A word's value and how often it holds: `before*3` is before, three times."""
         value, _, times = self.get(name, "").partition("*")
         return value, float(times or default)
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StopMarker:
+    """That somebody asked for an answer to stop."""
+
+    at: float
+    generation_id: str | None
+    seen: int | None
+
+
+@dataclass
+class Question:
+    """What a tool asks the person."""
+
+    request: dict[str, Any]
+    action: str | None = None
+    content: dict[str, Any] | None = None
+
+    def resolved(self, resolution: str = "user") -> Event:
+        """The event that says what became of it."""
+        event = {"type": "elicitation", "subtype": "resolved", "action": self.action or "cancel"}
+        event |= {"elicitationId": self.request["elicitationId"], "resolution": resolution}
+        return event | ({"content": self.content} if self.content is not None else {})
 
 
 @dataclass
@@ -451,6 +319,58 @@ class Conversation:
             "deployedSpaces": None,
         }
 
+    def grow(
+        self, data: dict[str, Any], text: str, files: list[tuple[str, str, bytes]]
+    ) -> tuple[list[Message], Message, Message]:
+        """A copy of the tree with a new question and an empty answer, and those two."""
+        messages = copy.deepcopy(self.messages)
+        by_id = {message["id"]: message for message in messages}
+
+        def add(parent: Message, **fields: Any) -> Message:
+            times = {"createdAt": now(), "updatedAt": now()}
+            ancestors = [*parent["ancestors"], parent["id"]]
+            ids = {"ancestors": ancestors, "id": str(uuid.uuid4()), "children": []}
+            messages.append(fields | times | ids)
+            parent["children"].append(messages[-1]["id"])
+            return messages[-1]
+
+        place = by_id.get(data["id"])
+        retry = data.get("is_retry", False)
+        if not place:
+            raise Refusal(404, "Message not found") if retry else Refusal(500)
+        if retry and place["from"] == "assistant":
+            question = by_id[place["ancestors"][-1]]
+        elif retry and (place["from"] != "user" or not text):
+            raise Refusal(500, "Failed to create message")
+        else:
+            stored = [
+                {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
+                for name, mime, content in files
+            ]
+            parent = by_id[place["ancestors"][-1]] if retry else place
+            question = add(parent, **{"from": "user", "content": text, "files": stored})
+        answer = add(question, **{"from": "assistant", "content": ""})
+        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
+        return messages, question, answer
+
+    def seen(self, messages: list[Message], question: Message, images: bool) -> Iterator[Event]:
+        """What a model sees of the way from the root to the question, images if it can."""
+        for message in messages[1:]:
+            if message["id"] not in (*question["ancestors"], question["id"]):
+                continue
+            text, pictures = re.sub(r"(?s)<think>.*?</think>", "", message["content"]).strip(), 0
+            if message["from"] == "user":
+                text = message["content"]
+                for stored in reversed(message["files"]):
+                    mime, content = self.files[stored["value"]]
+                    pictures += mime.startswith("image/") and images
+                    if mime.startswith("text/") or mime in DOCUMENT_TYPES:
+                        head = f'<document name="{self.id}-{stored["value"]}" type="{mime}">'
+                        document = content.decode(errors="replace")
+                        text = f"{head}\n{document}\n</document>\n\n{text}"
+            if text or message["from"] == "user":
+                yield {"role": message["from"], "content": text, "images": pictures}
+
 
 # --- the model -----------------------------------------------------------------------------------
 
@@ -482,7 +402,6 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
-    resumes: Elicitation | None = None  # the question after whose answer it goes on
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -512,15 +431,12 @@ def tokens(prompt: Prompt) -> list[str]:
     return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
 
 
-def script(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
+def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
     """The events of an answer, in the order in which the model gives them.
 
-    It is told what became of a question that it waits for.
+    It is sent what became of a question that it waits for.
     """
     words, tools = prompt.words, prompt.tools
-    if prompt.resumes:
-        yield from resumed(prompt)
-        return
     if "err" in words:
         raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
     if "reasoning_events" in words:
@@ -560,7 +476,6 @@ def script(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
 
 
 def text_event(token: str) -> Event:
-    """A piece of text."""
     return {"type": "stream", "token": token}
 
 
@@ -577,64 +492,42 @@ def tool_call(
 ) -> Iterator[Event]:
     """A tool is called, and answers."""
     call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
-    event: Event = {"type": "tool", "subtype": "call", "uuid": str(uuid.uuid4())}
-    base = {"type": "tool", "uuid": event["uuid"]}
+    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
     raw = {"originalId": "call_1", "argumentsRaw": '{"query": "chat-ui"}', "content": text}
-    yield event | {"call": call} | raw
+    yield base | {"subtype": "call", "call": call} | raw
     yield base | {"subtype": "eta", "eta": 10}
     if progress:
         yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
     if fails:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
         return
-    output = {
-        "text": RESULTS,
-        "structured": {"result": RESULTS},
-        "content": [{"type": "text", "text": RESULTS}],
-    }
+    content = [{"type": "text", "text": RESULTS}]
+    output = {"text": RESULTS, "structured": {"result": RESULTS}, "content": content}
     result = {"status": "success", "call": call, "outputs": [output], "display": True}
     yield base | {"subtype": "result", "result": result}
 
 
-FORM = [
-    {"kind": "string", "name": "name", "title": "Name", "minLength": 2, "maxLength": 20}
-    | {"description": "As on the badge.", "required": True},
-    {"kind": "string", "name": "mail", "title": "Mail", "format": "email", "required": True},
-    {"kind": "number", "name": "seats", "title": "Seats", "integer": True, "required": True}
-    | {"minimum": 1, "maximum": 8, "default": 2},
-    {"kind": "number", "name": "budget", "integer": False, "required": False},
-    {"kind": "boolean", "name": "window", "title": "At the window?", "required": True},
-    {"kind": "select", "name": "class", "title": "Class", "multiple": False, "required": True}
-    | {"options": [{"value": "e", "label": "Economy"}, {"value": "b", "label": "Business"}]},
-    {"kind": "select", "name": "meals", "title": "Meals", "multiple": True, "required": False}
-    | {"options": [{"value": x, "label": x} for x in ("fish", "veg", "soup")], "maxItems": 2},
-    {"kind": "string", "name": "day", "title": "Day", "format": "date", "required": False},
-    {"kind": "string", "name": "when", "title": "When", "format": "date-time", "required": False},
-    {"kind": "string", "name": "site", "title": "Site", "format": "uri", "required": False},
-]
 CITY = [{"kind": "string", "name": "city", "title": "City", "required": True}]
-SURE = [{"kind": "boolean", "name": "sure", "title": "Sure?", "required": True}]
 
 
-def question(
-    prompt: Prompt, tool: str, message: str, fields: list[dict[str, Any]], url: str = ""
-) -> Generator[Event, Elicitation | None, Elicitation | None]:
-    """A tool asks the person something. Gives what became of it, if it waits for that."""
+def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
+    """A tool is called, and asks the person something."""
+    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
+    call = {"name": "ask", "parameters": {}}
+    yield text_event("Let me ask.")
+    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
+    yield base | {"subtype": "eta", "eta": 10}
     server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
-    request: dict[str, Any] = {"server": server, "mode": "url" if url else "form"}
-    request |= {"message": message} | ({"url": url} if url else {"fields": fields})
-    request["elicitationId"] = str(uuid.uuid4())
-    return (
-        yield {
-            "type": "elicitation",
-            "subtype": "request",
-            "request": request,
-            "toolUuid": tool,
-        }
-    )
+    request: Event = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
+    request |= {"message": "Which city do you mean?", "fields": CITY}
+    event = {"type": "elicitation", "subtype": "request", "request": request}
+    asked = yield event | {"toolUuid": base["uuid"]}
+    if "elicit_ends" in prompt.words:
+        raise NoAnswer
+    yield from answered(base["uuid"], asked)
 
 
-def answered(tool: str, asked: Elicitation | None) -> Iterator[Event]:
+def answered(tool: str, asked: Question | None) -> Iterator[Event]:
     """The tool gives back what the person said, and the model repeats it."""
     given = asked.resolved() if asked else {"action": "cancel"}
     said = f"{given['action']} {json.dumps(given.get('content', {}))}"
@@ -644,40 +537,6 @@ def answered(tool: str, asked: Elicitation | None) -> Iterator[Event]:
     yield base | {"result": result | {"outputs": [output]}}
     for token in ("The", " person", " said: ", said):
         yield text_event(token)
-
-
-def asking(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
-    """A tool is called, and asks the person something, perhaps two things."""
-    tool = str(uuid.uuid4())
-    yield text_event("Let me ask.")
-    base: Event = {"type": "tool", "uuid": tool}
-    call = {"name": "ask", "parameters": {}}
-    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
-    yield base | {"subtype": "eta", "eta": 10}
-    kind = prompt.words.get("elicit") or prompt.words.get("elicit_ends")
-    url = "https://example.org/authorize?x=1" if kind == "url" else ""
-    fields = FORM if kind == "form" else CITY
-    asked = yield from question(prompt, tool, "Which city do you mean?", fields, url)
-    if "elicit_ends" in prompt.words:
-        raise NoAnswer
-    if kind == "twice":
-        asked = yield from question(prompt, tool, "Are you sure?", SURE)
-    yield from answered(tool, asked)
-
-
-def resumed(prompt: Prompt) -> Generator[Event, Elicitation | None, None]:
-    """A tool's call is made again, with the answer to its question; perhaps it has another."""
-    asked = prompt.resumes
-    assert asked
-    yield asked.resolved()
-    first = asked.request["message"] != "Are you sure?"
-    if prompt.words.get("elicit_ends") == "twice" and first:
-        yield from question(prompt, asked.tool, "Are you sure?", SURE)
-        raise NoAnswer
-    spoken = answered(asked.tool, asked)
-    yield next(spoken)
-    yield {"type": "status", "status": "started"}
-    yield from spoken
 
 
 # Lines that a reader of the stream has to live with, one between every two tokens.
@@ -691,22 +550,18 @@ NOISE = [
 ]
 
 
-# --- a run: one answer being written --------------------------------------------------------------
+# --- runs ----------------------------------------------------------------------------------------
 
 
 class Run:
     """One answer being written. It goes on when its reader leaves.
 
     `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
-    come back get.
-
-    `messages` is the run's own copy of the conversation, as it was when the message arrived, with
-    the question and an empty answer. While the run goes on, the answer alone is saved now and then.
-    When its first reader leaves, and some time after `finished`, the whole copy is written over
-    whatever came in between; only then do the stream and the log end. The real server does the
-    same (`persistConversation` in src/routes/conversation/[id]/+server.ts of chat-ui, and
-    `materialize` in src/lib/server/generation/writer.ts). That takes it as long as its database
-    takes; here it takes `store_delay` at the end, and no time when a reader leaves.
+    come back get. `messages` is the run's own copy of the conversation, as it was when the message
+    arrived, with the question and an empty answer. When its first reader leaves, and `store_delay`
+    after `finished`, the whole copy is written over whatever came in between; only then do the
+    stream and the log end. The real server does the same (`persistConversation` in
+    src/routes/conversation/[id]/+server.ts of chat-ui).
     """
 
     def __init__(
@@ -724,28 +579,26 @@ class Run:
         self.wire: list[tuple[str, bytes]] = []
         self.log: list[Event] = []
         self.state = "running"
-        self.resumes = 0
-        self._ending = False  # all that is still to come is a title, and the storing
+        self.resumes = 0  # how often its log was asked for
+        self.text = ""
         self._chat = chat
-        self._messages = messages
-        self._answer = answer
+        self._messages, self._answer = messages, answer
         self._prompt = prompt
+        self._ending = False  # all that is still to come is a title, and the storing
         self._known_title = conversation.title  # it is written back too
         self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
-        self._initial = answer["content"]  # what earlier runs wrote of the answer
-        self._text = self._initial  # all of it
         self._round = ""  # what came after the last tool
-        self._updates: list[Event] = list(answer.get("updates", []))
+        self._updates: list[Event] = []
         self._final = False  # the final answer came
-        self._tail: Event | None = None  # the event that is still growing
+        self._tail: Event | None = None  # the event of the log that is still growing
         self._tail_size, self._tail_since = 0, 0.0
         self._started = self._next_alive = time.monotonic()
-        self._next_save = self._started + chat.save_every
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
+        chat.all_runs.append(self)
+        self.thread.start()
 
     def stop(self) -> None:
-        """Ask the answer to stop."""
         self._stop.set()
 
     def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
@@ -782,42 +635,33 @@ class Run:
                 self._write_back()
 
     def _write(self) -> None:
-        """Write the answer, to its end."""
-        state = "completed"
-        prompted = False
-        if not self._prompt.resumes:
-            self._tell({"type": "status", "status": "started"})
+        state, asked = "completed", False
+        self._tell({"type": "status", "status": "started"})
         try:
-            prompted = self._speak()
+            asked = self._speak()
             self._metadata()
-            self._wait(self.words.number("title_delay", 0))
+            self._chat.closing.wait(self.words.number("title_delay", 0))
             self._title()
-            if self._text == self._initial and not self._final and not prompted:
+            if not self.text and not self._final and not asked:
                 raise ModelFailed("No output was generated. Something went wrong.")
         except Stopped:
             state = "interrupted"
             self._metadata()
             self._title()
-            text = whole(self._text)
-            marker = self.conversation.stop
-            if marker and marker.generation_id == self.generation_id and marker.seen is not None:
-                seen = max(utf16_length(self._initial), marker.seen)
-                text = utf16(text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
-            self._text = text
-            text = text[len(self._initial) :]
-            self._tell({"type": "finalAnswer", "text": text, "interrupted": True})
+            self._cut_at_what_was_seen()
+            self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
         except ModelFailed as failure:
             state = "error"
             self._title()
             self._tell(failure.event)
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
-        while not self._chat.may_store.is_set() and not self._chat.closing.is_set():
-            self._wait(0.01)
-        self._wait(self.words.number("store", self._chat.store_delay))
+        while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
+            pass
+        self._chat.closing.wait(self.words.number("store", self._chat.store_delay))
         with self._chat.lock, self.changed:
             if "gone_incomplete" in self.words:
-                self._text = self._text[: len(self._text) // 2]
+                self.text = self.text[: len(self.text) // 2]
                 self._updates = self._updates[: len(self._updates) // 2]
                 self._answer.pop("interrupted", None)
             self._write_back()
@@ -835,7 +679,7 @@ class Run:
             self._title()
         self._pause(words.number("wait", 0))
         while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
-            self._pause(0.05)
+            self._pause(0.02)
         if self._prompt.model["isRouter"] or "router" in words:
             self._tell(self._route())
         if self._prompt.tools:
@@ -845,8 +689,10 @@ class Run:
         try:
             speech, outcome = script(self._prompt), None
             while True:
-                event, outcome = speech.send(outcome), None
-                outcome = self._asked(event)
+                event = speech.send(outcome)
+                outcome = self._ask(event) if event.get("subtype") == "request" else None
+                if event.get("subtype") != "request":
+                    self._tell(event)
                 if event.get("subtype") in ("result", "error"):
                     self._tell(PROVIDER)  # once for every round
                 left -= event["type"] == "stream"
@@ -856,36 +702,27 @@ class Run:
                 if noise:
                     self._put("noise", noise.popleft())
         except NoAnswer:
-            self._answer["content"] = whole(self._text)
+            self._answer["content"] = whole(self.text)
             return event.get("type") == "elicitation"
         except StopIteration:
             pass
-        if self._text and event["type"] != "finalAnswer":
+        if self.text and event["type"] != "finalAnswer":
             text = whole(self._round).rstrip()
             self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
         return False
 
-    def _asked(self, event: Event) -> Elicitation | None:
-        """Tell an event. If it is a question that is waited for, what became of it."""
-        if event.get("subtype") != "request":
-            self._tell(event)
-            return None
-        parked = "elicit_ends" in self._prompt.words
+    def _ask(self, event: Event) -> Question | None:
+        """Tell a question; wait for its answer, unless the run ends with it."""
         expires = time.time() + self._chat.elicitation_timeout
-        id, request = self.conversation.id, event["request"]
-        asked = Elicitation(id, request, event["toolUuid"], parked, expires)
-        self._chat.elicitations[request["elicitationId"]] = asked
-        self._tell(event | ({} if parked else {"expiresAt": int(1000 * expires)}))
-        if parked:
-            return None
-        while asked.action is None and time.time() < expires:
-            self._pause(0.05)
-            if self._chat.closing.is_set():
-                raise Stopped
-        resolution = "user" if asked.action else "expired"
-        asked.action = asked.action or "cancel"
-        self._tell(asked.resolved(resolution))
-        return asked
+        asked = Question(event["request"])
+        self._chat.elicitations[asked.request["elicitationId"]] = asked
+        waits = "elicit_ends" not in self.words
+        self._tell(event | ({"expiresAt": int(1000 * expires)} if waits else {}))
+        while waits and asked.action is None and time.time() < expires:
+            self._pause(0.02)
+        if waits:
+            self._tell(asked.resolved("user" if asked.action else "expired"))
+        return asked if waits else None
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -900,20 +737,11 @@ class Run:
             with self.changed:
                 if time_now - self._tail_since > LOG_SECONDS:
                     self._seal()
-            self._save_if_due()
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
 
-    def _wait(self, seconds: float) -> None:
-        """Wait without a sign of life."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._chat.closing.is_set():
-            self._chat.closing.wait(min(left, 0.1))
-            self._save_if_due()
-
     def _put(self, kind: str, line: bytes) -> None:
-        """Give the first reader a line."""
         with self.changed:
             self.wire.append((kind, line))
             self.changed.notify_all()
@@ -927,16 +755,15 @@ class Run:
             self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
         kind = event["type"]
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
-            padding = "\0" * (16 - utf16_length(event["token"]))
-            event = event | {"token": event["token"] + padding}
+            event = event | {"token": event["token"] + "\0" * (16 - utf16_length(event["token"]))}
         self._put(kind, dumps(event) + b"\n")
         if kind == "finalAnswer":
             self._put("padding", b" " * 4096)
 
     def _note(self, event: Event) -> None:
         """Log an event. Tokens of one kind that come together become one event."""
-        tail, tail_kind = self._tail, self._tail and self._tail["type"]
-        if tail and "token" in event and tail_kind == event["type"]:
+        tail = self._tail
+        if tail and "token" in event and tail["type"] == event["type"]:
             tail["token"] = whole(tail["token"] + event["token"])
             self._tail_size += 1
         else:
@@ -957,7 +784,7 @@ class Run:
         answer, kind = self._answer, event["type"]
         answer["updatedAt"] = now()
         if kind == "stream":
-            self._text += event["token"]
+            self.text += event["token"]
             self._round += event["token"]
             event = {"type": "stream", "token": "", "len": utf16_length(event["token"])}
         elif kind == "reasoning" and "token" in event:
@@ -965,7 +792,7 @@ class Run:
         elif kind == "tool" and event["subtype"] in ("result", "error"):
             self._round = ""
         elif kind == "title":
-            self._known_title = self.conversation.title = without_thinking_tags(event["title"])
+            self._known_title = self.conversation.title = stored_title(event["title"])
             self.conversation.updated_at = now()
         elif kind == "file":
             stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
@@ -983,12 +810,19 @@ class Run:
 
     def _with_earlier_rounds(self, final: str) -> str:
         """The whole answer: a final answer leaves out what was said before the last tool."""
-        earlier, said = self._initial, whole(self._text[len(self._initial) :])
+        said = whole(self.text)
         if not said or not any(update["type"] == "tool" for update in self._updates):
-            return earlier + final
+            return final
         if said.endswith(final):
-            return earlier + said
-        return earlier + (final if final.startswith(said) else f"{said}\n\n{final}")
+            return said
+        return final if final.startswith(said) else f"{said}\n\n{final}"
+
+    def _cut_at_what_was_seen(self) -> None:
+        """A stop says how much of the answer was seen: the rest is dropped."""
+        text, marker = whole(self.text), self.conversation.stop
+        if marker and marker.generation_id == self.generation_id and marker.seen is not None:
+            text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
+        self.text = text
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
@@ -1012,130 +846,89 @@ class Run:
             route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
         return {"type": "routerMetadata", "route": route, "model": model}
 
-    def _bring_up_to_date(self) -> None:
-        """Put into the run's copy what is known of the answer."""
-        self._seal()
-        if not self._final:
-            self._answer["content"] = whole(self._text)
-        self._answer["updates"] = list(self._updates)
-        self._answer["materializedSeq"] = len(self.log)
-        for message in self._messages:
-            message.setdefault("updates", [])
-
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
-        self._bring_up_to_date()
+        self._seal()
+        if not self._final:
+            self._answer["content"] = whole(self.text)
+        self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
+        for message in self._messages:
+            message.setdefault("updates", [])
         self.conversation.messages = copy.deepcopy(self._messages)
         self.conversation.title = self._known_title
         self.conversation.updated_at = now()
 
-    def _save_if_due(self) -> None:
-        """Save the answer alone, now and then. It may have been overwritten: then nothing is."""
-        if time.monotonic() < self._next_save:
-            return
-        self._next_save += self._chat.save_every
-        with self._chat.lock, self.changed:
-            self._bring_up_to_date()
-            for message in self.conversation.messages:
-                if message["id"] == self._answer["id"]:
-                    saved = {name: self._answer[name] for name in SAVED if name in self._answer}
-                    message.update(copy.deepcopy(saved), updatedAt=now())
-                    self.conversation.updated_at = now()
+
+def stored_title(title: str) -> str:
+    """A title as it is stored: without tags of thinking."""
+    return re.sub(r"</?think>", "", title, flags=re.I).strip()
 
 
-# --- the server ----------------------------------------------------------------------------------
+# --- what tests see ------------------------------------------------------------------------------
 
 
+@dataclass
 class ChatUI:
-    """The server, its state, and what it has seen. A context manager: leaving it closes it.
+    """The server, its state, and what it has seen. A context manager: leaving it closes it."""
 
-    `sessions` says who is logged in, when logins are required: the value of the cookie `hf-chat`
-    to the user's name and the value that the cookie `token` must have (None: there must be none).
-    `tokens` are those that the login provider knows, with the user's name: a session can be made
-    from them, unless `login_wants` is "consent" (a page) or an address to go to instead.
-    `faults` maps a method and a path (without the base path; * and ? are wildcards) to what goes
-    wrong with the next requests of that kind, one after another. `spoil` is given every request
-    and the bytes of its whole answer, and gives what is sent instead.
-    `store_delay` is how long it takes to store an answer that has ended, in seconds; before that
-    it is saved every `save_every` seconds. While `may_store` is cleared, none is stored that has
-    ended; while `may_speak` is, no model says anything: for tests of what happens in between.
-    `latency`: the seconds after which a request is
-    looked at. `messages_per_minute`, `max_conversations` and `max_messages` are the server's limits
-    (`USAGE_LIMITS`); what was sent within `minute` seconds is counted, also what was refused.
-    `uplink`: how many bytes of a request's body are read in a second. `endless_list`:
-    whatever page of the conversations is asked for, it is the first, and more follow; with
-    "new", it has 30 that were on none before. While `transcribes` is false, there is no
-    TRANSCRIPTION_MODEL.
-    """
+    base_path: str = "/chat"
+    login_required: bool = False
+    # Who is logged in: the cookie `hf-chat` to the user's name and the cookie `token` (or None).
+    sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    models: Sequence[dict[str, Any]] = ()  # if none are given, those of CATALOGUE
+    delay: float = 0.002  # seconds a token
+    mcp_servers: Sequence[dict[str, str]] = tuple(TOOL_SERVERS)
+    # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or not.
+    messages_per_minute: int | None = None
+    max_conversations: int | None = None
+    max_messages: int | None = None
+    max_length: int | None = None
+    port: int = 0
+    store_delay: float = STORE_DELAY  # seconds until an answer that has ended is stored
+    latency: float = 0.0  # seconds after which a request is looked at
+    uplink: int | None = None  # how many bytes of a request's body are read in a second
 
-    def __init__(
-        self,
-        base_path: str = "/chat",
-        login_required: bool = False,
-        sessions: Mapping[str, tuple[str, str | None]] | None = None,
-        models: Sequence[dict[str, Any]] | None = None,
-        delay: float = 0.002,
-        mcp_servers: Sequence[dict[str, str]] | None = None,
-        messages_per_minute: int | None = None,
-        max_conversations: int | None = None,
-        max_messages: int | None = None,
-        max_length: int | None = None,
-        port: int = 0,
-        store_delay: float | None = None,
-        save_every: float | None = None,
-        latency: float = 0.0,
-        uplink: int | None = None,
-    ) -> None:
-        self.base_path = base_path.rstrip("/")
-        self.login_required = login_required
-        self.sessions = dict(sessions or {})
-        self.tokens: dict[str, str] = {}
+    def __post_init__(self) -> None:
+        self.base_path = self.base_path.rstrip("/")
+        models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
+        if self.models:
+            models = [model_entry(model["id"], "tools") | model for model in self.models]
+        self.models: list[dict[str, Any]] = models
+        self.minute = 60.0
+        # What the login provider knows: a session can be made from these tokens, unless
+        # `login_wants` is "consent" (a page) or an address to go to instead.
+        self.tokens: dict[str, str] = {}  # to the user's name
         self.login_wants = ""
         self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
-        self.models = [model_entry(*line.split()) for line in CATALOGUE.strip().splitlines()]
-        if models is not None:
-            self.models = [model_entry(model["id"], "tools") | model for model in models]
-        self.delay = delay
-        self.mcp_servers = list(TOOL_SERVERS if mcp_servers is None else mcp_servers)
-        self.messages_per_minute = messages_per_minute
-        self.minute = 60.0
-        self.max_conversations = max_conversations
-        self.max_messages = max_messages
-        self.max_length = max_length
-        self.store_delay = STORE_DELAY if store_delay is None else store_delay
-        self.save_every = SAVE_EVERY if save_every is None else save_every
-        self.latency = latency
-        self.uplink = uplink
-        self.endless_list: bool | str = False
-        self.transcribes = True
-        self._place = socket.socket()
-        self.may_store = threading.Event()
-        self.may_store.set()
-        self.may_speak = threading.Event()
-        self.may_speak.set()
+        self.transcribes = True  # there is a TRANSCRIPTION_MODEL
+        self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
+        # What goes wrong with the next requests of a kind, one after another: by method and path
+        # (without the base path; * and ? are wildcards). `spoil` changes the bodies of all answers.
         self.faults: dict[tuple[str, str], list[Fault]] = {}
-        self.spoil: Callable[[Request, bytes], bytes] | None = None
+        self.spoil: Callable[[Request, bytes], bytes] = lambda request, body: body
+        self.may_speak = threading.Event()  # while cleared, no model says anything
+        self.may_store = threading.Event()  # while cleared, no answer that has ended is stored
         self.log: list[Request] = []
         self.log_file: TextIO | None = None
+        self.begun = self.connections = 0  # how many requests have begun, connections been made
         self.conversations: dict[str, Conversation] = {}
-        self.stops: list[tuple[str, str | None]] = []
-        self.elicitations: dict[str, Elicitation] = {}
-        self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
-        self.connections = 0
-        self.lock = threading.RLock()
-        self.closing = threading.Event()
         self.shares: dict[str, Conversation] = {}
         self.settings: dict[str, dict[str, Any]] = {}
+        self.elicitations: dict[str, Question] = {}
+        self.stops: list[tuple[str, str | None]] = []
         self.all_runs: list[Run] = []
         self.sent_at: deque[float] = deque()
-        self._open: dict[socket.socket, int] = {}
+        self.lock = threading.RLock()
+        self.closing = threading.Event()
+        self.open: set[socket.socket] = set()
+        self.refuse = 0
         self._used: dict[object, int] = {}
-        self._refuse = 0
-        self._mark, self._counter = secrets.token_hex(5), itertools.count()
-        self.begun = 0  # how many requests have begun
+        self._ids = (f"{int(time.time()):08x}{secrets.token_hex(5)}{n:06x}" for n in range(16**6))
         self._started = time.monotonic()
+        self._place = socket.socket()
         self._server: Server | None = None
-        self.port = port
+        self.may_speak.set()
+        self.may_store.set()
         self.up()
 
     def __enter__(self) -> ChatUI:
@@ -1152,8 +945,7 @@ class ChatUI:
     @property
     def open_connections(self) -> int:
         """How many connections are open now."""
-        with self.lock:
-            return len(self._open)
+        return len(self.open)
 
     @property
     def runs(self) -> dict[str, str]:
@@ -1166,8 +958,7 @@ class ChatUI:
     ) -> list[Message]:
         """The stored messages of a conversation: all, or those of system, user or assistant.
 
-        Answers that have ended are waited for until they are stored, unless told: what tests want
-        to know of a conversation is mostly what becomes of it.
+        Answers that have ended are waited for until they are stored, unless told otherwise.
         """
         with self.lock:
             runs = [run for run in self.all_runs if run.conversation.id == conversation_id]
@@ -1177,10 +968,12 @@ class ChatUI:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
 
-    def refuse_next(self, count: int) -> None:
-        """Close the next connections as soon as they are made."""
+    def reply(self, action: str = "accept", **content: Any) -> None:
+        """Answer a tool's question, as the web page does."""
         with self.lock:
-            self._refuse = count
+            asked = next(each for each in self.elicitations.values() if each.action is None)
+            asked.content = content or None
+            asked.action = action
 
     def down(self) -> None:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
@@ -1192,7 +985,7 @@ class ChatUI:
             self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._place.bind(("127.0.0.1", self.port))
         with self.lock:
-            for connection in self._open:
+            for connection in self.open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -1203,73 +996,40 @@ class ChatUI:
         self._place.close()
         self._server = Server(self, self.port)
         self.port = self._server.server_address[1]
-        serve = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        serve.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
-        """Stop everything."""
         self.closing.set()
-        with self.lock:
-            runs = list(self.all_runs)
+        runs = list(self.all_runs)
         for run in runs:
             run.stop()
         self.down()
+        self._place.close()
         for run in runs:
             run.thread.join(1)
 
     def record(self, request: Request) -> None:
-        """Remember a request."""
         with self.lock:
             self.log.append(request)
             if self.log_file:
+                line = {name: getattr(request, name) for name in ("number", "method", "path")}
+                line |= {"at": round(request.at - self._started, 3), "query": request.query}
                 hidden = ("cookie", "authorization")
-                line = {
-                    "number": request.number,
-                    "at": round(request.at - self._started, 3),
-                    "method": request.method,
-                    "path": request.path,
-                    "query": request.query,
-                    "headers": {k: v for k, v in request.headers.items() if k not in hidden},
-                    "cookies": sorted(request.cookies),
-                    "data": request.data,
-                    "files": [[name, mime, len(content)] for name, mime, content in request.files],
-                    "body": None if request.data else request.body.decode(errors="replace"),
-                    "connection": request.connection,
-                }
+                line["headers"] = {k: v for k, v in request.headers.items() if k not in hidden}
+                line |= {"cookies": sorted(request.cookies), "connection": request.connection}
+                line["files"] = [[name, mime, len(file)] for name, mime, file in request.files]
+                line["data"] = request.data
+                line["body"] = None if request.data else request.body.decode(errors="replace")
                 self.log_file.write(json.dumps(line) + "\n")
                 self.log_file.flush()
 
-    def connected(self, connection: socket.socket) -> bool:
-        """Count a new connection. False if it is to be refused."""
-        with self.lock:
-            self.connections += 1
-            self._open[connection] = self.connections
-            self._refuse -= 1
-            return self._refuse < 0
-
-    def disconnected(self, connection: socket.socket) -> None:
-        """Forget a connection."""
-        with self.lock:
-            self._open.pop(connection, None)
-
-    def connection_number(self, connection: socket.socket) -> int:
-        """Which connection this is, counted from 1."""
-        with self.lock:
-            return self._open.get(connection, 0)
-
-    def next_number(self) -> int:
-        """The number of the request that begins now."""
-        with self.lock:
-            self.begun += 1
-            return self.begun
-
-    def next_fault(self, request: Request) -> Fault | None:
+    def next_fault(self, request: Request) -> Fault:
         """What goes wrong with this request, if anything."""
         with self.lock:
             for (method, pattern), faults in self.faults.items():
                 if faults and method == request.method and fnmatchcase(request.path, pattern):
                     return faults.pop(0)
-        return None
+        return Fault()
 
     def still(self, key: object, times: float) -> bool:
         """Whether something happened fewer times than this; counts it."""
@@ -1278,72 +1038,42 @@ class ChatUI:
             return self._used[key] <= times
 
     def model(self, model_id: object) -> dict[str, Any] | None:
-        """A model of the catalogue."""
         return next((model for model in self.models if model["id"] == model_id), None)
 
-    def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
-        """Make a conversation."""
-        root = {
-            "id": str(uuid.uuid4()),
-            "from": "system",
-            "content": preprompt,
-            "createdAt": now(),
-            "updatedAt": now(),
-            "children": [],
-            "ancestors": [],
-        }
-        new_id = f"{int(time.time()):08x}{self._mark}{next(self._counter):06x}"
-        fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
-        conversation = Conversation(new_id, owner, model, preprompt, **fields)
+    def of(self, owner: str) -> list[Conversation]:
         with self.lock:
-            self.conversations[new_id] = conversation
+            return [each for each in self.conversations.values() if each.session == owner]
+
+    def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
+        root: Message = {"id": str(uuid.uuid4()), "from": "system", "content": preprompt}
+        root |= {"createdAt": now(), "updatedAt": now(), "children": [], "ancestors": []}
+        fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
+        with self.lock:
+            conversation = Conversation(next(self._ids), owner, model, preprompt, **fields)
+            self.conversations[conversation.id] = conversation
         return conversation
 
-    def import_share(self, owner: str, share_id: object) -> Conversation:
-        """Make a conversation of one that somebody shared."""
-        share = self.shares.get(share_id) if isinstance(share_id, str) else None
-        if not share:
-            raise Refusal(404)
-        return self.add_conversation(
-            owner,
-            share.model,
-            share.preprompt,
-            messages=share.messages,
-            title=share.title,
-            from_share=share.id,
-            files=share.files,
-        )
 
-
-class Server(ThreadingHTTPServer):
+class Server(ThreadingTCPServer):
     """The listening socket of a ChatUI."""
 
-    daemon_threads = True
+    allow_reuse_address = daemon_threads = True
     block_on_close = False
     request_queue_size = 128
 
     def __init__(self, chat: ChatUI, port: int) -> None:
         self.chat = chat
-        super().__init__(("127.0.0.1", port), Handler)
-
-    def server_bind(self) -> None:
-        """Bind without looking up the machine's name, which can take seconds."""
-        if self.chat.uplink:  # else the machine takes megabytes before anybody reads them
+        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
+        if chat.uplink:  # else the machine takes megabytes before anybody reads them
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
+        self.server_bind()
+        self.server_activate()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a connection is served."""
-        return self.chat.connected(request)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection."""
-        self.chat.disconnected(request)
-        super().shutdown_request(request)
+        self.chat.refuse -= 1
+        return self.chat.refuse < 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that left."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -1373,11 +1103,6 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def in_json(value: object, status: int = 200) -> Reply:
-    """An answer in JSON."""
-    return Reply(dumps(value), status=status)
-
-
 def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
     """An answer in the envelope of the newer calls."""
     return Reply(dumps({"json": value}), headers=headers)
@@ -1387,58 +1112,36 @@ FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 
 
 @dataclass(frozen=True)
-class Session:
-    """Who asks."""
-
-    cookie: str  # the value of hf-chat to go on with
-    user: str | None
-
-    @property
-    def owner(self) -> str:
-        """Whose conversations the session sees."""
-        return self.user or self.cookie
-
-
-@dataclass(frozen=True)
 class Part:
     """A part of a multipart body."""
 
     name: str
-    filename: str | None
+    filename: str
     mime: str
     content: bytes
 
     def decoded(self) -> tuple[str, str, bytes]:
         """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
-        kind, _, name = (self.filename or "").partition(";")
+        kind, _, name = self.filename.partition(";")
+        if kind != "base64":
+            return name or kind, self.mime, self.content
         letters = re.sub(rb"[^A-Za-z0-9+/]", b"", self.content)
-        if kind == "base64":
-            letters = letters[:-1] if len(letters) % 4 == 1 else letters
-            return name, self.mime, base64.b64decode(letters + b"=" * (-len(letters) % 4))
-        return name or kind, self.mime, self.content
+        letters = letters[:-1] if len(letters) % 4 == 1 else letters
+        return name, self.mime, base64.b64decode(letters + b"=" * (-len(letters) % 4))
 
 
-def parse_multipart(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a multipart body."""
+def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
     boundary = re.search(r'boundary="?([^";]+)', content_type)
     if not content_type.startswith("multipart/form-data") or not boundary:
-        return []
-    parts = []
+        return
     for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
         head, _, content = piece.partition(b"\r\n\r\n")
         text = head.decode(errors="replace")
         name = re.search(r'[; ]name="([^"]*)"', text)
         filename = re.search(r'filename="((?:\\.|[^"\\])*)"', text)
         mime = re.search(r"content-type: *([^\r\n]+)", text, re.I)
-        parts.append(
-            Part(
-                name[1] if name else "",
-                re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename[1]) if filename else None,
-                mime[1].strip() if mime else "",
-                content,
-            )
-        )
-    return parts
+        unquoted = re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename[1]) if filename else ""
+        yield Part(name[1] if name else "", unquoted, mime[1].strip() if mime else "", content)
 
 
 class Chunks:
@@ -1448,9 +1151,7 @@ class Chunks:
         self._send, self._size, self._limit = send, size, limit
 
     def write(self, data: bytes) -> None:
-        """Send some bytes."""
-        if 0 <= self._limit < len(data):
-            data = data[: self._limit]
+        data = data[: self._limit] if 0 <= self._limit < len(data) else data
         size = self._size or len(data) or 1
         for start in range(0, len(data), size):
             chunk = data[start : start + size]
@@ -1461,8 +1162,10 @@ class Chunks:
                 raise Broken
 
     def end(self) -> None:
-        """Say that this was all."""
         self._send(b"0\r\n\r\n")
+
+
+# --- endpoints -----------------------------------------------------------------------------------
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -1472,54 +1175,58 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Server
     call: Request
-    session: Session
+    session: str  # the value of hf-chat to go on with
+    user: str | None
     cookies_to_set: tuple[str, ...]
 
     @property
     def chat(self) -> ChatUI:
-        """The server's state."""
         return self.server.chat
 
+    @property
+    def owner(self) -> str:
+        """Whose conversations the one who asks sees."""
+        return self.user or self.session
+
+    def setup(self) -> None:
+        super().setup()
+        with self.chat.lock:
+            self.chat.connections += 1
+            self.number = self.chat.connections
+            self.chat.open.add(self.connection)
+
+    def finish(self) -> None:
+        with self.chat.lock:
+            self.chat.open.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
+
     def log_message(self, format: str, *args: Any) -> None:
-        """Write no log to the terminal."""
+        pass
+
+    # --- requests and answers ---
 
     def serve(self) -> None:
-        """Answer a request, or fail to."""
-        with contextlib.suppress(OSError):
-            if not self.chat.spoil:
-                return self.serve_well()
-            wire, self.wfile = self.wfile, cast("BufferedIOBase", io.BytesIO())
-            try:
-                self.serve_well()
-                wire.write(self.chat.spoil(self.call, cast("io.BytesIO", self.wfile).getvalue()))
-                wire.flush()
-            finally:
-                self.wfile = wire
-                self.close_connection = True
-
-    def serve_well(self) -> None:
-        """The same, as if the network were sound."""
         try:
             self.call = self.read_request()
             self.chat.record(self.call)
             self.cookies_to_set = ()
             self.chat.closing.wait(self.chat.latency)
-            fault = self.chat.next_fault(self.call) or Fault()
+            fault = self.chat.next_fault(self.call)
             done = self.answer() if fault.done else None
-            reply = self.faulty_reply(fault) or done or self.answer()
-            if reply:
+            if reply := self.faulty_reply(fault) or done or self.answer():
                 self.send(reply)
         except (Broken, OSError):
             self.close_connection = True
             with contextlib.suppress(OSError):
-                if not self.chat.spoil:
-                    self.connection.shutdown(socket.SHUT_RDWR)
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = serve
 
     def read_request(self) -> Request:
-        """Read a request to its end."""
-        number = self.chat.next_number()
+        with self.chat.lock:
+            self.chat.begun += 1
+            number = self.chat.begun
         headers = {name.lower(): value for name, value in self.headers.items()}
         if headers.get("transfer-encoding") == "chunked":
             body = b""
@@ -1528,55 +1235,47 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         else:
-            length = int(headers.get("content-length", 0))
-            body = self.read_body(length)
-            if len(body) < length:
-                raise Broken
+            body = self.read_body(int(headers.get("content-length", 0)))
         url = urlsplit(self.path)
         inside = url.path.startswith(self.chat.base_path)
-        path = url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}"
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        parts = parse_multipart(headers.get("content-type", ""), body)
+        parts = list(parse_multipart(headers.get("content-type", ""), body))
         data = None
         with contextlib.suppress(StopIteration, ValueError):
             data = json.loads(next(part.content for part in parts if part.name == "data"))
         return Request(
             method=self.command,
-            path=path,
+            path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
             query=dict(parse_qsl(url.query)),
             headers=headers,
             cookies={name: value for name, _, value in cookies if name},
             body=body,
             data=data if isinstance(data, dict) else None,
             files=[part.decoded() for part in parts if part.name == "files"],
-            connection=self.chat.connection_number(self.connection),
+            connection=self.number,
             number=number,
             at=time.monotonic(),
         )
 
     def read_body(self, size: int) -> bytes:
-        """Read that many bytes, or fewer if no more come; as slowly as the uplink is."""
-        uplink = self.chat.uplink
-        if not uplink:
-            return self.rfile.read(size)
-        body = b""
+        """Read that many bytes, as slowly as the uplink is."""
+        body, uplink = b"", self.chat.uplink
         while len(body) < size:
-            piece = self.rfile.read(min(size - len(body), uplink // 20 or 1))
+            left = size - len(body)
+            piece = self.rfile.read(min(left, uplink // 20 or 1) if uplink else left)
             if not piece:
-                break
+                raise Broken
             body += piece
-            self.chat.closing.wait(len(piece) / uplink)
+            self.chat.closing.wait(len(piece) / uplink if uplink else 0)
         return body
 
     def faulty_reply(self, fault: Fault) -> Reply | None:
-        """Let the request suffer a fault."""
         self.chat.closing.wait(fault.delay)
         if fault.stall:
             self.linger()
         if fault.drop or fault.stall:
             raise Broken
         if fault.flood:
-            self.close_connection = True
             self.send_head(fault.status or 200, fault.content_type, *fault.headers)
             self.wfile.write(fault.body)
             while not self.chat.closing.is_set():
@@ -1591,7 +1290,6 @@ class Handler(BaseHTTPRequestHandler):
         select.select([self.connection], [], [], seconds)
 
     def send_head(self, status: int, content_type: str | None, *more: tuple[str, str]) -> None:
-        """Send the head of an answer."""
         self.send_response(status)
         if content_type:
             self.send_header("content-type", content_type)
@@ -1600,10 +1298,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, reply: Reply) -> None:
-        """Send an answer."""
-        length = ("content-length", str(len(reply.body)))
+        body = self.chat.spoil(self.call, reply.body)
+        length = ("content-length", str(len(body)))
         self.send_head(reply.status, reply.content_type, *reply.headers, length)
-        self.wfile.write(reply.body)
+        self.wfile.write(body)
 
     def answer(self) -> Reply | None:
         """Find out who asks, and what. None if the answer has been streamed."""
@@ -1613,17 +1311,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.authorize()
         if call.path.startswith("outside:"):
             return Reply(b"Not found", "text/plain", 404)
-        self.session = self.who_asks()
-        expires = formatdate(time.time() + 14 * 24 * 3600, usegmt=True)
-        cookie = f"hf-chat={self.session.cookie}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
-        refused = chat.login_required and not self.session.user
-        if refused and not re.match(
-            r"$|/$|/(login|healthcheck|r/|conversation/|models/|api)", call.path
-        ):
+        self.find_out_who_asks()
+        refused = chat.login_required and not self.user
+        open_to_all = r"$|/$|/(login|healthcheck|r/|conversation/|models/|api)"
+        if refused and not re.match(open_to_all, call.path):
             return self.begin_login()
-        content_type = call.headers.get("content-type", "").partition(";")[0]
-        forms = ("multipart/form-data", "application/x-www-form-urlencoded", "text/plain")
-        if call.method == "POST" and content_type in forms:
+        kind = call.headers.get("content-type", "").partition(";")[0]
+        if call.method == "POST" and kind in FORMS:
             if "origin" not in call.headers:
                 return self.early_no(403, "Non-JSON form requests need to have an origin")
             if urlsplit(call.headers["origin"]).netloc != call.headers.get("host"):
@@ -1631,75 +1325,31 @@ class Handler(BaseHTTPRequestHandler):
         if refused and call.method != "GET":
             return self.early_no(401, "You have to be logged in.")
         if call.method == "POST":
+            expires = formatdate(time.time() + 14 * 24 * 3600, usegmt=True)
+            cookie = f"hf-chat={self.session}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
             self.cookies_to_set = (cookie,)
         try:
             return self.route(html)
         except Refusal as refusal:
             if html:
                 return Reply(PAGE, "text/html", refusal.status)
-            return in_json(refusal.body, refusal.status)
-
-    def who_asks(self) -> Session:
-        """The session of the cookies; a new one if there is none, or it is not to be trusted."""
-        value = self.call.cookies.get("hf-chat") or str(uuid.uuid4())
-        if not self.chat.login_required or value not in self.chat.sessions:
-            return Session(value, None)
-        user, token = self.chat.sessions[value]
-        if self.call.cookies.get("token") == token:
-            return Session(value, user)
-        return Session(str(uuid.uuid4()), None)
-
-    def begin_login(self) -> Reply:
-        """Send somebody to the login provider, with a provisional session."""
-        verifier = secrets.token_hex(16)
-        self.chat.logins[self.session.cookie] = verifier
-        self.cookies_to_set = (
-            f"hf-chat={self.session.cookie}; Path=/; HttpOnly; SameSite=Lax",
-            f"hfChat-codeVerifier={verifier}; Path=/",
-        )
-        back = quote(f"{self.chat.url}/login/callback", safe="")
-        query = f"client_id=cid&redirect_uri={back}&state={self.session.cookie}"
-        location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
-        return Reply(b"", None, 302, (("location", location),))
-
-    def authorize(self) -> Reply:
-        """What the login provider does: a page, or straight back for those whom it knows."""
-        chat, call = self.chat, self.call
-        if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
-            return Reply(PAGE, "text/html")
-        location = chat.login_wants or call.query["redirect_uri"]
-        location += f"?code=c-{call.query['state']}&state={call.query['state']}"
-        return Reply(b"", "text/plain", 302, (("location", location),))
-
-    def end_login(self) -> Reply:
-        """Back from the login provider: the session becomes somebody's."""
-        chat, call = self.chat, self.call
-        verifier = chat.logins.pop(call.cookies.get("hf-chat", ""), None)
-        token = call.cookies.get("token", "")
-        if not verifier or call.cookies.get("hfChat-codeVerifier") != verifier:
-            raise Refusal(403)
-        session = str(uuid.uuid4())
-        chat.sessions[session] = (chat.tokens[token], token)
-        self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
-        return Reply(b"", None, 302, (("location", f"{chat.base_path}/"),))
+            return Reply(dumps(refusal.body), status=refusal.status)
 
     def early_no(self, status: int, message: str) -> Reply:
         """A refusal before the request is looked at: JSON only for those who speak it."""
         spoken = self.call.headers.get("accept", "") + self.call.headers.get("content-type", "")
         if "application/json" in spoken:
-            return in_json({"error": message}, status)
+            return Reply(dumps({"error": message}), status=status)
         return Reply(message.encode(), "text/plain", status)
 
     def route(self, html: bool) -> Reply | None:
-        """Find the method that answers."""
         allowed = []
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, self.call.path)
-            if match and pattern == CONVERSATION and html and self.call.method in ("GET", "POST"):
-                status = 200 if self.call.method == "GET" else 405
-                return Reply(
-                    PAGE, "text/html", status, () if status == 200 else (("allow", "GET"),)
-                )
+            if match and pattern == CONVERSATION and html and self.call.method == "GET":
+                return Reply(PAGE, "text/html")
+            if match and pattern == CONVERSATION and html and self.call.method == "POST":
+                return Reply(PAGE, "text/html", 405, (("allow", "GET"),))
             if match and method == self.call.method:
                 return answer(self, *match.groups())
             allowed += [method] if match else []
@@ -1716,23 +1366,66 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(500) from None
         return body if isinstance(body, dict) else {}
 
-    def own(self, conversation_id: str, malformed: Refusal | None = None) -> Conversation:
+    def own(self, conversation_id: str, malformed: str | None = None) -> Conversation:
         """A conversation of the one who asks."""
         if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
-            raise malformed or Refusal(500)
+            raise Refusal(400, malformed) if malformed else Refusal(500)
         conversation = self.chat.conversations.get(conversation_id)
-        if not conversation or conversation.session != self.session.owner:
+        if not conversation or conversation.session != self.owner:
             raise Refusal(404)
         return conversation
 
-    # --- the calls ---
+    # --- logins ---
+
+    def find_out_who_asks(self) -> None:
+        """The session of the cookies; a new one if there is none, or it is not to be trusted."""
+        self.session, self.user = self.call.cookies.get("hf-chat") or str(uuid.uuid4()), None
+        if self.chat.login_required and self.session in self.chat.sessions:
+            user, token = self.chat.sessions[self.session]
+            if self.call.cookies.get("token") == token:
+                self.user = user
+            else:
+                self.session = str(uuid.uuid4())
+
+    def begin_login(self) -> Reply:
+        """Send somebody to the login provider, with a provisional session."""
+        verifier = secrets.token_hex(16)
+        self.chat.logins[self.session] = verifier
+        self.cookies_to_set = (
+            f"hf-chat={self.session}; Path=/; HttpOnly; SameSite=Lax",
+            f"hfChat-codeVerifier={verifier}; Path=/",
+        )
+        back = quote(f"{self.chat.url}/login/callback", safe="")
+        query = f"client_id=cid&redirect_uri={back}&state={self.session}"
+        location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
+        return Reply(b"", None, 302, (("location", location),))
+
+    def authorize(self) -> Reply:
+        """What the login provider does: a page, or straight back for those whom it knows."""
+        chat, call = self.chat, self.call
+        if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
+            return Reply(PAGE, "text/html")
+        location = chat.login_wants or call.query["redirect_uri"]
+        location += f"?code=c-{call.query['state']}&state={call.query['state']}"
+        return Reply(b"", "text/plain", 302, (("location", location),))
+
+    def end_login(self) -> Reply:
+        """Back from the login provider: the session becomes somebody's."""
+        chat, cookies = self.chat, self.call.cookies
+        verifier = chat.logins.pop(cookies.get("hf-chat", ""), None)
+        if not verifier or cookies.get("hfChat-codeVerifier") != verifier:
+            raise Refusal(403)
+        session, token = str(uuid.uuid4()), cookies.get("token", "")
+        chat.sessions[session] = (chat.tokens[token], token)
+        self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
+        return Reply(b"", None, 302, (("location", f"{chat.base_path}/"),))
+
+    # --- what the server offers ---
 
     def page(self) -> Reply:
-        """The application."""
         return Reply(PAGE, "text/html")
 
     def models(self) -> Reply:
-        """The catalogue."""
         return in_superjson(self.chat.models, FOR_A_MINUTE)
 
     def model_detail(self, model_id: str) -> Reply:
@@ -1740,31 +1433,38 @@ class Handler(BaseHTTPRequestHandler):
         model = self.chat.model(model_id)
         if not model or model["unlisted"]:
             raise Refusal(404, "Model not found")
-        providers = None if model["isRouter"] else [{"provider": name} for name in PROVIDERS]
+        names = ("novita", "together", "fireworks-ai")
+        providers = None if model["isRouter"] else [{"provider": name} for name in names]
         return in_superjson(model | {"providers": providers, "parameters": {}})
 
-    def user(self) -> Reply:
-        """Who is logged in."""
-        name = self.session.user
-        if not name:
+    def who(self) -> Reply:
+        if not (name := self.user):
             return in_superjson(None)
-        user_id = sha256(name.encode())[:24]
-        user = {"id": user_id, "username": name, "avatarUrl": "https://example.org/a.png"}
-        user["email"] = f"{name}@example.org"
-        return in_superjson(user | {"isAdmin": False, "isEarlyAccess": False})
+        user = {"id": sha256(name.encode())[:24], "username": name, "isAdmin": False}
+        user |= {"avatarUrl": "https://example.org/a.png", "email": f"{name}@example.org"}
+        return in_superjson(user | {"isEarlyAccess": False})
 
     def feature_flags(self) -> Reply:
-        """What the server offers."""
         flags = dict.fromkeys(("enableAssistants", "isAdmin"), False)
         flags |= {"loginEnabled": self.chat.login_required}
         return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
+
+    def public_config(self) -> Reply:
+        config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
+        config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
+        config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
+        return in_superjson(config, FOR_A_MINUTE)
+
+    def tool_servers(self) -> Reply:
+        more = {"type": "base", "isLocked": False}
+        return Reply(dumps([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers]))
 
     def transcribe(self) -> Reply:
         """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
         mime = self.call.headers.get("content-type", "")
         if not self.chat.transcribes:
             raise Refusal(503, "Transcription is not configured")
-        if not any(known in mime for known in AUDIO_TYPES):
+        if not re.search(AUDIO_TYPE, mime):
             raise Refusal(400, f"Unsupported audio format: {mime}")
         if len(self.call.body) > MAX_AUDIO:
             raise Refusal(413, "Audio file too large (max 25MB)")
@@ -1775,44 +1475,27 @@ class Handler(BaseHTTPRequestHandler):
         if "slow" in words:
             raise Refusal(504, "Transcription took too long. Please try a shorter recording.")
         if "err" in words:
-            status = int(words["err"])
-            why = dumps({"error": f"whisper says {status}"}).decode()
-            raise Refusal(status, f"Transcription failed: {why}")
+            why = dumps({"error": f"whisper says {words['err']}"}).decode()
+            raise Refusal(int(words["err"]), f"Transcription failed: {why}")
         text = said[1] if said else f"I heard {len(self.call.body)} bytes of {mime}."
-        return in_json({"text": "" if {"silence", "dots"} & words.keys() else text.strip()})
-
-    def public_config(self) -> Reply:
-        """How the server calls itself."""
-        config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
-        config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
-        config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
-        return in_superjson(config, FOR_A_MINUTE)
-
-    def tool_servers(self) -> Reply:
-        """The tool servers, as plain JSON."""
-        more = {"type": "base", "isLocked": False}
-        return in_json([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers])
+        return Reply(dumps({"text": "" if {"silence", "dots"} & words.keys() else text.strip()}))
 
     def get_settings(self) -> Reply:
-        """The settings of the one who asks."""
         seen = {"welcomeModalSeen": False, "welcomeModalSeenAt": None}
-        settings = self.chat.settings.get(self.session.owner, {})
-        return in_superjson(seen | SETTINGS | settings)
+        return in_superjson(seen | SETTINGS | self.chat.settings.get(self.owner, {}))
 
     def set_settings(self) -> Reply:
         """New settings: what is left out goes back to its default."""
         body = self.json_body()
-        if any(body.get(name, "") is None for name in SETTINGS):
-            raise Refusal(500)
         efforts = body.get("reasoningEffortOverrides", {})
-        if not isinstance(efforts, dict) or not {"low", "medium", "high"}.issuperset(
-            efforts.values()
-        ):
+        known = isinstance(efforts, dict) and {"low", "medium", "high"}.issuperset(efforts.values())
+        if not known or any(body.get(name, "") is None for name in SETTINGS):
             raise Refusal(500)
-        with self.chat.lock:
-            settings = {name: value for name, value in body.items() if name in SETTINGS}
-            self.chat.settings[self.session.owner] = settings
+        settings = {name: value for name, value in body.items() if name in SETTINGS}
+        self.chat.settings[self.owner] = settings
         return Reply(content_type=None)
+
+    # --- conversations ---
 
     def create(self) -> Reply:
         """Make a conversation."""
@@ -1820,35 +1503,24 @@ class Handler(BaseHTTPRequestHandler):
         model = self.chat.model(body.get("model"))
         if not model or not isinstance(body.get("preprompt", ""), str):
             raise Refusal(400)
-        with self.chat.lock:
-            mine = [c for c in self.chat.conversations.values() if c.session == self.session.owner]
-        if self.chat.max_conversations and len(mine) > self.chat.max_conversations:
+        limit = self.chat.max_conversations
+        if limit and len(self.chat.of(self.owner)) > limit:
             raise Refusal(429, TOO_MANY)
-        if body.get("fromShare"):
-            conversation = self.chat.import_share(self.session.owner, body["fromShare"])
-        elif model["unlisted"]:
+        if model["unlisted"]:
             raise Refusal(400, "Can't start a conversation with an unlisted model")
-        else:
-            preprompt = body.get("preprompt", model["preprompt"] or "")
-            conversation = self.chat.add_conversation(self.session.owner, model["id"], preprompt)
+        preprompt = body.get("preprompt", model["preprompt"] or "")
+        conversation = self.chat.add_conversation(self.owner, model["id"], preprompt)
         text = dumps({"json": conversation.as_json()}).decode()
-        return in_json({"conversationId": conversation.id, "conversation": text})
+        return Reply(dumps({"conversationId": conversation.id, "conversation": text}))
 
     def list_conversations(self) -> Reply:
-        """A page of the conversations, newest first."""
         page = self.call.query.get("p", "0")
-        start = 30 * int(page) if page.isdecimal() and not self.chat.endless_list else 0
-        with self.chat.lock:
-            mine = [c for c in self.chat.conversations.values() if c.session == self.session.owner]
-        mine = sorted(mine, key=lambda c: (c.updated_at, c.id), reverse=True)
+        start = 30 * int(page) if page.isdecimal() else 0
+        mine = sorted(self.chat.of(self.owner), key=lambda c: (c.updated_at, c.id), reverse=True)
         fields = ("id", "title", "updatedAt", "model", "modelId")
         shown = [conversation.as_json() for conversation in mine[start : start + 30]]
         shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
-        if self.chat.endless_list == "new":
-            ids = range(30 * int(page), 30 * int(page) + 30)
-            shown = [{"id": f"{id:024x}", "title": "t", "updatedAt": now()} for id in ids]
-        more = len(mine) > start + 30 or bool(self.chat.endless_list)
-        return in_superjson({"conversations": shown, "hasMore": more})
+        return in_superjson({"conversations": shown, "hasMore": len(mine) > start + 30})
 
     def get_conversation(self, conversation_id: str) -> Reply:
         """A conversation, or one that somebody shared."""
@@ -1858,18 +1530,17 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(404)
             return in_superjson(chat.shares[conversation_id].as_json(shared=True))
         try:
-            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID format"))
+            conversation = self.own(conversation_id, "Invalid conversation ID format")
         except Refusal as refusal:
             if conversation_id in chat.conversations:
-                advice = (
-                    "If someone gave you this link, ask them to use the 'share' feature instead."
-                )
-                text = f"You don't have access to this conversation. {advice}"
+                advice = "If someone gave you this link, ask them to use the 'share' feature"
+                text = f"You don't have access to this conversation. {advice} instead."
                 raise Refusal(403, text) from None
             if refusal.status == 404:
                 raise Refusal(404, "Conversation not found.") from None
             raise
-        chat.closing.wait(conversation.words.number("slowfetch", 0))
+        if "slowfetch" in conversation.words:
+            self.linger(conversation.words.number("slowfetch", 0))
         if "nofetch" in conversation.words:
             raise Refusal(500)
         share_id = self.call.query.get("fromShare")
@@ -1878,7 +1549,6 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(value)
 
     def change_conversation(self, conversation_id: str) -> Reply:
-        """Give a conversation another title or model."""
         body = self.json_body()
         title, model = body.get("title"), body.get("model")
         if "title" in body and not (isinstance(title, str) and 0 < len(title) <= 100):
@@ -1886,9 +1556,9 @@ class Handler(BaseHTTPRequestHandler):
         if "model" in body and not self.chat.model(model):
             raise Refusal(400, "Invalid model ID")
         with self.chat.lock:
-            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID"))
+            conversation = self.own(conversation_id, "Invalid conversation ID")
             if isinstance(title, str):
-                conversation.title = without_thinking_tags(title)
+                conversation.title = stored_title(title)
             if isinstance(model, str) and model != conversation.model:
                 for message in conversation.messages:
                     if message["from"] == "assistant":  # which model that was, from now on
@@ -1899,43 +1569,44 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson({"success": True})
 
     def delete_conversation(self, conversation_id: str) -> Reply:
-        """Forget a conversation."""
         with self.chat.lock:
-            conversation = self.own(conversation_id, Refusal(400, "Invalid conversation ID"))
+            conversation = self.own(conversation_id, "Invalid conversation ID")
             del self.chat.conversations[conversation.id]
         return in_superjson({"success": True})
 
     def share(self, conversation_id: str) -> Reply:
         """Give a conversation an address of its own. The same state has the same address."""
-        conversation = self.own(conversation_id)
         with self.chat.lock:
-            snapshot = copy.deepcopy(conversation)
+            snapshot = copy.deepcopy(self.own(conversation_id))
+            state = (snapshot.messages, snapshot.title)
             for share in self.chat.shares.values():
-                if (share.messages, share.title) == (snapshot.messages, snapshot.title):
-                    return in_json({"shareId": share.id})
+                if (share.messages, share.title) == state:
+                    return Reply(dumps({"shareId": share.id}))
             snapshot.id = secrets.token_urlsafe(6)[:7]
             self.chat.shares[snapshot.id] = snapshot
-        return in_json({"shareId": snapshot.id})
+        return Reply(dumps({"shareId": snapshot.id}))
 
     def shared_page(self, share_id: str) -> Reply:
-        """The page of a conversation that somebody shared."""
         if share_id in self.chat.shares:
             return Reply(PAGE, "text/html")
         return Reply(b"", None, 302, (("location", f"{self.chat.base_path}/"),))
 
     def import_share(self) -> Reply:
-        """Make an own conversation of one that somebody shared."""
-        share_id, owner = self.json_body().get("shareId"), self.session.owner
+        share_id = self.json_body().get("shareId")
         if not share_id or not isinstance(share_id, str):
             raise Refusal(400, "shareId is required")
-        with self.chat.lock:
-            mine = (c for c in self.chat.conversations.values() if c.session == owner)
-            conversation = next((c for c in mine if c.from_share == share_id), None)
-        conversation = conversation or self.chat.import_share(owner, share_id)
-        return in_superjson({"conversationId": conversation.id})
+        mine = [each for each in self.chat.of(self.owner) if each.from_share == share_id]
+        if not mine:
+            if not (share := self.chat.shares.get(share_id)):
+                raise Refusal(404)
+            kept = {"messages": share.messages, "title": share.title, "files": share.files}
+            made = self.chat.add_conversation(
+                self.owner, share.model, share.preprompt, from_share=share_id, **kept
+            )
+            mine = [made]
+        return in_superjson({"conversationId": mine[0].id})
 
     def output(self, conversation_id: str, sha: str) -> Reply:
-        """A file of a conversation."""
         share = self.chat.shares.get(conversation_id)
         mime, content = (share or self.own(conversation_id)).files.get(sha, ("", None))
         if content is None:
@@ -1943,10 +1614,10 @@ class Handler(BaseHTTPRequestHandler):
         name = f'attachment; filename="{sha[:8]}.{mime.partition("/")[2]}"'
         return Reply(content, mime, headers=(("content-disposition", name),))
 
+    # --- runs ---
+
     def stop(self, conversation_id: str) -> Reply:
-        """Stop the answers of a conversation."""
-        conversation = self.own(conversation_id)
-        body = {}
+        conversation, body = self.own(conversation_id), {}
         with contextlib.suppress(Refusal):
             body = self.json_body()
         generation_id, seen = body.get("generationId"), body.get("seenContentLength")
@@ -1960,33 +1631,8 @@ class Handler(BaseHTTPRequestHandler):
                     run.stop()
         return Reply(content_type=None)
 
-    def elicitation(self, conversation_id: str) -> Reply:
-        """Take the answer to a tool's question."""
-        conversation, body = self.own(conversation_id, Refusal(404)), {}
-        with contextlib.suppress(Refusal):
-            body = self.json_body()
-        content, action = body.get("content"), body.get("action")
-        known = content is None or isinstance(content, dict)
-        sound = is_uuid(body.get("elicitationId")) and known
-        if not sound or action not in ("accept", "decline", "cancel"):
-            raise Refusal(400, "Invalid elicitation response")
-        with self.chat.lock:
-            asked = self.chat.elicitations.get(body["elicitationId"])
-            if not asked or asked.conversation_id != conversation.id:
-                raise Refusal(404, "Unknown elicitation.")
-            if asked.action is not None:
-                raise Refusal(409, "Already answered.")
-            if not asked.parked and asked.expires <= time.time():
-                raise Refusal(409, "This request has expired.")
-            if action == "accept" and asked.request["mode"] == "form":
-                if problem := asked.problem(content or {}):
-                    raise Refusal(400, problem)
-                asked.content = content or {}
-            asked.action = action
-        return in_json({"ok": True, "resume": asked.parked})
-
     def resume(self, conversation_id: str) -> None:
-        """Replay the log of a run, and follow it to its end."""
+        """Replay the log of a run, or of the newest one, and follow it to its end."""
         conversation, query = self.own(conversation_id), self.call.query
         wanted = query.get("generationId")
         with self.chat.lock:
@@ -1996,24 +1642,21 @@ class Handler(BaseHTTPRequestHandler):
             turn = run.resumes if run else 0
             if run:
                 run.resumes += 1
-        if run:
-            value, times = run.words.times("log_status", float("inf"))
-            if value and turn < times:
-                raise Refusal(int(value))
+        words = run.words if run else Words()
+        value, times = words.times("log_status", float("inf"))
+        if value and turn < times:
+            raise Refusal(int(value))
         start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
-        sequence = int(start) if start.isdecimal() else 0
+        sequence, sent, state = int(start) if start.isdecimal() else 0, 0, "running"
         plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
         self.send_head(200, "text/event-stream", *plain)
         body = Chunks(self.wfile.write)
-        state = "running"
-        if not run or "gone" in run.words or "gone_incomplete" in run.words:
-            run, state = None, "gone"
-        elif turn < run.words.number("stall_resume", 0):
+        if not run or {"gone", "gone_incomplete"} & words.keys():
+            state = "gone"
+        elif turn < words.number("stall_resume", 0):
             self.linger()
             raise Broken
-        cuts = run.words.numbers("cut")[turn + 1 :] if run else []
-        churn = run.words.numbers("churn") if run else []
-        sent = 0
+        cuts, churn = words.numbers("cut")[turn + 1 :], words.numbers("churn")
         while run and state == "running":
             if cuts[:1] == [sent]:
                 raise Broken
@@ -2026,17 +1669,55 @@ class Handler(BaseHTTPRequestHandler):
                 if cuts[:1] == [sent]:
                     raise Broken
                 if churn == [sent]:
-                    state = "churned"
-                    break
-        if state != "churned":
-            body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
-        body.end()
+                    return body.end()
+        body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
+        return body.end()
 
     def send_message(self, conversation_id: str) -> Reply | None:
         """Take a message, and stream the answer."""
         chat, conversation = self.chat, self.own(conversation_id)
+        self.check_limits(conversation)
+        model = chat.model(conversation.model)
+        if not model:
+            raise Refusal(410)
+        data, files = self.message_parts()
+        text = data.get("inputs", "").replace("\r\n", "\n")
+        if chat.max_length and utf16_length(text) > chat.max_length:
+            raise Refusal(400, "Message too long.")
+        if any(len(content) > MAX_FILE for _, _, content in files):
+            raise Refusal(413, "File too large, should be <10MB")
         with chat.lock:
-            time_now = time.monotonic()
+            if conversation.stop and time.monotonic() - conversation.stop.at > STOP_MARKER:
+                conversation.stop = None
+            messages, question, answer = conversation.grow(data, text, files)
+            words = Words(question["content"])
+            conversation.words.update(words)
+            if faulty := self.faulty_send(words, (conversation.id, data["id"], text)):
+                return faulty
+            for _, mime, content in files:
+                conversation.files[sha256(content)] = (mime, content)
+            conversation.messages = copy.deepcopy(messages)
+            conversation.updated_at = now()
+            tools = self.selected_tools(data) if model["supportsTools"] else []
+            prompt = self.prompt(conversation, messages, question, model, tools)
+            run = Run(chat, conversation, messages, answer, prompt)
+        value, times = words.times("drop", 1)
+        if value == "after" and chat.still((conversation.id, text, "after"), times):
+            raise Broken
+        value, times = words.times("status_after", 1)
+        if value and chat.still((conversation.id, text, "status_after"), times):
+            return self.failed(int(value))
+        try:
+            self.stream_to_end(run)
+        except (Broken, OSError):
+            run.reader_left()
+            raise
+        return None
+
+    def check_limits(self, conversation: Conversation) -> None:
+        """Refuse what is sent too fast, or to a conversation that is full."""
+        chat, time_now = self.chat, time.monotonic()
+        with chat.lock:
             chat.sent_at.append(time_now)
             while chat.sent_at[0] <= time_now - chat.minute:
                 chat.sent_at.popleft()
@@ -2044,77 +1725,13 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(429)
             if chat.max_messages and len(conversation.messages) > chat.max_messages:
                 raise Refusal(429, TOO_LONG.format(chat.max_messages))
-        model = chat.model(conversation.model)
-        if not model:
-            raise Refusal(410)
-        data, files = self.message_parts()
-        prompt_text = data.get("inputs", "").replace("\r\n", "\n")
-        if chat.max_length and utf16_length(prompt_text) > chat.max_length:
-            raise Refusal(400, "Message too long.")
-        if any(len(content) > MAX_FILE for _, _, content in files):
-            raise Refusal(413, "File too large, should be <10MB")
-
-        with chat.lock:
-            if conversation.stop and time_now - conversation.stop.at > STOP_MARKER:
-                conversation.stop = None
-            asked = self.resumable(conversation, data.get("resumeElicitationId"))
-            if data.get("resumeElicitationId"):
-                messages, question, answer = self.parked(conversation, data)
-            else:
-                messages, question, answer = self.grow(conversation, data, prompt_text, files)
-            words = Words(question["content"])
-            if asked:
-                words = words.of_resumed()
-            conversation.words.update(words)
-            faulty = self.faulty_send(words, (conversation.id, data["id"], prompt_text))
-            if faulty:
-                return faulty
-            for _, mime, content in files:
-                conversation.files[sha256(content)] = (mime, content)
-            conversation.messages = copy.deepcopy(messages)
-            conversation.updated_at = now()
-            servers = self.selected_tools(data) if model["supportsTools"] else []
-            prompt = self.prompt(conversation, messages, question, model, servers)
-            prompt = replace(prompt, words=words, resumes=asked)
-            run = Run(chat, conversation, messages, answer, prompt)
-            chat.all_runs.append(run)
-            run.thread.start()
-        value, times = words.times("drop", 1)
-        if value == "after" and chat.still((conversation.id, prompt_text, "after"), times):
-            raise Broken
-        value, times = words.times("status_after", 1)
-        if value and chat.still((conversation.id, prompt_text, "status_after"), times):
-            return self.failed(int(value))
-        self.stream(run)
-        return None
-
-    def resumable(self, conversation: Conversation, id: str | None) -> Elicitation | None:
-        """The question that a message resumes after, if it is there and answered."""
-        asked = self.chat.elicitations.get(id or "")
-        mine = asked and asked.conversation_id == conversation.id
-        return asked if asked and mine and asked.parked and asked.action else None
-
-    def parked(
-        self, conversation: Conversation, data: dict[str, Any]
-    ) -> tuple[list[Message], Message, Message]:
-        """A copy of the tree, a question, and its answer, which is to go on."""
-        messages = copy.deepcopy(conversation.messages)
-        by_id = {message["id"]: message for message in messages}
-        answer = by_id.get(data["id"])
-        if not answer or answer["from"] != "assistant":
-            raise Refusal(404, "No parked message to resume")
-        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
-        return messages, by_id[answer["ancestors"][-1]], answer
 
     def message_parts(self) -> tuple[dict[str, Any], list[tuple[str, str, bytes]]]:
         """The checked parts of a message."""
-        content_type = self.call.headers.get("content-type", "")
-        if "form" not in content_type:
-            raise Refusal(500)
-        parts = parse_multipart(content_type, self.call.body)
-        if not any(part.name == "data" for part in parts):
+        content_type, data = self.call.headers.get("content-type", ""), self.call.data or {}
+        parts = list(parse_multipart(content_type, self.call.body))
+        if "form" in content_type and not any(part.name == "data" for part in parts):
             raise Refusal(400)
-        data = self.call.data or {}
         lists = ("selectedMcpServerNames", "selectedMcpServers")
         sound = (
             is_uuid(data.get("id"))
@@ -2122,58 +1739,14 @@ class Handler(BaseHTTPRequestHandler):
             and ("inputs" not in data or (isinstance(data["inputs"], str) and data["inputs"] != ""))
             and isinstance(data.get("is_retry", False), bool)
             and isinstance(data.get("timezone", ""), str)
-            and ("resumeElicitationId" not in data or is_uuid(data["resumeElicitationId"]))
             and all(isinstance(data.get(name, []), list) for name in lists)
             and all(isinstance(name, str) for name in data.get(lists[0], []))
             and all({"name", "url"} <= set(server) for server in data.get(lists[1], []))
         )
         files = [part for part in parts if part.name == "files" and part.content]
-        if not sound or any(not (f.filename or "").startswith("base64;") for f in files):
+        if not sound or any(not file.filename.startswith("base64;") for file in files):
             raise Refusal(500)
         return data, [part.decoded() for part in files]
-
-    def grow(
-        self,
-        conversation: Conversation,
-        data: dict[str, Any],
-        text: str,
-        files: list[tuple[str, str, bytes]],
-    ) -> tuple[list[Message], Message, Message]:
-        """A copy of the tree with the new messages, and those two."""
-        messages = copy.deepcopy(conversation.messages)
-        by_id = {message["id"]: message for message in messages}
-
-        def add(parent: Message, **fields: Any) -> Message:
-            message = {
-                **fields,
-                "createdAt": now(),
-                "updatedAt": now(),
-                "ancestors": [*parent["ancestors"], parent["id"]],
-                "id": str(uuid.uuid4()),
-                "children": [],
-            }
-            messages.append(message)
-            parent["children"].append(message["id"])
-            return message
-
-        place = by_id.get(data["id"])
-        retry = data.get("is_retry", False)
-        if not place:
-            raise Refusal(404, "Message not found") if retry else Refusal(500)
-        if retry and place["from"] == "assistant":
-            question = by_id[place["ancestors"][-1]]
-        elif retry and (place["from"] != "user" or not text):
-            raise Refusal(500, "Failed to create message")
-        else:
-            stored = [
-                {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
-                for name, mime, content in files
-            ]
-            parent = by_id[place["ancestors"][-1]] if retry else place
-            question = add(parent, **{"from": "user", "content": text, "files": stored})
-        answer = add(question, **{"from": "assistant", "content": ""})
-        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
-        return messages, question, answer
 
     def faulty_send(self, words: Words, key: tuple[str, str, str]) -> Reply | None:
         """What a word makes of a message that is not to arrive."""
@@ -2207,41 +1780,17 @@ class Handler(BaseHTTPRequestHandler):
         model: dict[str, Any],
         tools: list[str],
     ) -> Prompt:
-        """What the model is given: the way from the root to the question."""
         system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
         system += 2 * [conversation.preprompt] if conversation.preprompt else []  # yes, twice
         seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        images = 0
-        for message in messages[1:]:
-            if message["id"] not in (*question["ancestors"], question["id"]):
-                continue
-            text = re.sub(r"(?s)<think>.*?</think>", "", message["content"]).strip()
-            if message["from"] == "user":
-                text = message["content"]
-                for stored in reversed(message["files"]):
-                    mime, content = conversation.files[stored["value"]]
-                    images += mime.startswith("image/") and model["multimodal"]
-                    if mime.startswith("text/") or mime in DOCUMENT_TYPES:
-                        name = f"{conversation.id}-{stored['value']}"
-                        document = content.decode(errors="replace")
-                        head = f'<document name="{name}" type="{mime}">'
-                        text = f"{head}\n{document}\n</document>\n\n{text}"
-            if text or message["from"] == "user":
-                seen.append({"role": message["from"], "content": text})
-        return Prompt(Words(question["content"]), seen, images, tools, model)
+        way = list(conversation.seen(messages, question, model["multimodal"]))
+        images = sum(message.pop("images") for message in way)
+        return Prompt(Words(question["content"]), seen + way, images, tools, model)
 
     def left(self) -> bool:
         """Whether the client has closed the connection."""
         readable, _, _ = select.select([self.connection], [], [], 0)
         return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
-
-    def stream(self, run: Run) -> None:
-        """Give a run to its first reader; store what there is if that one leaves."""
-        try:
-            self.stream_to_end(run)
-        except (Broken, OSError):
-            run.reader_left()
-            raise
 
     def stream_to_end(self, run: Run) -> None:
         """Give a run to its first reader, until it is stored."""
@@ -2249,27 +1798,33 @@ class Handler(BaseHTTPRequestHandler):
         self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
         split = int(words.number("split", 1)) if "split" in words else 0
         body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
-        cut = words.numbers("cut")[:1]
-        stall = words.numbers("stall")
-        end = words.numbers("end")
+        cut, stall, end = words.numbers("cut")[:1], words.numbers("stall"), words.numbers("end")
         count = 0
         for kind, line in run.lines(self.left):
             body.write(line)
             count += kind == "stream"
-            if cut == [count]:
-                raise Broken
             if end == [count]:
                 run.reader_left()
                 break
-            if stall == [count]:
+            if stall == [count] or (kind == "padding" and "hold" in words):
                 self.linger()
                 raise Broken
-            if kind == "padding" and "hold" in words:
-                self.linger()
+            if cut == [count]:
                 raise Broken
         body.end()
 
 
+def prefers_html(accept: str) -> bool:
+    """Whether an Accept header asks for a page rather than for whatever there is."""
+    weights = {"*/*": 0.0}
+    for entry in accept.split(","):
+        kind, _, rest = entry.partition(";")
+        weight = re.search(r"q=([\d.]+)", rest)
+        weights[kind.strip()] = float(weight[1]) if weight else 1.0
+    return weights.get("text/html", -1.0) >= weights["*/*"]
+
+
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded", "text/plain")
 LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 CONVERSATION = r"/conversation/([^/]+)"
 API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
@@ -2279,7 +1834,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("GET", r"/login/callback", Handler.end_login),
     ("GET", r"/api/v2/models", Handler.models),
     ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
-    ("GET", r"/api/v2/user", Handler.user),
+    ("GET", r"/api/v2/user", Handler.who),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
     ("GET", r"/api/v2/public-config", Handler.public_config),
     ("POST", r"/api/transcribe", Handler.transcribe),
@@ -2290,7 +1845,6 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("POST", CONVERSATION, Handler.send_message),
     ("POST", rf"{CONVERSATION}/share", Handler.share),
     ("POST", rf"{CONVERSATION}/stop-generating", Handler.stop),
-    ("POST", rf"{CONVERSATION}/elicitation", Handler.elicitation),
     ("GET", rf"{CONVERSATION}/stream", Handler.resume),
     ("GET", rf"{CONVERSATION}/output/([^/]+)", Handler.output),
     ("GET", r"/r/([^/]+)", Handler.shared_page),
@@ -2326,33 +1880,24 @@ def run_command(chat: ChatUI, command: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Run a command against a small HuggingChat server."
-    )
+    parser = argparse.ArgumentParser(description="Run a command against a stand-in server.")
+    parser.add_argument("--login", action="store_true", help="want a login, as the service does")
     parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
     parser.add_argument("--port", type=int, default=0, help="listen here, not on a free port")
-    parser.add_argument(
-        "--store-delay", type=float, metavar="S", help="store an answer S seconds after its end"
-    )
-    parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="S", help="look at requests S seconds late"
-    )
-    parser.add_argument("--uplink", type=int, metavar="N", help="read bodies at N bytes a second")
+    parser.add_argument("--store-delay", type=float, default=STORE_DELAY, metavar="S")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="S")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     options = parser.parse_args(arguments)
     command = options.command[options.command[:1] == ["--"] :]
+    settings = {"port": options.port, "store_delay": options.store_delay}
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(open(options.log, "w", encoding="utf-8")) if options.log else None
-        chat = ChatUI(
-            delay=0.01,
-            port=options.port,
-            store_delay=options.store_delay,
-            latency=options.latency,
-            uplink=options.uplink,
-        )
-        chat = stack.enter_context(chat)
+        chat = stack.enter_context(ChatUI(delay=0.01, latency=options.latency, **settings))
         chat.log_file = log
+        print(f"{chat.url} is a stand-in for HuggingChat, not a real server.", file=sys.stderr)
+        if options.login:
+            chat.login_required, chat.tokens["stand-in-token"] = True, "ada"
+            print("It wants a login. Token to paste: stand-in-token", file=sys.stderr)
         if command:
             return run_command(chat, command)
         print(chat.url, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,12 +21,17 @@ from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 import llm_huggingchat
 
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
+VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What needs a terminal, a signal, a pipe or a file's mode.
 collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 # --- every test -----------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "process: starts processes, or sends them signals")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,22 +39,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.block_network(allowed_hosts=LOOPBACK))
 
 
+def reset() -> None:
+    """Let the plugin forget its sessions and connections, as in a new process."""
+    if hasattr(llm_huggingchat, "reset"):
+        llm_huggingchat.reset()
+        return
+    llm_huggingchat._background.close()
+    for name in ("_made_up", "_successors", "_gates"):
+        getattr(llm_huggingchat, name).clear()
+
+
 @pytest.fixture(autouse=True)
 def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """llm's directory for this test: no keys, no cache, no logs. Nothing else is set."""
+    """llm's directory for this test: no keys, no cache, no logs. No variable is set."""
     path = tmp_path / "llm"
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in ("SERVER_VARIABLE", "KEY_VARIABLE", "BROWSER_VARIABLE", "WAIT_VARIABLE"):
-        monkeypatch.delenv(getattr(llm_huggingchat, name), raising=False)
-    for name in PROXY_VARIABLES:
+    for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
     yield path
-    llm_huggingchat._background.close()  # the next test makes connections of its own,
-    llm_huggingchat._made_up.clear()  # and sessions
-    llm_huggingchat._successors.clear()
-    llm_huggingchat._gates.clear()
+    reset()
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +68,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @functools.wraps(real)
     async def request(self: Any, method: Any, url: str, *args: Any, **options: Any) -> Any:
-        ways = [url, *(os.environ.get(name.upper(), "") for name in PROXY_VARIABLES[:3])]
-        if not any(llm_huggingchat._is_loopback(urlsplit(way).hostname or "") for way in ways):
+        ways = [url, *(os.environ.get(name.upper(), "") for name in PROXIES[:3])]
+        hosts = [urlsplit(way).hostname or "" for way in ways]
+        if not any(re.match(pattern, host) for pattern in LOOPBACK for host in hosts):
             raise CurlConnectionError(f"no network: {url}", CurlECode.COULDNT_RESOLVE_HOST)
         return await real(self, method, url, *args, **options)
 
@@ -68,7 +79,28 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
-    """A stand-in server, which LLM_HUGGINGCHAT_URL names."""
-    with ChatUI() as chat:
-        monkeypatch.setenv(llm_huggingchat.SERVER_VARIABLE, chat.url)
+    """A stand-in that stores at once; LLM_HUGGINGCHAT_URL names it."""
+    with ChatUI(store_delay=0) as chat:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", chat.url)
         yield chat
+
+
+@pytest.fixture
+def guarded(server: ChatUI) -> ChatUI:
+    """The same, where only Ann may do anything: see helpers.COOKIES."""
+    server.login_required = True
+    server.sessions["ann-session-value"] = ("ann", "ann-token-value")
+    return server
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little patience, so that what is waited for, or given up, is over soon."""
+    for name, value in {
+        "read_timeout": 0.35,
+        "reconnect_timeout": 1.0,
+        "backoff": (0.01, 0.02, 0.05),
+        "look_again": 0.02,
+    }.items():
+        monkeypatch.setattr(llm_huggingchat.limits, name, value)
+    monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)
