@@ -26,16 +26,7 @@ from helpers import (
     tree,
 )
 
-import llm_huggingchat
-
 TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
-
-
-@pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
-    return server
 
 
 @pytest.fixture
@@ -165,26 +156,6 @@ def test_fragments_in_chat(server: ChatUI, folder: pathlib.Path) -> None:
     assert run("chat", "-m", "hf-llama", input=words).stdout.count("Rex is a dog") >= 2
 
 
-@pytest.mark.parametrize(
-    ("name", "sent"),
-    [
-        ('a"b\r\nX-Evil: 1;.txt', "a_b X-Evil: 1_.txt"),
-        ("ta\tb\u202e.txt", "ta b.txt"),
-        ("back\\slash.txt", "slash.txt"),
-        ("a" * 150 + ".txt", "a" * 96 + ".txt"),
-        ("plain", "plain.txt"),
-        ("..notes.txt", "notes.txt"),
-        ("Ännchen & Rex (1).txt", "Ännchen & Rex (1).txt"),
-    ],
-)
-def test_file_names_are_made_safe(
-    server: ChatUI, tmp_path: pathlib.Path, name: str, sent: str
-) -> None:
-    (tmp_path / name).write_text("Rex is a dog")
-    ask_sync("hello", attachments=[llm.Attachment(type="text/plain", path=str(tmp_path / name))])
-    assert uploaded(server) == [(sent, "text/plain", b"Rex is a dog")]
-
-
 # --- what is refused, before anything is sent -----------------------------------------
 
 
@@ -270,6 +241,7 @@ def test_file_in_an_answer_is_a_link_between_words_and_tools(
     assert kinds == ["text", "tool_call", "tool_result", "text"]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=4,3]]", "[[cut=3]]", "[[split]]"])
 @both
 def test_file_in_an_answer_that_was_cut_is_there_once(

@@ -25,13 +25,6 @@ from helpers import (
 import llm_huggingchat
 
 
-@pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
-    return server
-
-
 def asked(server: ChatUI) -> str:
     """The last prompt, as the model got it."""
     return str((sends(server)[-1].data or {})["inputs"])
@@ -148,7 +141,7 @@ def test_conversation_behind_a_login_wants_one(server: ChatUI) -> None:
     assert "llm huggingchat login" in failure("-m", "hf-qwen", "-f", f"huggingchat:{id}", "Why?")
 
 
-def test_conversation_without_a_network(server: ChatUI) -> None:
+def test_conversation_without_a_network(server: ChatUI, quick: None) -> None:
     id = answered(server)
     server.down()
     said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
@@ -162,7 +155,8 @@ def test_loader_explains_itself(server: ChatUI) -> None:
     assert "\b" not in shown
 
 
-def test_ctrl_c_while_loading(server: ChatUI) -> None:
+def test_ctrl_c_while_loading(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "id_timeout", 0.01)
     id = answered(server, "[[slowfetch=600]] hello [[say]]Mars[[/say]]")
     begun = len(server.log)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,22 +25,13 @@ from helpers import (
 from llm.parts import user
 from test_schemas import DOG, REX, WRONG, questions, says
 
-import llm_huggingchat
 from llm_huggingchat import WebSearch
 
-CALL = '{"name": "place_of", "arguments": {"dog": "Rex"}}'
 ADD = """
 def add(a: int, b: int) -> int:
     "Add two numbers"
     return a + b
 """
-
-
-@pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
-    return server
 
 
 def call(name: str, **arguments: Any) -> str:
@@ -149,24 +140,6 @@ def test_chain_of_calls_is_one_conversation(server: ChatUI, chain: Chain) -> Non
     assert tree(server, only_conversation(server).id) == {
         prompt: {results[0]: {results[1]: {results[2]: {}}}}
     }
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        f"<tool_call>{CALL}</tool_call>",
-        f"<tool_call>\n```json\n{CALL}\n```\n</tool_call>",
-        '<tool_call> {"arguments": {"dog": "Rex"}, "name": "place_of"} </tool_call>',
-        f"<tool_call>[{CALL}]</tool_call>",
-        f"<tool_call>{CALL}",
-    ],
-    ids=["plain", "fenced", "other order", "list", "unclosed"],
-)
-def test_ways_in_which_models_write_a_call(server: ChatUI, written: str) -> None:
-    tools = Counted()
-    answers = chain_sync(says(f"So.\n{written}", "There."), tools=[tools.place_of])
-    assert texts(answers) == ["So.", "There."]
-    assert tools.calls == [("place_of", "Rex")]
 
 
 @both
@@ -281,6 +254,7 @@ def test_unknown_tool_and_wrong_arguments_go_back_to_the_model(
     assert "unexpected keyword argument 'cat'" in results
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=3]]", "[[cut=6,2]]", "[[cut=9,1]]", "[[split]]"])
 @both_chains
 def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, chain: Chain, fault: str) -> None:
@@ -290,14 +264,6 @@ def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, chain: Chain, 
     assert texts(answers) == ["So. Wait.", "There."]
     assert tools.calls == [("place_of", "Rex")]
     assert len(sends(server)) == 2
-
-
-def test_answer_that_breaks_off_inside_a_call_calls_nothing(server: ChatUI) -> None:
-    tools = Counted()
-    prompt = says(f"So. {call('place_of', dog='Rex')}") + "[[die=4]]"
-    chained = llm.get_model("hf-llama").chain(prompt, tools=[tools.place_of])
-    assert chained.text().startswith("So.")
-    assert tools.calls == []
 
 
 # --- with other turns, schemas, and the server's own tools ----------------------------
@@ -359,12 +325,6 @@ def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI, chain: 
     prompt = says(WRONG, call("place_of", dog="Rex"), REX)
     assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
     assert tools.calls == [("place_of", "Rex")]
-
-
-def test_tools_and_a_schema_on_the_command_line(server: ChatUI) -> None:
-    prompt = says(f"I add. {call('add', a=2, b=2)}", f"So: {REX}")
-    options = ["--functions", ADD, "--schema", "name, age int"]
-    assert run("-m", "hf-llama", *options, prompt).stdout == f"{REX}\n"
 
 
 def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:

@@ -24,8 +24,6 @@ from helpers import (
 )
 from pydantic import BaseModel
 
-import llm_huggingchat
-
 REX = '{"name": "Rex", "age": 4}'
 WRONG = '{"name": "Rex", "age": "four"}'
 DOG: dict[str, Any] = {
@@ -33,13 +31,6 @@ DOG: dict[str, Any] = {
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
     "required": ["name", "age"],
 }
-
-
-@pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
-    return server
 
 
 def says(*answers: str, prompt: str = "Ask") -> str:
@@ -84,16 +75,6 @@ def test_json_and_nothing_else_is_printed(server: ChatUI, flags: list[str], text
     assert len(sends(server)) == 1
 
 
-@pytest.mark.parametrize("schema", [{"type": "array"}, {"type": "string"}, {"const": 4}, {}])
-@both
-def test_document_need_not_be_an_object(
-    server: ChatUI, ask: TurnRequest, schema: dict[str, Any]
-) -> None:
-    document = {"array": "[1, 2]", "string": '"Rex"'}.get(schema.get("type", ""), "4")
-    assert ask(says(document), schema=schema).text() == document
-    assert len(sends(server)) == 1
-
-
 def test_schema_multi(server: ChatUI) -> None:
     dogs = '{"items": [{"name": "Rex", "age": 4}, {"name": "Cleo", "age": 5}]}'
     prompt = says(f'{{"items": [{WRONG}]}}', f"Here: {dogs}")
@@ -118,6 +99,7 @@ def test_pydantic_class(server: ChatUI, ask: TurnRequest) -> None:
     assert len(sends(server)) == 1
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=2,3]]", "[[cut=5]]", "[[split]]", "[[noise]]"])
 @both
 def test_document_comes_whole_over_a_broken_connection(
@@ -126,11 +108,6 @@ def test_document_comes_whole_over_a_broken_connection(
     response = ask(f"{says(f'So: {REX}')} {fault}", schema=DOG)
     assert response.text() == REX
     assert len(sends(server)) == 1
-
-
-def test_halves_of_an_emoji_in_a_document_come_together(server: ChatUI) -> None:
-    document = '{"name": "\\ud83d\\ude00", "age": 4}'
-    assert json.loads(asks(says(document)).stdout) == {"name": "😀", "age": 4}
 
 
 # --- answers that do not fit ----------------------------------------------------------
@@ -238,10 +215,9 @@ def test_what_is_no_schema_is_refused_before_anything_is_sent(server: ChatUI) ->
     assert not sends(server)
 
 
-@pytest.mark.parametrize("path", ["schema.json", "schema.json#/definitions/dog"])
 @both
-def test_reference_of_a_schema_is_not_fetched(server: ChatUI, ask: TurnRequest, path: str) -> None:
-    address = f"{server.url}/{path}"
+def test_reference_of_a_schema_is_not_fetched(server: ChatUI, ask: TurnRequest) -> None:
+    address = f"{server.url}/schema.json"
     with pytest.raises(llm.ModelError, match=re.escape("schema.json")):
         ask(says('{"dog": 4}'), schema={"type": "object", "properties": {"dog": {"$ref": address}}})
     assert not any("schema.json" in request.path for request in server.log)

@@ -10,8 +10,6 @@ from helpers import TurnRequest, ask_sync, both, reasoning, run
 from llm.utils import extract_fenced_code_block
 from markdown_it import MarkdownIt
 
-import llm_huggingchat
-
 FENCE = "`" * 16
 CLOCK = """<artifact identifier="clock" type="html" title="A clock">
 <!doctype html>
@@ -26,9 +24,7 @@ WRITES = "hf-deepseek"  # a model that writes artifacts
 
 
 @pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+def server(server: ChatUI, quick: None) -> ChatUI:
     for model in server.models:
         model["supportsArtifacts"] = model["supportsReasoning"]
     return server
@@ -74,22 +70,6 @@ def test_artifact_stands_by_itself_whatever_is_around_it(
     assert text.split()[-len(after.split()) or len(text) :] == after.split()
 
 
-@pytest.mark.parametrize(
-    ("attributes", "word"),
-    [
-        ('type="text/html"', "html"),
-        ('type="image/svg+xml"', "svg"),
-        ('type="react"', "jsx"),
-        ('type="md"', "markdown"),
-        ('type="code" language="python"', "python"),
-        ('type="application/vnd.ant.code" language="C++"', "cpp"),
-        ("", ""),
-    ],
-)
-def test_fence_says_what_is_in_it(server: ChatUI, attributes: str, word: str) -> None:
-    assert fences(shown(f"<artifact {attributes}>\nx\n</artifact>")) == [(word, "x\n")]
-
-
 def test_update_is_a_diff(server: ChatUI) -> None:
     text = shown(f"Bigger: {BIGGER} Done.")
     assert "**clock** (update of `clock`)" in text
@@ -107,12 +87,6 @@ def test_fences_inside_an_artifact_do_not_end_it(server: ChatUI) -> None:
 
 def test_fence_that_the_model_put_around_an_artifact_is_not_doubled(server: ChatUI) -> None:
     assert shown(f"Here:\n```html\n{CLOCK}\n```\nDone.") == f"Here:\n```html\n{PAGE}\n```\nDone."
-
-
-def test_title_cannot_harm_a_terminal(server: ChatUI) -> None:
-    text = shown('<artifact identifier="a`\x1b\n" title="\x1b[31mT\n\nU">x</artifact>')
-    assert "\x1b" not in text
-    assert text.startswith("**[31mT U** ")
 
 
 @pytest.mark.parametrize(
@@ -136,10 +110,7 @@ def test_artifact_that_is_never_closed_ends_with_the_answer(server: ChatUI, rest
     assert text.rstrip().endswith(f"\n{FENCE}")
 
 
-def test_answer_that_ends_in_an_error_ends_its_fence(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 0.2)
+def test_answer_that_ends_in_an_error_ends_its_fence(server: ChatUI) -> None:
     faults = "[[cut=14]] [[gone_incomplete]]"
     result = run("-m", WRITES, f"{says(f'{CLOCK} and so on')} {faults}", status=1)
     ((word, content),) = fences(result.stdout)

@@ -23,20 +23,11 @@ from helpers import (
     tree,
 )
 
-import llm_huggingchat
 from llm_huggingchat import MCP, HuggingFace, WebSearch
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 NO_TOOLS = "hf-deepseek-r1-distill-llama-70b"
-WEATHER = {"name": "Weather", "url": "https://weather.example/mcp"}
-
-
-@pytest.fixture
-def server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    server.store_delay = server.delay = 0.0
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
-    return server
 
 
 def selected(server: ChatUI) -> list[Any]:
@@ -81,28 +72,11 @@ def test_only_tools_that_are_asked_for_are_selected(
     assert selected(server) == [names]
 
 
-@pytest.mark.parametrize(
-    ("name", "url"),
-    [
-        ("Suche", "https://search.example/mcp"),
-        ("Brave", "https://mcp.brave.example"),
-        ("My web-search", "https://x.example/mcp"),
-    ],
-)
-@both
-def test_web_search_is_found_by_its_name_or_address(
-    server: ChatUI, ask: TurnRequest, name: str, url: str
-) -> None:
-    server.mcp_servers = [WEATHER, {"name": name, "url": url}]
-    ask("hello", web_search=True)
-    assert selected(server) == [[name]]
-
-
 @both
 def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(
     server: ChatUI, ask: TurnRequest
 ) -> None:
-    server.mcp_servers = [WEATHER]
+    server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
         ask("hello", web_search=True)
     assert server.conversations == {}
@@ -164,44 +138,10 @@ def test_own_server_is_selected_by_its_address(
     ]
 
 
-@both
-def test_own_servers_have_names_of_their_own(server: ChatUI, ask: TurnRequest) -> None:
-    """Of two with one name, chat-ui keeps the last."""
-    tools = [
-        MCP("https://mcp.example/x"),
-        MCP("https://mcp.example/y"),
-        MCP("https://other.example/", SEARCH),
-        MCP("https://third.example/", SEARCH),
-        MCP("https://mcp.example/x"),
-        WebSearch(),
-    ]
-    ask("[[tool]]", tools=tools)
-    urls = {tool["name"]: tool["url"] for tool in added(server)}
-    assert sorted(urls.values()) == [
-        "https://mcp.example/x",
-        "https://mcp.example/y",
-        "https://other.example/",
-        "https://third.example/",
-    ]
-    assert SEARCH not in urls  # that is the server's own
-    assert sorted(selected(server)[0]) == sorted([*urls, SEARCH])
-    assert urls["mcp.example"] == "https://mcp.example/x"
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["http://mcp.example/x", "https://10.0.0.1/x", "ftp://a.b", "x", ""],
-)
-@both
-def test_own_server_has_to_be_public(server: ChatUI, ask: TurnRequest, url: str) -> None:
-    with pytest.raises(llm.ModelError, match="https"):
-        ask("hello", tools=[MCP(url)])
-    assert server.log == []
-
-
-def test_password_in_an_address_is_refused_and_not_repeated(server: ChatUI) -> None:
-    said = failure("-m", "hf-llama", "-T", 'MCP("https://ada:sesame@mcp.example/x")', "hi")
-    assert "header" in said
+@pytest.mark.parametrize("address", ["http://mcp.example/x", "https://ada:sesame@10.0.0.1/x"])
+def test_own_server_has_to_be_public(server: ChatUI, address: str) -> None:
+    said = failure("-m", "hf-llama", "-T", f'MCP("{address}")', "hi")
+    assert "MCP" in said
     assert "sesame" not in said
     assert server.log == []
 
@@ -277,6 +217,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("words", ["", "[[noise]]", "[[split]]", "[[cut=4,2]]", "[[cut=9]]"])
 @both
 def test_parts_come_in_their_order_whatever_the_connection_does(
