@@ -12,7 +12,7 @@ from typing import Any
 
 import llm
 import pytest
-from chat_ui import PICTURE, ChatUI
+from chat_ui import PICTURE, ChatUI, Fault
 from helpers import (
     TurnRequest,
     ask_sync,
@@ -156,6 +156,66 @@ def test_fragments_in_chat(server: ChatUI, folder: pathlib.Path) -> None:
     assert run("chat", "-m", "hf-llama", input=words).stdout.count("Rex is a dog") >= 2
 
 
+# What makes chat-ui take a file for something that is no text, and drop it in silence.
+MAGIC = (b"BM", b"ID3", b"MZ", b"solid ", b"%!PS", b"GIF89a", b"{\\rtf", b"\xff\xfe", b"\xfe\xff")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("utf16.txt", "Ännchen".encode("utf-16"), "Ännchen"),
+        ("big-endian.txt", "\ufeffÄnnchen".encode("utf-16-be"), "Ännchen"),
+        ("marked.txt", "Ännchen".encode("utf-8-sig"), "Ännchen"),
+        ("latin.txt", "Ännchen".encode("latin-1"), "Ännchen"),
+        ("cars.csv", b"BMW,4\n", "BMW,4"),
+        ("tag.txt", b"ID3 is a tag", "ID3 is a tag"),
+        ("program.txt", b"MZ marks programs", "MZ marks programs"),
+        ("model.txt", b"solid gold", "solid gold"),
+        ("paper.txt", b"%!PS is a mark", "%!PS is a mark"),
+        ("picture.txt", b"GIF89a is a kind", "GIF89a is a kind"),
+        ("rich.txt", b"{\\rtf1 Rex}", "{\\rtf1 Rex}"),
+        ("both.txt", b"\xef\xbb\xbfBMW,4", "BMW,4"),
+    ],
+)
+def test_text_arrives_as_text_whatever_it_looks_like(
+    server: ChatUI, tmp_path: pathlib.Path, name: str, content: bytes, text: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    told = [] if name in ("utf16.txt", "latin.txt", "cars.csv") else ["text/plain"]
+    run("-m", "hf-apertus", "hi", "--at" if told else "-a", str(tmp_path / name), *told)
+    ((sent_name, type, sent),) = uploaded(server)
+    assert (sent_name, type.split("/")[0]) == (name, "text")
+    assert sent.decode("utf-8-sig").strip() == text
+    assert not sent.removeprefix(b"\xef\xbb\xbf").startswith(MAGIC)
+
+
+def test_text_from_the_web_has_the_encoding_that_its_server_says(server: ChatUI, web: str) -> None:
+    run("-m", "hf-llama", "hi", "-a", f"{web}/latin.txt")
+    assert [content.decode() for _, _, content in uploaded(server)] == ["Ännchen"]
+
+
+@pytest.mark.parametrize(
+    ("type", "sent"),
+    [("image/jpg", "image/jpeg"), ("image/pjpeg", "image/jpeg"), ("image/x-png", "image/png")],
+)
+def test_other_names_of_jpeg_and_png_are_taken(server: ChatUI, type: str, sent: str) -> None:
+    run("-m", "hf-vision", "hi", "--at", "-", type, input=PICTURE)
+    assert [type for _, type, _ in uploaded(server)] == [sent]
+
+
+def test_picture_from_the_web_by_another_name_of_jpeg(server: ChatUI, web: str) -> None:
+    run("-m", "hf-vision", "hi", "-a", f"{web}/picture.jpg")
+    assert [type for _, type, _ in uploaded(server)] == ["image/jpeg"]
+
+
+@both
+def test_words_are_sent_in_as_many_bytes_as_they_have(server: ChatUI, ask: TurnRequest) -> None:
+    ask("Привет 日本 😀", system="Кратко")
+    bodies = b"".join(request.body for request in server.log if request.method == "POST")
+    for words in ("Привет 日本 😀", "Кратко"):
+        assert words.encode() in bodies
+
+
 # --- what is refused, before anything is sent -----------------------------------------
 
 
@@ -224,6 +284,30 @@ def test_attachment_that_the_web_does_not_have_is_refused(
     with pytest.raises(llm.ModelError):
         ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
     assert server.log == []
+
+
+TOO_LARGE = Fault(
+    status=413, body=b'{"message":"An error occurred"}', content_type="application/json"
+)
+
+
+@pytest.mark.parametrize("path", ["/conversation", "/conversation/?*"])
+def test_message_that_is_too_large_is_not_called_an_attachment(server: ChatUI, path: str) -> None:
+    server.faults["POST", path] = [TOO_LARGE] * 9
+    said = failure("-m", "hf-llama", "hi", "-s", "Be brief")
+    assert "too large" in said
+    assert "message" in said or "prompt" in said
+    assert "attachment" not in said
+    assert "file" not in said
+    assert re.search(r"\d+ Mi?B", said)
+
+
+def test_message_whose_files_are_too_large_says_so(server: ChatUI, folder: pathlib.Path) -> None:
+    server.faults["POST", "/conversation/?*"] = [TOO_LARGE] * 9
+    said = failure("-m", "hf-llama", "hi", "-a", str(folder / "notes.txt"))
+    assert "too large" in said
+    assert "file" in said
+    assert re.search(r"\d+ Mi?B", said)
 
 
 # --- files in answers -----------------------------------------------------------------

@@ -15,6 +15,7 @@ from chat_ui import ChatUI
 from helpers import (
     TurnRequest,
     both,
+    failure,
     logged,
     only_conversation,
     parts,
@@ -325,6 +326,29 @@ def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI, chain: 
     prompt = says(WRONG, call("place_of", dog="Rex"), REX)
     assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
     assert tools.calls == [("place_of", "Rex")]
+
+
+def test_retry_after_a_chain_answers_its_last_question_anew(server: ChatUI) -> None:
+    prompt = says(call("add", a=2, b=3), "It is five.")
+    run("-m", "hf-llama", "--functions", ADD, prompt)
+    assert run("-c", "", "-o", "retry", "true").stdout == "It is five.\n"
+    assert questions(server) == [prompt, answered("add", "5")]
+
+
+def test_retried_answer_may_call_tools(server: ChatUI) -> None:
+    tools = Counted()
+    prompt = says(call("place_of", dog="Rex"), "There.")
+    conversation = llm.get_model("hf-llama").conversation(tools=[tools.place_of])
+    conversation.prompt(prompt).text()
+    conversation.chain(None, options={"retry": True}).text()
+    assert tools.calls == [("place_of", "Rex")]
+    assert questions(server) == [prompt, answered("place_of", "Rex's place")]
+
+
+def test_retry_refuses_other_tools(server: ChatUI) -> None:
+    run("-m", "hf-llama", "Hello")
+    assert "--functions" in failure("-c", "", "-o", "retry", "true", "--functions", ADD)
+    assert len(sends(server)) == 1
 
 
 def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:

@@ -264,6 +264,7 @@ def test_recording_that_is_not_understood(
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
+        ({"status": 413, "body": {"message": "An error occurred"}}, "recording"),
         ({"status": 413, "body": {"message": "An error occurred"}}, "too large"),
         ({"status": 400, "body": {"message": "Transcription failed: "}}, "HTTP 400"),
         ({"status": 401, "body": {"message": "Authentication required"}}, "no key"),

@@ -110,6 +110,23 @@ def test_document_comes_whole_over_a_broken_connection(
     assert len(sends(server)) == 1
 
 
+@pytest.mark.parametrize("model", ["hf-deepseek", "hf-llama"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<artifact name="lib" type="jar"/>',
+        '<artifact identifier="a" type="html"><p></artifact>',
+        '<tool_call>{"name": "a", "arguments": {}}</tool_call>',
+        "<think>hm</think>",
+    ],
+)
+def test_tags_in_a_string_of_a_document_stay(server: ChatUI, model: str, text: str) -> None:
+    document = json.dumps({"xml": text})
+    said = run("-m", model, "--schema", "xml str", says(f"Here: {document}")).stdout
+    assert json.loads(said) == {"xml": text}
+    assert len(sends(server)) == 1
+
+
 # --- answers that do not fit ----------------------------------------------------------
 
 
@@ -203,6 +220,18 @@ def test_retry_with_a_schema_tells_it_when_the_answer_does_not_fit(server: ChatU
     assert run(*options, "Another").stdout == f"{REX}\n"
     assert "no JSON document" in questions(server)[-2]
     assert questions(server)[-1] == "Another"
+
+
+def test_retry_keeps_the_schema_of_the_question(server: ChatUI) -> None:
+    asks(says(f"Sure: {REX}"))
+    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert len(questions(server)) == 1
+
+
+def test_retry_refuses_a_system_prompt(server: ChatUI) -> None:
+    run("-m", "hf-llama", "Hello")
+    assert "system prompt" in failure("-c", "", "-o", "retry", "true", "-s", "Be brief")
+    assert len(sends(server)) == 1
 
 
 # --- what is refused ------------------------------------------------------------------

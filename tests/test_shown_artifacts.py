@@ -132,3 +132,20 @@ def test_file_comes_after_the_artifact_that_it_came_in(server: ChatUI, ask: Turn
     text = ask(f"[[file]] {says(long)}", model=WRITES).text()
     assert fences(text) == [("html", PAGE + "\n<p>" * 20 + "\n")]
     assert re.search(rf"{FENCE}\n\[picture\.png\]\(\S+\)\n?$", text)
+
+
+@pytest.mark.parametrize("text", ['<artifact name="lib" type="jar"/>', CLOCK, BIGGER])
+@both
+def test_tags_of_a_model_that_writes_no_artifacts_stay(
+    server: ChatUI, ask: TurnRequest, text: str
+) -> None:
+    assert ask(says(f"So: {text} Done.")).text() == f"So: {text} Done."
+
+
+@pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=str)
+def test_answer_that_is_reasoning_alone_is_said_to_be_that(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
+    result = run("-m", WRITES, "-R", *way, says("<think>hm</think>"))
+    assert result.stdout.strip() == ""
+    assert "reasoning" in result.stderr

@@ -193,6 +193,46 @@ def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
     assert len(sends(server)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X Key", "v"),
+        ("", "v"),
+        ("X-Key:", "v"),
+        ("X-Kéy", "v"),
+        ("X-Key", "one\\ntwo"),
+        ("X-Key", "日本"),
+        ("X-Key", "$MCP_SECRET"),
+    ],
+)
+def test_header_that_http_cannot_carry_is_refused(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("MCP_SECRET", "sesame\r\nX-Evil: 1")
+    tool = f'MCP(url="https://mcp.example/x", headers={{"{name}": "{value}"}})'
+    said = failure("-m", "hf-llama", "-T", tool, "hi")
+    assert "header" in said
+    assert "sesame" not in said
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        "MCP",
+        "MCP()",
+        "MCP(7)",
+        'MCP(url="https://mcp.example/x", colour="red")',
+        'MCP(url="https://mcp.example/x", headers="X-Key: v")',
+        'MCP(url="https://mcp.example/x", name=7)',
+        'WebSearch("cats")',
+    ],
+)
+def test_wrong_argument_of_a_tool_is_an_error_in_words(server: ChatUI, tool: str) -> None:
+    assert tool.partition("(")[0] in failure("-m", "hf-llama", "-T", tool, "hi")
+    assert server.log == []
+
+
 # --- what tools give ------------------------------------------------------------------
 
 
