@@ -161,12 +161,6 @@ def test_message_is_sent_again_with_the_same_words(server: ChatUI, ask: TurnRequ
     assert [sent(server).count("Buy brød"), len(sends(server)), len(heard(server))] == [1, 3, 1]
 
 
-def test_recording_with_a_schema(server: ChatUI, folder: pathlib.Path) -> None:
-    prompt = ("-m", "hf-llama", "--schema", "n int", '[[say]]{"n": 1}[[/say]]')
-    assert run(*prompt, "-a", str(folder / "memo.mp3")).stdout == '{"n": 1}\n'
-    assert BUY in sent(server)
-
-
 def test_recording_of_a_local_tool(server: ChatUI) -> None:
     def record() -> llm.ToolOutput:
         """Record what is said."""
