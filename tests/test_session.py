@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import pathlib
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import click.testing
 import filelock
 import llm
+import llm.cli
 import pytest
-from chat_ui import ChatUI, Fault
+from chat_ui import ChatUI, Fault, Request
 from helpers import (
     TurnRequest,
     ask_sync,
@@ -309,6 +312,45 @@ def test_session_of_a_key_that_is_not_kept_is_for_this_process(
     assert logins(chat) == LOGIN
     assert {conversation.session for conversation in chat.conversations.values()} == {"ada"}
     assert TOKEN not in "".join(path.read_text() for path in user_path.glob("keys.json"))
+
+
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda raw: raw[: len(raw) // 2],
+    "noise": lambda raw: b"\0\xff" * 9,
+    "page": lambda raw: b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>",
+    "names": lambda raw: re.sub(
+        rb'\\?"(json|conversation|conversationId|token)\\?":', b'"x":', raw
+    ),
+    "cookies": lambda raw: raw.replace(b"\r\n\r\n", b"\r\nset-cookie: token=\x1b[31m\r\n\r\n", 1),
+    "away": lambda raw: b"HTTP/1.1 302 X\r\nlocation: http://127.0.0.2:9/login\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_no_cookie_is_shown_whatever_the_server_says(
+    chat: ChatUI,
+    user_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[bytes], bytes],
+) -> None:
+    caplog.set_level(0)
+    spoilt = 0  # which answer
+
+    def spoiled(request: Request, raw: bytes) -> bytes:
+        return spoil(raw) if len(chat.log) == spoilt else raw
+
+    chat.spoil = spoiled
+    for spoilt in range(1, 7):  # noqa: B007
+        keep(chat, hf_chat=ENDED, token=TOKEN)
+        chat.sessions.clear()
+        chat.log.clear()
+        result = click.testing.CliRunner().invoke(llm.cli.cli, ["-m", "hf-llama", "hi"])
+        assert isinstance(result.exception, SystemExit | None)
+        kept = [path.read_bytes() for path in user_path.iterdir() if path.name != "keys.json"]
+        shown = result.output + caplog.text + str(kept)
+        assert "Traceback" not in result.output
+        for secret in (TOKEN, ENDED, *chat.sessions):
+            assert secret not in shown
 
 
 # --- the firewall ---------------------------------------------------------------------
