@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +39,7 @@ MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 PLUGIN = "llm-huggingchat"
 LATENCY = 0.05  # seconds from a request to its answer, where round trips are measured
 PACE = 0.005  # seconds between two tokens of a fast model
+SERVICE = pathlib.Path(__file__).parent / "captures" / "models_service.json"  # its catalogue
 
 
 # --- the server, in a process of its own ----------------------------------------------
@@ -51,52 +52,49 @@ def serve() -> None:
     count = {"up": 0, "down": 0, "requests": 0}
 
     class Counted:
-        """A connection's file: its bytes are counted."""
+        """A connection's file, whose bytes are counted."""
 
-        def __init__(self, file: Any, way: str) -> None:
-            self._file, self._way = file, way
+        def __init__(self, file: Any) -> None:
+            self._file = file
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
+            method = getattr(self._file, name)
+            if name not in ("read", "readline", "write"):
+                return method
 
-        def write(self, data: bytes) -> Any:
-            count[self._way] += len(data)
-            return self._file.write(data)
+            def counted(argument: Any = -1) -> Any:
+                done = method(argument)
+                way, data = ("down", argument) if name == "write" else ("up", done)
+                count[way] += len(data)
+                return done
 
-        def read(self, size: int = -1) -> bytes:
-            return self._got(self._file.read(size))
-
-        def readline(self, size: int = -1) -> bytes:
-            return self._got(self._file.readline(size))
-
-        def _got(self, data: bytes) -> bytes:
-            count[self._way] += len(data)
-            return data
+            return counted
 
     class Handler(chat_ui.Handler):
         def setup(self) -> None:
             super().setup()
-            self.rfile = Counted(self.rfile, "up")  # type: ignore[assignment]
-            self.wfile = Counted(self.wfile, "down")  # type: ignore[assignment]
+            self.rfile = Counted(self.rfile)  # type: ignore[assignment]
+            self.wfile = Counted(self.wfile)  # type: ignore[assignment]
 
         def stream_to_end(self, run: chat_ui.Run) -> None:
             count["requests"] = self.chat.begun  # so many came before the first token
             super().stream_to_end(run)
 
-    def grown(chat: chat_ui.ChatUI, turns: int) -> dict[str, str]:
+    def grown(chat: chat_ui.ChatUI, turns: int) -> str:
         """Make the newest conversation so many turns long, by its last turn again and again."""
-        conversation = list(chat.conversations.values())[-1]
-        messages = conversation.messages
+        messages = list(chat.conversations.values())[-1].messages
         while sum(message["from"] == "assistant" for message in messages) < turns:
             for last in messages[-2:]:
                 above = [*messages[-1]["ancestors"], messages[-1]["id"]]
                 again = {"id": str(uuid.uuid4()), "ancestors": above, "children": []}
                 messages[-1]["children"].append(again["id"])
                 messages.append(last | again)
-        return {"conversation": conversation.id, "message": messages[-1]["id"]}
+        return str(messages[-1]["id"])
 
     chat_ui.Handler = Handler  # type: ignore[misc]
-    with chat_ui.ChatUI(delay=0.0, store_delay=0.0) as chat:
+    chunks = json.loads(SERVICE.read_text("utf-8"))["exchanges"][0]["response"]["chunks"]
+    models = json.loads("".join(text for _, text in chunks))["json"]
+    with chat_ui.ChatUI(delay=0.0, store_delay=0.0, models=models) as chat:
         print(json.dumps(chat.url), flush=True)
         for line in sys.stdin:
             command, value = json.loads(line)
@@ -117,12 +115,9 @@ class Server:
     """The server, seen from here. A context manager: leaving it ends the server."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, __file__, "--serve"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.url = str(self._read())
 
     def __enter__(self) -> Server:
@@ -140,15 +135,6 @@ class Server:
         self._process.stdin.write(json.dumps([command, value]) + "\n")
         self._process.stdin.flush()
         return self._read()
-
-    @contextlib.contextmanager
-    def far(self, latency: float) -> Iterator[None]:
-        """Every request is looked at so many seconds late."""
-        self.ask("latency", latency)
-        try:
-            yield
-        finally:
-            self.ask("latency", 0.0)
 
 
 # --- the ways to an answer ------------------------------------------------------------
@@ -168,19 +154,17 @@ class Chat:
     def pieces(self, words: str) -> AsyncIterator[str]:
         raise NotImplementedError
 
-    def continue_at(self, place: dict[str, str], turns: int) -> None:
-        """Go on in a conversation of so many turns; those that ask for its end need nothing."""
-
-
-def model_of(getter: str) -> Any:
-    """The plugin's model; to find one by its name, llm asks for all that there are."""
-    import llm
-
-    return getattr(llm, getter)(f"huggingchat/{MODEL}")
+    def continue_at(self, message_id: str, turns: int) -> None:
+        """Go on after so many turns; those that ask for the conversation's end need nothing."""
 
 
 def _nothing(*_: object) -> None:
     pass
+
+
+def model_of(getter: str) -> Any:
+    """The plugin's model. Imports are left to those who need them: they are measured too."""
+    return getattr(importlib.import_module("llm"), getter)(f"huggingchat/{MODEL}")
 
 
 @dataclass
@@ -199,16 +183,13 @@ class ThePlugin(Chat):
             yield piece
         self.history += [asked, *(await response.to_sync_response()).messages()]
 
-    def continue_at(self, place: dict[str, str], turns: int) -> None:
+    def continue_at(self, message_id: str, turns: int) -> None:
         question, answer = self.history[-2:]
         *parts, last = answer.parts
-        kept = last.provider_metadata["huggingchat"] | {"message_id": place["message"]}
+        kept = last.provider_metadata["huggingchat"] | {"message_id": message_id}
         last = replace(last, provider_metadata={"huggingchat": kept})
-        self.history = [
-            *[question, replace(answer, parts=parts)] * (turns - 1),
-            question,
-            replace(answer, parts=[*parts, last]),
-        ]
+        earlier = [question, replace(answer, parts=parts)] * (turns - 1)
+        self.history = [*earlier, question, replace(answer, parts=[*parts, last])]
 
 
 @dataclass
@@ -222,20 +203,22 @@ class ThePluginSync(Chat):
             yield piece
 
 
-def bare_request(url: str, words: str) -> tuple[str, bytes, dict[str, str]]:
-    """Where the message goes, its body and its headers, after a conversation was made."""
-    from curl_cffi import requests
-
-    import llm_huggingchat
+def bare_request(url: str, words: str) -> dict[str, Any]:
+    """How the message is sent, after a conversation was made."""
+    from curl_cffi import requests as curl
 
     cookie = {"Cookie": "hf-chat=bare"}
-    made = requests.post(f"{url}/conversation", json={"model": MODEL}, headers=cookie).json()
+    made = curl.post(f"{url}/conversation", json={"model": MODEL}, headers=cookie).json()
     root = json.loads(made["conversation"])["json"]["rootMessageId"]
-    data = {"id": root, "inputs": words, "selectedMcpServerNames": []}
-    body, content_type = llm_huggingchat.multipart(data, ())
-    origin = llm_huggingchat.Server(url).origin
-    head = {**cookie, "Content-Type": content_type, "Origin": origin, "Accept": "*/*"}
-    return f"{url}/conversation/{made['conversationId']}", body, head
+    data = json.dumps({"id": root, "inputs": words, "selectedMcpServerNames": []})
+    part = 'Content-Disposition: form-data; name="data"'
+    head = {**cookie, "Content-Type": "multipart/form-data; boundary=bare", "Accept": "*/*"}
+    return {
+        "url": f"{url}/conversation/{made['conversationId']}",
+        "data": f"--bare\r\n{part}\r\n\r\n{data}\r\n--bare--\r\n".encode(),
+        "headers": head | {"Origin": url.removesuffix("/chat")},
+        "stream": True,
+    }
 
 
 def token(line: bytes) -> str:
@@ -249,16 +232,15 @@ class Bare(Chat):
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
         import llm
-        from curl_cffi.requests import AsyncSession
+        from curl_cffi import requests as curl
 
         class Model(llm.AsyncModel):
             model_id = "bare"
 
             async def execute(self, *_: Any, url: str = self.url, **__: Any) -> Any:
-                address, body, head = await asyncio.to_thread(bare_request, url, words)
-                async with AsyncSession[Any]() as session:
-                    reply = await session.post(address, data=body, headers=head, stream=True)
-                    async for line in reply.aiter_lines():
+                request = await asyncio.to_thread(bare_request, url, words)
+                async with curl.AsyncSession[Any]() as session:
+                    async for line in (await session.post(**request)).aiter_lines():
                         if text := token(line):
                             yield text
 
@@ -272,16 +254,14 @@ class BareSync(Chat):
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
         import llm
-        from curl_cffi.requests import Session
+        from curl_cffi import requests as curl
 
         class Model(llm.Model):
             model_id = "bare"
 
             def execute(self, *_: Any, url: str = self.url, **__: Any) -> Iterator[str]:
-                address, body, head = bare_request(url, words)
-                with Session[Any]() as session:
-                    reply = session.post(address, data=body, headers=head, stream=True)
-                    for line in reply.iter_lines():
+                with curl.Session[Any]() as session:
+                    for line in session.post(**bare_request(url, words)).iter_lines():
                         if text := token(line):
                             yield text
 
@@ -296,9 +276,9 @@ class G4F(Chat):
     conversation: Any = None
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
-        provider = imported("g4f.Provider").HuggingChat
+        provider = importlib.import_module("g4f.Provider").HuggingChat
         provider.url, provider.origin = self.url, self.url.removesuffix("/chat")
-        access = imported("g4f.providers.response").AuthResult(
+        access = importlib.import_module("g4f.providers.response").AuthResult(
             cookies={"hf-chat": "g4f"}, impersonate="chrome", headers={}
         )
         said = [{"role": "user", "content": words}]
@@ -316,14 +296,6 @@ class HugChat(Chat):
 
     bot: Any = None
 
-    async def pieces(self, words: str) -> AsyncIterator[str]:
-        if self.bot is None:
-            self.bot = await asyncio.to_thread(self._made)
-        answer = self.bot.chat(words, stream=True)
-        while piece := await asyncio.to_thread(next, answer, None):
-            if piece["type"] == "stream":
-                yield piece["token"]
-
     async def turn(self, words: str, begun: Callable[[], object]) -> None:
         await asyncio.get_running_loop().run_in_executor(_threads, self._turn, words, begun)
 
@@ -335,28 +307,22 @@ class HugChat(Chat):
                 begun = _nothing
 
     def _made(self) -> Any:
-        requests, hugchat = imported("requests"), imported("hugchat.hugchat")
+        requests: Any = importlib.import_module("requests")
+        hugchat: Any = importlib.import_module("hugchat.hugchat")
         here = self.url.removesuffix("/chat")
-        session: Any = requests.Session
 
-        class Turned(session):
+        def turned(text: Any) -> Any:
+            return text.replace("https://huggingface.co", here) if isinstance(text, str) else text
+
+        class Turned(requests.Session):
             def request(self, method: Any, url: Any, **options: Any) -> Any:
                 heads = options.pop("headers", None) or {}
-                heads = {name: _turned(value, here) for name, value in heads.items()}
-                return super().request(method, _turned(url, here), headers=heads, **options)
+                heads = {name: turned(value) for name, value in heads.items()}
+                return super().request(method, turned(url), headers=heads, **options)
 
         hugchat.Session = requests.Session = requests.session = Turned
         hugchat.print = _nothing
         return hugchat.ChatBot(cookies={"hf-chat": "hugchat", "token": "t"})
-
-
-def imported(name: str) -> Any:
-    """A module that may not be installed."""
-    return importlib.import_module(name)
-
-
-def _turned(text: Any, here: str) -> Any:
-    return text.replace("https://huggingface.co", here) if isinstance(text, str) else text
 
 
 _threads = ThreadPoolExecutor(200)
@@ -373,10 +339,12 @@ OTHERS = [name for name in ("g4f", "hugchat") if importlib.util.find_spec(name)]
 
 # --- measuring ------------------------------------------------------------------------
 
+Values = dict[str, float]
+
 
 def medians(
-    rounds: int, ways: Iterable[str], measure: Callable[..., dict[str, float]], *arguments: Any
-) -> dict[str, dict[str, float]]:
+    rounds: int, ways: Iterable[str], measure: Callable[[str], Values]
+) -> dict[str, Values]:
     """What is measured, the ways taking turns: way -> name of a value -> its median.
 
     A round more comes first, for warming up: it imports what is needed, and does not count.
@@ -384,7 +352,7 @@ def medians(
     found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for number in range(rounds + 1):
         for way, values in found.items():
-            for name, value in measure(way, *arguments).items():
+            for name, value in measure(way).items():
                 if number or not rounds:
                     values.setdefault(name, []).append(value)
     return {
@@ -393,17 +361,8 @@ def medians(
     }
 
 
-def run(work: Awaitable[Any]) -> Any:
-    """Do it in a new event loop: a new client."""
-
-    async def done() -> Any:
-        return await work
-
-    return asyncio.run(done())
-
-
 class Busy:
-    """How long an event loop can do nothing else: in all, and at once. In seconds."""
+    """How long event loops can do nothing else: in all, and at once. In seconds."""
 
     def __enter__(self) -> Busy:
         self.total = self.longest = 0.0
@@ -423,38 +382,31 @@ class Busy:
         asyncio.events.Handle._run = self._real  # type: ignore[method-assign]
 
 
-class Moment:
-    """When something happened, by time.perf_counter()."""
-
-    at = 0.0
-
-    def come(self) -> None:
-        self.at = time.perf_counter()
-
-
-def first_token(server: Server, way: str) -> dict[str, float]:
+def first_token(server: Server, way: str) -> Values:
     """Requests, and time, to the first token: of a first turn, and of a later one."""
 
-    async def turns() -> dict[str, float]:
+    async def turns() -> Values:
         chat = KINDS[way](server.url)
-        found: dict[str, float] = {}
+        found: Values = {}
         for turn in ("first", "later"):
             server.ask("count")
-            begun = time.perf_counter()
-            first = Moment()
-            await chat.turn("[[tokens=5]]", first.come)
+            begun, came = time.perf_counter(), list[float]()
+            await chat.turn("[[tokens=5]]", lambda came=came: came.append(time.perf_counter()))  # type: ignore[misc]
             found[f"{turn} requests"] = server.ask("count")["requests"]
-            found[turn] = first.at - begun
+            found[turn] = came[0] - begun
         return found
 
-    with server.far(LATENCY):
-        return dict(run(turns()))
+    server.ask("latency", LATENCY)
+    try:
+        return asyncio.run(turns())
+    finally:
+        server.ask("latency", 0.0)
 
 
-def token_cost(server: Server, way: str, tokens: int, pace: float = 0.0) -> dict[str, float]:
-    """Processor time a token, in seconds, of a long answer: of all that this process does.
+def token_cost(server: Server, way: str, tokens: int, pace: float) -> Values:
+    """Processor time a token, in seconds, of all that this process does for a long answer.
 
-    A token comes every `pace` seconds; else they come as fast as they are taken.
+    A token comes every `pace` seconds; if that is 0, they come as fast as they are taken.
     """
 
     async def turn() -> float:
@@ -464,30 +416,29 @@ def token_cost(server: Server, way: str, tokens: int, pace: float = 0.0) -> dict
         await chat.turn(f"[[tokens={tokens}]][[delay={pace}]]", _nothing)
         return time.process_time() - begun
 
-    return {"cost": run(turn()) / tokens}
+    return {"cost": asyncio.run(turn()) / tokens}
 
 
-def many(server: Server, way: str, counts: Iterable[int], seconds: float) -> dict[str, float]:
+def many(server: Server, way: str, counts: Iterable[int], seconds: float) -> Values:
     """How long so many answers take at the same time, each of so many seconds by itself."""
-    tokens = max(int(seconds / 0.02), 1)
+    words = f"[[tokens={max(int(seconds / 0.02), 1)}]][[delay=0.02]]"
 
     async def together(count: int) -> float:
         chats = [KINDS[way](server.url) for _ in range(count)]
         begun = time.perf_counter()
-        words = f"[[tokens={tokens}]][[delay=0.02]]"
         await asyncio.gather(*(chat.turn(words, _nothing) for chat in chats))
         return time.perf_counter() - begun
 
-    return {str(count): run(together(count)) for count in counts}
+    return {str(count): asyncio.run(together(count)) for count in counts}
 
 
-def long_conversation(server: Server, way: str, turns: Iterable[int]) -> dict[str, float]:
-    """Bytes up and down of a turn, and how long it keeps the loop busy, by its number."""
+def long_conversation(server: Server, way: str, turns: Iterable[int]) -> Values:
+    """Bytes up and down of a turn, and how long it keeps loops busy, by its number."""
 
-    async def measured() -> dict[str, float]:
+    async def measured() -> Values:
         chat = KINDS[way](server.url)
         await chat.turn("[[tokens=200]]", _nothing)
-        found: dict[str, float] = {}
+        found: Values = {}
         for turn in turns:
             chat.continue_at(server.ask("grow", turn - 1), turn - 1)
             await asyncio.sleep(0.3)
@@ -501,27 +452,21 @@ def long_conversation(server: Server, way: str, turns: Iterable[int]) -> dict[st
             found |= {f"{turn} busy": busy.total, f"{turn} longest": busy.longest}
         return found
 
-    return dict(run(measured()))
+    return asyncio.run(measured())
 
 
-def child(*arguments: str, **environment: str) -> dict[str, float]:
+def child(*arguments: str, plugins: str = "") -> Values:
     """What a new process of this script prints: JSON."""
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    command, environment = [sys.executable, __file__, *arguments], {"LLM_LOAD_PLUGINS": plugins}
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout))
 
 
 def memory(way: str, url: str, tokens: int) -> None:
     """In a process of its own: take a long answer; the most memory that there was, in bytes."""
-    import llm
-
     if way not in OTHERS:
-        llm.get_models()  # as llm does for each command
-    run(KINDS[way](url).turn(f"[[tokens={tokens}]]", _nothing))
+        importlib.import_module("llm").get_models()  # as llm does for each command
+    asyncio.run(KINDS[way](url).turn(f"[[tokens={tokens}]]", _nothing))
     status = pathlib.Path("/proc/self/status").read_text()
     (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     print(json.dumps({"bytes": int(peak.split()[1]) * 1024}))
@@ -533,7 +478,7 @@ def importing(what: str) -> None:
     import llm.parts  # noqa: F401 - the plugin's import counts from here
 
     begun = time.process_time()
-    module = imported(what)
+    module = importlib.import_module(what)
     found = {"import": time.process_time() - begun}
     if what == "llm_huggingchat":
         begun = time.process_time()
@@ -542,45 +487,15 @@ def importing(what: str) -> None:
     print(json.dumps(found))
 
 
-def version(plugins: str) -> dict[str, float]:
+def version(plugins: str) -> Values:
     """`llm --version`, in seconds of the clock."""
-    begun = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "llm", "--version"],
-        env=os.environ | {"LLM_LOAD_PLUGINS": plugins},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    begun, environment = time.perf_counter(), os.environ | {"LLM_LOAD_PLUGINS": plugins}
+    command = [sys.executable, "-m", "llm", "--version"]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     return {"time": time.perf_counter() - begun}
 
 
 # --- the table ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured: of the plugin, of what it is compared with, and of the others."""
-
-    what: str
-    shown: Callable[[float], str]
-    plugin: float
-    beside: float | None = None
-    others: dict[str, float] = field(default_factory=dict)
-
-    def cells(self) -> list[str]:
-        cells = [self.what, self.shown(self.plugin)]
-        cells.append("" if self.beside is None else self._compared(self.beside))
-        return [*cells, *(self._other(name) for name in OTHERS)]
-
-    def _compared(self, beside: float) -> str:
-        ratio = f"**{self.plugin / beside:.2f}×** " if beside else ""
-        return f"{ratio}{self.shown(beside)}"
-
-    def _other(self, name: str) -> str:
-        if name not in self.others:
-            return "–"
-        ratio = f" ({self.others[name] / self.plugin:.1f}×)" if self.plugin else ""
-        return f"{self.shown(self.others[name])}{ratio}"
 
 
 def micro(seconds: float) -> str:
@@ -595,105 +510,80 @@ def size(number: float) -> str:
     return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
 
 
-def whole(number: float) -> str:
-    return f"{number:.0f}"
+def line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def others_of(found: dict[str, dict[str, float]], name: str) -> dict[str, float]:
-    return {way: found[way][name] for way in OTHERS if way in found}
+def row(
+    what: str,
+    shown: Callable[[float], str],
+    found: dict[str, Values],
+    name: str,
+    beside: float | None = None,
+) -> str:
+    """A line: the plugin, what it is compared with, and the others that were measured."""
+    plugin = found[PLUGIN][name]
+    cells = [what, shown(plugin), ""]
+    if beside is not None:
+        cells[2] = f"**{plugin / beside:.2f}×** {shown(beside)}" if beside else shown(beside)
+    for other in OTHERS:
+        value = found.get(other, {}).get(name)
+        ratio = f" ({value / plugin:.1f}×)" if value is not None and plugin else ""
+        cells.append("–" if value is None else f"{shown(value)}{ratio}")
+    return line(cells)
 
 
-def rows(server: Server, options: argparse.Namespace) -> Iterator[Row]:
-    rounds, tokens = options.rounds, options.tokens
+def rows(server: Server, options: argparse.Namespace) -> Iterator[str]:
+    rounds, some, tokens = options.rounds, max(options.rounds // 2, 1), options.tokens
     ways = [PLUGIN, *OTHERS]
 
     found = medians(rounds, ways, lambda way: first_token(server, way))
     for turn in ("first", "later"):
-        mine = found[PLUGIN]
         name = f"{turn} requests"
-        what = f"requests to the first token, {turn} turn"
-        yield Row(what, whole, mine[name], others=others_of(found, name))
-        trip = mine[f"{turn} requests"] * LATENCY
+        yield row(f"requests to the first token, {turn} turn", "{:.0f}".format, found, name)
         what = f"time to the first token, {turn} turn, each request {LATENCY * 1000:.0f} ms away"
-        yield Row(what, milli, mine[turn], trip, others_of(found, turn))
+        yield row(what, milli, found, turn, found[PLUGIN][name] * LATENCY)
 
     kinds = [*ways, f"{PLUGIN}, sync", "bare", "bare, sync"]
     for count, pace in ((tokens, 0.0), (max(tokens // 10, 1), PACE)):
-        found = medians(rounds, kinds, functools.partial(token_cost, server), count, pace)
+        measure = functools.partial(token_cost, server, tokens=count, pace=pace)
+        found = medians(rounds, kinds, measure)
         when = f"{1 / pace:.0f} tokens a second" if pace else f"{count} tokens at once"
-        for kind in (", sync", ""):
-            yield Row(
-                f"processor time a token, {when}{kind or ', async'}",
-                micro,
-                found[f"{PLUGIN}{kind}"]["cost"],
-                found[f"bare{kind}"]["cost"],
-                others_of(found, "cost") if not kind else {},
-            )
+        sync = {PLUGIN: found[f"{PLUGIN}, sync"]}
+        what = f"processor time a token, {when}"
+        yield row(f"{what}, sync", micro, sync, "cost", found["bare, sync"]["cost"])
+        yield row(f"{what}, async", micro, found, "cost", found["bare"]["cost"])
 
     if sys.platform == "linux":
-        sizes = medians(
-            max(rounds // 2, 1),
+        more = ("--url", server.url, "--tokens", str(tokens))
+        found = medians(
+            some,
             [*ways, "bare"],
-            lambda way: child(
-                *("--memory", way, "--url", server.url, "--tokens", str(tokens)),
-                LLM_LOAD_PLUGINS="" if way == "bare" else PLUGIN,
-            ),
+            lambda way: child("--memory", way, *more, plugins="" if way == "bare" else PLUGIN),
         )
-        yield Row(
-            f"memory, after an answer of {tokens} tokens",
-            size,
-            sizes[PLUGIN]["bytes"],
-            sizes["bare"]["bytes"],
-            others_of(sizes, "bytes"),
-        )
+        what = f"memory, after an answer of {tokens} tokens"
+        yield row(what, size, found, "bytes", found["bare"]["bytes"])
 
     counts = [1, *options.together]
-    found = medians(
-        max(rounds // 2, 1), ways, lambda way: many(server, way, counts, options.seconds)
-    )
+    found = medians(some, ways, lambda way: many(server, way, counts, options.seconds))
     for count in options.together:
-        name, mine = str(count), found[PLUGIN]
         what = f"{count} answers at the same time, beside one alone"
-        yield Row(what, milli, mine[name], mine["1"], others_of(found, name))
+        yield row(what, milli, found, str(count), found[PLUGIN]["1"])
 
-    found = medians(
-        max(rounds // 2, 1), ways, lambda way: long_conversation(server, way, options.turns)
-    )
+    found = medians(some, ways, lambda way: long_conversation(server, way, options.turns))
+    loops = {way: values for way, values in found.items() if way != "hugchat"}
     for turn in options.turns:
-        mine = found[PLUGIN]
-        for name, what in (("up", "upload"), ("down", "download")):
-            key = f"{turn} {name}"
-            yield Row(f"{what} of turn {turn}", size, mine[key], others=others_of(found, key))
-        for name, what in (("busy", "in all"), ("longest", "at once")):
-            key = f"{turn} {name}"
-            told = {way: value for way, value in others_of(found, key).items() if way != "hugchat"}
-            yield Row(f"turn {turn} keeps the loop busy, {what}", milli, mine[key], others=told)
+        yield row(f"upload of turn {turn}", size, found, f"{turn} up")
+        yield row(f"download of turn {turn}", size, found, f"{turn} down")
+        yield row(f"turn {turn} keeps the loop busy, in all", milli, loops, f"{turn} busy")
+        yield row(f"turn {turn} keeps the loop busy, at once", milli, loops, f"{turn} longest")
 
-    plugins = {"with": PLUGIN, "without": ""}
-    times = medians(rounds, plugins, lambda way: version(plugins[way]))
-    yield Row(
-        "`llm --version`, with and without", milli, times["with"]["time"], times["without"]["time"]
-    )
-    modules = {PLUGIN: "llm_huggingchat"} | {name: name for name in OTHERS}
-    modules = {way: {"hugchat": "hugchat.hugchat"}.get(name, name) for way, name in modules.items()}
-    found = medians(
-        rounds, modules, lambda way: child("--import", modules[way], LLM_LOAD_PLUGINS="")
-    )
-    yield Row(
-        "import, beyond llm's own", milli, found[PLUGIN]["import"], None, others_of(found, "import")
-    )
-    yield Row("registering 137 models", milli, found[PLUGIN]["register"])
-
-
-def keep_service() -> None:
-    """The catalogue of the service, as the server under test lists fewer."""
-    from recorded import capture
-
-    import llm_huggingchat
-
-    (exchange,) = capture("models_service")
-    models = llm_huggingchat.read_catalogue(exchange.json())
-    llm_huggingchat.keep_catalogue(llm_huggingchat.current_server().url, models.models)
+    found = medians(rounds, [PLUGIN, ""], version)
+    yield row("`llm --version`, with and without", milli, found, "time", found[""]["time"])
+    modules = {PLUGIN: "llm_huggingchat", "g4f": "g4f", "hugchat": "hugchat.hugchat"}
+    found = medians(rounds, ways, lambda way: child("--import", modules[way]))
+    yield row("import, beyond llm's own", milli, found, "import")
+    yield row("registering 137 models", milli, found, "register")
 
 
 def versions() -> str:
@@ -711,6 +601,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--together", type=int, nargs="*", default=[20, 100])
     parser.add_argument("--seconds", type=float, default=0.5, help="that one of those takes")
     parser.add_argument("--turns", type=int, nargs="*", default=[2, 20, 200])
+    parser.add_argument("--lines", type=int, help="only so many lines of the table")
     parser.add_argument("--alone", action="store_true", help="without g4f and hugchat")
     for name in ("--serve", "--memory", "--import", "--url"):
         parser.add_argument(name, nargs="?", const=name, help=argparse.SUPPRESS)
@@ -726,21 +617,14 @@ def main(arguments: list[str] | None = None) -> None:
     with Server() as server, tempfile.TemporaryDirectory(prefix="llm-") as user_path:
         os.environ |= {"LLM_HUGGINGCHAT_URL": server.url, "LLM_USER_PATH": user_path}
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every import would compile
-        keep_service()
+        command = [sys.executable, "-m", "llm", "huggingchat", "refresh"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         print(f"{versions()}\n")
-        print("\n".join(_line(cells) for cells in _head()), flush=True)
-        for row in rows(server, options):
-            print(_line(row.cells()), flush=True)
+        print(line(["", PLUGIN, "beside", *OTHERS]))
+        print(line(["---"] * (3 + len(OTHERS))), flush=True)
+        for each in itertools.islice(rows(server, options), options.lines):
+            print(each, flush=True)
     return None
-
-
-def _head() -> list[list[str]]:
-    names = ["", PLUGIN, "beside", *OTHERS]
-    return [names, ["---"] * len(names)]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

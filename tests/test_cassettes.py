@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import llm
 import pytest
 import yaml  # type: ignore[import-untyped]
+from cassette import CATALOGUE, content_of, meaning
 from chat_ui import PICTURE
-from helpers import ask_sync, both, kept, parts, reasoning, run
-from recorded import capture
+from helpers import ask_sync, both, described, kept, parts, reasoning, run
+from vcr.request import Request  # type: ignore[import-untyped]
 
-import llm_huggingchat
-from llm_huggingchat import HuggingChat, ModelInfo, keep_catalogue, read_catalogue
+from llm_huggingchat import WebSearch
 
 ANONYMOUS = "http://127.0.0.1:3100/chat"
 LOGIN = "http://127.0.0.1:3101/chat"
 LIMITS = "http://127.0.0.1:3102/chat"
 CASSETTES = pathlib.Path(__file__).parent / "cassettes"
 # Read before a fixture hides it: recording behind a login needs one, replaying does not.
-KEY = os.environ.get(llm_huggingchat.KEY_VARIABLE) or "hf-chat=recorded; token=recorded"
+KEY = os.environ.get("LLM_HUGGINGCHAT_KEY") or "hf-chat=recorded; token=recorded"
 
 pytestmark = pytest.mark.vcr
 
 
 def at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setenv(llm_huggingchat.SERVER_VARIABLE, url)
-    (models,) = capture("models")
-    keep_catalogue(url, read_catalogue(models.json()).models)  # new enough not to be refreshed
-
-
-def about(answer: llm.Response) -> dict[str, Any]:
-    """What is logged about an answer."""
-    assert answer.response_json
-    return dict(answer.response_json["huggingchat"])
+    """Use this server, and know its models."""
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
+    run("huggingchat", "refresh")
 
 
 @pytest.fixture(autouse=True)
-def _like_when_recorded(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, vcr: Any
-) -> Iterator[None]:
-    """The same server, and the same ids: an answer is found by the id of its run."""
+def _server(monkeypatch: pytest.MonkeyPatch, vcr: Any) -> None:
     at(monkeypatch, ANONYMOUS)
-    yield
-    assert vcr.dirty or vcr.all_played  # nothing less was asked for
 
 
 @both
@@ -56,7 +45,7 @@ def _like_when_recorded(
 def test_first_turn(ask):
     answer = ask("Say hello", system="Be brief")
     assert answer.text() == "You said: Say hello"
-    told = about(answer)
+    told = described(answer)
     assert told == kept(answer) | {
         "url": f"{ANONYMOUS}/conversation/{told['conversation_id']}",
         "title": told["title"],
@@ -111,8 +100,8 @@ def test_router():
     answer = ask_sync("Hello", model="hf-omni")
     assert answer.text() == "You said: Hello"
     assert answer.resolved_model == "zai-org/GLM-4.6"
-    assert about(answer)["route"] == "default"
-    assert about(answer)["model"] == "omni"
+    assert described(answer)["route"] == "default"
+    assert described(answer)["model"] == "omni"
 
 
 def test_image(tmp_path):
@@ -132,7 +121,7 @@ def test_text_file(tmp_path):
 
 
 def test_tool_call():
-    answer = ask_sync("[[tool]] chat-ui", tools=[llm_huggingchat.WebSearch()])
+    answer = ask_sync("[[tool]] chat-ui", tools=[WebSearch()])
     found = parts(answer)
     assert [part["type"] for part in found] == ["text", "tool_call", "tool_result", "text"]
     called, returned = found[1], found[2]
@@ -161,22 +150,19 @@ def test_half_logged_in(monkeypatch):
 
 
 def test_model_that_the_server_does_not_know():
-    model = HuggingChat(ModelInfo("nobody/nothing"))
     with pytest.raises(llm.ModelError) as raised:
-        model.prompt("Hello").text()
-    assert str(raised.value) == (
-        "127.0.0.1:3100 refused 'nobody/nothing' (HTTP 400: Invalid request). "
-        "If it does not know the model, run: llm huggingchat refresh"
-    )
+        ask_sync("Hello", model="huggingchat/nobody/nothing")
+    said = str(raised.value)
+    for words in ("127.0.0.1:3100", "nobody/nothing", "HTTP 400", "llm huggingchat refresh"):
+        assert words in said
 
 
 def test_model_that_fails():
     with pytest.raises(llm.ModelError) as raised:
         ask_sync("[[err=429]]")
-    assert str(raised.value) == (
-        "The model meta-llama/Llama-3.3-70B-Instruct failed (HTTP 429): 429 upstream says 429. "
-        "Try again later."
-    )
+    said = str(raised.value)
+    for words in ("meta-llama/Llama-3.3-70B-Instruct", "429", "upstream says 429"):
+        assert words in said
 
 
 def test_empty_answer():
@@ -208,11 +194,9 @@ def test_too_many_messages_a_minute(monkeypatch):
     with pytest.raises(llm.ModelError) as raised:  # noqa: PT012
         for _ in range(9):
             answer = ask_sync("again", after=answer)
-    assert str(raised.value) == (
-        "127.0.0.1:3102 wants a pause (HTTP 429: You are sending too many messages. "
-        "Try again later.). Try again later, or let prompts wait: LLM_HUGGINGCHAT_WAIT=600 "
-        "(seconds)."
-    )
+    said = str(raised.value)
+    for words in ("127.0.0.1:3102", "HTTP 429", "too many messages", "LLM_HUGGINGCHAT_WAIT"):
+        assert words in said
 
 
 def test_list_of_conversations():
@@ -225,12 +209,25 @@ def test_list_of_conversations():
     assert {entry["model"] for entry in listed} == {"meta-llama/Llama-3.3-70B-Instruct"}
 
 
-def test_catalogue(user_path):
-    (user_path / llm_huggingchat.CACHE).unlink()
-    run("huggingchat", "refresh")
-    models = llm_huggingchat.load_catalogue(ANONYMOUS).models
-    (captured,) = capture("models")
-    assert models == read_catalogue(captured.json()).models
+def test_catalogue():
+    listed = json.loads(run("huggingchat", "models", "--json").stdout)
+    (exchange,) = json.loads(CATALOGUE.read_text())["exchanges"]
+    captured = json.loads("".join(text for _, text in exchange["response"]["chunks"]))["json"]
+    assert {model["id"] for model in listed} == {f"huggingchat/{model['id']}" for model in captured}
+
+
+def test_requests_are_compared_by_what_they_mean():
+    def sent(boundary: str, data: str, content: Any) -> Request:
+        form = f'--{boundary}\r\nContent-Disposition: form-data; name="data"\r\n\r\n{data}\r\n'
+        body = form.encode() + b"--" + boundary.encode() + b"--\r\n"
+        kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        return Request("POST", f"{ANONYMOUS}/conversation/1", content_of(content(body)), kind)
+
+    recorded = meaning(sent("a", '{"id": "p", "inputs": "hi", "generationId": "g"}', bytes))
+    for content in (bytes, io.BytesIO, lambda body: iter([body[:9], body[9:]])):
+        data = '{"inputs": "hi", "generationId": "h", "is_retry": false, "id": "p"}'
+        assert meaning(sent("b", data, content)) == (recorded[0], "h")
+        assert meaning(sent("b", data.replace("hi", "ho"), content))[0] != recorded[0]
 
 
 def test_no_cassette_holds_a_cookie():

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pathlib
 import signal
-import subprocess
-import sys
-import time
+import threading
 
 import llm
 import pytest
 from chat_ui import ChatUI
 from helpers import (
     ask_sync,
-    default_signals,
     described,
     failure,
     kept,
     logged,
-    make_logs,
     only_conversation,
     run,
     sends,
+    soon,
     wait_for,
 )
 
 import llm_huggingchat
-from llm_huggingchat import SERVER_VARIABLE
 
 
 def asked(server: ChatUI) -> str:
     """The last prompt, as the model got it."""
-    data = sends(server)[-1].data
-    assert data
-    return str(data["inputs"])
+    return str((sends(server)[-1].data or {})["inputs"])
 
 
 def answered(server: ChatUI, prompt: str = "Name a planet [[say]]Mars[[/say]]") -> str:
@@ -107,19 +99,16 @@ def test_shared_by_somebody_else_is_not_copied(server: ChatUI) -> None:
     assert len(server.conversations) == before
 
 
-def test_where_an_event_loop_runs(server: ChatUI) -> None:
-    id = answered(server)
+def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
+    response = ask_sync("Name a planet [[say]]Mars[[/say]]")
+    id = str(kept(response)["conversation_id"])
 
-    async def notebook() -> str:
+    async def notebook() -> llm.Fragment:
         return load(id)
 
-    assert "Mars" in asyncio.run(notebook())
-
-
-def test_source_is_the_page(server: ChatUI) -> None:
-    response = ask_sync("Name a planet")
-    id = kept(response)["conversation_id"]
-    assert load(id).source == described(response)["url"]
+    fragment = asyncio.run(notebook())
+    assert "Mars" in fragment
+    assert fragment.source == described(response)["url"]
 
 
 @pytest.mark.parametrize(
@@ -138,30 +127,22 @@ def test_what_is_not_there_is_told(server: ChatUI, name: str, says: str) -> None
     assert sends(server) == []
 
 
-def test_conversation_without_an_answer(server: ChatUI) -> None:
-    id = server.add_conversation("me", "omni", "").id
-    server.conversations[id].session = answered_by(server)
-    assert "holds no answer yet" in failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
+def test_conversation_without_an_answer_is_refused(server: ChatUI) -> None:
+    ask_sync("hi")
+    mine = only_conversation(server)
+    empty = server.add_conversation(mine.session, "omni", "")
+    said = failure("-m", "hf-llama", "-f", f"huggingchat:{empty.id}", "Why?")
+    assert "no answer yet" in said
 
 
-def answered_by(server: ChatUI) -> str:
-    """Whose conversations this llm's are."""
-    answered(server)
-    return next(c.session for c in server.conversations.values() if c.session != "me")
-
-
-def test_logged_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ChatUI(login_required=True, sessions={"s": ("ada", "t")}) as server:
-        monkeypatch.setenv(SERVER_VARIABLE, server.url)
-        said = failure("-m", "hf-llama", "-f", f"huggingchat:{'f' * 24}", "Why?")
-        assert "llm huggingchat login" in said
-
-
-def test_no_network(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversation_behind_a_login_wants_one(server: ChatUI) -> None:
     id = answered(server)
-    monkeypatch.setattr(
-        llm_huggingchat.limits, "backoff", (0.01,) * len(llm_huggingchat.limits.backoff)
-    )
+    server.login_required = True
+    assert "llm huggingchat login" in failure("-m", "hf-qwen", "-f", f"huggingchat:{id}", "Why?")
+
+
+def test_conversation_without_a_network(server: ChatUI, quick: None) -> None:
+    id = answered(server)
     server.down()
     said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
     assert "No connection to 127.0.0.1" in said
@@ -174,21 +155,20 @@ def test_loader_explains_itself(server: ChatUI) -> None:
     assert "\b" not in shown
 
 
-def test_ctrl_c_while_loading(server: ChatUI, tmp_path: pathlib.Path) -> None:
-    id = answered(server, "[[slowfetch=60]] hello [[say]]Mars[[/say]]")
-    make_logs()
+def test_ctrl_c_while_loading(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "id_timeout", 0.01)
+    id = answered(server, "[[slowfetch=600]] hello [[say]]Mars[[/say]]")
     begun = len(server.log)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llm", "-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?"],
-        env=os.environ | {SERVER_VARIABLE: server.url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=default_signals,
-    )
-    wait_for(lambda: len(server.log) > begun, 20)
-    since = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert time.monotonic() - since < 5
-    assert process.returncode
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        wait_for(lambda: len(server.log) > begun)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    terminal = threading.Thread(target=interrupt)
+    terminal.start()
+    with soon():
+        run("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?", status=1)
+    terminal.join()
+    signal.signal(signal.SIGINT, before)
+    assert len(sends(server)) == 1

@@ -1,0 +1,337 @@
+"""Files: attachments on their way to the server, and files in answers."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import pathlib
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import PICTURE, ChatUI, Fault
+from helpers import (
+    TurnRequest,
+    ask_sync,
+    both,
+    failure,
+    kept,
+    only_conversation,
+    parts,
+    run,
+    sends,
+    tree,
+)
+
+TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """The address of a small web server: pictures, texts, something too large."""
+    files = {
+        "/picture.png": ("image/png", PICTURE),
+        "/picture.jpg": ("image/jpg", PICTURE),
+        "/a%20b.txt": ("text/plain; charset=utf-8", b"Rex is a dog"),
+        "/latin.txt": ("text/plain; charset=iso-8859-1", "Ännchen".encode("latin-1")),
+        "/large.txt": ("text/plain", TEN_MEGABYTES + b"a"),
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, content = files.get(self.path, ("text/html", b""))
+            self.send_response(302 if self.path == "/away" else 200 if content else 404)
+            self.send_header("location", pathlib.Path(__file__).as_uri())
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Some files to attach."""
+    (tmp_path / "picture.png").write_bytes(PICTURE)
+    (tmp_path / "notes.txt").write_text("Rex is a dog")
+    (tmp_path / "data.json").write_text('{"name": "Rex"}')
+    (tmp_path / "table.csv").write_text("name,kind\nRex,dog\n")
+    (tmp_path / "tree.xml").write_text("<dog>Rex</dog>")
+    (tmp_path / "script.py").write_text("print('Rex')")
+    return tmp_path
+
+
+def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
+    """The files of the last message."""
+    return sends(server)[-1].files
+
+
+# --- what is taken --------------------------------------------------------------------
+
+
+@both
+def test_image_reaches_a_model_that_sees(
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str
+) -> None:
+    pictures = [
+        llm.Attachment(path=str(folder / "picture.png")),
+        llm.Attachment(url=f"{web}/picture.png"),
+        llm.Attachment(content=PICTURE),
+        llm.Attachment(type="image/png", content=PICTURE),
+    ]
+    text = ask("[[images]]", model="hf-vision", attachments=pictures).text()
+    assert text == "I see 4 image(s)."
+    assert {(type, content) for _, type, content in uploaded(server)} == {("image/png", PICTURE)}
+    names = [name for name, _, _ in uploaded(server)]
+    assert names[:2] == ["picture.png", "picture.png"]
+    assert all(name.endswith(".png") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "type"),
+    [
+        ("notes.txt", "text/plain"),
+        ("data.json", "application/json"),
+        ("table.csv", "text/csv"),
+        ("tree.xml", "application/xml"),
+    ],
+)
+def test_documents_reach_every_model(
+    server: ChatUI, folder: pathlib.Path, name: str, type: str
+) -> None:
+    shown = run("-m", "hf-apertus", "[[history]]", "--at", str(folder / name), type)
+    (message,) = json.loads(shown.stdout)
+    assert uploaded(server) == [(name, type, (folder / name).read_bytes())]
+    assert (folder / name).read_text() in message["content"]
+
+
+def test_type_of_a_document_is_found_out(server: ChatUI, folder: pathlib.Path) -> None:
+    run("-m", "hf-apertus", "hi", "-a", str(folder / "notes.txt"), "-a", str(folder / "data.json"))
+    attached = [llm.Attachment(path=str(folder / name)) for name in ("table.csv", "script.py")]
+    ask_sync("hi", attachments=attached)
+    types = [type for request in sends(server) for _, type, _ in request.files]
+    assert types[:3] == ["text/plain", "application/json", "text/csv"]
+    assert types[3].startswith("text/")
+
+
+def test_attachment_from_the_web_is_fetched_here(server: ChatUI, web: str) -> None:
+    run("-m", "hf-llama", "hello", "-a", f"{web}/a%20b.txt")
+    assert uploaded(server) == [("a b.txt", "text/plain", b"Rex is a dog")]
+
+
+def test_attachment_from_standard_input(server: ChatUI) -> None:
+    shown = run("-m", "hf-vision", "[[images]]", "-a", "-", input=PICTURE)
+    assert shown.stdout == "I see 1 image(s).\n"
+    run("-m", "hf-llama", "hi", "--at", "-", "text/csv", input=b"a,b\n")
+    assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
+
+
+@both
+def test_attachment_needs_no_words(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask(attachments=[llm.Attachment(type="text/plain", content=b"Rex is a dog")])
+    (request,) = sends(server)
+    assert "inputs" not in (request.data or {"inputs": ""})
+    assert "Rex is a dog" in first.text()
+    ask("two", after=first)
+    assert tree(server, only_conversation(server).id) == {"": {"two": {}}}
+
+
+def test_fragments_in_chat(server: ChatUI, folder: pathlib.Path) -> None:
+    words = f"!fragment {folder / 'notes.txt'}\n[[history]]\nquit\n"
+    assert run("chat", "-m", "hf-llama", input=words).stdout.count("Rex is a dog") >= 2
+
+
+# What makes chat-ui take a file for something that is no text, and drop it in silence.
+MAGIC = (b"BM", b"ID3", b"MZ", b"solid ", b"%!PS", b"GIF89a", b"{\\rtf", b"\xff\xfe", b"\xfe\xff")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("utf16.txt", "Ännchen".encode("utf-16"), "Ännchen"),
+        ("big-endian.txt", "\ufeffÄnnchen".encode("utf-16-be"), "Ännchen"),
+        ("marked.txt", "Ännchen".encode("utf-8-sig"), "Ännchen"),
+        ("latin.txt", "Ännchen".encode("latin-1"), "Ännchen"),
+        ("cars.csv", b"BMW,4\n", "BMW,4"),
+        ("tag.txt", b"ID3 is a tag", "ID3 is a tag"),
+        ("program.txt", b"MZ marks programs", "MZ marks programs"),
+        ("model.txt", b"solid gold", "solid gold"),
+        ("paper.txt", b"%!PS is a mark", "%!PS is a mark"),
+        ("picture.txt", b"GIF89a is a kind", "GIF89a is a kind"),
+        ("rich.txt", b"{\\rtf1 Rex}", "{\\rtf1 Rex}"),
+        ("both.txt", b"\xef\xbb\xbfBMW,4", "BMW,4"),
+    ],
+)
+def test_text_arrives_as_text_whatever_it_looks_like(
+    server: ChatUI, tmp_path: pathlib.Path, name: str, content: bytes, text: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    told = [] if name in ("utf16.txt", "latin.txt", "cars.csv") else ["text/plain"]
+    run("-m", "hf-apertus", "hi", "--at" if told else "-a", str(tmp_path / name), *told)
+    ((sent_name, type, sent),) = uploaded(server)
+    assert (sent_name, type.split("/")[0]) == (name, "text")
+    assert sent.decode("utf-8-sig").strip() == text
+    assert not sent.removeprefix(b"\xef\xbb\xbf").startswith(MAGIC)
+
+
+def test_text_from_the_web_has_the_encoding_that_its_server_says(server: ChatUI, web: str) -> None:
+    run("-m", "hf-llama", "hi", "-a", f"{web}/latin.txt")
+    assert [content.decode() for _, _, content in uploaded(server)] == ["Ännchen"]
+
+
+@pytest.mark.parametrize(
+    ("type", "sent"),
+    [("image/jpg", "image/jpeg"), ("image/pjpeg", "image/jpeg"), ("image/x-png", "image/png")],
+)
+def test_other_names_of_jpeg_and_png_are_taken(server: ChatUI, type: str, sent: str) -> None:
+    run("-m", "hf-vision", "hi", "--at", "-", type, input=PICTURE)
+    assert [type for _, type, _ in uploaded(server)] == [sent]
+
+
+def test_picture_from_the_web_by_another_name_of_jpeg(server: ChatUI, web: str) -> None:
+    run("-m", "hf-vision", "hi", "-a", f"{web}/picture.jpg")
+    assert [type for _, type, _ in uploaded(server)] == ["image/jpeg"]
+
+
+@both
+def test_words_are_sent_in_as_many_bytes_as_they_have(server: ChatUI, ask: TurnRequest) -> None:
+    ask("Привет 日本 😀", system="Кратко")
+    bodies = b"".join(request.body for request in server.log if request.method == "POST")
+    for words in ("Привет 日本 😀", "Кратко"):
+        assert words.encode() in bodies
+
+
+# --- what is refused, before anything is sent -----------------------------------------
+
+
+@pytest.mark.parametrize("source", ["path", "url", "content"])
+def test_file_of_more_than_ten_megabytes_is_refused(
+    server: ChatUI, folder: pathlib.Path, web: str, source: str
+) -> None:
+    (folder / "large.txt").write_bytes(TEN_MEGABYTES + b"a")
+    large = {
+        "path": llm.Attachment(type="text/plain", path=str(folder / "large.txt")),
+        "url": llm.Attachment(type="text/plain", url=f"{web}/large.txt"),
+        "content": llm.Attachment(type="text/plain", content=TEN_MEGABYTES + b"a"),
+    }[source]
+    with pytest.raises(llm.ModelError, match="10 MB"):
+        ask_sync("hello", attachments=[large])
+    assert server.log == []
+
+
+def test_file_of_ten_megabytes_is_taken(server: ChatUI) -> None:
+    attached = [llm.Attachment(type="text/plain", content=TEN_MEGABYTES)]
+    ask_sync("[[tokens=1]]", attachments=attached)
+    assert uploaded(server)[0][2] == TEN_MEGABYTES
+
+
+@both
+def test_image_for_a_model_that_does_not_see_is_refused(
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str
+) -> None:
+    for picture in (
+        llm.Attachment(path=str(folder / "picture.png")),
+        llm.Attachment(content=PICTURE),
+        llm.Attachment(url=f"{web}/picture.png"),
+    ):
+        with pytest.raises((llm.ModelError, ValueError), match="huggingchat/omni"):
+            ask("hello", attachments=[picture])
+    said = failure("-m", "hf-gpt-oss", "hello", "-a", str(folder / "picture.png"))
+    assert "picture.png" in said
+    assert "huggingchat/omni" in said
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("attachment", "says"),
+    [
+        (llm.Attachment(type="application/pdf", content=b"%PDF-1.4"), "application/pdf"),
+        (llm.Attachment(type="audio/aac", content=b"\xff\xf1"), "audio/aac"),
+        (llm.Attachment(type="image/tiff", content=b"II*\0"), "png, jpeg, webp or gif"),
+        (llm.Attachment(type="text/plain", path="/nowhere/notes.txt"), "notes.txt"),
+        (llm.Attachment(content=b"\0\1\2\3 no text"), "text, JSON, XML, CSV"),
+    ],
+)
+@both
+def test_what_the_server_does_not_take_is_refused(
+    server: ChatUI, ask: TurnRequest, attachment: llm.Attachment, says: str
+) -> None:
+    with pytest.raises((llm.ModelError, ValueError), match=says):
+        ask("hello", model="hf-vision", attachments=[attachment])
+    assert server.log == []
+
+
+@pytest.mark.parametrize("place", ["/nothing", "/away", "file"])
+def test_attachment_that_the_web_does_not_have_is_refused(
+    server: ChatUI, web: str, folder: pathlib.Path, place: str
+) -> None:
+    url = (folder / "notes.txt").as_uri() if place == "file" else f"{web}{place}"
+    with pytest.raises(llm.ModelError):
+        ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
+    assert server.log == []
+
+
+TOO_LARGE = Fault(
+    status=413, body=b'{"message":"An error occurred"}', content_type="application/json"
+)
+
+
+@pytest.mark.parametrize("path", ["/conversation", "/conversation/?*"])
+def test_message_that_is_too_large_is_not_called_an_attachment(server: ChatUI, path: str) -> None:
+    server.faults["POST", path] = [TOO_LARGE] * 9
+    said = failure("-m", "hf-llama", "hi", "-s", "Be brief")
+    assert "too large" in said
+    assert "message" in said or "prompt" in said
+    assert "attachment" not in said
+    assert "file" not in said
+    assert re.search(r"\d+ Mi?B", said)
+
+
+def test_message_whose_files_are_too_large_says_so(server: ChatUI, folder: pathlib.Path) -> None:
+    server.faults["POST", "/conversation/?*"] = [TOO_LARGE] * 9
+    said = failure("-m", "hf-llama", "hi", "-a", str(folder / "notes.txt"))
+    assert "too large" in said
+    assert "file" in said
+    assert re.search(r"\d+ Mi?B", said)
+
+
+# --- files in answers -----------------------------------------------------------------
+
+
+@both
+def test_file_in_an_answer_is_a_link_between_words_and_tools(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    response = ask("[[tool]] [[file]]", web_search=True)
+    id = kept(response)["conversation_id"]
+    (link,) = re.findall(r"\n\[picture\.png\]\((\S+)\)\n", response.text())
+    assert link.startswith(f"{server.url}/conversation/{id}/output/")
+    kinds = [part["type"] for part in parts(response)]
+    assert kinds == ["text", "tool_call", "tool_result", "text"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["[[cut=4,3]]", "[[cut=3]]", "[[split]]"])
+@both
+def test_file_in_an_answer_that_was_cut_is_there_once(
+    server: ChatUI, ask: TurnRequest, fault: str
+) -> None:
+    words = ask(f"one two three [[file]] {fault}").text().split()
+    (link,) = [word for word in words if word.startswith("[picture.png](")]
+    words.remove(link)
+    assert words == ["You", "said:", "one", "two", "three", "[[file]]", fault]

@@ -1,0 +1,362 @@
+"""Tools of one's own, which the model calls in words: chains, results, and calls that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+import click.testing
+import evaluate
+import llm
+import pytest
+from chat_ui import ChatUI
+from helpers import (
+    TurnRequest,
+    both,
+    failure,
+    logged,
+    only_conversation,
+    parts,
+    run,
+    sends,
+    tree,
+)
+from test_schemas import DOG, REX, WRONG, questions, says
+
+from llm_huggingchat import WebSearch
+
+ADD = """
+def add(a: int, b: int) -> int:
+    "Add two numbers"
+    return a + b
+"""
+
+
+def call(name: str, **arguments: Any) -> str:
+    """A call, as the model is told to write it."""
+    text = json.dumps({"name": name, "arguments": arguments})
+    return f"<tool_call>\n{text}\n</tool_call>"
+
+
+def answered(name: str, content: Any) -> str:
+    """What a call gave, as the model gets it."""
+    text = json.dumps({"name": name, "content": content})
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+class Counted:
+    """Tools that note with what they were called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+
+    def place_of(self, dog: str) -> str:
+        """The place where a dog lives."""
+        self.calls.append(("place_of", dog))
+        return f"{dog}'s place"
+
+    def key_of(self, place: str) -> dict[str, str]:
+        """The key of a place."""
+        self.calls.append(("key_of", place))
+        if place == "nowhere":
+            raise ValueError("no such place")
+        return {"key": place}
+
+
+Chain = Callable[..., list[llm.Response]]
+
+
+def chain_sync(prompt: str | None, **more: Any) -> list[llm.Response]:
+    """The answers of a whole chain of calls."""
+    chained = llm.get_model("hf-llama").chain(prompt, **more)
+    return list(chained.responses())
+
+
+def chain_async(prompt: str | None, **more: Any) -> list[llm.Response]:
+    """The same through asyncio."""
+
+    async def answers() -> list[llm.Response]:
+        chained = llm.get_async_model("hf-llama").chain(prompt, **more)
+        return [await response.to_sync_response() async for response in chained.responses()]
+
+    return asyncio.run(answers())
+
+
+both_chains = pytest.mark.parametrize(
+    "chain", [pytest.param(chain_sync, id="sync"), pytest.param(chain_async, id="async")]
+)
+
+
+def texts(answers: list[llm.Response]) -> list[str]:
+    return [answer.text() for answer in answers]
+
+
+# --- calls and results ----------------------------------------------------------------
+
+
+def test_functions_on_the_command_line(server: ChatUI) -> None:
+    prompt = says(f"I add.\n\n{call('add', a=2, b=3)}", "It is five.")
+    result = run("-m", "hf-llama", "--functions", ADD, "--td", prompt)
+    assert result.stdout == "I add. It is five.\n"
+    assert "Tool call: add({'a': 2, 'b': 3})\n  5\n" in result.stderr
+    assert questions(server) == [prompt, answered("add", "5")]
+    assert '"description": "Add two numbers"' in only_conversation(server).preprompt
+    assert run("-c", "More").stdout == "It is five.\n"
+    assert len(server.conversations) == 1
+    asked, told, _ = logged()
+    (made,) = asked["tool_calls"]
+    (given,) = told["tool_results"]
+    assert (made["name"], made["arguments"]) == ("add", {"a": 2, "b": 3})
+    assert (given["name"], given["output"]) == ("add", "5")
+    assert made["tool_call_id"] == given["tool_call_id"]
+    assert (asked["response"], told["response"]) == ("I add.", "It is five.")
+
+
+@both_chains
+def test_chain_of_calls_is_one_conversation(server: ChatUI, chain: Chain) -> None:
+    tools = Counted()
+    prompt = says(
+        call("place_of", dog="Cleo"),
+        f"Now the key. {call('key_of', place='Cleo')}",
+        f"{call('key_of', place='a')}\n{call('key_of', place='nowhere')}",
+        "Here.",
+    )
+    answers = chain(prompt, tools=[tools.place_of, tools.key_of])
+    assert texts(answers) == ["", "Now the key.", "", "Here."]
+    assert tools.calls == [
+        ("place_of", "Cleo"),
+        ("key_of", "Cleo"),
+        ("key_of", "a"),
+        ("key_of", "nowhere"),
+    ]
+    results = [
+        answered("place_of", "Cleo's place"),
+        answered("key_of", {"key": "Cleo"}),
+        answered("key_of", {"key": "a"}) + "\n\n" + answered("key_of", "Error: no such place"),
+    ]
+    assert questions(server) == [prompt, *results]
+    assert tree(server, only_conversation(server).id) == {
+        prompt: {results[0]: {results[1]: {results[2]: {}}}}
+    }
+
+
+@both
+def test_calls_are_parts_of_the_answer(server: ChatUI, ask: TurnRequest) -> None:
+    tools = Counted()
+    response = ask(says(f"One {call('place_of', dog='Rex')} two"), tools=[tools.place_of])
+    assert response.text() == "One two"
+    assert parts(response) == [
+        {"type": "text", "text": "One"},
+        {"type": "tool_call", "name": "place_of", "arguments": {"dog": "Rex"}},
+        {"type": "text", "text": " two"},
+    ]
+    assert [made.name for made in response.tool_calls()] == ["place_of"]
+    assert tools.calls == []
+
+
+class Shelf(llm.Toolbox):
+    """Books on a shelf."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.books: list[str] = []
+
+    def put(self, title: str) -> str:
+        """Put a book on the shelf."""
+        self.books.append(title)
+        return f"{len(self.books)} on {self.name}"
+
+
+@both_chains
+def test_toolbox_keeps_its_state(server: ChatUI, chain: Chain) -> None:
+    shelf = Shelf("oak")
+    put = call("Shelf_put", title="Emma")
+    assert texts(chain(says(put, put, "Done."), tools=[shelf]))[-1] == "Done."
+    assert shelf.books == ["Emma", "Emma"]
+    assert questions(server)[1:] == [
+        answered("Shelf_put", "1 on oak"),
+        answered("Shelf_put", "2 on oak"),
+    ]
+
+
+def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
+    def notes() -> llm.ToolOutput:
+        """My notes."""
+        attachment = llm.Attachment(type="text/plain", content=b"Rex is four")
+        return llm.ToolOutput(output="attached", attachments=[attachment])
+
+    chain_sync(says(call("notes"), "Four."), tools=[notes])
+    first, second = sends(server)
+    assert not first.files
+    assert [content for _, _, content in second.files] == [b"Rex is four"]
+
+
+@both
+def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI, ask: TurnRequest) -> None:
+    page = '<artifact identifier="a" type="html">\n<p>\n</artifact>'
+
+    def keep(text: str) -> str:
+        return text
+
+    (made,) = ask(says(call("keep", text=page)), tools=[keep]).tool_calls()
+    assert made.arguments == {"text": page}
+
+
+def test_text_about_calls_is_text_where_there_are_no_tools(server: ChatUI) -> None:
+    text = f"Write {call('add', a=1)} to call."
+    assert run("-m", "hf-llama", says(text)).stdout == f"{text}\n"
+
+
+# --- calls that fail ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"name": "place_of", "arguments": {"dog": }}',
+        '{"arguments": {"dog": "Rex"}}',
+        "place_of(Rex)",
+    ],
+)
+@both_chains
+def test_malformed_call_goes_back_to_the_model(server: ChatUI, chain: Chain, broken: str) -> None:
+    tools = Counted()
+    prompt = says(f"<tool_call>{broken}</tool_call>", call("place_of", dog="Rex"), "There.")
+    assert texts(chain(prompt, tools=[tools.place_of])) == ["", "", "There."]
+    assert tools.calls == [("place_of", "Rex")]
+    _, error, result = questions(server)
+    assert error.startswith("<tool_response>")
+    assert '"error": ' in error
+    assert result == answered("place_of", "Rex's place")
+
+
+@both_chains
+def test_unknown_tool_and_wrong_arguments_go_back_to_the_model(
+    server: ChatUI, chain: Chain
+) -> None:
+    tools = Counted()
+    prompt = says(call("fly", to="Paris") + call("place_of", cat="Rex"), "So be it.")
+    assert texts(chain(prompt, tools=[tools.place_of]))[-1] == "So be it."
+    _, results = questions(server)
+    assert 'Error: tool \\"fly\\" does not exist' in results
+    assert "unexpected keyword argument 'cat'" in results
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["[[cut=3]]", "[[cut=6,2]]", "[[cut=9,1]]", "[[split]]"])
+@both_chains
+def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, chain: Chain, fault: str) -> None:
+    tools = Counted()
+    prompt = says(f"So. {call('place_of', dog='Rex')} Wait.", "There.")
+    answers = chain(f"{prompt} {fault}", tools=[tools.place_of])
+    assert texts(answers) == ["So. Wait.", "There."]
+    assert tools.calls == [("place_of", "Rex")]
+    assert len(sends(server)) == 2
+
+
+# --- with other turns, schemas, and the server's own tools ----------------------------
+
+
+def test_other_tools_are_told_anew_and_no_tools_as_well(server: ChatUI) -> None:
+    tools = Counted()
+    conversation = llm.get_model("hf-llama").conversation()
+    prompt = says(call("place_of", dog="Rex"), "There.", call("key_of", place="a"), "Here.", "So.")
+    assert conversation.chain(prompt, tools=[tools.place_of]).text() == "There."
+    assert conversation.chain("The key?", tools=[tools.key_of]).text() == "Here."
+    assert conversation.prompt("And now?").text() == "So."
+    assert conversation.prompt("And again?").text() == "So."
+    asked = questions(server)
+    assert asked[2].startswith("[Instructions]\n")
+    assert '"name": "key_of"' in asked[2]
+    assert '"name": "place_of"' not in asked[2]
+    assert asked[2].endswith("\n\nThe key?")
+    assert asked[4].startswith("[Instructions]\n")
+    assert asked[4].endswith("\n\nAnd now?")
+    assert asked[5] == "And again?"
+
+
+def test_local_and_server_side_tools_together(server: ChatUI) -> None:
+    tools = Counted()
+    conversation = llm.get_model("hf-llama").conversation(tools=[WebSearch(), tools.place_of])
+    assert "The tool said" in conversation.chain("Search [[tool]]").text()
+    prompt = says("", call("place_of", dog="Rex"), "There.")
+    assert conversation.chain(prompt).text() == "There."
+    assert tools.calls == [("place_of", "Rex")]
+    searched, called, told = cast("list[llm.Response]", conversation.responses)
+    assert [part["type"] for part in parts(searched)][1:3] == ["tool_call", "tool_result"]
+    assert not searched.tool_calls()
+    assert [made.name for made in called.tool_calls()] == ["place_of"]
+    assert told.prompt.tool_results
+    names = [(request.data or {})["selectedMcpServerNames"] for request in sends(server)]
+    assert names == [["Web Search (Exa)"]] * 3
+    assert questions(server)[1:] == [prompt, answered("place_of", "Rex's place")]
+
+
+@both_chains
+def test_tools_first_and_then_the_document(server: ChatUI, chain: Chain) -> None:
+    tools = Counted()
+    prompt = says(
+        f"I look first: {WRONG} {call('place_of', dog='Rex')}",
+        f"{REX} {call('key_of', place='a')}",
+        "Rex it is.",
+        f"```json\n{REX}\n```",
+    )
+    answers = chain(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
+    assert texts(answers) == ["", "", REX]
+    assert tools.calls == [("place_of", "Rex"), ("key_of", "a")]
+    assert "no JSON document" in questions(server)[-1]
+
+
+@both_chains
+def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI, chain: Chain) -> None:
+    tools = Counted()
+    prompt = says(WRONG, call("place_of", dog="Rex"), REX)
+    assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
+    assert tools.calls == [("place_of", "Rex")]
+
+
+def test_retry_after_a_chain_answers_its_last_question_anew(server: ChatUI) -> None:
+    prompt = says(call("add", a=2, b=3), "It is five.")
+    run("-m", "hf-llama", "--functions", ADD, prompt)
+    assert run("-c", "", "-o", "retry", "true").stdout == "It is five.\n"
+    assert questions(server) == [prompt, answered("add", "5")]
+
+
+def test_retried_answer_may_call_tools(server: ChatUI) -> None:
+    tools = Counted()
+    prompt = says(call("place_of", dog="Rex"), "There.")
+    conversation = llm.get_model("hf-llama").conversation(tools=[tools.place_of])
+    conversation.prompt(prompt).text()
+    conversation.chain(None, options={"retry": True}).text()
+    assert tools.calls == [("place_of", "Rex")]
+    assert questions(server) == [prompt, answered("place_of", "Rex's place")]
+
+
+def test_retry_refuses_other_tools(server: ChatUI) -> None:
+    run("-m", "hf-llama", "Hello")
+    assert "--functions" in failure("-c", "", "-o", "retry", "true", "--functions", ADD)
+    assert len(sends(server)) == 1
+
+
+def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:
+    tools = Counted()
+    prompt = says(call("place_of", dog="Rex"), prompt="Go")
+    response = llm.get_model("hf-llama").prompt(prompt, tools=[tools.place_of])
+    results = response.execute_tool_calls()
+    server.conversations.clear()
+    response.reply(tool_results=results).text()
+    (asked,) = questions(server)
+    assert asked.startswith(f"[Earlier messages]\n\nUser: {prompt}\n\nAssistant: ")
+    assert "place_of" in asked
+    assert "Rex's place" in asked
+    assert '"name": "place_of"' in only_conversation(server).preprompt
+
+
+def test_evaluation_counts_what_held(server: ChatUI) -> None:
+    options = ["hf-llama", "-n", "1", "--only", "flat", "--only", "no_call"]
+    result = click.testing.CliRunner().invoke(evaluate.main, options)
+    assert result.exit_code == 0
+    assert "  flat             0 of 1\n" in result.stdout
+    assert "  schemas in all   0 of 1\n" in result.stdout

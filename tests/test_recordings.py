@@ -1,0 +1,398 @@
+"""Recordings in prompts: transcribed by the server, sent as words, and kept in llm's logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pathlib
+import signal
+import threading
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import ChatUI, Fault, Request
+from helpers import (
+    TurnRequest,
+    ask_sync,
+    both,
+    calls,
+    failure,
+    logged,
+    parts,
+    run,
+    sends,
+    soon,
+    wait_for,
+)
+
+import llm_huggingchat
+
+ID3 = b"ID3\4\0\0\0\0\0\0\xff\xfb\x90\0"
+# How files of each kind begin, and what chat-ui is to be told that they are.
+KINDS = {
+    "memo.mp3": (ID3, "audio/mpeg"),
+    "plain.mp3": (b"\xff\xfb\x90\x44" + bytes(413), "audio/mpeg"),
+    "memo.wav": (b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0", "audio/wav"),
+    "memo.flac": (b"fLaC\0\0\0\x22" + bytes(40), "audio/flac"),
+    "memo.ogg": (b"OggS\0\2" + bytes(22) + b"\1vorbis", "audio/ogg"),
+    "memo.opus": (b"OggS\0\2" + bytes(22) + b"OpusHead", "audio/ogg"),
+    "memo.webm": (bytes.fromhex("1a45dfa39f42868101428284") + b"webm", "audio/webm"),
+    "memo.m4a": (b"\0\0\0\x1cftypM4A \0\0\0\0M4A isommp42", "audio/mp4"),
+    "phone.m4a": (b"\0\0\0\x18ftyp3gp4\0\0\0\0isom3gp4", "audio/mp4"),
+    "clip.mp4": (b"\0\0\0\x1cftypisom\0\0\2\0isomiso2mp41", "audio/mp4"),
+}
+BUY = "[Transcript of memo.mp3]\nBuy brød\n[End of the transcript]"
+LIMIT = 25 * 1024 * 1024  # bytes
+
+
+def recording(text: str = "Buy brød", start: bytes = ID3) -> bytes:
+    """A recording in which `text` is said."""
+    return start + f"[[say]]{text}[[/say]]".encode()
+
+
+def memo(content: bytes | None = None) -> llm.Attachment:
+    return llm.Attachment(type="audio/mpeg", content=recording() if content is None else content)
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A recording of every kind; memo.mp3 says what to buy."""
+    for name, (start, _) in KINDS.items():
+        (tmp_path / name).write_bytes(start + name.encode())
+    (tmp_path / "memo.mp3").write_bytes(recording())
+    return tmp_path
+
+
+def heard(server: ChatUI) -> list[Request]:
+    """The requests that had something transcribed."""
+    return [request for request in list(server.log) if request.path == "/api/transcribe"]
+
+
+def sent(server: ChatUI) -> str:
+    """The last message's words."""
+    return str((sends(server)[-1].data or {}).get("inputs", ""))
+
+
+def fails(server: ChatUI, **fault: Any) -> None:
+    """Let the next request for a transcript fail so."""
+    if isinstance(fault.get("body"), dict):
+        fault |= {"body": json.dumps(fault["body"]).encode(), "content_type": "application/json"}
+    server.faults["POST", "/api/transcribe"] = [Fault(**fault)]
+
+
+# --- into the message, and into the logs ----------------------------------------------
+
+
+@both
+def test_words_of_a_recording_go_into_the_message(
+    server: ChatUI, ask: TurnRequest, folder: pathlib.Path
+) -> None:
+    attachment = llm.Attachment(path=str(folder / "memo.mp3"))
+    response = ask("What shall I buy?", model="hf-apertus", attachments=[attachment])
+    assert sent(server) == f"{BUY}\n\nWhat shall I buy?"
+    assert sends(server)[-1].files == []
+    common = {"name": "transcribe", "server_executed": True}
+    assert parts(response)[:2] == [
+        {"type": "tool_call", "arguments": {"file": "memo.mp3"}} | common,
+        {"type": "tool_result", "output": "Buy brød"} | common,
+    ]
+    assert response.text() == f"You said: {BUY}\n\nWhat shall I buy?"
+    assert [path for _, path in calls(server)[:3]] == [
+        "/api/v2/feature-flags",
+        "/api/transcribe",
+        "/conversation",
+    ]
+
+
+@both
+def test_recording_needs_no_words(server: ChatUI, ask: TurnRequest) -> None:
+    ask(attachments=[memo(), memo()])
+    assert sent(server) == "\n\n".join([BUY.replace("memo", "attachment")] * 2)
+    assert len(heard(server)) == 1  # it is the same one
+
+
+def test_recordings_beside_an_image_and_a_text(server: ChatUI, folder: pathlib.Path) -> None:
+    (folder / "notes.txt").write_text("Rex is a dog")
+    (folder / "milk.wav").write_bytes(recording("and milk", KINDS["memo.wav"][0]))
+    files = ("milk.wav", "notes.txt", "memo.mp3")
+    named = [word for name in files for word in ("-a", str(folder / name))]
+    run("-m", "hf-vision", "What is it?", *named, "--at", "/dev/null", "image/png", status=1)
+    assert heard(server) == []  # what can be refused here is refused first
+    run("-m", "hf-vision", "What is it?", *named)
+    milk = "[Transcript of milk.wav]\nand milk\n[End of the transcript]"
+    assert sent(server) == f"{milk}\n\n{BUY}\n\nWhat is it?"
+    assert [name for name, _, _ in sends(server)[-1].files] == ["notes.txt"]
+
+
+def test_logs_show_the_words_and_later_turns_know_them(
+    server: ChatUI, folder: pathlib.Path
+) -> None:
+    run("-m", "hf-llama", "first", "-a", str(folder / "memo.mp3"))
+    (row,) = logged()
+    assert row["prompt"] == "first"
+    assert [a["path"] for a in row["attachments"]] == [str(folder / "memo.mp3")]
+    assert [r["output"] for r in row["tool_results"]] == ["Buy brød"]
+    assert "Buy brød" in run("logs").stdout
+    run("-c", "second")
+    assert sent(server) == "second"
+    run("-c", "third", "-a", str(folder / "memo.mp3"))
+    assert sent(server) == f"{BUY}\n\nthird"
+    run("-c", "", "-o", "retry", "true")
+    assert len(heard(server)) == 1
+
+
+def test_whole_history_has_what_was_said(server: ChatUI, folder: pathlib.Path) -> None:
+    run("-m", "hf-llama", "first", "-a", str(folder / "memo.mp3"))
+    server.conversations.clear()
+    (folder / "milk.mp3").write_bytes(recording("and milk"))
+    run("-c", "second", "-a", str(folder / "milk.mp3"))
+    assert sent(server).startswith(f"[Earlier messages]\n\nUser: first\n{BUY}\n\nAssistant: ")
+    assert "transcribe" not in sent(server)
+    new = "[Transcript of milk.mp3]\nand milk\n[End of the transcript]\n\nsecond"
+    assert sent(server).endswith(f"[End of the earlier messages]\n\n{new}")
+    assert len(heard(server)) == 2
+
+
+@pytest.mark.usefixtures("quick")
+@both
+def test_message_is_sent_again_with_the_same_words(server: ChatUI, ask: TurnRequest) -> None:
+    ask("hi [[drop=before*2]]", attachments=[memo()])
+    assert [sent(server).count("Buy brød"), len(sends(server)), len(heard(server))] == [1, 3, 1]
+
+
+def test_recording_of_a_local_tool(server: ChatUI) -> None:
+    def record() -> llm.ToolOutput:
+        """Record what is said."""
+        return llm.ToolOutput(output="done", attachments=[memo()])
+
+    call = '<tool_call>{"name": "record", "arguments": {}}</tool_call>'
+    conversation = llm.get_model("hf-llama").conversation()
+    chain = conversation.chain(f"[[say]]{call}[[/say]] [[say]]heard[[/say]]", tools=[record])
+    assert chain.text() == "heard"
+    assert "<tool_response>" in sent(server)
+    assert "Buy brød" in sent(server)
+    server.conversations.clear()
+    conversation.prompt("And now?").text()
+    assert "[Earlier messages]" in sent(server)
+    assert "Buy brød" in sent(server)
+    assert len(heard(server)) == 1
+
+
+# --- kinds of recordings, and where they come from ------------------------------------
+
+
+@pytest.mark.parametrize("way", ["path", "content"])
+def test_kinds_of_recordings(server: ChatUI, folder: pathlib.Path, way: str) -> None:
+    paths = [folder / name for name in KINDS]
+    if way == "path":
+        run("-m", "hf-llama", "hi", *(word for path in paths for word in ("-a", str(path))))
+    else:
+        ask_sync("hi", attachments=[llm.Attachment(content=path.read_bytes()) for path in paths])
+    types = {request.body: request.headers["content-type"] for request in heard(server)}
+    assert types == {path.read_bytes(): KINDS[path.name][1] for path in paths}
+    assert sent(server).count("[Transcript of ") == len(KINDS)
+
+
+def test_recording_from_standard_input(server: ChatUI) -> None:
+    run("-m", "hf-llama", "hi", "-a", "-", input=recording())
+    assert sent(server) == f"{BUY.replace('memo', 'attachment')}\n\nhi"
+
+
+@pytest.mark.parametrize("type", ["audio/mpeg", "application/octet-stream"])
+def test_recording_from_the_web(server: ChatUI, type: str) -> None:
+    server.faults["GET", "/memo.mp3"] = [Fault(status=200, body=recording(), content_type=type)]
+    ask_sync("hi", attachments=[llm.Attachment(type=type, url=f"{server.url}/memo.mp3")])
+    assert sent(server) == f"{BUY}\n\nhi"
+
+
+def test_several_are_transcribed_at_once_but_not_all(server: ChatUI) -> None:
+    answered, most = [0], [0]
+
+    def spoil(request: Request, raw: bytes) -> bytes:
+        if request.path == "/api/transcribe":
+            wait_for(lambda: len(heard(server)) > 1)
+            most[0] = max(most[0], len(heard(server)) - answered[0])
+            answered[0] += 1
+        return raw.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+
+    server.spoil = spoil
+    ask_sync("hi", attachments=[memo(recording(f"the {n}th")) for n in range(8)])
+    said = [sent(server).index(f"the {n}th") for n in range(8)]
+    assert said == sorted(said)
+    assert 1 < most[0] < 8
+
+
+# --- what goes wrong: in words, before anything of the message is sent ----------------
+
+
+def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None = None) -> str:
+    """What is said when a recording cannot be transcribed. Nothing of the message was sent."""
+    with pytest.raises(llm.ModelError) as caught:
+        ask("hello", attachments=[attachment or memo()])
+    assert not server.conversations
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("silence", "no words in attachment.mp3"),
+        ("dots", "no words in attachment.mp3"),
+        ("slow", "shorter"),
+        ("err=400", "whisper says 400"),
+        ("err=404", "whisper says 404"),
+        ("err=429", "whisper says 429"),
+        ("err=503", "whisper says 503"),
+    ],
+)
+@both
+def test_recording_that_is_not_understood(
+    server: ChatUI, ask: TurnRequest, words: str, says: str
+) -> None:
+    assert says in refused(server, ask, memo(ID3 + f"[[{words}]]".encode()))
+    assert len(heard(server)) == 1  # not again: it would take as long, or fail as before
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"status": 413, "body": {"message": "An error occurred"}}, "recording"),
+        ({"status": 413, "body": {"message": "An error occurred"}}, "too large"),
+        ({"status": 400, "body": {"message": "Transcription failed: "}}, "HTTP 400"),
+        ({"status": 401, "body": {"message": "Authentication required"}}, "no key"),
+        ({"status": 200, "body": {}}, "makes no sense"),
+        ({"status": 200, "body": b"<html>"}, "not JSON"),
+        ({"status": 403}, "firewall"),
+    ],
+)
+def test_what_the_server_says_instead(server: ChatUI, fault: dict[str, Any], says: str) -> None:
+    fails(server, **fault)
+    assert says in refused(server, ask_sync)
+
+
+@both
+def test_server_that_does_not_transcribe(server: ChatUI, ask: TurnRequest) -> None:
+    server.transcribes = False
+    assert "does not transcribe" in refused(server, ask)
+    server.faults["GET", "/api/v2/feature-flags"] = [
+        Fault(status=200, body=b'{"loginEnabled":false}', content_type="application/json")
+    ]
+    assert "does not transcribe" in refused(server, ask)  # it has never heard of it
+    assert heard(server) == []
+
+
+def test_recording_of_more_than_25_megabytes_is_not_sent(server: ChatUI) -> None:
+    content = recording()
+    content += bytes(LIMIT - len(content))
+    large = Fault(status=200, body=content + b"a", content_type="audio/mpeg")
+    server.faults["GET", "/large.mp3"] = [large]
+    url = f"{server.url}/large.mp3"
+    for attachment in (memo(large.body), llm.Attachment(type="audio/mpeg", url=url)):
+        assert "25 MB" in refused(server, ask_sync, attachment)
+    assert heard(server) == []
+    ask_sync("hi", attachments=[memo(content)])
+    assert len(heard(server)[0].body) == LIMIT
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("done", [False, True])
+@both
+def test_connection_that_breaks_once(server: ChatUI, ask: TurnRequest, done: bool) -> None:
+    fails(server, drop=True, done=done)
+    ask("hi", attachments=[memo()])
+    assert "Buy brød" in sent(server)
+    assert len(heard(server)) == 2
+
+
+@pytest.mark.usefixtures("quick")
+@both
+def test_connection_that_breaks_again(server: ChatUI, ask: TurnRequest) -> None:
+    server.faults["POST", "/api/transcribe"] = [Fault(drop=True)] * 9
+    assert "No answer" in refused(server, ask)
+    assert len(heard(server)) == 2
+
+
+@both
+def test_silent_server(server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "transcribe_timeout", 0.1)
+    monkeypatch.setattr(llm_huggingchat.limits, "slowest_upload", 1_000_000)
+    fails(server, stall=True)
+    assert "was not transcribed" in refused(server, ask)
+    assert len(heard(server)) == 1
+
+
+def test_transcribing_may_take_longer_than_other_calls(
+    server: ChatUI, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "call_timeout", 0.4)
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+    fails(server, delay=0.6)
+    shown = run("-m", "hf-llama", "hi", "-a", str(folder / "memo.mp3"))
+    assert "memo.mp3 is being transcribed" in shown.stderr  # people are told that it takes long
+    assert "Buy brød" in sent(server)
+
+
+@both
+def test_others_are_not_waited_for_when_one_fails(server: ChatUI, ask: TurnRequest) -> None:
+    attachments = [memo(), memo(ID3 + b"[[silence]]"), memo(ID3 + b"[[wait=600]]")]
+    with soon(), pytest.raises(llm.ModelError, match="no words"):
+        ask("hello", attachments=attachments)
+    assert not server.conversations
+
+
+# --- leaving --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=["sync", "async"])
+def test_ctrl_c_while_transcribing(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]
+) -> None:
+    (tmp_path / "memo.mp3").write_bytes(ID3 + b"[[wait=600]]")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt() -> None:
+        wait_for(lambda: heard(server))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    terminal = threading.Thread(target=interrupt)
+    terminal.start()
+    with soon():
+        run("-m", "hf-llama", "hi", "-a", str(tmp_path / "memo.mp3"), *way, status=1)
+    terminal.join()
+    signal.signal(signal.SIGINT, before)
+    wait_for(lambda: server.open_connections == 0)
+    assert not server.conversations
+
+
+def test_cancelled_task_leaves_no_connection(server: ChatUI) -> None:
+    async def cancelled() -> None:
+        recorded = memo(ID3 + b"[[wait=600]]")
+        prompt = llm.get_async_model("hf-llama").prompt("hi", attachments=[recorded])
+        task = asyncio.ensure_future(prompt.text())
+        await asyncio.to_thread(wait_for, lambda: heard(server))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with soon():
+        asyncio.run(cancelled())
+    wait_for(lambda: server.open_connections == 0)
+    assert not server.conversations
+
+
+# --- logins ---------------------------------------------------------------------------
+
+
+def test_recording_wants_a_login_where_prompts_do(server: ChatUI, folder: pathlib.Path) -> None:
+    server.login_required = True
+    assert "llm huggingchat login" in failure(
+        "-m", "hf-llama", "hi", "-a", str(folder / "memo.mp3")
+    )
+    server.tokens["t-ada"] = "ada"
+    server.log.clear()
+    ask_sync("hi", attachments=[memo()], key="hf-chat=old; token=t-ada")
+    assert "Buy brød" in sent(server)
+    assert len(heard(server)) == 2  # the session was over, and was renewed
+    assert len(sends(server)) == 1

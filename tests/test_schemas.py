@@ -1,0 +1,271 @@
+"""Schemas, which the model is told of in words: what is printed, asked for again, and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import ChatUI
+from helpers import (
+    TurnRequest,
+    ask_sync,
+    both,
+    described,
+    failure,
+    logged,
+    only_conversation,
+    reasoning,
+    run,
+    sends,
+    tree,
+)
+from pydantic import BaseModel
+
+REX = '{"name": "Rex", "age": 4}'
+WRONG = '{"name": "Rex", "age": "four"}'
+DOG: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+
+
+def says(*answers: str, prompt: str = "Ask") -> str:
+    """A prompt to which the model answers so, an answer a turn."""
+    return prompt + " " + "".join(f"[[say]]{answer}[[/say]]" for answer in answers)
+
+
+def questions(server: ChatUI) -> list[str]:
+    """What the messages of the one conversation say, in their order."""
+    return [m["content"] for m in server.messages(only_conversation(server).id, "user")]
+
+
+def asks(*arguments: str, **more: Any) -> Any:
+    return run("-m", "hf-llama", "--schema", "name, age int", *arguments, **more)
+
+
+FLAGS = pytest.mark.parametrize(
+    "flags", [[], ["--no-stream"], ["--async"], ["--async", "--no-stream"]], ids=" ".join
+)
+
+
+# --- what is printed ------------------------------------------------------------------
+
+
+@FLAGS
+@pytest.mark.parametrize(
+    "text",
+    [
+        REX,
+        f"Sure!\n\n```json\n{REX}\n```\nAnything else?",
+        f'<artifact identifier="dog" type="code" language="json" title="Dog">\n{REX}\n</artifact>',
+        f'<think>{{"name": "Max", "age": 1}}?</think>\n{REX}',
+        f"First I thought {WRONG}, but it is {REX}.",
+        f"{{braces}} and [brackets] come first, then {REX}",
+    ],
+    ids=["alone", "fenced", "artifact", "reasoned", "second", "braces"],
+)
+def test_json_and_nothing_else_is_printed(server: ChatUI, flags: list[str], text: str) -> None:
+    result = asks("-R", *flags, says(text))
+    assert result.stdout == f"{REX}\n"
+    assert result.stderr == ""
+    assert len(sends(server)) == 1
+
+
+def test_schema_multi(server: ChatUI) -> None:
+    dogs = '{"items": [{"name": "Rex", "age": 4}, {"name": "Cleo", "age": 5}]}'
+    prompt = says(f'{{"items": [{WRONG}]}}', f"Here: {dogs}")
+    assert run("-m", "hf-llama", "--schema-multi", "name, age int", prompt).stdout == f"{dogs}\n"
+    data = run("logs", "--schema-multi", "name, age int", "--data-key", "items").stdout
+    assert [json.loads(line) for line in data.splitlines()] == [
+        {"name": "Rex", "age": 4},
+        {"name": "Cleo", "age": 5},
+    ]
+
+
+class Person(BaseModel):
+    name: str
+    friends: list[Person]
+
+
+@both
+def test_pydantic_class(server: ChatUI, ask: TurnRequest) -> None:
+    ann = Person(name="Ann", friends=[Person(name="Bob", friends=[])])
+    response = ask(says(ann.model_dump_json(indent=2)), schema=Person)
+    assert Person.model_validate_json(response.text()) == ann
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", ["[[cut=2,3]]", "[[cut=5]]", "[[split]]", "[[noise]]"])
+@both
+def test_document_comes_whole_over_a_broken_connection(
+    server: ChatUI, ask: TurnRequest, fault: str
+) -> None:
+    response = ask(f"{says(f'So: {REX}')} {fault}", schema=DOG)
+    assert response.text() == REX
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize("model", ["hf-deepseek", "hf-llama"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<artifact name="lib" type="jar"/>',
+        '<artifact identifier="a" type="html"><p></artifact>',
+        '<tool_call>{"name": "a", "arguments": {}}</tool_call>',
+        "<think>hm</think>",
+    ],
+)
+def test_tags_in_a_string_of_a_document_stay(server: ChatUI, model: str, text: str) -> None:
+    document = json.dumps({"xml": text})
+    said = run("-m", model, "--schema", "xml str", says(f"Here: {document}")).stdout
+    assert json.loads(said) == {"xml": text}
+    assert len(sends(server)) == 1
+
+
+# --- answers that do not fit ----------------------------------------------------------
+
+
+@FLAGS
+def test_wrong_answer_is_asked_for_once_more(server: ChatUI, flags: list[str]) -> None:
+    result = asks(*flags, says(WRONG, REX))
+    assert result.stdout == f"{REX}\n"
+    first, second = questions(server)
+    assert "'four' is not of type 'integer'" in second
+    assert '"required": ["name", "age"]' in second
+    conversation = only_conversation(server)
+    assert tree(server, conversation.id) == {first: {second: {}}}
+    (row,) = logged()
+    assert row["response"] == REX
+    assert row["response_json"]["huggingchat"]["message_id"] == conversation.messages[-1]["id"]
+
+
+@FLAGS
+def test_answer_that_stays_wrong_is_shown_in_the_error(server: ChatUI, flags: list[str]) -> None:
+    schema = ["--schema", "name, age int"]
+    error = failure("-m", "hf-llama", *flags, *schema, says(WRONG, "I cannot."))
+    assert "no JSON document" in error
+    assert only_conversation(server).id in error
+    assert error.endswith("I cannot.\n")
+    assert len(sends(server)) == 2
+
+
+@both
+def test_conversation_goes_on_after_the_repaired_answer(server: ChatUI, ask: TurnRequest) -> None:
+    first = ask(says(WRONG, REX), schema=DOG)
+    ask("And in words?", after=first)
+    answers = server.messages(only_conversation(server).id, "assistant")
+    assert [answer["content"] for answer in answers[:2]] == [WRONG, REX]
+    assert answers[2]["ancestors"][-2] == answers[1]["id"]
+    assert described(first)["message_id"] == answers[1]["id"]
+
+
+def test_answer_that_was_broken_off_is_not_asked_for_again(server: ChatUI) -> None:
+    prompt = says('{"name": "Rex", "age": 4, "more": "and more"}')
+    error = asks(f"{prompt} [[die=3]]", status=1).stderr
+    assert "broken off" in error
+    assert len(sends(server)) == 1
+
+
+@both
+def test_reasoning_stays_apart_also_when_repaired(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask(says(f"<think>One</think>{WRONG}", f"<think>Two</think>{REX}"), schema=DOG)
+    assert response.text() == REX
+    assert reasoning(response) == "OneTwo"
+
+
+def test_repair_sends_no_attachment_again(server: ChatUI) -> None:
+    note = llm.Attachment(type="text/plain", content=b"Rex is four")
+    ask_sync(says(WRONG, REX), schema=DOG, attachments=[note])
+    assert [len(request.files) for request in sends(server)] == [1, 0]
+
+
+# --- how the model is told ------------------------------------------------------------
+
+
+@both
+def test_schema_is_in_the_system_prompt_of_a_first_turn(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask(says(REX), schema=DOG, system="Be brief")
+    preprompt = only_conversation(server).preprompt
+    assert preprompt.startswith("Be brief\n\n")
+    assert json.dumps(DOG) in preprompt
+    assert questions(server) == [says(REX)]
+    assert "schema" not in described(response)
+
+
+def test_schema_of_a_later_turn_is_in_its_message(server: ChatUI) -> None:
+    run("-m", "hf-llama", says("Hi", prompt="Hello"))
+    for prompt in (says(REX), "Another"):
+        assert run("-c", "--schema", "name, age int", prompt).stdout == f"{REX}\n"
+    run("-c", "And in words?")
+    first, second, third, fourth = questions(server)
+    assert first == says("Hi", prompt="Hello")
+    assert second.startswith("[Instructions]\n")
+    assert '"required": ["name", "age"]' in second
+    assert second.endswith(f"\n[End of instructions]\n\n{says(REX)}")
+    assert third == "Another"  # it knows
+    assert fourth.startswith("[Instructions]\n")
+    assert "JSON" in fourth  # that none is wanted any more
+    assert only_conversation(server).preprompt == ""
+
+
+def test_retry_with_a_schema_tells_it_when_the_answer_does_not_fit(server: ChatUI) -> None:
+    run("-m", "hf-llama", says("Hi", REX))
+    options = ["-c", "--schema", "name, age int"]
+    assert run(*options, "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert run(*options, "Another").stdout == f"{REX}\n"
+    assert "no JSON document" in questions(server)[-2]
+    assert questions(server)[-1] == "Another"
+
+
+def test_retry_keeps_the_schema_of_the_question(server: ChatUI) -> None:
+    asks(says(f"Sure: {REX}"))
+    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
+    assert len(questions(server)) == 1
+
+
+def test_retry_refuses_a_system_prompt(server: ChatUI) -> None:
+    run("-m", "hf-llama", "Hello")
+    assert "system prompt" in failure("-c", "", "-o", "retry", "true", "-s", "Be brief")
+    assert len(sends(server)) == 1
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+def test_what_is_no_schema_is_refused_before_anything_is_sent(server: ChatUI) -> None:
+    error = failure("-m", "hf-llama", "--schema", '{"type": "dog"}', "Hello")
+    assert "JSON schema" in error
+    assert "'dog' is not valid" in error
+    assert not sends(server)
+
+
+@both
+def test_reference_of_a_schema_is_not_fetched(server: ChatUI, ask: TurnRequest) -> None:
+    address = f"{server.url}/schema.json"
+    with pytest.raises(llm.ModelError, match=re.escape("schema.json")):
+        ask(says('{"dog": 4}'), schema={"type": "object", "properties": {"dog": {"$ref": address}}})
+    assert not any("schema.json" in request.path for request in server.log)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--schema", "name, age"], "schemas"), (["-T", "llm_time"], "tools")],
+)
+def test_models_for_one_purpose_offer_neither_schemas_nor_tools(
+    server: ChatUI, options: list[str], words: str
+) -> None:
+    assert words in failure("-m", "hf-llama-guard-4-12b", *options, "Hello")
+    assert not sends(server)
+
+
+def test_what_a_model_offers_is_listed() -> None:
+    listed = {model["model_id"]: model for model in json.loads(run("models", "--json").stdout)}
+    general = listed["huggingchat/meta-llama/Llama-3.3-70B-Instruct"]
+    guard = listed["huggingchat/meta-llama/Llama-Guard-4-12B"]
+    assert (general["supports_schema"], general["supports_tools"]) == (True, True)
+    assert (guard["supports_schema"], guard["supports_tools"]) == (False, False)

@@ -1,0 +1,151 @@
+"""Artifacts in answers: fences with a title, whatever is in them and however they come."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from chat_ui import ChatUI
+from helpers import TurnRequest, ask_sync, both, reasoning, run
+from llm.utils import extract_fenced_code_block
+from markdown_it import MarkdownIt
+
+FENCE = "`" * 16
+CLOCK = """<artifact identifier="clock" type="html" title="A clock">
+<!doctype html>
+<title>Clock</title>
+</artifact>"""
+PAGE = "<!doctype html>\n<title>Clock</title>"
+BIGGER = """<artifact identifier="clock" type="update">
+<old_str><title>Clock</title></old_str>
+<new_str><title>Big clock</title></new_str>
+</artifact>"""
+WRITES = "hf-deepseek"  # a model that writes artifacts
+
+
+@pytest.fixture
+def server(server: ChatUI, quick: None) -> ChatUI:
+    for model in server.models:
+        model["supportsArtifacts"] = model["supportsReasoning"]
+    return server
+
+
+def says(text: str) -> str:
+    return f"[[say]]{text}[[/say]]"
+
+
+def shown(text: str) -> str:
+    """What an answer that says this comes to."""
+    return ask_sync(says(text), model=WRITES).text()
+
+
+def fences(text: str) -> list[tuple[str, str]]:
+    """The fences in Markdown, as a viewer that keeps to CommonMark reads it: word, content."""
+    tokens = MarkdownIt("commonmark").parse(text)
+    return [(token.info, token.content) for token in tokens if token.type == "fence"]
+
+
+@pytest.mark.parametrize("fault", ["", "[[split]]", "[[noise]]", "[[cut=5,2]]", "[[cut=11]]"])
+@both
+def test_artifact_is_a_title_and_a_fence(server: ChatUI, ask: TurnRequest, fault: str) -> None:
+    text = ask(f"{says(f'Here. {CLOCK} Open it.')} {fault}", model=WRITES).text()
+    assert text == f"Here. \n\n**A clock** (`clock`)\n\n{FENCE}html\n{PAGE}\n{FENCE}\n\nOpen it."
+
+
+def test_first_artifact_is_what_llm_extracts(server: ChatUI) -> None:
+    assert run("-m", WRITES, "-x", says(f"Here. {CLOCK} Open it.")).stdout.strip() == PAGE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", ""), ("Here:", "There."), ("Here:\n\n", "\n\nThere."), ("- Here:\n  ", "\n- There.")],
+)
+def test_artifact_stands_by_itself_whatever_is_around_it(
+    server: ChatUI, before: str, after: str
+) -> None:
+    text = shown(f"{before}{CLOCK}{after}")
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert "\n\n\n" not in text
+    assert text.split()[: len(before.split())] == before.split()
+    assert text.split()[-len(after.split()) or len(text) :] == after.split()
+
+
+def test_update_is_a_diff(server: ChatUI) -> None:
+    text = shown(f"Bigger: {BIGGER} Done.")
+    assert "**clock** (update of `clock`)" in text
+    assert fences(text) == [("diff", "-<title>Clock</title>\n+<title>Big clock</title>\n")]
+    assert text.endswith("\nDone.")
+
+
+def test_fences_inside_an_artifact_do_not_end_it(server: ChatUI) -> None:
+    content = "# How to\n```python\nprint()\n```\n````\n~~~\n  ``````````"
+    page = f'<artifact identifier="a" type="markdown" title="T">\n{content}\n</artifact>'
+    text = shown(f"{page}\nDone.\n```py\n1\n```")
+    assert fences(text) == [("markdown", content + "\n"), ("py", "1\n")]
+    assert extract_fenced_code_block(text) == content + "\n"
+
+
+def test_fence_that_the_model_put_around_an_artifact_is_not_doubled(server: ChatUI) -> None:
+    assert shown(f"Here:\n```html\n{CLOCK}\n```\nDone.") == f"Here:\n```html\n{PAGE}\n```\nDone."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<artifacts type='html'>x</artifacts>",
+        "< artifact>x</artifact>",
+        "a << b <art> <artifac>",
+        "The tag <artifact",
+        "```html\n<p>hi</p>\n```",
+    ],
+)
+def test_what_only_looks_like_an_artifact_is_text(server: ChatUI, text: str) -> None:
+    assert shown(text) == text
+
+
+@pytest.mark.parametrize("rest", ["", "<", "</artifa"])
+def test_artifact_that_is_never_closed_ends_with_the_answer(server: ChatUI, rest: str) -> None:
+    text = shown(f"Here. {CLOCK.removesuffix('</artifact>').rstrip()}{rest}")
+    assert fences(text) == [("html", PAGE + "\n")]
+    assert text.rstrip().endswith(f"\n{FENCE}")
+
+
+def test_answer_that_ends_in_an_error_ends_its_fence(server: ChatUI) -> None:
+    faults = "[[cut=14]] [[gone_incomplete]]"
+    result = run("-m", WRITES, f"{says(f'{CLOCK} and so on')} {faults}", status=1)
+    ((word, content),) = fences(result.stdout)
+    assert (word, content[:9]) == ("html", "<!doctype")
+    assert result.stdout.rstrip().endswith(f"\n{FENCE}")
+    assert "broke off" in result.stderr
+
+
+@both
+def test_artifact_in_reasoning_stays_reasoning(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask(says(f"<think>I could write {CLOCK} now</think>Yes."), model=WRITES)
+    assert reasoning(response) == f"I could write {CLOCK} now"
+    assert response.text() == "Yes."
+
+
+@both
+def test_file_comes_after_the_artifact_that_it_came_in(server: ChatUI, ask: TurnRequest) -> None:
+    long = CLOCK.replace(PAGE, PAGE + "\n<p>" * 20)
+    text = ask(f"[[file]] {says(long)}", model=WRITES).text()
+    assert fences(text) == [("html", PAGE + "\n<p>" * 20 + "\n")]
+    assert re.search(rf"{FENCE}\n\[picture\.png\]\(\S+\)\n?$", text)
+
+
+@pytest.mark.parametrize("text", ['<artifact name="lib" type="jar"/>', CLOCK, BIGGER])
+@both
+def test_tags_of_a_model_that_writes_no_artifacts_stay(
+    server: ChatUI, ask: TurnRequest, text: str
+) -> None:
+    assert ask(says(f"So: {text} Done.")).text() == f"So: {text} Done."
+
+
+@pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=str)
+def test_answer_that_is_reasoning_alone_is_said_to_be_that(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
+    result = run("-m", WRITES, "-R", *way, says("<think>hm</think>"))
+    assert result.stdout.strip() == ""
+    assert "reasoning" in result.stderr

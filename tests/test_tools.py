@@ -1,0 +1,338 @@
+"""Tools that run on the server: which are selected, what their answers look like, MCP."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import llm
+import llm.cli
+import pytest
+from chat_ui import ChatUI
+from helpers import (
+    TurnRequest,
+    both,
+    calls,
+    described,
+    failure,
+    logged,
+    only_conversation,
+    parts,
+    run,
+    sends,
+    tree,
+)
+
+from llm_huggingchat import MCP, HuggingFace, WebSearch
+
+SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
+RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
+NO_TOOLS = "hf-deepseek-r1-distill-llama-70b"
+
+
+def selected(server: ChatUI) -> list[Any]:
+    """The names that each message selected."""
+    return [request.data and request.data["selectedMcpServerNames"] for request in sends(server)]
+
+
+def added(server: ChatUI) -> list[dict[str, Any]]:
+    """The servers that the last message brought with it."""
+    data = sends(server)[-1].data
+    assert data
+    return list(data["selectedMcpServers"])
+
+
+# --- which tools ----------------------------------------------------------------------
+
+
+def test_tools_are_listed_for_models_that_can_use_them(server: ChatUI) -> None:
+    shown = run("tools", "-m", "hf-llama").stdout
+    for name in ("WebSearch(", "HuggingFace(", "MCP("):
+        assert name in shown
+    assert "WebSearch(" not in run("tools", "-m", NO_TOOLS).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, []),
+        ({"tools": [WebSearch()]}, [SEARCH]),
+        ({"tools": [HuggingFace()]}, [HUB]),
+        ({"tools": [WebSearch(), HuggingFace()]}, [SEARCH, HUB]),
+        ({"web_search": True}, [SEARCH]),
+        ({"web_search": True, "tools": [WebSearch()]}, [SEARCH]),
+        ({"web_search": False}, []),
+    ],
+)
+@both
+def test_only_tools_that_are_asked_for_are_selected(
+    server: ChatUI, ask: TurnRequest, options: dict[str, Any], names: list[str]
+) -> None:
+    ask("hello", **options)
+    assert selected(server) == [names]
+
+
+@both
+def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
+    with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
+        ask("hello", web_search=True)
+    assert server.conversations == {}
+
+
+def test_model_without_tools_refuses_them(server: ChatUI) -> None:
+    assert "Distill" in failure("-m", NO_TOOLS, "-o", "web_search", "true", "hi")
+    run("-m", NO_TOOLS, "-T", "WebSearch", "hi", status=1)
+    assert server.log == []
+
+
+@both
+def test_tools_cost_one_request_before_the_first_turn(server: ChatUI, ask: TurnRequest) -> None:
+    ask("[[tool]]", web_search=True)
+    id = only_conversation(server).id
+    asked = [call for call in calls(server) if call != ("GET", f"/api/v2/conversations/{id}")]
+    assert asked[:3] == [
+        ("GET", "/api/mcp/servers"),
+        ("POST", "/conversation"),
+        ("POST", f"/conversation/{id}"),
+    ]
+
+
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=["sync", "async"])
+def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, ...]) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "one", *way)
+    run("-c", "two", *way)
+    run("-c", "three", "-T", "HuggingFace", *way)
+    assert selected(server) == [[SEARCH], [SEARCH], [HUB]]
+
+
+def test_chat_uses_tools_in_every_turn(server: ChatUI) -> None:
+    shown = run("chat", "-m", "hf-llama", "-T", "WebSearch", input="[[tool]] a\n[[tool]] b\nquit\n")
+    assert shown.stdout.count("The tool said: 1. first page") == 2
+    run("chat", "-m", "hf-llama", "-o", "web_search", "true", input="one\ntwo\nquit\n")
+    assert selected(server) == [[SEARCH]] * 4
+
+
+# --- MCP servers by address -----------------------------------------------------------
+
+
+@both
+def test_own_server_is_selected_by_its_address(
+    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCP_SECRET", "sesame")
+    headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
+    ask("[[tool]]", tools=[MCP("https://mcp.example/x", "Mine", headers), WebSearch()])
+    assert sorted(selected(server)[0]) == ["Mine", SEARCH]
+    assert added(server) == [
+        {
+            "name": "Mine",
+            "url": "https://mcp.example/x",
+            "headers": [
+                {"key": "Authorization", "value": "Bearer sesame"},
+                {"key": "X-Team", "value": "docs"},
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize("address", ["http://mcp.example/x", "https://ada:sesame@10.0.0.1/x"])
+def test_own_server_has_to_be_public(server: ChatUI, address: str) -> None:
+    said = failure("-m", "hf-llama", "-T", f'MCP("{address}")', "hi")
+    assert "MCP" in said
+    assert "sesame" not in said
+    assert server.log == []
+
+
+def test_secrets_of_an_own_server_are_sent_but_never_logged(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("MCP_SECRET", "sesame-sesame")
+    tool = 'MCP(url="https://mcp.example/x?k=$MCP_SECRET", headers={"X-Key": "Bearer $MCP_SECRET"})'
+    run("-m", "hf-llama", "-T", tool, "[[tool]] one")
+    run("-c", "[[tool]] two")
+    run("-c", "[[tool]] three", "-T", tool.replace("$MCP_SECRET", "typed-secret"))
+    sent = [(request.data or {})["selectedMcpServers"][0] for request in sends(server)]
+    assert [(mcp["url"].partition("=")[2], mcp["headers"][0]["value"]) for mcp in sent] == [
+        ("sesame-sesame", "Bearer sesame-sesame"),
+        ("sesame-sesame", "Bearer sesame-sesame"),
+        ("typed-secret", "Bearer typed-secret"),
+    ]
+    kept = b"".join(path.read_bytes() for path in user_path.iterdir() if path.is_file())
+    assert b"$MCP_SECRET" in kept
+    assert b"sesame-sesame" not in kept
+    assert b"typed-secret" not in kept
+
+
+def test_secret_may_be_a_key_of_llm(server: ChatUI) -> None:
+    run("keys", "set", "DOCS_TOKEN", "--value", "sesame")
+    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "$DOCS_TOKEN"})'
+    run("-m", "hf-llama", "-T", tool, "hi")
+    assert added(server)[0]["headers"] == [{"key": "X-Key", "value": "sesame"}]
+
+
+@pytest.mark.parametrize("name", ["NO_SUCH_NAME", "LLM_HUGGINGCHAT_KEY", "huggingchat"])
+def test_secret_that_is_not_to_be_had_is_an_error(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=s-ada")
+    run("keys", "set", "huggingchat", "--value", "hf-chat=s-ada")
+    tool = f'MCP(url="https://mcp.example/x", headers={{"X-Key": "${name}"}})'
+    said = failure("-m", "hf-llama", "-T", tool, "one")
+    assert f"${name}" in said
+    assert "s-ada" not in said
+    assert server.log == []
+
+
+def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
+    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
+    run("-m", "hf-llama", "-T", tool, "one")
+    assert "X-Key" in failure("-c", "two")
+    assert len(sends(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X Key", "v"),
+        ("", "v"),
+        ("X-Key:", "v"),
+        ("X-Kéy", "v"),
+        ("X-Key", "one\\ntwo"),
+        ("X-Key", "日本"),
+        ("X-Key", "$MCP_SECRET"),
+    ],
+)
+def test_header_that_http_cannot_carry_is_refused(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("MCP_SECRET", "sesame\r\nX-Evil: 1")
+    tool = f'MCP(url="https://mcp.example/x", headers={{"{name}": "{value}"}})'
+    said = failure("-m", "hf-llama", "-T", tool, "hi")
+    assert "header" in said
+    assert "sesame" not in said
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        "MCP",
+        "MCP()",
+        "MCP(7)",
+        'MCP(url="https://mcp.example/x", colour="red")',
+        'MCP(url="https://mcp.example/x", headers="X-Key: v")',
+        'MCP(url="https://mcp.example/x", name=7)',
+        'WebSearch("cats")',
+    ],
+)
+def test_wrong_argument_of_a_tool_is_an_error_in_words(server: ChatUI, tool: str) -> None:
+    assert tool.partition("(")[0] in failure("-m", "hf-llama", "-T", tool, "hi")
+    assert server.log == []
+
+
+# --- what tools give ------------------------------------------------------------------
+
+
+def called(name: str = "web_search_exa") -> dict[str, Any]:
+    arguments = {"query": "chat-ui"}
+    return {"type": "tool_call", "name": name, "arguments": arguments, "server_executed": True}
+
+
+def returned(output: str, name: str = "web_search_exa") -> dict[str, Any]:
+    return {"type": "tool_result", "name": name, "output": output, "server_executed": True}
+
+
+MIXED = [
+    {"type": "reasoning", "text": "Let me think about\n\nthis carefully."},
+    {"type": "text", "text": "Let me look that up."},
+    called(),
+    returned(RESULTS),
+    {"type": "text", "text": "\n\nOne more."},
+    called("hugging_face"),
+    returned(RESULTS, "hugging_face"),
+    {"type": "text", "text": f"\n\nThe tool said: {RESULTS}"},
+]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("words", ["", "[[noise]]", "[[split]]", "[[cut=4,2]]", "[[cut=9]]"])
+@both
+def test_parts_come_in_their_order_whatever_the_connection_does(
+    server: ChatUI, ask: TurnRequest, words: str
+) -> None:
+    response = ask(f"[[tools]] {words}", tools=[WebSearch(), HuggingFace()])
+    assert parts(response) == MIXED
+    assert len(sends(server)) == 1
+
+
+def test_parts_keep_their_order_in_the_logs(server: ChatUI) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "-T", "HuggingFace", "[[tools]] one")
+    run("-c", "two")
+    conversation = llm.cli.load_conversation(None)
+    assert conversation
+    assert conversation.loaded_messages
+    question, answer, *_ = conversation.loaded_messages
+    assert question.role == "user"
+    found = [part.to_dict() for part in answer.parts]
+    ids = [part.pop("tool_call_id", None) for part in found]
+    for part in found:
+        part.pop("provider_metadata", None)
+    assert found == MIXED
+    assert ids[2] == ids[3] != ids[5] == ids[6]
+    assert tree(server, only_conversation(server).id) == {"[[tools]] one": {"two": {}}}
+
+
+def test_tool_calls_are_in_the_logs(server: ChatUI) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
+    shown = run("logs").stdout
+    assert "web_search_exa" in shown
+    assert "https://example.org/docs" in shown
+    (entry,) = logged()
+    (call,) = entry["tool_calls"]
+    (result,) = entry["tool_results"]
+    assert call["name"] == "web_search_exa"
+    assert call["arguments"] == {"query": "chat-ui"}
+    assert call["server_executed"]
+    assert result["output"] == RESULTS
+    assert result["tool_call_id"] == call["tool_call_id"]
+
+
+@both
+def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask("[[tool_error]]", web_search=True)
+    assert parts(response) == [
+        {"type": "text", "text": "Let me look that up."},
+        called(),
+        returned("Error: The tool could not be reached"),
+        {"type": "text", "text": "\n\nThe tool failed."},
+    ]
+
+
+@both
+def test_router_with_tools_says_which_model_answered(server: ChatUI, ask: TurnRequest) -> None:
+    response = ask("[[tools]]", model="hf-omni", web_search=True)
+    found = described(response)
+    assert response.resolved_model == "moonshotai/Kimi-K2.6"
+    assert found["route"] == "agentic"
+    assert found["provider"] == "novita"
+
+
+@both
+def test_question_of_a_tool_that_ended_the_run_is_shown_with_its_page(
+    server: ChatUI, ask: TurnRequest
+) -> None:
+    with pytest.raises(llm.ModelError) as caught:
+        ask("[[elicit_ends]]", web_search=True)
+    said = str(caught.value)
+    assert "Which city do you mean?" in said
+    assert f"{server.url}/conversation/{only_conversation(server).id}" in said
+    assert server.stops == []
+
+
+def test_question_of_a_tool_on_the_command_line(server: ChatUI) -> None:
+    shown = run("-m", "hf-llama", "-T", "WebSearch", "[[elicit_ends]]", status=1)
+    assert "Which city do you mean?" in shown.stderr
+    assert only_conversation(server).id in shown.stderr
