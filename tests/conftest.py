@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import cli
 import curl_cffi.requests
 import pytest
 from chat_ui import ChatUI
@@ -110,6 +111,33 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setattr(llm_huggingchat.limits, name, value)
     monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)
+
+
+@pytest.fixture
+def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody with an empty home and no screen, whose failed calls are repeated at once."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "DBUS_SESSION_BUS_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+
+
+@pytest.fixture
+def accounts(server: ChatUI) -> ChatUI:
+    """A server that wants a login; ada and bob have one, but nobody is logged in here."""
+    server.login_required = True
+    server.sessions = {cli.SESSION: ("ada", cli.TOKEN), "s-bob": ("bob", "t-bob")}
+    server.tokens[cli.TOKEN] = "ada"
+    return server
+
+
+@pytest.fixture
+def logged_in(accounts: ChatUI) -> ChatUI:
+    """The same server, with ada's cookies in the key store."""
+    cli.command("login", input=cli.COOKIES)
+    return accounts
 
 
 # --- cassettes ------------------------------------------------------------------------
