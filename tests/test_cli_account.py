@@ -78,13 +78,13 @@ def test_status_renews_the_session_and_says_how_old_it_is(accounts: ChatUI) -> N
 
 
 def test_refresh_says_what_changed(server: ChatUI) -> None:
-    server.models.append(server.models[1] | {"id": "home/Grown-1B"})
-    first = command("refresh").stdout
-    assert "Added: huggingchat/home/Grown-1B" in first
-    assert "Removed: huggingchat/nvidia/" in first
+    server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}]
+    shown = command("refresh").stdout
+    assert "Added: huggingchat/home/Grown-1B" in shown
+    assert "Removed: huggingchat/nvidia/" in shown
     assert "nothing changed" in command("refresh").stdout
-    gone = server.models.pop(2)
-    server.models.append(gone | {"id": "new/Model-1"})
+    first, second, gone, *others = server.models
+    server.models = [first, second, *others, gone | {"id": "new/Model-1"}]
     assert command("refresh").stdout.splitlines() == [
         "Added: huggingchat/new/Model-1",
         f"Removed: huggingchat/{gone['id']}",
@@ -93,7 +93,8 @@ def test_refresh_says_what_changed(server: ChatUI) -> None:
 
 
 def test_refresh_names_what_it_leaves_out_and_why(server: ChatUI) -> None:
-    server.models += [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
+    odd = [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
+    server.models = [*server.models, *odd]
     shown = command("refresh").stdout
     assert "Added: huggingchat/own/a b@c%[x]" in shown
     lines = [line for line in shown.splitlines() if line.startswith("Left out: ")]
@@ -249,9 +250,9 @@ def test_model_that_does_not_reason_has_no_effort(logged_in: ChatUI) -> None:
 
 
 def test_what_reasons_is_up_to_the_server_and_not_to_an_old_list(logged_in: ChatUI) -> None:
-    for model in logged_in.models:
-        if model["id"] in (R1, LLAMA):
-            model["supportsReasoning"] = model["id"] == LLAMA
+    logged_in.models = [
+        model | {"supportsReasoning": model["id"] == LLAMA} for model in logged_in.models
+    ]
     assert "does not reason" in refused("settings", R1, "--reasoning-effort", "low")
     assert "reasoning effort: low" in settings(LLAMA, "--reasoning-effort", "low")
 

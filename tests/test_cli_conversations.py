@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import sqlite_utils
-from chat_ui import ChatUI
+from chat_ui import ChatUI, Fault
 from cli import LLAMA, NO_ID, Web, ask, command, refused
 from helpers import logged, only_conversation, run
 
@@ -49,11 +49,14 @@ def test_conversations_over_all_pages(logged_in: ChatUI) -> None:
 
 @pytest.mark.parametrize("words", [["conversations", "-n", "0"], ["import", "--all"]])
 def test_list_that_repeats_a_page_for_ever_ends(logged_in: ChatUI, words: list[str]) -> None:
-    for number in range(3):
-        Web(logged_in).begin(f"[[title=Number {number}]] hello")
-    logged_in.endless_list = True
+    ids = [Web(logged_in).begin(f"[[title=Number {number}]] hello") for number in range(3)]
+    listed = [{"id": id, "title": f"Number {number}"} for number, id in enumerate(ids)]
+    body = json.dumps({"json": {"conversations": listed, "hasMore": True}}).encode()
+    path = "GET", "/api/v2/conversations"
+    logged_in.faults[path] = [Fault(status=200, body=body, content_type="application/json")] * 9
     lines = command(*words).stdout.splitlines()
     assert sorted(line.split("Number ")[1][0] for line in lines) == ["0", "1", "2"]
+    assert len(logged_in.faults[path]) == 7
 
 
 def test_conversations_mark_what_the_logs_know(logged_in: ChatUI) -> None:
@@ -68,7 +71,7 @@ def test_conversations_mark_what_the_logs_know(logged_in: ChatUI) -> None:
     assert [entry["thread_id"] for entry in entries] == [None, logged()[0]["conversation_id"]]
 
 
-@pytest.mark.parametrize("title", ["می\u200cخواهم", "👨\u200d👩\u200d👧", "क्\u200dष"])
+@pytest.mark.parametrize("title", ["می\u200cشود", "👨\u200d👩\u200d👧", "क्\u200dष"])
 def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI, title: str) -> None:
     """Zero-width joiners make letters and emoji what they are."""
     logged_in.add_conversation("ada", LLAMA, "", title=f"About {title}")
@@ -263,6 +266,22 @@ def test_rename(logged_in: ChatUI) -> None:
         assert "1 to 100" in run("huggingchat", "rename", id, title, status=2).stderr
 
 
+def test_change_right_after_a_prompt_is_not_overwritten(logged_in: ChatUI) -> None:
+    logged_in.store_delay = 0.5
+    ask("-m", "hf-llama", "one")
+    command("rename", "Mine")
+    id = only_conversation(logged_in).id
+    logged_in.messages(id)  # once it is stored
+    assert logged_in.conversations[id].title == "Mine"
+    ask("-c", "two")
+    command("share")
+    (share,) = logged_in.shares.values()
+    assert share.messages[-1]["content"] == "You said: two"
+    ask("-c", "three")
+    command("delete", id, "--yes")
+    assert logged_in.conversations == {}
+
+
 def test_share_prints_a_link_to_the_conversation(logged_in: ChatUI) -> None:
     id = Web(logged_in).begin("one")
     link = command("share", id).stdout.strip()
@@ -294,22 +313,20 @@ def test_delete_several_or_all(logged_in: ChatUI) -> None:
     assert "33 conversations" in command("delete", "--all", input="y\n").stderr
     assert logged_in.conversations == {}
     assert "0 conversations" in command("delete", "--all", "--yes").stdout
-    for words in ([], ["--all", NO_ID]):
-        assert "Give ids" in run("huggingchat", "delete", *words, status=2).stderr
+    for both in ((), ("--all", NO_ID)):
+        assert "Give ids" in run("huggingchat", "delete", *both, status=2).stderr
 
 
-def test_progress_is_seen_on_a_terminal_alone(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    for words in ("one", "two"):
-        Web(logged_in).begin(words)
+def test_progress_is_seen_on_a_terminal_alone(logged_in: ChatUI) -> None:
+    for text in ("one", "two"):
+        Web(logged_in).begin(text)
     ours, theirs = pty.openpty()
-    program = [sys.executable, "-m", "llm", "huggingchat"]
+    words = [sys.executable, "-m", "llm", "huggingchat", "import", "--all"]
     env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    with (tmp_path / "ids.txt").open("wb") as output:
-        for words in (["import", "--all"], ["delete", "--all", "--yes"]):
-            subprocess.run([*program, *words], stdout=output, stderr=theirs, check=True, env=env)
+    output = subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
     shown = os.read(ours, 10_000).decode()
     os.close(theirs)
     os.close(ours)
-    for what in ("Conversations imported", "Conversations deleted", "2/2"):
-        assert what in shown
-    assert len((tmp_path / "ids.txt").read_text().splitlines()) == 3
+    assert "Conversations imported" in shown
+    assert "2/2" in shown
+    assert len(output.stdout.splitlines()) == 2

@@ -110,7 +110,7 @@ def test_file_that_cannot_be_written_whole_stays_as_it_was(
 
 
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
-    spelt = "می\u200cخواهم 👨\u200d👩\u200d👧"
+    spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "llm", "huggingchat", "export", id]

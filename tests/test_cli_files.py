@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import pty
 import re
 import subprocess
-import sys
 import tempfile
 import webbrowser
 
@@ -19,8 +16,6 @@ import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
 from helpers import ask_sync, kept, logged, make_logs, only_conversation, run
-
-import llm_huggingchat
 
 PAGE = "<!doctype html>\n<title>Clock</title>"
 CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
@@ -38,9 +33,7 @@ def made(identifier: str, content: str, type: str = "html", title: str = "A cloc
 
 def update(identifier: str, *pairs: tuple[str, str]) -> str:
     """An update, which replaces texts."""
-    changes = "\n".join(
-        f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs
-    )
+    changes = "\n".join(f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs)
     return made(identifier, changes, "update", "")
 
 
@@ -140,10 +133,8 @@ def test_artifacts_as_json(chat: ChatUI) -> None:
     assert clock == {"identifier": "clock", "kind": "html", "title": "A clock", "language": None}
     assert [version["content"] for version in versions] == [PAGE, PAGE.replace("Clock", "Uhr")]
     del versions[1]["content"]
-    assert versions[1] == {
-        **{"number": 2, "operation": "update", "kind": "html", "title": "A clock"},
-        **{"interrupted": False, "missed": ["no such"]},
-    }
+    about = {"number": 2, "operation": "update", "kind": "html", "title": "A clock"}
+    assert versions[1] == about | {"interrupted": False, "missed": ["no such"]}
 
 
 def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
@@ -294,9 +285,7 @@ def test_download_does_not_follow_a_redirect(logged_in: ChatUI, tmp_path: pathli
 
 
 @pytest.mark.parametrize("words", ["export", "download"])
-def test_pipe_gets_what_is_written(
-    logged_in: ChatUI, tmp_path: pathlib.Path, words: str
-) -> None:
+def test_pipe_gets_what_is_written(logged_in: ChatUI, tmp_path: pathlib.Path, words: str) -> None:
     link = link_of_a_file()
     name = link if words == "download" else only_conversation(logged_in).id
     os.mkfifo(tmp_path / "pipe")
@@ -352,18 +341,3 @@ def test_transcribe_wants_a_login_where_the_server_does(
 ) -> None:
     (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
     assert "llm huggingchat login" in refused("transcribe", "memo.mp3")
-
-
-def test_transcript_is_safe_in_a_terminal(server: ChatUI, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "evil.mp3").write_bytes(recording("one \x1b[31mtwo\x07\nthree"))
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", "huggingchat", "transcribe", "evil.mp3"]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as shown:
-        os.close(theirs)
-        text = b""
-        with contextlib.suppress(OSError):  # Linux: the other end is closed
-            while piece := os.read(ours, 10_000):
-                text += piece
-        os.close(ours)
-    assert (shown.returncode, text) == (0, b"one [31mtwo\r\nthree\r\n")

@@ -335,13 +335,12 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
         ("huggingchat/omni", "some/Coder"),
     ]
     assert "0 turns added" in command("import", id).stdout
-    assert store().thread_messages(thread)[-1].parts[-1].provider_metadata == {
-        "huggingchat": {
-            "conversation_id": id,
-            "message_id": "a2",
-            "server": logged_in.url,
-            "model": "omni",
-        }
+    last = store().thread_messages(thread)[-1].parts[-1].to_dict()
+    assert last["provider_metadata"]["huggingchat"] == {
+        "conversation_id": id,
+        "message_id": "a2",
+        "server": logged_in.url,
+        "model": "omni",
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -11,20 +13,21 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import llm
+import llm.cli
 import pytest
 from chat_ui import ChatUI, Fault
 from cli import COOKIES, SESSION, TOKEN, command, refused
-from helpers import run, wait_for
+from helpers import run
 
 import llm_huggingchat
 
 pytestmark = pytest.mark.usefixtures("person")
 
-FORMS = {
+FORMS: dict[str, str | bytes] = {
     "value": TOKEN,
     "white space": f"\n {TOKEN} \n",
     "quotes": f'"{TOKEN}"',
@@ -98,7 +101,8 @@ def test_login_that_has_to_be_confirmed_names_the_page(accounts: ChatUI) -> None
 
 
 @pytest.mark.parametrize(
-    "given", ["", " \n", "hello there", "<html>\n<body>\n", "hf-chat=ü", b"\x00\xff", "hf_" + 34 * "x"]
+    "given",
+    ["", " \n", "hello there", "<html>\n<body>\n", "hf-chat=ü", b"\x00\xff", "hf_" + 34 * "x"],
 )
 def test_rubbish_is_refused_before_the_network_is_asked(
     accounts: ChatUI, given: str | bytes, user_path: pathlib.Path
@@ -122,7 +126,7 @@ def test_login_without_a_network_says_so(accounts: ChatUI) -> None:
 
 
 def test_login_refreshes_the_list_of_models(accounts: ChatUI) -> None:
-    accounts.models.append(accounts.models[1] | {"id": "home/Grown-1B"})
+    accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
     command("login", input=COOKIES)
     assert "hf-grown-1b" in command("models", "-q", "grown").stdout
     assert f"Models: {len(accounts.models)} (refreshed just now)" in command("status").stdout
@@ -209,40 +213,48 @@ if sys.platform != "win32":
     import tty
 
     class Terminal:
-        """`llm huggingchat login` on a terminal, which is still there when it has ended."""
+        """Where a person pastes: what is shown there, and what is left for the shell to read."""
 
         def __init__(self) -> None:
             self.ours, self.theirs = pty.openpty()
-            words = [sys.executable, "-m", "llm", "huggingchat", "login"]
-            self.process = subprocess.Popen(
-                words,
-                stdin=self.theirs,
-                stdout=self.theirs,
-                stderr=self.theirs,
-                start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)},
-                preexec_fn=lambda: fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0),
-            )
             self.shown = b""
 
         def read_until(self, text: bytes) -> None:
             while text not in self.shown:
                 self.shown += os.read(self.ours, 10_000)
 
-        def paste(self, text: str) -> None:
-            data = text.encode()
-            while data:
-                data = data[os.write(self.ours, data[:1000]) :]
+        def paste(self, *texts: str) -> None:
+            """Paste at the prompt; of several, each after a pause that could be an end."""
+            self.read_until(b"token: ")
+            for text in texts:
+                data = text.encode()
+                while data:
+                    data = data[os.write(self.ours, data[:1000]) :]
+                if text != texts[-1]:
+                    time.sleep(0.4)
 
-        def end(self, status: int = 0) -> str:
-            """What was shown; nothing of the secret was, or is left for the shell to read."""
-            assert self.process.wait(20) == status
+        def log_in(self, *texts: str) -> str:
+            """`llm huggingchat login` while somebody pastes: what is shown."""
+            with (
+                concurrent.futures.ThreadPoolExecutor(1) as person,
+                open(self.theirs, closefd=False) as keyboard,
+                open(self.theirs, "w", closefd=False) as screen,
+                pytest.MonkeyPatch.context() as patch,
+                contextlib.suppress(SystemExit),
+            ):
+                patch.setattr(sys, "stdin", keyboard)
+                for name in ("stdout", "stderr"):
+                    patch.setattr(sys, name, screen)
+                person.submit(self.paste, *texts)
+                llm.cli.cli(["huggingchat", "login"])
+            return self.end()
+
+        def end(self) -> str:
+            """What was shown, which is no secret; none is left for the shell either."""
             os.set_blocking(self.ours, False)
-            try:
+            with contextlib.suppress(BlockingIOError):
                 while piece := os.read(self.ours, 10_000):
                     self.shown += piece
-            except BlockingIOError:
-                pass
             assert termios.tcgetattr(self.theirs)[3] & termios.ECHO
             tty.setcbreak(self.theirs, termios.TCSANOW)
             os.set_blocking(self.theirs, False)
@@ -252,59 +264,61 @@ if sys.platform != "win32":
             return self.shown.decode()
 
     @pytest.fixture
-    def terminal(accounts: ChatUI) -> Iterator[Terminal]:
+    def terminal() -> Iterator[Terminal]:
         terminal = Terminal()
-        terminal.read_until(b"token: ")
         yield terminal
-        terminal.process.kill()
-        terminal.process.wait()
         os.close(terminal.ours)
         os.close(terminal.theirs)
 
-    PASTES: dict[str, Callable[[], str]] = {
-        "value": lambda: f"{TOKEN}\n",
-        "long header": lambda: f"other={'x' * 6000}; token={TOKEN}\n",
-        "typed, with a mistake": lambda: f"token=abc\x7f\x7f\x7f{TOKEN}\n",
-        "cookies.txt": lambda: str(FORMS["cookies.txt"]) + "\n",
-        "extension": lambda: f"{FORMS['extension']}\n\n",
-        "curl": lambda: f"curl 'http://127.0.0.1/chat' \\\n  -H 'a: b' \\\n  -b 'token={TOKEN}'\n\n",
-        "Ctrl-D": lambda: f"{FORMS['extension']}\x04",
-        "many lines": lambda: "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400
-        + str(FORMS["cookies.txt"])
-        + "\n",
+    COOKIES_TXT = str(FORMS["cookies.txt"])
+    EXTENSION = str(FORMS["extension"])
+    PASTES = {
+        "value": f"{TOKEN}\n",
+        "long header": f"other={'x' * 6000}; token={TOKEN}\n",
+        "typed, with a mistake": f"token=abc\x7f\x7f\x7f{TOKEN}\n",
+        "cookies.txt": COOKIES_TXT + "\n",
+        "many lines": "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400 + COOKIES_TXT + "\n",
+        "extension": EXTENSION + "\n\n",
+        "curl": f"curl 'http://127.0.0.1/chat' \\\n -H 'a: b' \\\n -b 'token={TOKEN}'\n\n",
+        "Ctrl-D": EXTENSION + "\x04",
     }
 
     @pytest.mark.parametrize("form", PASTES)
     def test_what_is_pasted_on_a_terminal_is_read_whole_and_not_shown(
-        terminal: Terminal, form: str
+        accounts: ChatUI, terminal: Terminal, form: str
     ) -> None:
-        terminal.paste(PASTES[form]())
-        assert "Logged in on" in terminal.end()
+        assert "Logged in on" in terminal.log_in(PASTES[form])
 
-    def test_lines_of_a_slow_paste_belong_together(terminal: Terminal) -> None:
-        first, second, *rest = str(FORMS["extension"]).splitlines(keepends=True)
-        for text in (first, second, "".join(rest) + "\n\n"):
-            time.sleep(0.4)  # longer than what ends a single line
-            terminal.paste(text)
-        assert "Logged in on" in terminal.end()
+    def test_lines_of_a_slow_paste_belong_together(accounts: ChatUI, terminal: Terminal) -> None:
+        first, second, *rest = EXTENSION.splitlines(keepends=True)
+        assert "Logged in on" in terminal.log_in(first, second, "".join(rest) + "\n\n")
 
     def test_what_comes_after_the_cookie_is_not_left_for_the_shell(
-        terminal: Terminal, accounts: ChatUI
+        accounts: ChatUI, terminal: Terminal
     ) -> None:
-        terminal.paste(f"token={TOKEN}\n")
-        before = len(accounts.log)
-        wait_for(lambda: len(accounts.log) > before)  # it is being checked
-        terminal.paste(f"token={TOKEN}\n" * 3)
-        assert "Logged in on" in terminal.end()
+        accounts.latency = 0.2  # it is still being checked when more comes
+        row = f"token={TOKEN}\n"
+        assert "Logged in on" in terminal.log_in(row, 2 * row, 3 * row)
 
     @pytest.mark.parametrize("pasted", ["\n", "hello there\n", "\x04", "<html>\n<body>\n\n"])
-    def test_rubbish_on_a_terminal_is_refused_in_words(terminal: Terminal, pasted: str) -> None:
-        terminal.paste(pasted)
-        assert "Error: " in terminal.end(1)
+    def test_rubbish_on_a_terminal_is_refused_in_words(
+        accounts: ChatUI, terminal: Terminal, pasted: str
+    ) -> None:
+        assert "Error: " in terminal.log_in(pasted)
 
-    def test_ctrl_c_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
+    def test_ctrl_c_leaves_the_terminal_as_it_was(accounts: ChatUI, terminal: Terminal) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llm", "huggingchat", "login"],
+            stdin=terminal.theirs,
+            stdout=terminal.theirs,
+            stderr=terminal.theirs,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)},
+            preexec_fn=lambda: fcntl.ioctl(terminal.theirs, termios.TIOCSCTTY, 0),
+        )
         terminal.paste("half a val\x03")
-        assert "Aborted!" in terminal.end(1)
+        assert process.wait(20) == 1
+        assert "Aborted!" in terminal.end()
 
 
 # --- logout ---
