@@ -203,7 +203,7 @@ class ChatUI:
     login_required: bool = False
     # Who is logged in: the cookie `hf-chat` to the user's name and the cookie `token` (or None).
     sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    models: Sequence[dict[str, Any]] = ()  # if none are given, those of CATALOGUE
+    models: list[dict[str, Any]] = field(default_factory=list)  # or else those of CATALOGUE
     delay: float = 0.002  # seconds a token
     mcp_servers: Sequence[dict[str, str]] = tuple(TOOL_SERVERS)
     # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or not.
@@ -221,7 +221,7 @@ class ChatUI:
         models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
         if self.models:
             models = [model_entry(model["id"], "tools") | model for model in self.models]
-        self.models: list[dict[str, Any]] = models
+        self.models = models
         self.minute = 60.0
         # What the login provider knows: a session can be made from these tokens, unless
         # `login_wants` is "consent" (a page) or an address to go to instead.
