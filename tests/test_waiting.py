@@ -275,9 +275,7 @@ def test_commands_and_chat_wait_until_the_answer_is_stored(server: ChatUI) -> No
     run("-m", "hf-llama", "--async", "one [[store=0.2]]")
     run("-c", "--async", "two [[store=0.2]]")
     run("chat", "-c", input="three [[store=0.2]]\nfour\nquit\n")
-    line: dict[str, Any] = {
-        "one [[store=0.2]]": {"two [[store=0.2]]": {"three [[store=0.2]]": {"four": {}}}}
-    }
+    two: dict[str, Any] = {"two [[store=0.2]]": {"three [[store=0.2]]": {"four": {}}}}
     assert stored(server)[-1] == "You said: four"
     assert tree(server, only_conversation(server).id) == {"one [[store=0.2]]": two}
 
