@@ -286,7 +286,8 @@ class Replay:
 
 @pytest.mark.parametrize("name", CAPTURED)
 def test_stand_in_answers_as_the_recorded_server_did(name: str) -> None:
-    sessions = {"session": ("ada", "token" if name == "user_logged_in" else "another")}
+    token = "token" if name == "user_logged_in" else "another"
+    sessions: dict[str, tuple[str, str | None]] = {"session": ("ada", token)}
     models = [{"id": "deepseek-ai/DeepSeek-V4-Pro-0813"}] if name == "settings" else []
     with ChatUI(login_required=name in LOGINS, sessions=sessions, models=models) as server:
         replay = Replay(server, name)
