@@ -4198,7 +4198,7 @@ class SessionClient(Connection):
         content_type: str = "application/json",
         idempotent: bool = True,
         attempts: int | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
         into: BinaryIO | None = None,
     ) -> HttpResponse:
@@ -6555,16 +6555,8 @@ def _is_answer(message: StoredMessage) -> bool:
         )
         if age.total_seconds() < WRITING and not ended:
             return False
-    return any(map(_has_content, updates))
-
-
-def _has_content(update: Update) -> bool:
-    match update:
-        case StreamUpdate(token=text) | ReasoningUpdate(token=text):
-            return bool(text)
-        case ToolUpdate() | FileUpdate():
-            return True
-    return False
+    kinds = (StreamUpdate, ReasoningUpdate, ToolUpdate, FileUpdate)
+    return any(isinstance(update, kinds) and getattr(update, "token", "-") for update in updates)
 
 
 # Stored messages as llm's
@@ -6770,7 +6762,7 @@ class Importer:
             history += response.messages()
             models.add(response.model.model_id.removeprefix("huggingchat/"))
             tip = self._store.thread_tip(thread_id)
-            self._remember(tip, (turn.answer.id, turn.answer.generation_id))
+            self._remember(cast(str, tip), (turn.answer.id, turn.answer.generation_id))
         self._tips[cast(str, tip)] = thread_id
         return thread_id, len(branch) - start
 
@@ -7030,8 +7022,8 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
     try:
         import termios
     except ImportError:  # Windows
-        pasted = click.prompt("token", "", hide_input=True, show_default=False, err=True)
-        yield parse_cookies(pasted, server.host)
+        typed = click.prompt("token", "", hide_input=True, show_default=False, err=True)
+        yield parse_cookies(typed, server.host)
         return
     terminal = sys.stdin.fileno()
     before, hidden = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
@@ -7061,8 +7053,8 @@ def read_paste(terminal: int, host: str) -> bytes:
         if not select.select([terminal], [], [], _pause_after(text, host))[0]:
             break
         typed = os.read(terminal, 65_536)
-        for byte in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
-            text = text[:-1] if byte in b"\x08\x7f" else text + byte  # typed by hand
+        for piece in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
+            text = text[:-1] if piece in (b"\x08", b"\x7f") else text + piece  # typed by hand
         if not typed or b"\x04" in typed:
             break
     return text.partition(b"\x04")[0]
@@ -7177,10 +7169,9 @@ def status(ctx: click.Context, json_: bool) -> None:
         llm huggingchat status
         llm huggingchat status --json
     """
-    state: dict[str, Any] = {
-        **{"ok": False, "server": None, "user": None, "login_needed": None, "cookies": "none"},
-        **{"session_time": None, "models": 0, "catalogue_time": None, "reason": None},
-    }
+    names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
+    state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
+    state |= {"ok": False, "cookies": "none", "models": 0}
     try:
         _fill_status(state)
         state["ok"] = True
@@ -7285,7 +7276,6 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
 
 # Settings
 
-EFFORTS = ("low", "medium", "high")
 POLICIES = ("auto", "fastest", "cheapest")  # instead of a provider's name
 # A setting -> where the account keeps it: an object by model id.
 OVERRIDES = {
@@ -7330,7 +7320,7 @@ async def account_settings(client: Client, credentials: Credentials) -> Account:
     """The account's settings. Raises HuggingChatError, also if nobody is logged in."""
     # Who is not logged in gets the defaults. Sent back later, they would replace the account's.
     await require_login(client, credentials)
-    account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
+    account: Account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
     if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
         raise HuggingChatError(f"{credentials.server.host} has no settings for models.")
     return account
@@ -7404,7 +7394,7 @@ async def change_settings(
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option(
     "--reasoning-effort",
-    type=click.Choice([*EFFORTS, "default"]),
+    type=click.Choice(["low", "medium", "high", "default"]),
     help="How much a model that reasons thinks",
 )
 @click.option(
@@ -7438,36 +7428,34 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         if isinstance(model := name and llm.get_model(name), HuggingChat):
             id = model.info.id
 
-    async def work(
-        client: Client, credentials: Credentials
-    ) -> tuple[Account, dict[str, ModelInfo]]:
+    async def work(client: Client, credentials: Credentials) -> tuple[Account, Catalogue]:
         account = await account_settings(client, credentials)
-        models = {info.id: info for info in (await client.catalogue(credentials)).models}
-        if id and id not in models:
+        catalogue = await client.catalogue(credentials)
+        model = next((model for model in catalogue.models if model.id == id), None)
+        if id and not model:
             raise HuggingChatError(
                 f"{one_line(name, 100)!r} is not a model of {credentials.server.host}. "
                 "See: llm huggingchat models"
             )
-        if wanted:
-            account = await change_settings(client, credentials, models[id], account, wanted)
-        return account, models
+        if model and wanted:
+            account = await change_settings(client, credentials, model, account, wanted)
+        return account, catalogue
 
-    account, models = call_server(current_credentials(), work)
-    changed = sorted({key for setting in OVERRIDES for key in _overrides(account, setting)})
-    found = {each: settings_of(account, each) for each in ([id] if id else changed)}
-    found = {
-        each: kept
-        for each, kept in found.items()
-        if id or any(kept.values()) or False in kept.values()
-    }
+    account, catalogue = call_server(current_credentials(), work)
+    ids = [id] if id else sorted({each for name in OVERRIDES for each in _overrides(account, name)})
+    found = {each: settings_of(account, each) for each in ids}
+    if not id:
+        found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
-        return echo_json(shown[0] if id else shown)
-    for each, kept in found.items():
-        _echo_settings(each, kept, models.get(each))
-    if not found:
-        return note("no model has settings of its own")
-    click.echo("These are settings of your account: they apply on the web page too.")
+        echo_json(shown[0] if id else shown)
+    elif found:
+        models = {model.id: model for model in catalogue.models}
+        for each, kept in found.items():
+            _echo_settings(each, kept, models.get(each))
+        click.echo("These are settings of your account: they apply on the web page too.")
+    else:
+        note("no model has settings of its own")
 
 
 def _echo_settings(id: str, kept: dict[str, Any], info: ModelInfo | None) -> None:
@@ -7525,20 +7513,25 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     return ref
 
 
-async def read_conversation(
-    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
-) -> T:
-    """A conversation, or a part of it, as the server has it. Raises NotFound.
+async def settle(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
+    """Wait, though not long, until an answer that llm has just got is stored.
 
-    A server stores an answer some time after it was given. One that llm has just got is
-    waited for, though not long.
+    Until then the server has an older conversation, and overwrites what is changed in it.
     """
     if not ref.shared and turn_is_pending(ref.page(credentials.server)):
         with contextlib.suppress(TimeoutError, ConnectionLost, NotFound):
             async with asyncio.timeout(limits.settle_timeout):
                 session = await client.with_session(credentials)
                 await client.wait_until_stored(session, ref.id)
-    return await client.conversation(credentials, ref.id, type)
+
+
+async def read_conversation(
+    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
+) -> T:
+    """A conversation, or a part of it, as the server has it. Raises NotFound."""
+    await settle(client, credentials, ref)
+    conversation: T = await client.conversation(credentials, ref.id, type)
+    return conversation
 
 
 async def read_tree(
@@ -7597,17 +7590,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     found = call_server(credentials, work)
     with open_logs() as store:
         threads = logged_threads(store, credentials.server)
-    now, shown = datetime.datetime.now(datetime.UTC), []
+    now = datetime.datetime.now(datetime.UTC)
+    shown: list[dict[str, Any]] = []
     for entry in found:
         title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        shown.append(
-            {
-                **{"id": entry.id, "title": title, "model": model},
-                "updated_at": one_line(entry.updated_at, 60),
-                "url": credentials.server.page(entry.id),
-                "thread_id": threads.get(entry.id),
-            }
-        )
+        shown.append({"id": entry.id, "title": title, "model": model})
+        shown[-1] |= {
+            "updated_at": one_line(entry.updated_at, 60),
+            "url": credentials.server.page(entry.id),
+            "thread_id": threads.get(entry.id),
+        }
         if not json_:
             updated = parse_time(entry.updated_at)
             when = age((now - updated).total_seconds()) if updated else ""
@@ -7643,9 +7635,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     if names and every:
         raise click.UsageError("Give either conversations or --all.")
     credentials = current_credentials()
-    asked = (
-        [] if every else [find_conversation(name, credentials.server) for name in names or [None]]
-    )
+    wanted = [] if every else names or [None]
+    asked = [find_conversation(name, credentials.server) for name in wanted]
 
     def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
         return branches_of(tree.conversation)[: None if every_branch else 1]
@@ -7743,11 +7734,14 @@ def rename(name: str | None, title: str | None) -> None:
     if not 0 < len(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
-    id = find_conversation(name, credentials.server, shared=False).id
-    call_server(
-        credentials, lambda *to: Client.change(*to, "PATCH", api_path(id), {"title": title})
-    )
-    click.echo(f"Renamed {id}: {one_line(title)}")
+    ref = find_conversation(name, credentials.server, shared=False)
+
+    async def work(client: Client, credentials: Credentials) -> None:
+        await settle(client, credentials, ref)
+        await client.change(credentials, "PATCH", api_path(ref.id), {"title": title})
+
+    call_server(credentials, work)
+    click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
 @huggingchat.command()
@@ -7762,9 +7756,15 @@ def share(name: str | None) -> None:
     """
     credentials = current_credentials()
     server = credentials.server
-    path = f"{chat_path(find_conversation(name, server, shared=False).id)}/share"
-    response = call_server(credentials, lambda *to: Client.change(*to, "POST", path, {}))
-    click.echo(server.shared_page(read_body(response, SharedConversation, server).share_id))
+    ref = find_conversation(name, server, shared=False)
+
+    async def work(client: Client, credentials: Credentials) -> SharedConversation:
+        await settle(client, credentials, ref)
+        path = f"{chat_path(ref.id)}/share"
+        response = await client.change(credentials, "POST", path, {})
+        return cast(SharedConversation, read_body(response, SharedConversation, server))
+
+    click.echo(server.shared_page(call_server(credentials, work).share_id))
 
 
 class ConversationTitle(Struct):
@@ -7808,6 +7808,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     async def delete_all(client: Client, credentials: Credentials) -> None:
         async def delete_one(ref: ConversationRef) -> bool:
             with contextlib.suppress(NotFound):
+                await settle(client, credentials, ref)
                 await client.change(credentials, "DELETE", api_path(ref.id))
                 return True
             return False
@@ -7860,10 +7861,11 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
 
     text = call_server(credentials, work)
     if output == DASH:
-        return echo_text(text)
-    may_write(output)
-    with replacing(output) as file:
-        file.write(text.encode())
+        echo_text(text)
+    else:
+        may_write(output)
+        with replacing(output) as file:
+            file.write(text.encode())
 
 
 def load_conversation(name: str) -> llm.Fragment:
@@ -7881,7 +7883,7 @@ def load_conversation(name: str) -> llm.Fragment:
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
     tree = run_in_background(lambda client: in_words(client, credentials, work))
     if not branches_of(tree.conversation):
-        raise HuggingChatError(f"{tree.page} has no answer yet.")
+        raise HuggingChatError(f"{tree.page} holds no answer yet.")
     return llm.Fragment(to_markdown(tree, for_model=True), source=tree.page)
 
 
@@ -8069,7 +8071,8 @@ def download(url: str, output: pathlib.Path | None) -> None:
         size = file.tell()
         file.seek(0)
         if output == DASH:
-            return shutil.copyfileobj(file, sys.stdout.buffer)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            return
         if output is None or output.is_dir():
             output = (output or pathlib.Path()) / _file_name(response, path)
         may_write(output)

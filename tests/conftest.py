@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import functools
-import io
-import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import cli
-import curl_cffi.requests
 import pytest
+from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
-from curl_cffi.requests import AsyncSession, Headers
+from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
-from vcr import VCR  # type: ignore[import-untyped]
-from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
-from vcr.request import Request  # type: ignore[import-untyped]
 
 import llm_huggingchat
 
@@ -46,16 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.block_network(allowed_hosts=LOOPBACK))
 
 
-def reset() -> None:
-    """Let the plugin forget its sessions and connections, as in a new process."""
-    if hasattr(llm_huggingchat, "reset"):
-        llm_huggingchat.reset()
-        return
-    llm_huggingchat._background.close()
-    for name in ("_made_up", "_successors", "_gates"):
-        getattr(llm_huggingchat, name).clear()
-
-
 @pytest.fixture(autouse=True)
 def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
     """llm's directory for this test: no keys, no cache, no logs. No variable is set."""
@@ -65,7 +49,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
     yield path
-    reset()
+    llm_huggingchat.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -138,95 +122,3 @@ def logged_in(accounts: ChatUI) -> ChatUI:
     """The same server, with ada's cookies in the key store."""
     cli.command("login", input=cli.COOKIES)
     return accounts
-
-
-# --- cassettes ------------------------------------------------------------------------
-
-RUN_ID = re.compile(rb'"generationId": ?"([0-9a-f-]{36})"')
-
-
-def what_is_said(request: Request) -> list[Any]:
-    """The JSON and the files of a request, without what differs from one run to the next."""
-    body = request.body or b""
-    kind = str(request.headers.get("Content-Type", request.headers.get("content-type")))
-    boundary = re.search(r"boundary=(\S+)", kind)
-    found: list[Any] = []
-    for part in body.split(boundary[1].encode()) if boundary else [body]:
-        head, _, content = part.rpartition(b"\r\n\r\n")
-        try:
-            value = json.loads(content.removesuffix(b"\r\n--"))
-        except ValueError:
-            found.append((head, content))
-            continue
-        own = ("generationId", "timezone")
-        found.append({name: value[name] for name in value if name not in own})
-    return found
-
-
-def says_the_same(one: Request, other: Request) -> None:
-    """Whether two requests match, for vcrpy."""
-    assert what_is_said(one) == what_is_said(other)
-
-
-class CassetteSession(AsyncSession[Any]):
-    """A session whose exchanges come from a cassette, or go to it: vcrpy cannot see curl."""
-
-    cassette: Any = None  # vcrpy gives each cassette a subclass
-
-    async def request(  # type: ignore[override]
-        self, method: Any, url: str, *, content: Any, content_callback: Any, **options: Any
-    ) -> Any:
-        # The ids of runs: ours, and those that were recorded.
-        ids: dict[bytes, bytes] = vars(self.cassette).setdefault("run_ids", {})
-        sent = content
-        if content is not None and not isinstance(content, bytes):
-            read = getattr(content, "read", None)
-            sent = b"".join(iter(lambda: read(65_536), b"") if read else content)
-        for ours, recorded_id in ids.items():
-            url = url.replace(ours.decode(), recorded_id.decode())
-        request = Request(method, url, sent, options["headers"])
-        if self.cassette.can_play_response_for(request):
-            recorded = self.cassette.play_response(request)
-            (said,) = (r.body for r, played in self.cassette.data if played is recorded)
-            ids.update(zip(RUN_ID.findall(sent or b""), RUN_ID.findall(said or b""), strict=True))
-        elif self.cassette.write_protected:
-            raise CannotOverwriteExistingCassetteException(
-                cassette=self.cassette, failed_request=request
-            )
-        else:
-            recorded = await self._record(method, url, sent, options)
-            self.cassette.append(request, recorded)
-        body = recorded["body"]["string"]
-        for ours, recorded_id in ids.items():
-            body = body.replace(recorded_id, ours)
-        for at in range(0, len(body), 61):  # in pieces, cut anywhere
-            content_callback(body[at : at + 61])
-        headers = Headers({name: values[0] for name, values in recorded["headers"].items()})
-        return SimpleNamespace(status_code=recorded["status"]["code"], headers=headers)
-
-    async def _record(self, method: Any, url: str, sent: bytes | None, options: Any) -> Any:
-        body = io.BytesIO()
-        content = None if sent is None else io.BytesIO(sent)
-        response = await super().request(
-            method, url, content=content, content_callback=body.write, **options
-        )
-        kind = response.headers.get("content-type")
-        return {
-            "status": {"code": response.status_code, "message": response.reason},
-            "headers": {"content-type": [kind]} if kind else {},
-            "body": {"string": body.getvalue()},
-        }
-
-
-def pytest_recording_configure(config: pytest.Config, vcr: VCR) -> None:
-    vcr._custom_patches = ((curl_cffi.requests, "AsyncSession", CassetteSession),)
-    vcr.register_matcher("says the same", says_the_same)
-
-
-@pytest.fixture
-def vcr_config() -> dict[str, Any]:
-    return {
-        "match_on": ["method", "path", "query", "says the same"],
-        "filter_headers": ["cookie", "set-cookie"],
-        "allowed_hosts": LOOPBACK,
-    }

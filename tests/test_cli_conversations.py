@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import webbrowser
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlite_utils
@@ -20,7 +20,7 @@ from helpers import logged, only_conversation, run
 
 import llm_huggingchat
 
-NOW = datetime(2026, 8, 1, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 
 pytestmark = pytest.mark.usefixtures("person")
 

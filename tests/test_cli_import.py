@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -294,7 +294,7 @@ def message(id: str, kind: str, *ancestors: str, **more: Any) -> dict[str, Any]:
 
 def test_what_is_no_answer_is_left_out(logged_in: ChatUI) -> None:
     def run_at(seconds: float) -> dict[str, Any]:
-        time = (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
+        time = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
         return {"generationId": "g", "createdAt": time, "updatedAt": time, "updates": []}
 
     id = stored(

@@ -16,7 +16,6 @@ import llm
 import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
-from conftest import reset
 from helpers import (
     LLAMA,
     NEVER,
@@ -42,6 +41,8 @@ from helpers import (
     wait_for,
 )
 from llm.parts import Message, TextPart
+
+from llm_huggingchat import reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -293,7 +294,7 @@ def test_change_of_the_model_that_meets_a_fault_is_tried_again(
 
 
 async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
-    """What counts is the conversation's model now, not that of the answer to go on from."""
+    """What counts is the conversation's model now, not that of the answer to continue after."""
     llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
     first = llama.prompt("one")
     await first
@@ -480,7 +481,7 @@ def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(
         ask_sync(None, after=first, retry=True)
     ask_sync("two", after=first)
     for told in (str(error.value), *caplog.messages):
-        assert "answer to go on from" in told
+        assert "answer to continue after" in told
         assert "no such conversation" not in told
     assert len(server.messages(old)) == 1
     assert len(server.conversations) == 2

@@ -399,7 +399,7 @@ def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
     server.faults["POST", "/conversation/*"] = [no]
     process = command(server, "-c", "two")
     assert process.stderr
-    assert "wants a pause; waiting, for 600 seconds" in process.stderr.readline()
+    assert "asks for a pause; waiting, for 600 seconds" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     aborts(process)
     assert len(sends(server)) == 2

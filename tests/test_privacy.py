@@ -25,7 +25,6 @@ import llm.cli
 import pytest
 import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault, Request
-from conftest import reset
 from helpers import (
     COOKIES,
     SESSION,
@@ -48,7 +47,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llm_huggingchat
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from chat_ui import ChatUI
 from helpers import AT_ONCE, wait_for
-from recorded import CAPTURES
 
 SESSION = {"cookie": "hf-chat=session"}
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
@@ -155,6 +154,7 @@ def entries(log: bytes) -> list[tuple[dict[str, str], Any]]:
 
 # --- it answers as the recorded server did --------------------------------------------
 
+CAPTURES = pathlib.Path(__file__).parent / "captures"
 OTHER_SERVERS = {"artifact", "artifact_rewritten", "artifact_stopped", "login_renewed"}
 OTHER_SERVERS |= {"models_service", "limits", "README"}
 CAPTURED = sorted({path.stem for path in CAPTURES.glob("*.json")} - OTHER_SERVERS)

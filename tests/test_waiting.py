@@ -15,7 +15,6 @@ from typing import Any
 import llm
 import pytest
 from chat_ui import TOO_LONG, TOO_MANY, ChatUI, Fault
-from conftest import reset
 from helpers import (
     NEVER,
     TurnRequest,
@@ -34,7 +33,7 @@ from helpers import (
     wait_for,
 )
 
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 WAIT = "LLM_HUGGINGCHAT_WAIT"
@@ -105,7 +104,7 @@ async def test_prompts_at_once_are_all_answered_and_each_pause_is_told_once(
     answers = await asyncio.gather(*(prompt.text() for prompt in prompts))
     assert answers == [f"You said: number {n}" for n in range(7)]
     each_sent_once(busy, 7)
-    assert 1 <= caplog.text.count("wants a pause; waiting") <= 2
+    assert 1 <= caplog.text.count("asks for a pause; waiting") <= 2
 
 
 def test_threads_at_once_are_all_answered(busy: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +145,9 @@ def test_wait_is_told_once_on_the_command_line(busy: ChatUI) -> None:
     refuse(busy, True, True)
     shown = run("-m", "hf-llama", "number 0")
     assert shown.stdout == "You said: number 0\n"
-    note = f"huggingchat: 127.0.0.1:{busy.port} wants a pause; waiting, for 600 seconds at most\n"
+    note = (
+        f"huggingchat: 127.0.0.1:{busy.port} asks for a pause; waiting, for 600 seconds at most\n"
+    )
     assert shown.stderr == note
     each_sent_once(busy, 1)
     assert len(sends(busy)) == 3
@@ -176,12 +177,12 @@ def test_limits_that_waiting_does_not_change_are_told_at_once(
 ) -> None:
     busy.max_messages = 2
     first = ask("one")
-    with pytest.raises(llm.ModelError, match=r"has a limit .*Start a new one"):
+    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
         ask("two", after=first)
     assert len(sends(busy)) == 2
     busy.max_conversations = 1
     ask("three")
-    with pytest.raises(llm.ModelError, match=r"has a limit .*Delete some to continue"):
+    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
         ask("four")
     assert len(sends(busy)) == 3
     assert TOO_LONG
@@ -212,7 +213,7 @@ async def test_task_that_is_cancelled_while_it_waits_lets_the_next_turn_go(
     await first
     refuse(busy, *100 * [True])
     waiting = asyncio.create_task((await first.reply("two")).text())
-    await until(lambda: "wants a pause" in caplog.text)
+    await until(lambda: "asks for a pause" in caplog.text)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -230,7 +231,7 @@ async def test_task_that_is_cancelled_while_it_tries_again_lets_the_next_prompt_
     model = llm.get_async_model("hf-llama")
     busy.faults["POST", "/conversation/*"] = [NO, Fault(stall=True)]
     trying = asyncio.create_task(model.prompt("one").text())
-    await until(lambda: "wants a pause" in caplog.text)
+    await until(lambda: "asks for a pause" in caplog.text)
     monkeypatch.setattr(limits, "rate_window", NEVER)
     await until(lambda: len(sends(busy)) == 2)
     trying.cancel()
