@@ -268,11 +268,6 @@ def known_id(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
 
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
-
 def _table(rows: str) -> dict[str, str]:
     """Name -> what it stands for. Each row, up to a semicolon, begins with that."""
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
@@ -294,17 +289,9 @@ class TooLarge(HuggingChatError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
-def protocol_error(host: str, what: str) -> llm.ModelError:
-    """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
-    return HuggingChatError(f"{host} gave an answer that makes no sense: {what}.")
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
-
-
-_log = logging.getLogger(__name__)
 
 
 def on_command_line() -> bool:
@@ -312,11 +299,6 @@ def on_command_line() -> bool:
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return bool(context and cli and context.find_root().command is cli.cli)
-
-
-def noting() -> Callable[[str], None]:
-    """How notes reach the caller: `note` on llm's command line, else the module's logger."""
-    return note if on_command_line() else lambda text: _log.warning("%s", one_line(text))
 
 
 def attachment_name(attachment: llm.Attachment | None) -> str:
@@ -446,19 +428,6 @@ def _is_private(host: str) -> bool:
         name = host.rstrip(".")
         local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
         return bool(number) or local
-
-
-def leads_to(address: str) -> str:
-    """The HOST[:PORT] of a plain http(s) address, else ""."""
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return ""
-    sound = re.fullmatch(r"https?://[!-\[\]-~]+", address)
-    if not sound or not re.fullmatch(r"[a-z0-9._:-]+", host):
-        return ""
-    return f"{host}:{port}" if port else host
 
 
 def parse_server(text: str) -> Server:
@@ -2882,7 +2851,7 @@ class Answer:
         self._files = self._skip_files = 0
         self._think = ThinkTags()
         self._paragraphs = Paragraphs()
-        names = [str(tool["function"]["name"]) for tool in features.tools]
+        names = features.tool_names
         self._calls = ToolCallFilter(names) if names else None
         self._artifacts = ArtifactFilter() if artifacts else None
         self._document: list[str] = []  # the text that a document is looked for in
@@ -3140,17 +3109,6 @@ def replacing(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
-
-
-def _unnamed(folder: pathlib.Path) -> BinaryIO:
-    """A file without a name, which is gone when it is closed, or the process ends.
-
-    It is in `folder`, as elsewhere it could be in memory, unless nothing can be made there.
-    """
-    try:
-        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
-    except OSError:
-        return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 @contextlib.contextmanager
@@ -3428,7 +3386,7 @@ _turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueD
 
 def _turn_file(page: str) -> pathlib.Path:
     name = hashlib.sha256(page.encode()).hexdigest()[:32]
-    return llm.user_dir() / TURNS / f"{name}.json"
+    return pathlib.Path(llm.user_dir(), TURNS, f"{name}.json")
 
 
 def turn_is_pending(page: str) -> bool:
@@ -4204,10 +4162,9 @@ class SessionClient(Connection):
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (None:
-        `limits.call_timeout`). With `into`, the body goes to that file, and may take its time.
-        A session that has expired is renewed once. Raises ConnectionLost, TooLarge, HttpError
-        for any status but 200, and HuggingChatError where a session cannot be renewed.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (by default
+        `limits.call_timeout`), but what goes to the file `into` takes its time. Raises
+        ConnectionLost, HttpError for any status but 200, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4243,10 +4200,7 @@ class SessionClient(Connection):
             raise
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
-        """The superjson value at `path`, checked against `type`.
-
-        Raises what `call` does, and HuggingChatError for an answer that is not chat-ui's.
-        """
+        """The superjson value at `path`, checked against `type`. Raises what `call` does."""
         response = await self.call(credentials, "GET", path, **options)
         return read_body(response, Envelope[type], credentials.server).json
 
@@ -4695,11 +4649,6 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     if mime_type(content_type) in ("", "application/octet-stream", "binary/octet-stream"):
         content_type = guessed_type(attachment, content)
     return content, content_type
-
-
-async def read_recording(attachment: llm.Attachment) -> Upload:
-    """A recording to transcribe. Raises HuggingChatError when it is none."""
-    return recording_of(attachment, *await read_attachment(attachment))
 
 
 async def concurrently(
@@ -5689,6 +5638,22 @@ class Place:
         self._note("waiting for the end of another turn of this conversation")
 
 
+async def select_tools(
+    client: Client, credentials: Credentials, tools: Iterable[llm.ServerSideTool]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
+
+    A server given by address must be among the names too, or chat-ui drops it.
+    """
+    own = mcp_servers(tools, credentials.server)
+    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
+    offered = await client.mcp_servers(credentials) if ready else []
+    pairs = [(each.name, each.url) for each in offered]
+    names = [tool_server_name(pairs, tool) for tool in ready]
+    servers = with_unique_names(own, names)
+    return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
+
+
 class Turn:
     """One exchange: a message is sent once and its answer emitted whole, or an error raised."""
 
@@ -5797,7 +5762,7 @@ class Turn:
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
         request, plan, result = self._request, self._plan, self._result
-        names, servers = await self._select_tools()
+        names, servers = await select_tools(self._client, self._credentials, request.tools)
         try:
             message_id = await self._place.enter()
         finally:
@@ -5825,19 +5790,6 @@ class Turn:
             content_type,
             request.max_wait,
         )
-
-    async def _select_tools(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
-
-        A server given by address must be among the names too, or chat-ui drops it.
-        """
-        tools, server = self._request.tools, self._credentials.server
-        ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
-        offered = await self._client.mcp_servers(self._credentials) if ready else []
-        pairs = [(each.name, each.url) for each in offered]
-        names = [tool_server_name(pairs, tool) for tool in ready]
-        servers = with_unique_names(mcp_servers(tools, server), names)
-        return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
 
     # The answer
 
