@@ -7040,7 +7040,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     except ImportError:
         raise HuggingChatError(
             "Reading a browser's cookies needs browser-cookie3. "
-            "Run: llm install 'llm-huggingchat[browser]'"
+            "Run: llm install browser-cookie3"
         ) from None
     except Exception as error:  # its own errors are many, and not all of one kind
         raise HuggingChatError(
