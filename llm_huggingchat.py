@@ -3381,6 +3381,7 @@ def local_timezone() -> str | None:
 # Turns whose runs are not stored yet
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
+LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
 _turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
@@ -3443,7 +3444,11 @@ class TurnLock:
         self.stopped = min(stopped, time.time()) or None
 
     def begin(self) -> None:
-        """A message is about to be sent."""
+        """A message is about to be sent. Files of conversations that nobody continued go."""
+        with contextlib.suppress(OSError):
+            for file in self._file.parent.iterdir():
+                if file.stat().st_mtime < time.time() - LOG_LIFETIME:
+                    file.unlink()
         self._write({})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -7039,8 +7044,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
             jar = list(getattr(store, browser)(domain_name=host, **_new_place(browser)))
     except ImportError:
         raise HuggingChatError(
-            "Reading a browser's cookies needs browser-cookie3. "
-            "Run: llm install browser-cookie3"
+            "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
         ) from None
     except Exception as error:  # its own errors are many, and not all of one kind
         raise HuggingChatError(
