@@ -5819,10 +5819,11 @@ class Turn:
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
-        id = self._place.id
+        id, result, generation_id = self._place.id, self._result, self._result.generation_id
         found = await self._client.conversation(self._credentials, id, ConversationIds)
-        self._result.message_id = found.answer_of(self._result.generation_id)
-        self._result.model = found.model or self._result.model
+        if generation_id == result.generation_id:  # else a repair has begun
+            result.message_id = found.answer_of(generation_id)
+            result.model = found.model or result.model
 
     async def _refresh(self) -> None:
         with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
@@ -5938,12 +5939,16 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._client: Client | None = None
+        self._work: set[asyncio.Task[Any]] = set()
         self._process = 0
 
     def submit(self, work: Callable[[Client], Coroutine[Any, Any, T]]) -> Future[T]:
         """Run `work` on the loop, with its client."""
 
         async def run() -> T:
+            task = cast("asyncio.Task[T]", asyncio.current_task())
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
             if self._client is None:
                 self._client = Client()
             return await work(self._client)
@@ -5954,7 +5959,7 @@ class Background:
             return asyncio.run_coroutine_threadsafe(run(), cast(Any, self._loop))
 
     def _start(self) -> None:
-        self._process, self._client = os.getpid(), None
+        self._process, self._client, self._work = os.getpid(), None, set()
         self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
@@ -5975,20 +5980,18 @@ class Background:
             loop.close()
 
     async def _finish(self) -> None:
-        """Let stops that are under way reach the server, cancel the rest, end the loop."""
+        """Stop the turns, let stops that are under way reach the server, end the loop."""
         client, self._client = self._client, None
-        loop = asyncio.get_running_loop()
-        stops = client.stops if client else set()
-        tasks = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())} - stops
-        for task in tasks:
+        for task in self._work:
             task.cancel()  # a turn tells the server to stop its run
-        if tasks | stops:
-            await asyncio.wait(tasks | stops, timeout=limits.stop_timeout)
+        waited_for = self._work | (client.stops if client else set())
+        if waited_for:
+            await asyncio.wait(waited_for, timeout=limits.stop_timeout)
         if client:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(0.2), client:
                     pass
-        loop.stop()
+        asyncio.get_running_loop().stop()
 
 
 background = Background()
