@@ -727,7 +727,7 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
 
 LINE_LIMIT = 8_000_000  # bytes of a line of a stream or a log: no update is so long
 
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,200}\Z")]
 """An id of the server's. Ids end up in addresses, in the logs and in the terminal."""
 
 
@@ -756,7 +756,7 @@ def decode(data: bytes | str, type: Any) -> Any:
         return _decoder(type).decode(data)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
         return _decoder(type).decode(text)
     except RecursionError:
@@ -938,7 +938,7 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
         return cast(Update, _decoder(Update).decode(line))
     except msgspec.ValidationError:
         return None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:  # the two halves of an emoji may come in two tokens: they are kept as they are
         return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
@@ -949,16 +949,15 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
 def _output_text(output: dict[str, Any]) -> str:
     """One output of a tool as text (MCP's content blocks, and chat-ui's `sources`)."""
     pieces = [output.get("text")]
-    for block in output.get("content") or ():
-        item = block if isinstance(block, dict) else {}
-        resource = item.get("resource") or item
+    for item in _mappings(output.get("content")):
+        resource = _mapping(item.get("resource")) or item
         if item.get("type") == "image":
             pieces.append(f"[image: {item.get('mimeType') or 'unknown type'}]")
         elif link := resource.get("uri"):
             label = resource.get("title") or resource.get("name") or link
             pieces += [f"[{label}]({link})", resource.get("text")]
-    for source in output.get("sources") or ():
-        if isinstance(source, dict) and (link := source.get("link") or source.get("url")):
+    for source in _mappings(output.get("sources")):
+        if link := source.get("link") or source.get("url"):
             pieces.append(f"[{source.get('title') or link}]({link})")
     texts = [piece for piece in pieces if isinstance(piece, str) and piece]
     return "\n".join(texts) or (json.dumps(output, ensure_ascii=False) if output else "")
@@ -1226,6 +1225,8 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
                 updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+            case StreamUpdate():
+                pass  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
             case StatusUpdate(status="finished"):
