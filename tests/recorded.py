@@ -1,4 +1,4 @@
-"""The exchanges in tests/captures, logs that would go with them, and what comes out of both."""
+"""The exchanges in tests/captures, their runs' logs, and what an answer makes of both."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from llm_huggingchat import Answer, Event, EventStreamDecoder, JsonLinesDecoder, LogEnd, Replay, Run
+from llm_huggingchat import (
+    NO_FEATURES,
+    Answer,
+    EventStreamDecoder,
+    FinalAnswer,
+    JsonLinesDecoder,
+    LogEnd,
+    PromptedFeatures,
+    RouterMetadata,
+    TitleUpdate,
+    Update,
+)
 
 CAPTURES = pathlib.Path(__file__).parent / "captures"
-Update = dict[str, Any]
+Json = dict[str, Any]
 Given = list[tuple[Any, ...]]
 
 
@@ -25,7 +36,6 @@ class Recorded:
     status: int
     kind: str
     body: bytes
-    cookies: frozenset[str]  # the names of those that were sent
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -37,7 +47,7 @@ def capture(name: str) -> list[Recorded]:
     return [_recorded(exchange["request"], exchange["response"]) for exchange in exchanges]
 
 
-def _recorded(request: dict[str, Any], response: dict[str, Any]) -> Recorded:
+def _recorded(request: Json, response: Json) -> Recorded:
     return Recorded(
         request["method"],
         request["path"],
@@ -45,26 +55,29 @@ def _recorded(request: dict[str, Any], response: dict[str, Any]) -> Recorded:
         response["status"],
         dict(response["headers"]).get("content-type", ""),
         "".join(text for _, text in response["chunks"]).encode(),
-        frozenset(request.get("cookie_names", ())),
     )
 
 
-def streams() -> dict[str, bytes]:
-    """Every stream there is, by the scenario's name and its place there."""
+def exchanges() -> dict[str, Recorded]:
+    """Every exchange there is, by the scenario's name and its place there."""
     return {
-        f"{path.stem}-{number}": exchange.body
+        f"{path.stem}-{number}": exchange
         for path in sorted(CAPTURES.glob("*.json"))
         for number, exchange in enumerate(capture(path.stem))
-        if exchange.kind == "application/jsonl"
     }
 
 
-def updates_of(stream: bytes) -> list[Update]:
-    """The events of a stream as plain JSON."""
+def streams() -> dict[str, bytes]:
+    """Every stream there is, by the same."""
+    return {n: each.body for n, each in exchanges().items() if each.kind == "application/jsonl"}
+
+
+def updates_of(stream: bytes) -> list[Json]:
+    """The updates of a stream as plain JSON."""
     return [json.loads(line) for line in stream.split(b"\n") if line.strip()]
 
 
-def stream_of(updates: list[Update]) -> bytes:
+def stream_of(updates: list[Json]) -> bytes:
     """A stream as the server writes it: padded, and with the spaces after the answer."""
     lines = []
     for update in updates:
@@ -75,9 +88,9 @@ def stream_of(updates: list[Update]) -> bytes:
     return b"".join(lines)
 
 
-def log_of(updates: list[Update], merge: int = 5) -> list[bytes]:
+def log_of(updates: list[Json], merge: int = 5) -> list[bytes]:
     """The event log of a run, an entry each: tokens merged and not padded, no keepAlive."""
-    logged: list[Update] = []
+    logged: list[Json] = []
     merged = 0
     for update in updates:
         if update.get("status") == "keepAlive":
@@ -98,52 +111,53 @@ def log_of(updates: list[Update], merge: int = 5) -> list[bytes]:
     return [*entries, b'event: end\ndata: {"status":"completed"}\n\n']
 
 
-def new_answer() -> Answer:
-    return Answer(lambda file: f"https://chat.example/output/{file.sha}")
-
-
 class Follower:
-    """What a run gives, up to its outcome."""
+    """What an answer gives to llm, up to its end."""
 
-    def __init__(self) -> None:
-        self.answer = new_answer()
+    def __init__(self, features: PromptedFeatures = NO_FEATURES, artifacts: bool = True) -> None:
+        self.answer = Answer(lambda sha: f"https://chat.example/output/{sha}", features, artifacts)
         self.given: Given = []
-        self._run = Run("a-run", 0.0)
 
-    @property
-    def over(self) -> bool:
-        return self._run.outcome is not None
-
-    def take(self, events: Iterable[Event | LogEnd]) -> Follower:
-        for event in events:
-            if isinstance(event, LogEnd):
-                break
-            for taken in self._run.took(event, 0.0):
-                for out in self.answer.take(taken):
-                    self._add((out.type, out.chunk, out.tool_call_id, out.tool_name))
+    def take(self, updates: Iterable[Update | LogEnd]) -> Follower:
+        for update in updates:
+            late = self.answer.final and not isinstance(update, (TitleUpdate, RouterMetadata))
+            empty = isinstance(update, FinalAnswer) and not update.text and not self.answer.begun
+            if not (isinstance(update, LogEnd) or late or (empty and not update.interrupted)):
+                self._add(self.answer.add(update))
         return self
 
-    def _add(self, out: tuple[Any, ...]) -> None:
+    def again(self, updates: Iterable[Update | LogEnd]) -> Follower:
+        """The same updates once more, from the first."""
+        self.answer.rewind()
+        return self.take(updates)
+
+    def end(self) -> Follower:
+        """The run broke off."""
+        self._add(self.answer.end())
+        return self
+
+    def _add(self, events: Iterable[Any]) -> None:
         """Add to what was given; text next to text is one text, however it was cut."""
-        if self.given and out[0] == self.given[-1][0] and out[0] in ("text", "reasoning"):
-            out = (out[0], self.given.pop()[1] + out[1], *out[2:])
-        self.given.append(out)
+        for event in events:
+            out = (event.type, event.chunk, event.tool_call_id, event.tool_name)
+            if self.given and out[0] == self.given[-1][0] and out[0] in ("text", "reasoning"):
+                out = (out[0], self.given.pop()[1] + out[1], *out[2:])
+            self.given.append(out)
 
     def joined(self, kind: str) -> str:
         return "".join(out[1] for out in self.given if out[0] == kind)
 
 
-def follow(stream: bytes, log: bytes = b"") -> Follower:
+def follow(stream: bytes, log: bytes = b"", **options: Any) -> Follower:
     """Follow a stream that ends, then the run's log if it was not over."""
-    decoder, follower = JsonLinesDecoder(), Follower()
+    decoder, follower = JsonLinesDecoder(), Follower(**options)
     follower.take(decoder.feed(stream))
     if not log:
         follower.take(decoder.end())
-    elif not follower.over:
-        follower.answer.take(Replay())
-        follower.take(EventStreamDecoder().feed(log))
+    elif not follower.answer.final:
+        follower.again(EventStreamDecoder().feed(log))
     return follower
 
 
-def tell(*events: Event) -> Follower:
-    return Follower().take(events)
+def told(*updates: Update, **options: Any) -> Follower:
+    return Follower(**options).take(updates)
