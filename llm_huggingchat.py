@@ -5972,6 +5972,9 @@ class Background:
         """Run `work` on the loop, with its client."""
 
         async def run() -> T:
+            task = cast("asyncio.Task[T]", asyncio.current_task())
+            # Once the caller has left, a failure is nobody's: asyncio is not to report it.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if self._client is None:
                 self._client = Client()
             return await work(self._client)
