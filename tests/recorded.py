@@ -121,8 +121,7 @@ class Follower:
     def take(self, updates: Iterable[Update | LogEnd]) -> Follower:
         for update in updates:
             late = self.answer.final and not isinstance(update, (TitleUpdate, RouterMetadata))
-            empty = isinstance(update, FinalAnswer) and not update.text and not self.answer.begun
-            if not (isinstance(update, LogEnd) or late or (empty and not update.interrupted)):
+            if not (isinstance(update, LogEnd) or late or self._is_empty(update)):
                 self._add(self.answer.add(update))
         return self
 
@@ -130,6 +129,11 @@ class Follower:
         """The same updates once more, from the first."""
         self.answer.rewind()
         return self.take(updates)
+
+    def _is_empty(self, update: Update) -> bool:
+        """Is this a final answer that the reason for it follows, as a failure?"""
+        final = isinstance(update, FinalAnswer) and not (update.text or update.interrupted)
+        return final and not self.answer.begun
 
     def end(self) -> Follower:
         """The run broke off."""

@@ -32,6 +32,7 @@ from llm_huggingchat import (
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
+    Update,
     decode,
     stored_updates,
 )
@@ -320,7 +321,7 @@ def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
 
 
 def test_final_answers_rest_after_a_replay_is_not_lost():
-    said = [StreamUpdate("Hel"), StreamUpdate("lo"), FinalAnswer("Hello there")]
+    said: list[Update] = [StreamUpdate("Hel"), StreamUpdate("lo"), FinalAnswer("Hello there")]
     for seen in range(3):
         assert told(*said[:seen]).again(said).joined("text") == "Hello there"
 
