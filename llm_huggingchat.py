@@ -5145,6 +5145,7 @@ class Run:
             raise IncompleteAnswer("The server lost the answer.")
         else:  # the message never arrived
             self.taken = self.sent = self._logless = False
+            self._seq = 0  # a new run has a new log
             problem = ConnectionLost("it did not take the message", sent=True)
             await self._pause_before_resending(problem)
 
