@@ -890,13 +890,14 @@ class ElicitationRequest(Struct):
 class ElicitationUpdate(Struct, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
-    Either the run waits for the answer, which is given on the web page, or it ends, and the
-    answer resumes it.
+    `expires_at` is until when the run waits for the answer, in milliseconds since 1970; without
+    it the run ends, and the answer resumes it.
     """
 
     subtype: str = ""
     request: ElicitationRequest | None = None
     elicitation_id: str | None = None
+    expires_at: float | None = None
 
     @property
     def id(self) -> str:
@@ -1110,7 +1111,10 @@ class StoredMessage(Struct):
 
     def decoded_updates(self) -> list[Update]:
         """The updates, without those of an unknown kind."""
-        raws = _decoder(list[msgspec.Raw] | None).decode(self.updates)
+        try:
+            raws = decode(self.updates, list[msgspec.Raw] | None)
+        except ValueError:
+            return []
         return [update for raw in raws or () if (update := decode_update(raw))]
 
     @property
@@ -4195,7 +4199,7 @@ class SessionClient(Connection):
         content_type: str = "application/json",
         idempotent: bool = True,
         attempts: int | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
         into: BinaryIO | None = None,
     ) -> HttpResponse:
@@ -4220,8 +4224,8 @@ class SessionClient(Connection):
             try:
                 return await self.whole(exchange, deadline, into)
             except (ConnectionLost, HttpError) as error:
-                if not renewed and await self.session_expired(credentials, error, path):
-                    credentials, renewed = await self.renew(credentials), True
+                if not renewed and await self.renews_session(credentials, error, path):
+                    credentials, renewed = self.current(credentials), True
                     continue
                 pause = backoff.next() if may_retry(error, idempotent) else None
                 if pause is None:
@@ -4277,20 +4281,25 @@ class SessionClient(Connection):
             return await self.renew(credentials)
         return credentials
 
-    async def session_expired(
+    async def renews_session(
         self, credentials: Credentials, error: ConnectionLost | HttpError, path: str = ""
     ) -> bool:
-        """Was a call refused because the session has expired, and can it be renewed?
+        """Was a call refused because the session had expired? If so, renew it.
 
-        Someone who is not logged in is told that a conversation is not there.
+        Someone who is not logged in is told that a conversation is not there. Raises what
+        `renew` does.
         """
         renewable = credentials.cookies and credentials.cookies.token
         if not renewable or isinstance(error, ConnectionLost) or error.response.is_firewall:
             return False
-        private = path.startswith(("/conversation/", "/api/v2/conversations/"))
-        if private and error.response.is_hidden:
-            return await self.wants_login(credentials) and not await self.user(credentials)
-        return error.response.wants_login
+        expired = error.response.wants_login
+        if error.response.is_hidden and path.startswith(
+            ("/conversation/", "/api/v2/conversations/")
+        ):
+            expired = await self.wants_login(credentials) and not await self.user(credentials)
+        if expired:
+            await self.renew(credentials)
+        return expired
 
     async def renew(self, credentials: Credentials) -> Credentials:
         """`credentials` with a new session, made from `token`.
@@ -4811,7 +4820,7 @@ class RateLimiter:
         self._trial = ""  # the run that may try
         self._in_vain = 0
         self._noted = False
-        self.refusal = HttpError(HttpResponse(429))  # the latest
+        self.refusal = HttpResponse(429)  # the latest
 
     def pause(self, run: str, now: float) -> float:
         """Seconds after which `run` is to ask again; 0 when it may send, now."""
@@ -4825,7 +4834,7 @@ class RateLimiter:
             self._last_wait = now
         return wait
 
-    def refused(self, run: str, refusal: HttpError, now: float) -> None:
+    def refused(self, run: str, refusal: HttpResponse, now: float) -> None:
         """The server asked for a pause instead of accepting the message of `run`."""
         self.refusal = refusal
         self._noted = self._noted and now < self._opens
@@ -4855,6 +4864,65 @@ class RateLimiter:
 _rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
 
 
+class RunProgress:
+    """How far a run has come, read off its updates.
+
+    `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run;
+    `answered` is set when it is known. `finished`: the end of the stream means that all is
+    stored. `died`: the model broke off, no final answer came.
+    """
+
+    def __init__(self) -> None:
+        self.answered = asyncio.Event()
+        self.outcome: FinalAnswer | StatusUpdate | ElicitationUpdate | None = None
+        self.begun = False  # something of an answer came
+        self.finished = False
+        self.died = False
+        self._questions: dict[str, ElicitationUpdate] = {}  # that are open
+
+    def take(self, update: Update) -> Update | None:
+        """What an update means for the answer; None if it means nothing."""
+        if self.answered.is_set():
+            ended = isinstance(update, StatusUpdate) and update.status in ("finished", "error")
+            self.finished = self.finished or ended
+            return update if isinstance(update, TitleUpdate | RouterMetadata) else None
+        match update:
+            case FinalAnswer():
+                # An empty answer is not the end: the reason follows as a failure.
+                said = update.text or update.interrupted or self.begun
+                return self.end(update) if said else None
+            case StatusUpdate(status="error"):
+                self.finished = True
+                return self.end(update)
+            case StatusUpdate(status="finished"):
+                self.finished = True
+                return self._end_without_answer()
+            case ElicitationUpdate(subtype="request"):
+                self._questions[update.id] = update
+            case ElicitationUpdate():
+                self._questions.pop(update.id, None)
+            case StreamUpdate(token=token) | ReasoningUpdate(token=token):
+                self.begun = self.begun or bool(token.strip("\0"))
+            case ToolUpdate() | FileUpdate():
+                self.begun = True
+        return update
+
+    def end(self, outcome: FinalAnswer | StatusUpdate | ElicitationUpdate) -> Update:
+        """Nothing more comes of the answer."""
+        self.outcome = outcome
+        self.answered.set()
+        return outcome
+
+    def _end_without_answer(self) -> Update:
+        """A question ended the run, or the model died: what it said is stored."""
+        if self._questions:
+            return self.end(next(iter(self._questions.values())))
+        if self.begun:
+            self.died = True
+            return self.end(FinalAnswer("", True))
+        return self.end(NO_OUTPUT)
+
+
 class RunTarget(msgspec.Struct, frozen=True):
     """What one run needs: where its message goes, and what it is.
 
@@ -4871,13 +4939,38 @@ class RunTarget(msgspec.Struct, frozen=True):
     max_wait: float = 0.0
 
 
-class Run:
-    """One run: its message is sent once, and followed until its answer is stored.
+async def is_in_conversation(
+    client: Client, target: RunTarget, problem: ConnectionLost | HttpError
+) -> bool:
+    """Did the message arrive, though `problem` came instead of an answer?
+
+    It may still be on its way, so this looks twice, or longer after silence. Raises NotFound or
+    HttpError where sending it again cannot help.
+    """
+    silent = isinstance(problem, ConnectionLost) and problem.silent
+    end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+    for looks in itertools.count(1):
+        found: ConversationIds = await client.conversation(
+            target.credentials, target.conversation_id, ConversationIds
+        )
+        if found.answer_of(target.generation_id):
+            return True
+        if looks >= 2 and time.monotonic() >= end:
+            break
+        await asyncio.sleep(limits.look_again)
+    if isinstance(problem, HttpError) and problem.response.status == 500:
+        parent = target.parent_id  # an unknown one is a 500 too
+        missing = parent and all(message.id != parent for message in found.messages)
+        raise NotFound(answer=True) if missing else problem
+    return False
+
+
+class Delivery:
+    """Sends one message, so that it arrives once, and takes the updates that answer it.
 
     `generation_id` is an idempotency key: where it is not known whether a message has
     arrived, the conversation is read, and tells. Updates go to `on_update` as they come;
-    `on_rewind` is called before they come again from the first. `answered` is set when the
-    outcome is known: a FinalAnswer, a failed StatusUpdate, or a question that ended the run.
+    notes to `note`.
     """
 
     def __init__(
@@ -4885,65 +4978,29 @@ class Run:
         client: Client,
         target: RunTarget,
         on_update: Callable[[Update], None],
-        on_rewind: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
         self._client = client
         self._target = target
         self._on_update = on_update
-        self._on_rewind = on_rewind
         self._note = note
-        self.answered = asyncio.Event()
-        self.outcome: FinalAnswer | StatusUpdate | ElicitationUpdate | None = None
-        self.died = False  # the model broke off: no final answer came
-        self.sent = False  # an attempt at sending may have arrived
+        self.progress = RunProgress()
+        self.sent = False  # an attempt may have arrived
         self.taken = False  # the server has the message
         self.stored = False
-        self.message_id: str | None = None  # the answer's, once the conversation was read
-        self._begun = False  # something of an answer came
-        self._finished = False  # the end of the stream means that all is stored
-        self._questions: dict[str, ElicitationUpdate] = {}  # that are open
-        self._seq = 0  # of the log's last event
-        self._logless = False  # the log is no use: only the store can tell
-        self._stored_updates = -1
         self._renewed = False
+        self._waiting_since: float | None = None
         self._backoff = Backoff()
         self._attempts = Backoff(limits.max_attempts)
-
-    @property
-    def is_settled(self) -> bool:
-        """Does nothing go on at the server that a further message could spoil?"""
-        return self.stored or not self.sent
+        self._limiter = RateLimiter()
+        if target.max_wait:
+            url = target.credentials.server.url
+            self._limiter = _rate_limiters.setdefault(url, self._limiter)
 
     @property
     def is_unsent(self) -> bool:
         """Can no attempt at sending the message still arrive?"""
         return not (self.sent or self.taken or self._attempts.failures)
-
-    async def drive(self) -> None:
-        """Send the message and follow its run, until it is stored.
-
-        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
-        outcome is known, it waits for `limits.store_timeout` seconds at most.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(None) as deadline:
-                while not self.stored:
-                    if self.answered.is_set() and deadline.when() is None:
-                        deadline.reschedule(loop.time() + limits.store_timeout)
-                    if not self.taken:
-                        await self._send()
-                    elif self._logless:
-                        await self._retrying(self._read_store)
-                    else:
-                        await self._retrying(self._follow)
-        except TimeoutError:
-            pass  # the next turn waits for it
-        finally:
-            self._limiter.leave(self._target.generation_id)
-
-    # Sending
 
     async def _send(self) -> None:
         """Try to send the message; if that was in vain, pause, or raise what went wrong."""
@@ -4963,13 +5020,25 @@ class Run:
                 await self._refused(error)
                 return
             problem = error  # of a proxy, or of the server after it had stored the message
-        if self.taken:
-            return
-        if self.sent and await self._is_in_conversation(problem):
-            self.taken = True
-            return
-        self.sent = False
-        await self._pause_before_resending(problem)
+        if not self.taken:
+            self.taken = self.sent and await self._has_arrived(problem)
+        if not self.taken:
+            self.sent = False
+            await self._pause_before_resending(problem)
+
+    async def _wait_for_rate_limit(self) -> None:
+        """Raises HttpError when the pause is longer than the message may still wait."""
+        limiter, target = self._limiter, self._target
+        while pause := limiter.pause(target.generation_id, now := time.monotonic()):
+            if self._waiting_since is None:
+                self._waiting_since = now
+                if limiter.note_due():
+                    host, most = target.credentials.server.host, target.max_wait
+                    self._note(f"{host} asks for a pause; waiting, for {most:.0f} seconds at most")
+            waited = now - self._waiting_since
+            if waited + pause > target.max_wait:
+                raise HttpError(limiter.refusal, waited)
+            await asyncio.sleep(pause)
 
     async def _pause_before_resending(self, problem: ConnectionLost | HttpError) -> None:
         pause = self._attempts.next()
@@ -4977,77 +5046,98 @@ class Run:
             raise problem
         await asyncio.sleep(pause)
 
-    async def _wait_for_rate_limit(self) -> None:
-        """Raises HttpError when the pause is longer than the message may wait."""
-        limiter, run = self._limiter, self._target.generation_id
-        begun = time.monotonic()
-        while pause := limiter.pause(run, time.monotonic()):
-            waited = time.monotonic() - begun
-            if waited + pause > self._target.max_wait:
-                raise HttpError(limiter.refusal.response, waited)
-            if limiter.note_due():
-                host, most = self._target.credentials.server.host, self._target.max_wait
-                self._note(f"{host} asks for a pause; waiting, {most:.0f} seconds at most")
-            await asyncio.sleep(pause)
-
-    @property
-    def _limiter(self) -> RateLimiter:
-        if not self._target.max_wait:
-            return RateLimiter()
-        return _rate_limiters.setdefault(self._target.credentials.server.url, RateLimiter())
-
     async def _refused(self, error: HttpError) -> None:
         """The server does not take the message: raise, unless it may after all."""
         target, response = self._target, error.response
         if response.is_rate_limit and target.max_wait:
-            self._limiter.refused(target.generation_id, error, time.monotonic())
-        elif await self._renews_session(error):
-            pass
-        elif response.is_hidden and target.parent_id:
-            raise NotFound
-        else:
-            raise error
+            self._limiter.refused(target.generation_id, response, time.monotonic())
+        elif not await self._renews_session(error):
+            raise NotFound if response.is_hidden and target.parent_id else error
+
+    async def _has_arrived(self, problem: ConnectionLost | HttpError) -> bool:
+        """Is the message in the conversation? Raises where sending it again cannot help."""
+        try:
+            return await is_in_conversation(self._client, self._target, problem)
+        except (NotFound, HttpError):
+            self.sent = False
+            raise
 
     async def _renews_session(self, error: HttpError) -> bool:
         """Had the session expired, and is there a new one? That can help once."""
-        credentials = self._target.credentials
-        if self._renewed or not await self._client.session_expired(credentials, error):
-            return False
-        self._renewed = True
-        await self._client.renew(credentials)
-        return True
+        first, self._renewed = not self._renewed, True
+        return first and await self._client.renews_session(self._target.credentials, error)
 
-    async def _is_in_conversation(self, problem: ConnectionLost | HttpError) -> bool:
-        """Did the message arrive? It may still be on its way, so this looks twice, or longer.
+    async def _read_stream(self) -> None:
+        """Send the message and take the updates that answer it."""
+        target, decoder = self._target, JsonLinesDecoder()
+        path = chat_path(target.conversation_id)
+        exchange = self._client.open(
+            target.credentials, "POST", path, target.body, target.content_type
+        )
+        async with exchange:
+            while chunk := await exchange.read(limits.read_timeout):
+                self._take(decoder.feed(chunk))
+            _require_events(exchange.response)
+        self._take(decoder.end())
+        self.stored = self.progress.answered.is_set() and self.progress.finished
 
-        Raises NotFound or HttpError where sending it again cannot help.
+    def _take(self, updates: list[Update]) -> None:
+        """Updates came: they show the run at work, and are passed on."""
+        if updates:
+            self._backoff.reset()
+            if not self.taken:
+                self.taken = True
+                self._limiter.accepted(self._target.generation_id)
+        for update in merge_tokens(updates):
+            if (taken := self.progress.take(update)) is not None:
+                self._on_update(taken)
+
+
+class Run(Delivery):
+    """One run: its message is sent once, and followed until its answer is stored.
+
+    `on_rewind` is called before updates come again from the first.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        target: RunTarget,
+        on_update: Callable[[Update], None],
+        on_rewind: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        super().__init__(client, target, on_update, note)
+        self._on_rewind = on_rewind
+        self._seq = 0  # of the log's last event
+        self._logless = False  # the log is no use: only the store can tell
+        self._stored_updates = -1
+
+    @property
+    def is_settled(self) -> bool:
+        """Does nothing go on at the server that a further message could spoil?"""
+        return self.stored or not self.sent
+
+    async def drive(self) -> None:
+        """Send the message and follow its run, until it is stored.
+
+        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
+        outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
-        silent = isinstance(problem, ConnectionLost) and problem.silent
-        end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
-        for looks in itertools.count(1):
-            conversation = await self._conversation()
-            if conversation.answer_of(self._target.generation_id):
-                return True
-            if looks >= 2 and time.monotonic() >= end:
-                break
-            await asyncio.sleep(limits.look_again)
-        if isinstance(problem, HttpError) and problem.response.status == 500:
-            self.sent = False
-            parent = self._target.parent_id  # an unknown one is a 500 too
-            if parent and all(message.id != parent for message in conversation.messages):
-                raise NotFound(answer=True)
-            raise problem
-        return False
-
-    async def _conversation(self) -> Conversation:
-        target = self._target
-        id = target.conversation_id
-        conversation: Conversation = await self._client.conversation(target.credentials, id)
-        if stored := conversation.answer_of(target.generation_id):
-            self.message_id = stored.id
-        return conversation
-
-    # Following
+        answered, loop = self.progress.answered, asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as deadline:
+                while not self.stored:
+                    if answered.is_set() and deadline.when() is None:
+                        deadline.reschedule(loop.time() + limits.store_timeout)
+                    if not self.taken:
+                        await self._send()
+                    else:
+                        await self._retrying(self._read_store if self._logless else self._follow)
+        except TimeoutError:
+            pass  # the next turn waits for it
+        finally:
+            self._limiter.leave(self._target.generation_id)
 
     async def _retrying(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do a step of following the run; pause if it brought no end. Raises what ends it."""
@@ -5069,49 +5159,34 @@ class Run:
             await asyncio.sleep(self._next_pause())
 
     def _next_pause(self) -> float:
-        """Seconds until the next attempt at following. Raises what is wrong when it is time
-        to give up."""
+        """Seconds until following is tried again. Raises what is wrong when it is time to
+        give up."""
         pause = self._backoff.next()
         if pause is not None:
             return pause
         if not self._logless:
             seconds = limits.reconnect_timeout
             raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
-        if not self.answered.is_set():
+        if not self.progress.answered.is_set():
             raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
         self.stored = True  # nothing comes of it any more
         return 0.0
 
-    async def _read_stream(self) -> None:
-        """Send the message and take the updates that answer it."""
-        target, decoder = self._target, JsonLinesDecoder()
-        path = chat_path(target.conversation_id)
-        exchange = self._client.open(
-            target.credentials, "POST", path, target.body, target.content_type
-        )
-        async with exchange:
-            while chunk := await exchange.read(limits.read_timeout):
-                self._take(decoder.feed(chunk))
-            _require_events(exchange.response)
-        self._take(decoder.end())
-        self.stored = self.answered.is_set() and self._finished
-
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
-        target, answered = self._target, self.answered.is_set()
+        target, answered = self._target, self.progress.answered.is_set()
         start = BEYOND if answered else self._seq
         if start == 0:
             self._on_rewind()
         path = f"{chat_path(target.conversation_id)}/stream"
         query = f"generationId={target.generation_id}&fromSeq={start}"
         decoder = EventStreamDecoder(self._seq)
-        exchange = self._client.open(target.credentials, "GET", f"{path}?{query}")
-        async with exchange:
+        async with self._client.open(target.credentials, "GET", f"{path}?{query}") as exchange:
             while chunk := await exchange.read(limits.read_timeout):
                 for event in decoder.feed(chunk):
                     if not isinstance(event, LogEnd):
                         self._take([event])
-                    elif self.answered.is_set():
+                    elif self.progress.answered.is_set():
                         self.stored = True
                     else:
                         self._logless = True  # it has not told the answer: the store may
@@ -5122,7 +5197,10 @@ class Run:
 
     async def _read_store(self) -> None:
         """Take the answer from the conversation, if it is complete there."""
-        stored = (await self._conversation()).answer_of(self._target.generation_id)
+        target = self._target
+        id = target.conversation_id
+        conversation: Conversation = await self._client.conversation(target.credentials, id)
+        stored = conversation.answer_of(target.generation_id)
         if stored is None:
             await self._missing_in_store()
             return
@@ -5134,83 +5212,20 @@ class Run:
             return
         self._on_rewind()
         self._take(updates)
-        if not self.answered.is_set():
-            self._end(NO_OUTPUT)
+        if not self.progress.answered.is_set():
+            self._on_update(self.progress.end(NO_OUTPUT))
         self.stored = True
 
     async def _missing_in_store(self) -> None:
-        if self.answered.is_set():
+        if self.progress.answered.is_set():
             self.stored = True
-        elif self._begun:
+        elif self.progress.begun:
             raise IncompleteAnswer("The server lost the answer.")
         else:  # the message never arrived
             self.taken = self.sent = self._logless = False
             self._seq = 0  # a new run has a new log
             problem = ConnectionLost("it did not take the message", sent=True)
             await self._pause_before_resending(problem)
-
-    # What updates mean for the run
-
-    def _take(self, updates: list[Update]) -> None:
-        """Updates came: pass them on, and see what they make of the run."""
-        if updates:
-            self._backoff.reset()
-            if not self.taken:
-                self.taken = True
-                self._limiter.accepted(self._target.generation_id)
-        for update in merge_tokens(updates):
-            if self.answered.is_set():
-                self._after_the_outcome(update)
-            else:
-                self._before_the_outcome(update)
-
-    def _after_the_outcome(self, update: Update) -> None:
-        match update:
-            case StatusUpdate(status="finished" | "error"):
-                self._finished = True
-            case TitleUpdate() | RouterMetadata():
-                self._on_update(update)
-
-    def _before_the_outcome(self, update: Update) -> None:
-        match update:
-            case FinalAnswer():
-                # An empty answer is not the end: the reason follows as a failure.
-                if update.text or update.interrupted or self._begun:
-                    self._end(update)
-                return
-            case StatusUpdate(status="error"):
-                self._finished = True
-                self._end(update)
-                return
-            case StatusUpdate(status="finished"):
-                self._finished = True
-                self._end_without_answer()
-                return
-            case ElicitationUpdate(subtype="request"):
-                self._questions[update.id] = update
-            case ElicitationUpdate():
-                self._questions.pop(update.id, None)
-            case StreamUpdate(token=token) | ReasoningUpdate(token=token):
-                self._begun = self._begun or bool(token.strip("\0"))
-            case ToolUpdate() | FileUpdate():
-                self._begun = True
-        self._on_update(update)
-
-    def _end_without_answer(self) -> None:
-        """A question ended the run, or the model died: what it said is stored."""
-        if self._questions:
-            self.outcome = next(iter(self._questions.values()))
-            self.answered.set()
-        elif self._begun:
-            self.died = True
-            self._end(FinalAnswer("", True))
-        else:
-            self._end(NO_OUTPUT)
-
-    def _end(self, outcome: FinalAnswer | StatusUpdate) -> None:
-        self.outcome = outcome
-        self._on_update(outcome)
-        self.answered.set()
 
 
 def _require_events(response: HttpResponse) -> None:
@@ -5604,6 +5619,7 @@ class Place:
                     raise
                 await asyncio.sleep(pause)
                 root = await self._created_unseen()
+        self._client.models[self.id] = self._model
         await self._acquire()
         return root
 
@@ -5669,7 +5685,6 @@ class Place:
                 lock.pending, lock.stopped = False, None
         finally:
             noting.cancel()
-        self._client.models.setdefault(self.id, self._model)
 
     async def _note_waiting(self) -> None:
         await asyncio.sleep(sum(limits.backoff[:4]))
@@ -5745,14 +5760,14 @@ class Turn:
 
     async def _outcome(self, driving: asyncio.Task[None], run: Run) -> None:
         """Wait until it is known what the run comes to. Raises what it failed with."""
-        answered = asyncio.create_task(run.answered.wait())
+        answered = asyncio.create_task(run.progress.answered.wait())
         try:
             await asyncio.wait([driving, answered], return_when=asyncio.FIRST_COMPLETED)
         finally:
             answered.cancel()
-            if not run.answered.is_set():
+            if not run.progress.answered.is_set():
                 driving.cancel()
-        if not run.answered.is_set():
+        if not run.progress.answered.is_set():
             await driving
 
     async def _stop(self) -> None:
@@ -5763,7 +5778,7 @@ class Turn:
         if self._fetching:
             self._fetching.cancel()
         run = self._run
-        if run is None or run.is_settled or run.answered.is_set():
+        if run is None or run.is_settled or run.progress.answered.is_set():
             return
         self._stopped = time.time()
         id, generation_id = self._place.id, self._result.generation_id or ""
@@ -5840,7 +5855,9 @@ class Turn:
             if load_catalogue(self._credentials.server.url).is_old:
                 self._client.spawn(self._refresh())
         match update:
-            case ElicitationUpdate(subtype="request") if update.id not in self._questions:
+            case ElicitationUpdate(subtype="request", expires_at=float()) if (
+                update.id not in self._questions
+            ):
                 self._questions.add(update.id)
                 page = self._place.page
                 self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
@@ -5858,10 +5875,10 @@ class Turn:
 
     def _judge(self, run: Run) -> None:
         """Raise HuggingChatError when the run came to something other than an answer."""
-        outcome, model = run.outcome, self._request.model.id
+        outcome, model = run.progress.outcome, self._request.model.id
         if isinstance(outcome, FinalAnswer) and not self.answer.begun:
             outcome = NO_OUTPUT
-        if run.died:
+        if run.progress.died:
             self._channel.note(f"the model {model} broke off its answer")
         if isinstance(outcome, StatusUpdate):
             raise failure_error(model, outcome)
@@ -5877,7 +5894,6 @@ class Turn:
         fetching = self._fetching or self._client.spawn(self._fetch_id())
         for task, timeout in ((fetching, limits.id_timeout), (driving, limits.tail_timeout)):
             await asyncio.wait([task], timeout=timeout)
-        result.message_id = result.message_id or run.message_id
         if result.model != self._request.model.id:
             self._channel.note(f"{result.model} answered: it was chosen on the web page")
         if answer.is_reasoning_alone:
@@ -6544,16 +6560,8 @@ def _is_answer(message: StoredMessage) -> bool:
         )
         if age.total_seconds() < WRITING and not ended:
             return False
-    return any(map(_has_content, updates))
-
-
-def _has_content(update: Update) -> bool:
-    match update:
-        case StreamUpdate(token=text) | ReasoningUpdate(token=text):
-            return bool(text)
-        case ToolUpdate() | FileUpdate():
-            return True
-    return False
+    kinds = (StreamUpdate, ReasoningUpdate, ToolUpdate, FileUpdate)
+    return any(isinstance(update, kinds) and getattr(update, "token", "-") for update in updates)
 
 
 # Stored messages as llm's
@@ -6759,7 +6767,7 @@ class Importer:
             history += response.messages()
             models.add(response.model.model_id.removeprefix("huggingchat/"))
             tip = self._store.thread_tip(thread_id)
-            self._remember(tip, (turn.answer.id, turn.answer.generation_id))
+            self._remember(cast(str, tip), (turn.answer.id, turn.answer.generation_id))
         self._tips[cast(str, tip)] = thread_id
         return thread_id, len(branch) - start
 
@@ -7019,8 +7027,8 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
     try:
         import termios
     except ImportError:  # Windows
-        pasted = click.prompt("token", "", hide_input=True, show_default=False, err=True)
-        yield parse_cookies(pasted, server.host)
+        typed = click.prompt("token", "", hide_input=True, show_default=False, err=True)
+        yield parse_cookies(typed, server.host)
         return
     terminal = sys.stdin.fileno()
     before, hidden = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
@@ -7050,8 +7058,8 @@ def read_paste(terminal: int, host: str) -> bytes:
         if not select.select([terminal], [], [], _pause_after(text, host))[0]:
             break
         typed = os.read(terminal, 65_536)
-        for byte in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
-            text = text[:-1] if byte in b"\x08\x7f" else text + byte  # typed by hand
+        for piece in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
+            text = text[:-1] if piece in (b"\x08", b"\x7f") else text + piece  # typed by hand
         if not typed or b"\x04" in typed:
             break
     return text.partition(b"\x04")[0]
@@ -7166,10 +7174,9 @@ def status(ctx: click.Context, json_: bool) -> None:
         llm huggingchat status
         llm huggingchat status --json
     """
-    state: dict[str, Any] = {
-        **{"ok": False, "server": None, "user": None, "login_needed": None, "cookies": "none"},
-        **{"session_time": None, "models": 0, "catalogue_time": None, "reason": None},
-    }
+    names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
+    state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
+    state |= {"ok": False, "cookies": "none", "models": 0}
     try:
         _fill_status(state)
         state["ok"] = True
@@ -7274,7 +7281,6 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
 
 # Settings
 
-EFFORTS = ("low", "medium", "high")
 POLICIES = ("auto", "fastest", "cheapest")  # instead of a provider's name
 # A setting -> where the account keeps it: an object by model id.
 OVERRIDES = {
@@ -7319,7 +7325,7 @@ async def account_settings(client: Client, credentials: Credentials) -> Account:
     """The account's settings. Raises HuggingChatError, also if nobody is logged in."""
     # Who is not logged in gets the defaults. Sent back later, they would replace the account's.
     await require_login(client, credentials)
-    account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
+    account: Account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
     if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
         raise HuggingChatError(f"{credentials.server.host} has no settings for models.")
     return account
@@ -7393,7 +7399,7 @@ async def change_settings(
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option(
     "--reasoning-effort",
-    type=click.Choice([*EFFORTS, "default"]),
+    type=click.Choice(["low", "medium", "high", "default"]),
     help="How much a model that reasons thinks",
 )
 @click.option(
@@ -7427,36 +7433,34 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         if isinstance(model := name and llm.get_model(name), HuggingChat):
             id = model.info.id
 
-    async def work(
-        client: Client, credentials: Credentials
-    ) -> tuple[Account, dict[str, ModelInfo]]:
+    async def work(client: Client, credentials: Credentials) -> tuple[Account, Catalogue]:
         account = await account_settings(client, credentials)
-        models = {info.id: info for info in (await client.catalogue(credentials)).models}
-        if id and id not in models:
+        catalogue = await client.catalogue(credentials)
+        model = next((model for model in catalogue.models if model.id == id), None)
+        if id and not model:
             raise HuggingChatError(
                 f"{one_line(name, 100)!r} is not a model of {credentials.server.host}. "
                 "See: llm huggingchat models"
             )
-        if wanted:
-            account = await change_settings(client, credentials, models[id], account, wanted)
-        return account, models
+        if model and wanted:
+            account = await change_settings(client, credentials, model, account, wanted)
+        return account, catalogue
 
-    account, models = call_server(current_credentials(), work)
-    changed = sorted({key for setting in OVERRIDES for key in _overrides(account, setting)})
-    found = {each: settings_of(account, each) for each in ([id] if id else changed)}
-    found = {
-        each: kept
-        for each, kept in found.items()
-        if id or any(kept.values()) or False in kept.values()
-    }
+    account, catalogue = call_server(current_credentials(), work)
+    ids = [id] if id else sorted({each for name in OVERRIDES for each in _overrides(account, name)})
+    found = {each: settings_of(account, each) for each in ids}
+    if not id:
+        found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
-        return echo_json(shown[0] if id else shown)
-    for each, kept in found.items():
-        _echo_settings(each, kept, models.get(each))
-    if not found:
-        return note("no model has settings of its own")
-    click.echo("These are settings of your account: they apply on the web page too.")
+        echo_json(shown[0] if id else shown)
+    elif found:
+        models = {model.id: model for model in catalogue.models}
+        for each, kept in found.items():
+            _echo_settings(each, kept, models.get(each))
+        click.echo("These are settings of your account: they apply on the web page too.")
+    else:
+        note("no model has settings of its own")
 
 
 def _echo_settings(id: str, kept: dict[str, Any], info: ModelInfo | None) -> None:
@@ -7514,20 +7518,25 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     return ref
 
 
-async def read_conversation(
-    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
-) -> T:
-    """A conversation, or a part of it, as the server has it. Raises NotFound.
+async def settle(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
+    """Wait, though not long, until an answer that llm has just got is stored.
 
-    A server stores an answer some time after it was given. One that llm has just got is
-    waited for, though not long.
+    Until then the server has an older conversation, and overwrites what is changed in it.
     """
     if not ref.shared and turn_is_pending(ref.page(credentials.server)):
         with contextlib.suppress(TimeoutError, ConnectionLost, NotFound):
             async with asyncio.timeout(limits.settle_timeout):
                 session = await client.with_session(credentials)
                 await client.wait_until_stored(session, ref.id)
-    return await client.conversation(credentials, ref.id, type)
+
+
+async def read_conversation(
+    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
+) -> T:
+    """A conversation, or a part of it, as the server has it. Raises NotFound."""
+    await settle(client, credentials, ref)
+    conversation: T = await client.conversation(credentials, ref.id, type)
+    return conversation
 
 
 async def read_tree(
@@ -7586,17 +7595,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     found = call_server(credentials, work)
     with open_logs() as store:
         threads = logged_threads(store, credentials.server)
-    now, shown = datetime.datetime.now(datetime.UTC), []
+    now = datetime.datetime.now(datetime.UTC)
+    shown: list[dict[str, Any]] = []
     for entry in found:
         title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        shown.append(
-            {
-                **{"id": entry.id, "title": title, "model": model},
-                "updated_at": one_line(entry.updated_at, 60),
-                "url": credentials.server.page(entry.id),
-                "thread_id": threads.get(entry.id),
-            }
-        )
+        shown.append({"id": entry.id, "title": title, "model": model})
+        shown[-1] |= {
+            "updated_at": one_line(entry.updated_at, 60),
+            "url": credentials.server.page(entry.id),
+            "thread_id": threads.get(entry.id),
+        }
         if not json_:
             updated = parse_time(entry.updated_at)
             when = age((now - updated).total_seconds()) if updated else ""
@@ -7632,9 +7640,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     if names and every:
         raise click.UsageError("Give either conversations or --all.")
     credentials = current_credentials()
-    asked = (
-        [] if every else [find_conversation(name, credentials.server) for name in names or [None]]
-    )
+    wanted = [] if every else names or [None]
+    asked = [find_conversation(name, credentials.server) for name in wanted]
 
     def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
         return branches_of(tree.conversation)[: None if every_branch else 1]
@@ -7732,11 +7739,14 @@ def rename(name: str | None, title: str | None) -> None:
     if not 0 < len(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
-    id = find_conversation(name, credentials.server, shared=False).id
-    call_server(
-        credentials, lambda *to: Client.change(*to, "PATCH", api_path(id), {"title": title})
-    )
-    click.echo(f"Renamed {id}: {one_line(title)}")
+    ref = find_conversation(name, credentials.server, shared=False)
+
+    async def work(client: Client, credentials: Credentials) -> None:
+        await settle(client, credentials, ref)
+        await client.change(credentials, "PATCH", api_path(ref.id), {"title": title})
+
+    call_server(credentials, work)
+    click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
 @huggingchat.command()
@@ -7751,9 +7761,15 @@ def share(name: str | None) -> None:
     """
     credentials = current_credentials()
     server = credentials.server
-    path = f"{chat_path(find_conversation(name, server, shared=False).id)}/share"
-    response = call_server(credentials, lambda *to: Client.change(*to, "POST", path, {}))
-    click.echo(server.shared_page(read_body(response, SharedConversation, server).share_id))
+    ref = find_conversation(name, server, shared=False)
+
+    async def work(client: Client, credentials: Credentials) -> SharedConversation:
+        await settle(client, credentials, ref)
+        path = f"{chat_path(ref.id)}/share"
+        response = await client.change(credentials, "POST", path, {})
+        return cast(SharedConversation, read_body(response, SharedConversation, server))
+
+    click.echo(server.shared_page(call_server(credentials, work).share_id))
 
 
 class ConversationTitle(Struct):
@@ -7797,6 +7813,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     async def delete_all(client: Client, credentials: Credentials) -> None:
         async def delete_one(ref: ConversationRef) -> bool:
             with contextlib.suppress(NotFound):
+                await settle(client, credentials, ref)
                 await client.change(credentials, "DELETE", api_path(ref.id))
                 return True
             return False
@@ -7849,10 +7866,11 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
 
     text = call_server(credentials, work)
     if output == DASH:
-        return echo_text(text)
-    may_write(output)
-    with replacing(output) as file:
-        file.write(text.encode())
+        echo_text(text)
+    else:
+        may_write(output)
+        with replacing(output) as file:
+            file.write(text.encode())
 
 
 def load_conversation(name: str) -> llm.Fragment:
@@ -7870,7 +7888,7 @@ def load_conversation(name: str) -> llm.Fragment:
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
     tree = run_in_background(lambda client: in_words(client, credentials, work))
     if not branches_of(tree.conversation):
-        raise HuggingChatError(f"{tree.page} has no answer yet.")
+        raise HuggingChatError(f"{tree.page} holds no answer yet.")
     return llm.Fragment(to_markdown(tree, for_model=True), source=tree.page)
 
 
@@ -8058,7 +8076,8 @@ def download(url: str, output: pathlib.Path | None) -> None:
         size = file.tell()
         file.seek(0)
         if output == DASH:
-            return shutil.copyfileobj(file, sys.stdout.buffer)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            return
         if output is None or output.is_dir():
             output = (output or pathlib.Path()) / _file_name(response, path)
         may_write(output)

@@ -59,7 +59,6 @@ import argparse
 import base64
 import contextlib
 import copy
-import hashlib
 import json
 import os
 import re
@@ -74,9 +73,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
@@ -84,8 +82,30 @@ from socketserver import ThreadingTCPServer
 from typing import Any, TextIO
 from urllib.parse import parse_qsl, quote, urlsplit
 
-Event = dict[str, Any]
-Message = dict[str, Any]
+from chat_ui_runs import (
+    PICTURE as PICTURE,
+)
+from chat_ui_runs import (
+    SAY,
+    TOOL_SERVERS,
+    Broken,
+    Conversation,
+    Message,
+    Prompt,
+    Question,
+    Refusal,
+    Run,
+    StopMarker,
+    Words,
+    dumps,
+    is_uuid,
+    now,
+    sha256,
+    stored_title,
+    tokens,
+    tool_name,
+    utf16_length,
+)
 
 # Each model: its id, then what it can do.
 CATALOGUE = """
@@ -107,14 +127,6 @@ CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 
 swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """
-TOOL_SERVERS = [
-    {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
-    {"name": "Hugging Face", "url": "https://hf.example/mcp"},
-]
-PICTURE = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
-)
-PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
 OVERRIDES = ("multimodal", "tools", "artifacts", "provider", "reasoningEffort", "reasoning")
 SETTINGS: dict[str, Any] = {f"{name}Overrides": {} for name in OVERRIDES}
@@ -122,86 +134,29 @@ SETTINGS |= {"activeModel": "omni", "streamingMode": "smooth", "billingOrganizat
 SETTINGS |= {"directPaste": False, "hapticsEnabled": True, "hidePromptExamples": {}}
 SETTINGS |= {"shareConversationsWithModelAuthors": True, "customPrompts": {}}
 SETTINGS |= {"customPromptsEnabled": {}}
-REFUSALS = {
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Conversation not found",
-    410: "Model not available anymore",
-    429: "You are sending too many messages. Try again later.",
-    500: "An error occurred",
-}
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
-DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
 AUDIO_TYPE = r"audio/(webm|ogg|wav|flac|mpeg|mp4|x-wav)"
-NEW_CHAT = "New Chat"
-KEEP_ALIVE = 0.1  # seconds between two keepAlive events
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
-LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 MAX_FILE, MAX_AUDIO = 10 * 1024 * 1024, 25 * 1024 * 1024
 
 
-# --- values --------------------------------------------------------------------------------------
-
-
-def now() -> str:
-    """The time as the server writes it."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def dumps(value: object) -> bytes:
-    """JSON as JavaScript writes it: no spaces, UTF-8, half an emoji as an escape."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def utf16(text: str) -> bytes:
-    """The text in the units that JavaScript counts: two bytes each."""
-    return text.encode("utf-16-le", "surrogatepass")
-
-
-def utf16_length(text: str) -> int:
-    """The length of a text as JavaScript counts it."""
-    return len(utf16(text)) // 2
-
-
-def whole(text: str) -> str:
-    """The text with emoji that were cut in two put together again."""
-    return utf16(text).decode("utf-16-le", "surrogatepass")
-
-
-def is_uuid(value: object) -> bool:
-    """Whether this is the text of a UUID."""
-    pattern = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-    return isinstance(value, str) and bool(re.fullmatch(pattern, value))
+# --- what tests see ------------------------------------------------------------------------------
 
 
 def model_entry(name: str, *able: str) -> dict[str, Any]:
     """A model as the server lists it, from its id and what it can do."""
     router, image = "router" in able, "image" in able
-    return {
-        "id": name,
-        "name": name,
-        **dict.fromkeys(("websiteUrl", "modelUrl", "datasetName", "datasetUrl")),
-        "displayName": "Omni" if router else name,
-        "description": "Routes your messages to the best model." if router else None,
-        **dict.fromkeys(("logoUrl", "promptExamples")),
-        "preprompt": "" if router else None,
-        "multimodal": image,
-        "multimodalAcceptedMimetypes": ["image/*"] if image else None,
-        "supportsTools": "tools" in able,
-        "supportsReasoning": "reasoning" in able,
-        "supportsArtifacts": False,
-        "unlisted": "unlisted" in able,
-        "hasInferenceAPI": False,
-        "isRouter": router,
-    }
+    unknown = ("websiteUrl", "modelUrl", "datasetName", "datasetUrl", "logoUrl", "promptExamples")
+    entry: dict[str, Any] = {"id": name, "name": name} | dict.fromkeys(unknown)
+    entry |= {"displayName": "Omni" if router else name, "preprompt": "" if router else None}
+    entry |= {"description": "Routes your messages to the best model." if router else None}
+    entry |= {"multimodal": image, "multimodalAcceptedMimetypes": ["image/*"] if image else None}
+    entry |= {"supportsTools": "tools" in able, "supportsReasoning": "reasoning" in able}
+    entry |= {"supportsArtifacts": False, "unlisted": "unlisted" in able}
+    return entry | {"hasInferenceAPI": False, "isRouter": router}
 
 
 @dataclass(frozen=True)
@@ -240,633 +195,6 @@ class Fault:
     done: bool = False
 
 
-SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
-
-
-class Words(dict[str, str]):
-    """The [[words]] of a prompt, with their values. What the model is to say has none."""
-
-    def __init__(self, prompt: str = "") -> None:
-        super().__init__(re.findall(r"\[\[(\w+)(?:=([^\]]*))?\]\]", SAY.sub("", prompt)))
-
-    def number(self, name: str, default: float) -> float:
-        return float(self.get(name) or default)
-
-    def numbers(self, name: str) -> list[int]:
-        return [int(part) for part in self.get(name, "").split(",") if part]
-
-    def times(self, name: str, default: float) -> tuple[str, float]:
-        """A word's value and how often it holds: `before*3` is before, three times."""
-        value, _, times = self.get(name, "").partition("*")
-        return value, float(times or default)
-
-
-# --- the store -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StopMarker:
-    """That somebody asked for an answer to stop."""
-
-    at: float
-    generation_id: str | None
-    seen: int | None
-
-
-@dataclass
-class Question:
-    """What a tool asks the person."""
-
-    request: dict[str, Any]
-    action: str | None = None
-    content: dict[str, Any] | None = None
-
-    def resolved(self, resolution: str = "user") -> Event:
-        """The event that says what became of it."""
-        event = {"type": "elicitation", "subtype": "resolved", "action": self.action or "cancel"}
-        event |= {"elicitationId": self.request["elicitationId"], "resolution": resolution}
-        return event | ({"content": self.content} if self.content is not None else {})
-
-
-@dataclass
-class Conversation:
-    """A conversation as it is stored."""
-
-    id: str
-    session: str  # whose it is: the user's name, or the session cookie's value
-    model: str
-    preprompt: str
-    messages: list[Message]
-    title: str = NEW_CHAT
-    updated_at: str = field(default_factory=now)
-    from_share: str | None = None
-    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash: type, content
-    words: Words = field(default_factory=Words)  # of all its messages
-    stop: StopMarker | None = None
-
-    def as_json(self, shared: bool = False) -> dict[str, Any]:
-        """The conversation as the server gives it."""
-        return {
-            "messages": copy.deepcopy(self.messages),
-            "title": self.title,
-            "model": self.model,
-            "preprompt": self.preprompt,
-            "rootMessageId": self.messages[0]["id"],
-            "id": self.id,
-            "updatedAt": self.updated_at,
-            "modelId": self.model,
-            "shared": shared,
-            "deployedSpaces": None,
-        }
-
-    def grow(
-        self, data: dict[str, Any], text: str, files: list[tuple[str, str, bytes]]
-    ) -> tuple[list[Message], Message, Message]:
-        """A copy of the tree with a new question and an empty answer, and those two."""
-        messages = copy.deepcopy(self.messages)
-        by_id = {message["id"]: message for message in messages}
-
-        def add(parent: Message, **fields: Any) -> Message:
-            times = {"createdAt": now(), "updatedAt": now()}
-            ancestors = [*parent["ancestors"], parent["id"]]
-            ids = {"ancestors": ancestors, "id": str(uuid.uuid4()), "children": []}
-            messages.append(fields | times | ids)
-            parent["children"].append(messages[-1]["id"])
-            return messages[-1]
-
-        place = by_id.get(data["id"])
-        retry = data.get("is_retry", False)
-        if not place:
-            raise Refusal(404, "Message not found") if retry else Refusal(500)
-        if retry and place["from"] == "assistant":
-            question = by_id[place["ancestors"][-1]]
-        elif retry and (place["from"] != "user" or not text):
-            raise Refusal(500, "Failed to create message")
-        else:
-            stored = [
-                {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
-                for name, mime, content in files
-            ]
-            parent = by_id[place["ancestors"][-1]] if retry else place
-            question = add(parent, **{"from": "user", "content": text, "files": stored})
-        answer = add(question, **{"from": "assistant", "content": ""})
-        answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
-        return messages, question, answer
-
-    def seen(self, messages: list[Message], question: Message, images: bool) -> Iterator[Event]:
-        """What a model sees of the way from the root to the question, images if it can."""
-        for message in messages[1:]:
-            if message["id"] not in (*question["ancestors"], question["id"]):
-                continue
-            text, pictures = re.sub(r"(?s)<think>.*?</think>", "", message["content"]).strip(), 0
-            if message["from"] == "user":
-                text = message["content"]
-                for stored in reversed(message["files"]):
-                    mime, content = self.files[stored["value"]]
-                    pictures += mime.startswith("image/") and images
-                    if mime.startswith("text/") or mime in DOCUMENT_TYPES:
-                        head = f'<document name="{self.id}-{stored["value"]}" type="{mime}">'
-                        document = content.decode(errors="replace")
-                        text = f"{head}\n{document}\n</document>\n\n{text}"
-            if text or message["from"] == "user":
-                yield {"role": message["from"], "content": text, "images": pictures}
-
-
-# --- the model -----------------------------------------------------------------------------------
-
-
-class ModelFailed(Exception):
-    """The model's host answered with an error."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.event: Event = {"type": "status", "status": "error", "message": message}
-        if status:
-            self.event["statusCode"] = status
-
-
-class NoAnswer(Exception):
-    """The run ends without a final answer."""
-
-
-class Stopped(Exception):
-    """Somebody asked for the answer to stop."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a model is given."""
-
-    words: Words
-    seen: list[dict[str, str]]  # the messages, as role and content
-    images: int
-    tools: list[str]  # names of the tool servers
-    model: dict[str, Any]
-
-
-def tokens(prompt: Prompt) -> list[str]:
-    """What the model says, token by token."""
-    words = prompt.words
-    if "tokens" in words:
-        return [f"w{index} " for index in range(int(words["tokens"]))]
-    if "think" in words:
-        return ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."]
-    if "unicode" in words:
-        return [
-            *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
-            *("\nnew\u2028line", " next\u0085line", " 😀"),
-        ]
-    if "surrogates" in words:
-        return ["Look: ", "\ud83d", "\ude00", " there"]
-    asked = "\n".join(message["content"] for message in prompt.seen if message["role"] == "user")
-    if texts := SAY.findall(asked):
-        turn = sum(message["role"] == "assistant" for message in prompt.seen)
-        return re.findall(r"(?s).{1,7}", texts[min(turn, len(texts) - 1)])
-    if "json" in words:
-        return ["```json\n", '{"name": "Rex", "age": 4}', "\n```"]
-    if "history" in words:
-        return [json.dumps(prompt.seen)]
-    if "images" in words:
-        return [f"I see {prompt.images} image(s)."]
-    return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
-
-
-def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
-    """The events of an answer, in the order in which the model gives them.
-
-    It is sent what became of a question that it waits for.
-    """
-    words, tools = prompt.words, prompt.tools
-    if "err" in words:
-        raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
-    if "reasoning_events" in words:
-        yield {"type": "reasoning", "subtype": "status", "status": "Started reasoning..."}
-        for token in ("Let me", " think."):
-            yield {"type": "reasoning", "subtype": "stream", "token": token}
-        yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
-    said = [] if "empty" in words else tokens(prompt)
-    end_of_thoughts = ""
-    if "reason" in words or ("tools" in words and tools):
-        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
-            yield text_event(token)
-        end_of_thoughts = "</think>"
-    if "elicit" in words or "elicit_ends" in words:
-        yield from asking(prompt)
-        return
-    if tools and {"tool", "tools", "tool_error"} & set(words):
-        text, fails = "Let me look that up.", "tool_error" in words
-        yield text_event(end_of_thoughts + text)
-        yield from tool_call(tools[0], text, fails)
-        said = ["The", " tool", " failed."] if fails else ["The", " tool", " said: ", RESULTS]
-        if "tools" in words:
-            yield text_event("One more.")
-            yield from tool_call(tools[-1], "One more.", progress=True)
-        end_of_thoughts = ""
-    said = [end_of_thoughts + "".join(said[:1]), *said[1:]] if end_of_thoughts else said
-    if "unstreamed" in words:
-        yield {"type": "finalAnswer", "text": whole("".join(said)), "interrupted": False}
-        return
-    for index, token in enumerate(said):
-        if "die" in words and index == int(words["die"]):
-            raise NoAnswer
-        if "file" in words and index == len(said) // 2:
-            sha = sha256(PICTURE)
-            yield {"type": "file", "name": "picture.png", "sha": sha, "mime": "image/png"}
-        yield text_event(token)
-
-
-def text_event(token: str) -> Event:
-    return {"type": "stream", "token": token}
-
-
-def tool_name(server: str) -> str:
-    """The one tool of a tool server: `Web Search (Exa)` has `web_search_exa`."""
-    return re.sub(r"\W+", "_", server.lower()).strip("_")
-
-
-RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
-
-
-def tool_call(
-    server: str, text: str, fails: bool = False, progress: bool = False
-) -> Iterator[Event]:
-    """A tool is called, and answers."""
-    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
-    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    raw = {"originalId": "call_1", "argumentsRaw": '{"query": "chat-ui"}', "content": text}
-    yield base | {"subtype": "call", "call": call} | raw
-    yield base | {"subtype": "eta", "eta": 10}
-    if progress:
-        yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
-    if fails:
-        yield base | {"subtype": "error", "message": "The tool could not be reached"}
-        return
-    content = [{"type": "text", "text": RESULTS}]
-    output = {"text": RESULTS, "structured": {"result": RESULTS}, "content": content}
-    result = {"status": "success", "call": call, "outputs": [output], "display": True}
-    yield base | {"subtype": "result", "result": result}
-
-
-CITY = [{"kind": "string", "name": "city", "title": "City", "required": True}]
-
-
-def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
-    """A tool is called, and asks the person something."""
-    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    call = {"name": "ask", "parameters": {}}
-    yield text_event("Let me ask.")
-    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
-    yield base | {"subtype": "eta", "eta": 10}
-    server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
-    request: Event = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
-    request |= {"message": "Which city do you mean?", "fields": CITY}
-    event = {"type": "elicitation", "subtype": "request", "request": request}
-    asked = yield event | {"toolUuid": base["uuid"]}
-    if "elicit_ends" in prompt.words:
-        raise NoAnswer
-    yield from answered(base["uuid"], asked)
-
-
-def answered(tool: str, asked: Question | None) -> Iterator[Event]:
-    """The tool gives back what the person said, and the model repeats it."""
-    given = asked.resolved() if asked else {"action": "cancel"}
-    said = f"{given['action']} {json.dumps(given.get('content', {}))}"
-    output = {"text": said, "content": [{"type": "text", "text": said}]}
-    result = {"status": "success", "call": {"name": "ask", "parameters": {}}, "display": True}
-    base = {"type": "tool", "subtype": "result", "uuid": tool}
-    yield base | {"result": result | {"outputs": [output]}}
-    for token in ("The", " person", " said: ", said):
-        yield text_event(token)
-
-
-# Lines that a reader of the stream has to live with, one between every two tokens.
-NOISE = [
-    b'{"type":"somethingNew","value":1}\n',
-    b"this is not JSON\n",
-    b"\n",
-    b'[{"type":"stream","token":"not an event"}]\n',
-    b'{"type":"status","status":"somethingNew"}\n',
-    b'"a string"\n{}\n   \n{"type":"stream"}\n{"type":null}\n',
-]
-
-
-# --- runs ----------------------------------------------------------------------------------------
-
-
-class Run:
-    """One answer being written. It goes on when its reader leaves.
-
-    `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
-    come back get. `messages` is the run's own copy of the conversation, as it was when the message
-    arrived, with the question and an empty answer. When its first reader leaves, and `store_delay`
-    after `finished`, the whole copy is written over whatever came in between; only then do the
-    stream and the log end. The real server does the same (`persistConversation` in
-    src/routes/conversation/[id]/+server.ts of chat-ui).
-    """
-
-    def __init__(
-        self,
-        chat: ChatUI,
-        conversation: Conversation,
-        messages: list[Message],
-        answer: Message,
-        prompt: Prompt,
-    ) -> None:
-        self.conversation = conversation
-        self.generation_id: str = answer["generationId"]
-        self.words = prompt.words
-        self.changed = threading.Condition()
-        self.wire: list[tuple[str, bytes]] = []
-        self.log: list[Event] = []
-        self.state = "running"
-        self.resumes = 0  # how often its log was asked for
-        self.text = ""
-        self._chat = chat
-        self._messages, self._answer = messages, answer
-        self._prompt = prompt
-        self._ending = False  # all that is still to come is a title, and the storing
-        self._known_title = conversation.title  # it is written back too
-        self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
-        self._round = ""  # what came after the last tool
-        self._updates: list[Event] = []
-        self._final = False  # the final answer came
-        self._tail: Event | None = None  # the event of the log that is still growing
-        self._tail_size, self._tail_since = 0, 0.0
-        self._started = self._next_alive = time.monotonic()
-        self._stop = threading.Event()
-        self.thread = threading.Thread(target=self._write, daemon=True)
-        chat.all_runs.append(self)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
-        """Everything for the first reader, as it comes, up to the moment of storing.
-
-        `left` tells whether the reader has gone away: Broken is raised then.
-        """
-        index, state = 0, "running"
-        while state == "running":
-            with self.changed:
-                if len(self.wire) == index and self.state == "running":
-                    self.changed.wait(0.05)
-                lines, state = self.wire[index:], self.state
-            yield from lines
-            index += len(lines)
-            if not lines and left():
-                raise Broken
-
-    def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
-        """The log after an event's number, if need be after a wait for more; and the state."""
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.log) > after or self.state != "running", timeout)
-            return self.log[after:], self.state
-
-    def wait_until_stored(self) -> None:
-        """Wait until the answer is stored, if it has ended."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.state != "running" or not self._ending, 30)
-
-    def reader_left(self) -> None:
-        """Store all there is, as the server does when the first reader leaves."""
-        with self._chat.lock, self.changed:
-            if self.state == "running":
-                self._write_back()
-
-    def _write(self) -> None:
-        state, asked = "completed", False
-        self._tell({"type": "status", "status": "started"})
-        try:
-            asked = self._speak()
-            self._metadata()
-            self._chat.closing.wait(self.words.number("title_delay", 0))
-            self._title()
-            if not self.text and not self._final and not asked:
-                raise ModelFailed("No output was generated. Something went wrong.")
-        except Stopped:
-            state = "interrupted"
-            self._metadata()
-            self._title()
-            self._cut_at_what_was_seen()
-            self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
-        except ModelFailed as failure:
-            state = "error"
-            self._title()
-            self._tell(failure.event)
-        if state != "error":
-            self._tell({"type": "status", "status": "finished"})
-        while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
-            pass
-        self._chat.closing.wait(self.words.number("store", self._chat.store_delay))
-        with self._chat.lock, self.changed:
-            if "gone_incomplete" in self.words:
-                self.text = self.text[: len(self.text) // 2]
-                self._updates = self._updates[: len(self._updates) // 2]
-                self._answer.pop("interrupted", None)
-            self._write_back()
-            if state == "interrupted":
-                self.conversation.stop = None
-            self.state = state
-            self.changed.notify_all()
-
-    def _speak(self) -> bool:
-        """Let the model speak. True if it stopped to ask the person something."""
-        words, delay = self.words, self.words.number("delay", self._chat.delay)
-        noise = deque(NOISE if "noise" in words else [])
-        self._pause(0)
-        if "title_first" in words:
-            self._title()
-        self._pause(words.number("wait", 0))
-        while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
-            self._pause(0.02)
-        if self._prompt.model["isRouter"] or "router" in words:
-            self._tell(self._route())
-        if self._prompt.tools:
-            self._metadata()
-        event: Event = {}
-        left = words.number("delete", 1) if "delete" in words else float("inf")
-        try:
-            speech, outcome = script(self._prompt), None
-            while True:
-                event = speech.send(outcome)
-                outcome = self._ask(event) if event.get("subtype") == "request" else None
-                if event.get("subtype") != "request":
-                    self._tell(event)
-                if event.get("subtype") in ("result", "error"):
-                    self._tell(PROVIDER)  # once for every round
-                left -= event["type"] == "stream"
-                if left <= 0:
-                    self._chat.conversations.pop(self.conversation.id, None)
-                self._pause(delay if "token" in event or "progress" in event else 0)
-                if noise:
-                    self._put("noise", noise.popleft())
-        except NoAnswer:
-            self._answer["content"] = whole(self.text)
-            return event.get("type") == "elicitation"
-        except StopIteration:
-            pass
-        if self.text and event["type"] != "finalAnswer":
-            text = whole(self._round).rstrip()
-            self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
-        return False
-
-    def _ask(self, event: Event) -> Question | None:
-        """Tell a question; wait for its answer, unless the run ends with it."""
-        expires = time.time() + self._chat.elicitation_timeout
-        asked = Question(event["request"])
-        self._chat.elicitations[asked.request["elicitationId"]] = asked
-        waits = "elicit_ends" not in self.words
-        self._tell(event | ({"expiresAt": int(1000 * expires)} if waits else {}))
-        while waits and asked.action is None and time.time() < expires:
-            self._pause(0.02)
-        if waits:
-            self._tell(asked.resolved("user" if asked.action else "expired"))
-        return asked if waits else None
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, giving signs of life; raise Stopped if somebody asked for that."""
-        end = time.monotonic() + seconds
-        while True:
-            time_now = time.monotonic()
-            if self._stop.is_set() or (self.conversation.stop and time_now - self._started > 0.3):
-                raise Stopped
-            if time_now >= self._next_alive:
-                self._put("status", dumps({"type": "status", "status": "keepAlive"}) + b"\n")
-                self._next_alive = time_now + KEEP_ALIVE
-            with self.changed:
-                if time_now - self._tail_since > LOG_SECONDS:
-                    self._seal()
-            if time_now >= end:
-                return
-            self._stop.wait(min(end, self._next_alive) - time_now)
-
-    def _put(self, kind: str, line: bytes) -> None:
-        with self.changed:
-            self.wire.append((kind, line))
-            self.changed.notify_all()
-
-    def _tell(self, event: Event) -> None:
-        """Send, log and store an event."""
-        with self.changed:
-            self._store(event)
-            self._note(event)
-            self._final |= event["type"] == "finalAnswer"
-            self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
-        kind = event["type"]
-        if kind == "stream":  # padded, so that the sizes of packets tell nothing
-            event = event | {"token": event["token"] + "\0" * (16 - utf16_length(event["token"]))}
-        self._put(kind, dumps(event) + b"\n")
-        if kind == "finalAnswer":
-            self._put("padding", b" " * 4096)
-
-    def _note(self, event: Event) -> None:
-        """Log an event. Tokens of one kind that come together become one event."""
-        tail = self._tail
-        if tail and "token" in event and tail["type"] == event["type"]:
-            tail["token"] = whole(tail["token"] + event["token"])
-            self._tail_size += 1
-        else:
-            self._seal()
-            self._tail, self._tail_size, self._tail_since = dict(event), 1, time.monotonic()
-        if "token" not in event or self._tail_size >= LOG_TOKENS:
-            self._seal()
-
-    def _seal(self) -> None:
-        """Show the newest event of the log to readers: it grows no more."""
-        if self._tail:
-            self.log.append(self._tail)
-            self._tail = None
-            self.changed.notify_all()
-
-    def _store(self, event: Event) -> None:
-        """Let an event leave its mark on the answer message."""
-        answer, kind = self._answer, event["type"]
-        answer["updatedAt"] = now()
-        if kind == "stream":
-            self.text += event["token"]
-            self._round += event["token"]
-            event = {"type": "stream", "token": "", "len": utf16_length(event["token"])}
-        elif kind == "reasoning" and "token" in event:
-            answer["reasoning"] = answer.get("reasoning", "") + event["token"]
-        elif kind == "tool" and event["subtype"] in ("result", "error"):
-            self._round = ""
-        elif kind == "title":
-            self._known_title = self.conversation.title = stored_title(event["title"])
-            self.conversation.updated_at = now()
-        elif kind == "file":
-            stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
-            answer["files"] = [*answer.get("files", []), stored | {"mime": event["mime"]}]
-            self.conversation.files[event["sha"]] = (event["mime"], PICTURE)
-        elif kind == "routerMetadata":
-            answer["routerMetadata"] = {"route": "", "model": ""} | answer.get("routerMetadata", {})
-            answer["routerMetadata"].update({key: value for key, value in event.items() if value})
-            del answer["routerMetadata"]["type"]
-            event = event | {"provider": event.get("provider")}
-        elif kind == "finalAnswer":
-            answer["interrupted"] = event["interrupted"]
-            answer["content"] = self._with_earlier_rounds(event["text"])
-        self._updates.append(event)
-
-    def _with_earlier_rounds(self, final: str) -> str:
-        """The whole answer: a final answer leaves out what was said before the last tool."""
-        said = whole(self.text)
-        if not said or not any(update["type"] == "tool" for update in self._updates):
-            return final
-        if said.endswith(final):
-            return said
-        return final if final.startswith(said) else f"{said}\n\n{final}"
-
-    def _cut_at_what_was_seen(self) -> None:
-        """A stop says how much of the answer was seen: the rest is dropped."""
-        text, marker = whole(self.text), self.conversation.stop
-        if marker and marker.generation_id == self.generation_id and marker.seen is not None:
-            text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
-        self.text = text
-
-    def _title(self) -> None:
-        """Give the conversation its title, once."""
-        if self._title_due:
-            self._title_due = False
-            question = next(m["content"] for m in self._messages if m["from"] == "user")
-            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
-            self._tell({"type": "title", "title": title})
-
-    def _metadata(self) -> None:
-        """Say who runs the model, once."""
-        if not self._answer.get("routerMetadata", {}).get("provider"):
-            self._tell(PROVIDER)
-
-    def _route(self) -> Event:
-        """Say which model the router chose."""
-        route, model = "default", "zai-org/GLM-4.6"
-        if self._prompt.tools:
-            route, model = "agentic", "moonshotai/Kimi-K2.6"
-        if self._prompt.images:
-            route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
-        return {"type": "routerMetadata", "route": route, "model": model}
-
-    def _write_back(self) -> None:
-        """Store the whole conversation as this run knows it, over what there is."""
-        self._seal()
-        if not self._final:
-            self._answer["content"] = whole(self.text)
-        self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
-        for message in self._messages:
-            message.setdefault("updates", [])
-        self.conversation.messages = copy.deepcopy(self._messages)
-        self.conversation.title = self._known_title
-        self.conversation.updated_at = now()
-
-
-def stored_title(title: str) -> str:
-    """A title as it is stored: without tags of thinking."""
-    return re.sub(r"</?think>", "", title, flags=re.I).strip()
-
-
-# --- what tests see ------------------------------------------------------------------------------
-
-
 @dataclass(repr=False)
 class ChatUI:
     """The server, its state, and what it has seen. A context manager: leaving it closes it."""
@@ -875,7 +203,7 @@ class ChatUI:
     login_required: bool = False
     # Who is logged in: the cookie `hf-chat` to the user's name and the cookie `token` (or None).
     sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    models: Sequence[dict[str, Any]] = ()  # if none are given, those of CATALOGUE
+    models: list[dict[str, Any]] = field(default_factory=list)  # or else those of CATALOGUE
     delay: float = 0.002  # seconds a token
     mcp_servers: Sequence[dict[str, str]] = tuple(TOOL_SERVERS)
     # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or not.
@@ -893,7 +221,7 @@ class ChatUI:
         models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
         if self.models:
             models = [model_entry(model["id"], "tools") | model for model in self.models]
-        self.models: list[dict[str, Any]] = models
+        self.models = models
         self.minute = 60.0
         # What the login provider knows: a session can be made from these tokens, unless
         # `login_wants` is "consent" (a page) or an address to go to instead.
@@ -1078,21 +406,6 @@ class Server(ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
-class Broken(Exception):
-    """The connection is to be broken off here."""
-
-
-class Refusal(Exception):
-    """An answer that says no."""
-
-    def __init__(self, status: int, message: str | None = None) -> None:
-        super().__init__(status)
-        self.status = status
-        self.body = {"message": message or REFUSALS.get(status, "Invalid request")}
-        if self.body["message"] == REFUSALS[500]:
-            self.body["errorId"] = str(uuid.uuid4())
-
-
 @dataclass(frozen=True)
 class Reply:
     """An answer."""
@@ -1111,23 +424,7 @@ def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
 FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a multipart body."""
-
-    name: str
-    filename: str
-    mime: str
-    content: bytes
-
-    def decoded(self) -> tuple[str, str, bytes]:
-        """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
-        kind, _, name = self.filename.partition(";")
-        if kind != "base64":
-            return name or kind, self.mime, self.content
-        letters = re.sub(rb"[^A-Za-z0-9+/]", b"", self.content)
-        letters = letters[:-1] if len(letters) % 4 == 1 else letters
-        return name, self.mime, base64.b64decode(letters + b"=" * (-len(letters) % 4))
+Part = tuple[str, str, str, bytes]  # of a multipart body: name, file name, type, content
 
 
 def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
@@ -1136,12 +433,23 @@ def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
         return
     for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
         head, _, content = piece.partition(b"\r\n\r\n")
-        text = head.decode(errors="replace")
-        name = re.search(r'[; ]name="([^"]*)"', text)
-        filename = re.search(r'filename="((?:\\.|[^"\\])*)"', text)
-        mime = re.search(r"content-type: *([^\r\n]+)", text, re.I)
-        unquoted = re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename[1]) if filename else ""
-        yield Part(name[1] if name else "", unquoted, mime[1].strip() if mime else "", content)
+        patterns = (
+            r'[; ]name="([^"]*)"',
+            r'filename="((?:\\.|[^"\\])*)"',
+            r"(?i)content-type: *([^\r\n]+)",
+        )
+        found = [re.search(pattern, head.decode(errors="replace")) for pattern in patterns]
+        name, filename, mime = [match[1] if match else "" for match in found]
+        yield name, re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename), mime.strip(), content
+
+
+def decoded(part: Part) -> tuple[str, str, bytes]:
+    """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
+    _, filename, mime, content = part
+    letters = re.sub(rb"[^A-Za-z0-9+/]", b"", content)
+    letters = letters[:-1] if len(letters) % 4 == 1 else letters
+    decoded = base64.b64decode(letters + b"=" * (-len(letters) % 4))
+    return filename.removeprefix("base64;"), mime, decoded
 
 
 class Chunks:
@@ -1242,7 +550,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = list(parse_multipart(headers.get("content-type", ""), body))
         data = None
         with contextlib.suppress(StopIteration, ValueError):
-            data = json.loads(next(part.content for part in parts if part.name == "data"))
+            data = json.loads(next(content for name, *_, content in parts if name == "data"))
         return Request(
             method=self.command,
             path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
@@ -1251,7 +559,7 @@ class Handler(BaseHTTPRequestHandler):
             cookies={name: value for name, _, value in cookies if name},
             body=body,
             data=data if isinstance(data, dict) else None,
-            files=[part.decoded() for part in parts if part.name == "files"],
+            files=[decoded(part) for part in parts if part[0] == "files"],
             connection=self.number,
             number=number,
             at=time.monotonic(),
@@ -1730,23 +1038,24 @@ class Handler(BaseHTTPRequestHandler):
         """The checked parts of a message."""
         content_type, data = self.call.headers.get("content-type", ""), self.call.data or {}
         parts = list(parse_multipart(content_type, self.call.body))
-        if "form" in content_type and not any(part.name == "data" for part in parts):
+        if "form" in content_type and not any(name == "data" for name, *_ in parts):
             raise Refusal(400)
-        lists = ("selectedMcpServerNames", "selectedMcpServers")
+        names = data.get("selectedMcpServerNames", [])
         sound = (
             is_uuid(data.get("id"))
-            and ("generationId" not in data or is_uuid(data["generationId"]))
-            and ("inputs" not in data or (isinstance(data["inputs"], str) and data["inputs"] != ""))
+            and is_uuid(data.get("generationId", data.get("id")))
+            and isinstance(data.get("inputs", "-"), str)
+            and data.get("inputs", "-") != ""
             and isinstance(data.get("is_retry", False), bool)
             and isinstance(data.get("timezone", ""), str)
-            and all(isinstance(data.get(name, []), list) for name in lists)
-            and all(isinstance(name, str) for name in data.get(lists[0], []))
-            and all({"name", "url"} <= set(server) for server in data.get(lists[1], []))
+            and isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and all({"name", "url"} <= set(each) for each in data.get("selectedMcpServers", []))
         )
-        files = [part for part in parts if part.name == "files" and part.content]
-        if not sound or any(not file.filename.startswith("base64;") for file in files):
+        files = [part for part in parts if part[0] == "files" and part[3]]
+        if not sound or any(not filename.startswith("base64;") for _, filename, *_ in files):
             raise Refusal(500)
-        return data, [part.decoded() for part in files]
+        return data, [decoded(part) for part in files]
 
     def faulty_send(self, words: Words, key: tuple[str, str, str]) -> Reply | None:
         """What a word makes of a message that is not to arrive."""
@@ -1785,7 +1094,8 @@ class Handler(BaseHTTPRequestHandler):
         seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
         way = list(conversation.seen(messages, question, model["multimodal"]))
         images = sum(message.pop("images") for message in way)
-        return Prompt(Words(question["content"]), seen + way, images, tools, model)
+        prompt = Prompt(Words(question["content"]), seen + way, images, tools, model)
+        return replace(prompt, said=tokens(prompt))
 
     def left(self) -> bool:
         """Whether the client has closed the connection."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import cli
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
@@ -23,8 +24,8 @@ import llm_huggingchat
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-# What needs signals, links, pipes or a file's mode.
-collect_ignore = ["test_interrupt.py", "test_privacy.py"] if sys.platform == "win32" else []
+# What needs a terminal, a signal, a pipe or a file's mode.
+collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
 
 
 # --- every test -----------------------------------------------------------------------
@@ -39,16 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.block_network(allowed_hosts=LOOPBACK))
 
 
-def reset() -> None:
-    """Let the plugin forget its sessions and connections, as in a new process."""
-    if hasattr(llm_huggingchat, "reset"):
-        llm_huggingchat.reset()
-        return
-    llm_huggingchat._background.close()
-    for name in ("_made_up", "_successors", "_gates"):
-        getattr(llm_huggingchat, name).clear()
-
-
 @pytest.fixture(autouse=True)
 def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
     """llm's directory for this test: no keys, no cache, no logs. No variable is set."""
@@ -58,7 +49,7 @@ def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
     yield path
-    reset()
+    llm_huggingchat.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +90,35 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "read_timeout": 0.35,
         "reconnect_timeout": 1.0,
-        "backoff": (0.01, 0.02, 0.05, 0.05, 0.05, 0.05),
+        "backoff": (0.01, 0.02, 0.05),
         "look_again": 0.02,
     }.items():
         monkeypatch.setattr(llm_huggingchat.limits, name, value)
     monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)
+
+
+@pytest.fixture
+def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody with an empty home and no screen, whose failed calls are repeated at once."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "DBUS_SESSION_BUS_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+
+
+@pytest.fixture
+def accounts(server: ChatUI) -> ChatUI:
+    """A server that wants a login; ada and bob have one, but nobody is logged in here."""
+    server.login_required = True
+    server.sessions = {cli.SESSION: ("ada", cli.TOKEN), "s-bob": ("bob", "t-bob")}
+    server.tokens[cli.TOKEN] = "ada"
+    return server
+
+
+@pytest.fixture
+def logged_in(accounts: ChatUI) -> ChatUI:
+    """The same server, with ada's cookies in the key store."""
+    cli.command("login", input=cli.COOKIES)
+    return accounts

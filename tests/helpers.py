@@ -8,11 +8,9 @@ import contextlib
 import functools
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,12 +77,9 @@ both = pytest.mark.parametrize(
 @functools.cache
 def empty_logs() -> bytes:
     """llm's logs as they are when new: making them takes longer than all else in a test."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "logs.db"
-        db = sqlite_utils.Database(path)
-        llm.migrations.migrate(db)
-        db.close()
-        return path.read_bytes()
+    db = sqlite_utils.Database(memory=True)
+    llm.migrations.migrate(db)
+    return bytes(db.conn.serialize())
 
 
 def make_logs() -> None:

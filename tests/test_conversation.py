@@ -16,7 +16,6 @@ import llm
 import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
-from conftest import reset
 from helpers import (
     LLAMA,
     NEVER,
@@ -42,6 +41,8 @@ from helpers import (
     wait_for,
 )
 from llm.parts import Message, TextPart
+
+from llm_huggingchat import reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -149,15 +150,8 @@ async def test_conversation_objects_continue(server: ChatUI) -> None:
     for prompt in ("one", "two", "three"):
         sync.prompt(prompt).text()  # where a loop runs, too
         await asynchronous.prompt(prompt).text()
-    line = {"one": {"two": {"three": {}}}}
+    line: dict[str, Any] = {"one": {"two": {"three": {}}}}
     assert [tree(server, id) for id in server.conversations] == [line, line]
-
-
-@both
-def test_chain_given_as_messages_continues(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask("one")
-    ask(messages=[*first.prompt.messages, *first.messages(), llm.user("two")])
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
 
 
 def test_sync_async_and_sync_again(server: ChatUI) -> None:
@@ -169,7 +163,7 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
     run("-c", "--async", "two")
     run("-c", "three")
     run("-c", "--async", "four")
-    line = {"one": {"two": {"three": {"four": {}}}}}
+    line: dict[str, Any] = {"one": {"two": {"three": {"four": {}}}}}
     assert [tree(server, id) for id in server.conversations] == [line, line]
 
 
@@ -246,14 +240,6 @@ def test_answer_whose_id_cannot_be_had_is_given_and_found_next_time(
     assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
 
 
-def test_logged_answer_without_id_is_found_again(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one [[nofetch]]")
-    only_conversation(server).words.clear()
-    run("-c", "two")
-    run("-c", "three")
-    assert tree(server, only_conversation(server).id) == {"one [[nofetch]]": {"two": {"three": {}}}}
-
-
 async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) -> None:
     first = llm.get_async_model("hf-llama").prompt("one")
     await first
@@ -308,7 +294,7 @@ def test_change_of_the_model_that_meets_a_fault_is_tried_again(
 
 
 async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
-    """What counts is the conversation's model now, not that of the answer to go on from."""
+    """What counts is the conversation's model now, not that of the answer to continue after."""
     llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
     first = llama.prompt("one")
     await first
@@ -317,16 +303,6 @@ async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
     assert only_conversation(server).model == QWEN
     await (await first.reply("three")).text()
     assert only_conversation(server).model == LLAMA
-
-
-def test_another_model_on_the_command_line(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("-c", "-m", "hf-qwen", "two")
-    run("-c", "three")
-    conversation = only_conversation(server)
-    assert tree(server, conversation.id) == {"one": {"two": {"three": {}}}}
-    patches = [request.body for request in server.log if request.method == "PATCH"]
-    assert json.loads(patches[0]) == {"model": QWEN}
 
 
 def test_model_that_was_chosen_on_the_web_page_is_told(
@@ -505,7 +481,7 @@ def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(
         ask_sync(None, after=first, retry=True)
     ask_sync("two", after=first)
     for told in (str(error.value), *caplog.messages):
-        assert "answer to go on from" in told
+        assert "answer to continue after" in told
         assert "no such conversation" not in told
     assert len(server.messages(old)) == 1
     assert len(server.conversations) == 2

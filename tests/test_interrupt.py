@@ -11,7 +11,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import llm
 import pytest
@@ -225,26 +226,34 @@ def test_ctrl_c_while_nothing_was_sent(server: ChatUI) -> None:
     assert ask_sync("hello").text() == "You said: hello"
 
 
-async def _read(prompt: str) -> None:
-    async for _ in llm.get_async_model("hf-llama").prompt(prompt):
-        pass
+Begun = Callable[[str], object]
 
 
-async def _wait_for_each_piece(prompt: str) -> None:
-    pieces = llm.get_async_model("hf-llama").prompt(prompt).__aiter__()
+async def _read(begun: Begun) -> None:
+    async for piece in llm.get_async_model("hf-llama").prompt(STALLED):
+        begun(piece)
+
+
+async def _wait_for_each_piece(begun: Begun) -> None:
+    pieces = llm.get_async_model("hf-llama").prompt(STALLED).__aiter__()
     while True:
-        await asyncio.wait_for(pieces.__anext__(), NEVER)
+        begun(await asyncio.wait_for(pieces.__anext__(), NEVER))
 
 
-async def _between_two_pieces(prompt: str) -> None:
-    async for _ in llm.get_async_model("hf-llama").prompt(prompt):
+async def _between_two_pieces(begun: Begun) -> None:
+    async for piece in llm.get_async_model("hf-llama").prompt(LONG):
+        begun(piece)
         await asyncio.sleep(NEVER)
 
 
 @pytest.mark.parametrize("program", [_read, _wait_for_each_piece, _between_two_pieces])
-def test_ctrl_c_in_an_async_prompt(server: ChatUI, program: Callable[[str], object]) -> None:
-    with ctrl_c(lambda: speaks(server)):
-        asyncio.run(program(LONG))  # type: ignore[arg-type]
+def test_ctrl_c_in_an_async_prompt(
+    server: ChatUI, program: Callable[[Begun], Coroutine[Any, Any, None]]
+) -> None:
+    """At a moment when no piece comes: there, wait_for of Python 3.11 loses a cancel."""
+    given: list[str] = []
+    with ctrl_c(lambda: given):
+        asyncio.run(program(given.append))
     wait_for(lambda: interrupted(server))
 
 
@@ -390,7 +399,7 @@ def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
     server.faults["POST", "/conversation/*"] = [no]
     process = command(server, "-c", "two")
     assert process.stderr
-    assert "wants a pause; waiting, for 600 seconds" in process.stderr.readline()
+    assert "asks for a pause; waiting, for 600 seconds" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     aborts(process)
     assert len(sends(server)) == 2

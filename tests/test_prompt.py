@@ -107,12 +107,6 @@ def test_requests_say_where_they_come_from_and_what_they_take(
     assert {request.headers["accept-encoding"] for request in sends(server)} == {"identity"}
 
 
-@both
-def test_system_prompt_reaches_the_model(server: ChatUI, ask: TurnRequest) -> None:
-    text = ask("[[history]]", system="Be brief").text()
-    assert '"role": "system", "content": "Be brief' in text
-
-
 def test_key_is_taken_from_where_people_put_it(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,10 +165,11 @@ def test_one_part_keeps_what_the_next_turn_needs(
 
 @both
 def test_answer_is_streamed_as_it_comes(server: ChatUI, ask: TurnRequest) -> None:
-    prompt = "[[tokens=4]] [[delay=0.1]]"
+    prompt = "[[tokens=400]] [[delay=0.1]]"
 
     def first_sync() -> tuple[str, list[str]]:
-        return next(iter(llm.get_model("hf-llama").prompt(prompt))), list(server.runs.values())
+        chunks = iter(llm.get_model("hf-llama").prompt(prompt))
+        return next(chunks), list(server.runs.values())
 
     async def first_async() -> tuple[str, list[str]]:
         async for chunk in llm.get_async_model("hf-llama").prompt(prompt):
@@ -209,7 +204,7 @@ def test_title_that_comes_first_is_kept(server: ChatUI, ask: TurnRequest) -> Non
 
 @both
 def test_router_says_who_answered(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask("hello", model="hf-omni")
+    response = ask("hello", model="hf-omni", system="Be brief")
     found = described(response)
     assert response.resolved_model == "zai-org/GLM-4.6"
     assert [found[name] for name in ("route", "provider", "model")] == ["default", "novita", "omni"]
@@ -325,11 +320,6 @@ def test_id_that_comes_late_is_logged(server: ChatUI) -> None:
     (answer,) = server.messages(only_conversation(server).id, "assistant")
     (entry,) = logged()
     assert entry["response_json"]["huggingchat"]["message_id"] == answer["id"]
-
-
-def test_resolved_model_is_logged(server: ChatUI) -> None:
-    run("-m", "hf-omni", "hello")
-    assert logged()[0]["resolved_model"] == "zai-org/GLM-4.6"
 
 
 def test_model_is_named_as_the_plugin_names_it() -> None:
@@ -517,21 +507,12 @@ def test_host_that_does_not_exist_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     check_told(said)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "nonsense",
-        "ftp://example.org",
-        "http://example.org/chat",
-        "http://127.0.0.1.example.org",
-        "https://ann:sesame@example.org/chat",
-        "https://example.org/chat?x=1",
-        "https://example.org:99999/",
-        "https://exa mple.org/",
-        "https://[::1",
-        "https://",
-    ],
-)
+BAD = ["nonsense", "ftp://example.org", "http://example.org/chat", "https://[::1", "https://"]
+BAD += ["http://127.0.0.1.example.org", "https://ann:sesame@example.org/chat"]
+BAD += ["https://example.org/chat?x=1", "https://example.org:99999/", "https://exa mple.org/"]
+
+
+@pytest.mark.parametrize("address", BAD)
 def test_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", address)
     monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", COOKIES)

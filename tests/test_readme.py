@@ -1,50 +1,100 @@
-"""README.md holds what it should: what is generated, where links lead, what commands print."""
+"""The documentation is true: its commands run and print what is shown, its links lead somewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
-import os
+import logging
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
+import socket
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import chat_ui
 import pytest
 import readme
-from chat_ui import ChatUI
+from chat_ui import ChatUI, Fault
 from cogapp import Cog  # type: ignore[import-untyped]
-from helpers import run
-from test_audio import recording
+from helpers import failure, run
 
+import llm_huggingchat
 from llm_huggingchat import SERVICE
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-TEXT = README.read_text("utf-8")
+TOP = pathlib.Path(__file__).parent.parent
+PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").glob("*.md"))]
+OTHERS = [TOP / "SECURITY.md", TOP / "CHANGELOG.md"]
 TOKEN = "token=t-ada"
+# What installs something, takes minutes, or needs a browser, an API key or another server.
+ELSEWHERE = re.compile(
+    r"^(python3? -m|\. |pip|cog|llm install)|(benchmark|evaluate|readme)\.py|--browser"
+    r"|SQLite\(|^export LLM_HUGGINGCHAT_URL|^llm keys set huggingface$|^cat >>|hf-api-llama"
+)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def test_what_is_generated_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    tests = str(README.parent / "tests")
-    status = Cog().main(["cog", "--check", "--diff", "-I", tests, str(README)])
-    assert status == 0, f"{capsys.readouterr().out}\nRun: cog -r -I tests README.md"
+def blocks(page: pathlib.Path, language: str) -> Iterator[tuple[str, str | None]]:
+    """Each block of code in a page, with what is shown as its output, if it is."""
+    pattern = rf"(?ms)^```{language}\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
+    for code, output in re.findall(pattern, page.read_text("utf-8")):
+        yield code, output or None
+
+
+def commands(script: str) -> Iterator[str]:
+    """The commands of a block: a line each, or more where quotes or a document go on."""
+    command = ""
+    for line in script.splitlines(keepends=True):
+        command += line
+        document = re.search(r"<<'(\w+)'\n", command)
+        if command.count("'") % 2 == 0 and (not document or line.strip() == document[1]):
+            yield from re.split(r" && (?=(?:[^']*'[^']*')*[^']*$)", command.strip())
+            command = ""
+    assert not command
+
+
+# --- what is written ------------------------------------------------------------------
+
+
+def test_generated_parts_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(TOP / name) for name in ("README.md", "docs/models.md")]
+    status = Cog().main(["cog", "--check", "--diff", "-I", str(TOP / "tests"), *names])
+    said = capsys.readouterr().out
+    assert status == 0, f"{said}\nRun: cog -r -I tests README.md docs/models.md"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """What `#…` can lead to in a page."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text("utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere() -> None:
-    headings = re.findall(r"(?m)^#+ (.*)$", TEXT)
-    anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in headings}
-    for link in re.findall(r"\]\(([^)\s]+)\)", TEXT):
-        if link.startswith("#"):
-            assert link[1:] in anchors
-        elif "://" not in link:
-            assert (README.parent / link).exists(), link
+    for page in PAGES + OTHERS:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+            path, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), (page.name, link)
+            assert not anchor or anchor in anchors(target), (page.name, link)
+
+
+def test_every_page_is_short_and_linked_from_the_readme() -> None:
+    text = PAGES[0].read_text("utf-8")
+    assert len(text.encode()) <= 11_000
+    for page in PAGES[1:]:
+        assert page.stat().st_size < 5_000, page.name
+        assert str(page.relative_to(TOP).as_posix()) in text
+
+
+# --- what runs ------------------------------------------------------------------------
 
 
 @pytest.fixture
 def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
-    """A server with logins, which says what README.md says that it says; and files to send."""
+    """A server with logins that says what the pages show; and files to send."""
     server.login_required = True
     server.store_delay = 0.0  # what a command prints does not depend on it
     server.tokens["t-ada"] = "ada"
@@ -54,81 +104,199 @@ def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(
-        "PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    )
     monkeypatch.setenv("DOCS_TOKEN", "sesame")
+    monkeypatch.delenv("LLM_HUGGINGCHAT_WAIT", raising=False)
     pathlib.Path("notes.txt").write_text("Buy bread")
     pathlib.Path("table.csv").write_text("a,b\n1,2\n")
     pathlib.Path("photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01" + bytes(20))
-    pathlib.Path("memo.mp3").write_bytes(recording())
+    pathlib.Path("memo.mp3").write_bytes(b"ID3\x04" + bytes(100))
     pathlib.Path("cookies.txt").write_text(TOKEN)
     return server
 
 
-# What needs another server, a shell's loop, a package or a browser, or has no real names in it.
-ELSEWHERE = re.compile(
-    r"^(pip|python|cog|export|for|cat >>|-|  |END)|llm install|--browser|keys set huggingface"
-    r"|SQLite\(|And who is older|example\.org|hf-api|ID/output"
-)
+class Shell:
+    """As much of a shell as the pages need, with llm's command line in this process."""
 
+    typed: ClassVar = {"login": TOKEN, "delete": "y\n", "chat": "hello\nexit\n", "artifacts": "y\n"}
 
-def shown(server: ChatUI, command: str) -> str:
-    """Run a command of README.md; what it prints. Where it shows an id, there is a real one."""
-    ids = list(server.conversations)
-    share = next(iter(server.shares), "")
-    command = re.sub(r"6b03[0-9a-f]{20}", ids[-1] if ids else "", command)
-    command = command.replace(f"{SERVICE}/r/aBcD123", f"{server.url}/r/{share}")
-    words = shlex.split(command)
-    if words[0] == "llm" and not {"<", ">", "|"} & set(words):
-        typed = {"login": TOKEN, "delete": "y\n", "chat": "hello\nexit\n"}
-        input = next((typed[word] for word in words[1:3] if word in typed), "")
-        return str(run(*words[1:], input=input).output)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert done.returncode == 0, (command, done.stderr)
-    return done.stdout
+    def __init__(self, server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server = server
+        self.thread = ""  # the latest that was imported
+        self._setenv: Callable[[str, str], None] = monkeypatch.setenv
+
+    def run(self, command: str) -> str:
+        """What a command prints, with real ids where it shows some."""
+        if ELSEWHERE.search(command):
+            return ""
+        if loop := re.fullmatch(r"for (\w+) in (.+); do (.+); done", command):
+            return "".join(
+                self.run(re.sub(rf"\${loop[1]}\b", name, loop[3])) for name in glob.glob(loop[2])
+            )
+        words = shlex.split(self._real(command))
+        if words[0] == "export":
+            self._setenv(*words[1].split("=", 1))
+            return ""
+        if words[:2] == ["python", "tests/chat_ui.py"]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(chat_ui, "run_command", self._beside)
+                assert chat_ui.main(words[2:]) == 0
+            return ""
+        return self._llm(words)
+
+    def _beside(self, chat: ChatUI, words: list[str]) -> int:
+        """Run commands against another stand-in, which wants the token that it names."""
+        scripts = re.split("; | && ", words[2]) if words[0] == "sh" else [shlex.join(words)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LLM_HUGGINGCHAT_URL", chat.url)
+            patch.setattr(Shell, "typed", Shell.typed | {"login": next(iter(chat.tokens), "")})
+            for script in scripts:
+                self._llm(shlex.split(script))
+        return 0
+
+    def _llm(self, words: list[str]) -> str:
+        input: str | bytes = next((self.typed[word] for word in words if word in self.typed), "")
+        target = None
+        if words[0] == "cat":
+            input, words = pathlib.Path(words[1]).read_bytes(), words[3:]
+        with contextlib.ExitStack() as stack:
+            while "=" in words[0]:
+                patch = stack.enter_context(pytest.MonkeyPatch.context())
+                patch.setenv(*words.pop(0).split("=", 1))
+            if "<" in words:
+                input = pathlib.Path(words[words.index("<") + 1]).read_bytes()
+            if ">" in words:
+                target = pathlib.Path(words[words.index(">") + 1])
+            ends = [words.index(mark) for mark in "<>" if mark in words]
+            assert words[0] == "llm", words
+            result = run(*words[1 : min(ends, default=None)], input=input)
+        if "import" in words:
+            self.thread = re.findall(r"(?m)^(\w{26}) ", result.stdout)[-1]
+        if "logout" in words:
+            run("huggingchat", "login", input=TOKEN)
+        if target:
+            target.write_bytes(result.stdout_bytes)
+            return ""
+        return str(result.output)
+
+    def _real(self, command: str) -> str:
+        """A command with ids that the server has."""
+        if "aBcD123" in command and not self.server.shares:
+            run("huggingchat", "share", next(iter(self.server.conversations)))
+        if "ID/output/SHA" in command:
+            link = re.search(r"\]\((\S+/output/\S+)\)", run("-m", "hf-llama", "[[file]]").output)
+            assert link
+            command = command.replace(f"{SERVICE}/conversation/ID/output/SHA", link[1])
+        for made_up, real in (
+            (r"6b03[0-9a-f]{20}", [*self.server.conversations][-1:]),
+            (rf"{SERVICE}/r/aBcD123", [f"{self.server.url}/r/{id}" for id in self.server.shares]),
+            (r"01kq\w{22}", [self.thread]),
+        ):
+            if re.search(made_up, command):
+                command = re.sub(made_up, real[0], command)
+        return command
 
 
 def as_on_the_service(server: ChatUI, text: str) -> str:
-    """What a command printed, as it would be on the service; one id and one age for all."""
+    """What a command printed, as it would be on the service; one id, age and count for all."""
     own = f"huggingchat:127.0.0.1:{server.port}"
     text = text.replace(server.url, SERVICE).replace(own, "huggingchat")
     text = re.sub(r"\b[0-9a-f]{24}\b", "ID", text)
+    text = re.sub(r"\bModels: \d+", "Models: N", text)
     return re.sub(r" +(just now|\d+ minutes? ago)", " AGE", text)
 
 
-def test_commands_work_and_print_what_is_shown(service: ChatUI) -> None:
-    for block in readme.blocks(TEXT):
+def log_in() -> None:
+    run("huggingchat", "login", input=TOKEN)
+
+
+@pages
+def test_commands_run_and_print_what_is_shown(
+    page: pathlib.Path, service: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = Shell(service, monkeypatch)
+    if page.name != "README.md":  # which begins with a login
+        log_in()
+        run("-m", "hf-deepseek", "Is 3,599 prime?")
+    for script, output in blocks(page, "bash"):
         printed = ""
-        for command in block.commands:
-            if ELSEWHERE.search(command):
-                continue
-            if not service.shares and "aBcD123" in command:
-                run("huggingchat", "share", next(iter(service.conversations)))
-            printed = shown(service, command)
+        for command in commands(script):
+            printed = shell.run(command)
             for id in list(service.conversations):
                 service.messages(id)  # it is stored
-            if "logout" in command:
-                run("huggingchat", "login", input=TOKEN)
-        if block.output is not None:
-            wanted = as_on_the_service(service, block.output)
-            assert as_on_the_service(service, printed) == wanted, block.commands
+        if output is not None:
+            wanted = as_on_the_service(service, output)
+            assert as_on_the_service(service, printed) == wanted, script
 
 
-def test_python_works(service: ChatUI) -> None:
-    run("huggingchat", "login", input=TOKEN)
-    for program in re.findall(r"(?ms)^```python\n(.*?)^```$", TEXT):
+@pages
+def test_programs_run(page: pathlib.Path, service: ChatUI) -> None:
+    programs = [program for program, _ in blocks(page, "python")]
+    if not programs:
+        return
+    log_in()
+    logger = logging.getLogger("llm_huggingchat")
+    handlers = logger.handlers[:]
+    for program in programs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(program, "README.md", "exec"), {})
-        assert "You said: " in printed.getvalue()
+            exec(compile(program, page.name, "exec"), {})
+        assert ("You said: " in printed.getvalue()) == ("print(" in program)
+    logger.handlers[:] = handlers
 
 
-@pytest.mark.process
-@pytest.mark.skipif(os.name != "posix", reason="no terminals")
-def test_picture_shows_what_a_terminal_shows() -> None:
-    def texts(svg: str) -> list[str]:
-        return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+# --- what the table of errors says ----------------------------------------------------
 
-    made = texts(readme.picture())
-    assert made == texts(readme.PICTURE.read_text("utf-8")), "Run: python tests/readme.py"
+PROMPT = ("-m", "hf-llama", "Name a planet")
+REFUSALS = {
+    "has reached a limit (HTTP 429": Fault(
+        status=429, body=b'{"message": "This conversation has more than 1000 messages."}'
+    ),
+    "is no longer offered": Fault(status=410),
+    "A firewall in front of": Fault(status=403, headers=(("x-amzn-waf-action", "captcha"),)),
+}
+TROUBLE = {
+    "asks for a pause (HTTP 429": ("-m", "hf-llama", "[[status=429]]"),
+    "Unknown model": ("-m", "hf-nobody", "hi"),
+    "WebSearch not found": ("-m", "hf-llama-guard-4-12b", "-T", "WebSearch", "hi"),
+    "takes no images": ("-m", "hf-llama-3.3-70b-instruct", "-a", "photo.jpg", "hi"),
+    "answered with a web page": ("-m", "hf-llama", "[[html]]"),
+    "No answer from": ("-m", "hf-llama", "[[drop=before*9]]"),
+    "failed (HTTP": ("-m", "hf-llama", "[[err=503]]"),
+}
+
+
+def provoked(service: ChatUI, words: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The error that has these words."""
+    if words == "there is no key":
+        return failure(*PROMPT)
+    if words == "Not logged in":
+        return failure("huggingchat", "login", input="token=t-nobody")
+    if words == "No connection to":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
+        return failure(*PROMPT)
+    log_in()
+    if words in REFUSALS:
+        service.faults["POST", "/conversation/*"] = [REFUSALS[words]] * 9
+    return failure(*TROUBLE.get(words, PROMPT))
+
+
+def errors() -> list[str]:
+    """What the table in README.md quotes."""
+    table = PAGES[0].read_text("utf-8").partition("| the error says |")[2].partition("\n\n")[0]
+    return [
+        words
+        for row in table.splitlines()[2:]
+        for words in re.findall("`(.+?)`", row.split("|")[1])
+    ]
+
+
+@pytest.mark.parametrize("words", errors())
+def test_the_readme_quotes_errors_that_exist(
+    words: str, service: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,))
+    monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 0.1)
+    assert words in provoked(service, words, monkeypatch)

@@ -7,6 +7,7 @@ import json
 import pathlib
 import signal
 import threading
+import time
 from typing import Any
 
 import llm
@@ -211,7 +212,8 @@ def test_several_are_transcribed_at_once_but_not_all(server: ChatUI) -> None:
 
     def spoil(request: Request, raw: bytes) -> bytes:
         if request.path == "/api/transcribe":
-            wait_for(lambda: len(heard(server)) > 1)
+            wait_for(lambda: len(heard(server)) > 2, 10)
+            time.sleep(0.05)  # for those that are not to come
             most[0] = max(most[0], len(heard(server)) - answered[0])
             answered[0] += 1
         return raw.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
@@ -220,7 +222,7 @@ def test_several_are_transcribed_at_once_but_not_all(server: ChatUI) -> None:
     ask_sync("hi", attachments=[memo(recording(f"the {n}th")) for n in range(8)])
     said = [sent(server).index(f"the {n}th") for n in range(8)]
     assert said == sorted(said)
-    assert 1 < most[0] < 8
+    assert 2 < most[0] < 8
 
 
 # --- what goes wrong: in words, before anything of the message is sent ----------------

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from chat_ui import ChatUI
 from helpers import AT_ONCE, wait_for
-from recorded import CAPTURES
 
 SESSION = {"cookie": "hf-chat=session"}
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
@@ -155,6 +154,7 @@ def entries(log: bytes) -> list[tuple[dict[str, str], Any]]:
 
 # --- it answers as the recorded server did --------------------------------------------
 
+CAPTURES = pathlib.Path(__file__).parent / "captures"
 OTHER_SERVERS = {"artifact", "artifact_rewritten", "artifact_stopped", "login_renewed"}
 OTHER_SERVERS |= {"models_service", "limits", "README"}
 CAPTURED = sorted({path.stem for path in CAPTURES.glob("*.json")} - OTHER_SERVERS)
@@ -286,7 +286,8 @@ class Replay:
 
 @pytest.mark.parametrize("name", CAPTURED)
 def test_stand_in_answers_as_the_recorded_server_did(name: str) -> None:
-    sessions = {"session": ("ada", "token" if name == "user_logged_in" else "another")}
+    token = "token" if name == "user_logged_in" else "another"
+    sessions: dict[str, tuple[str, str | None]] = {"session": ("ada", token)}
     models = [{"id": "deepseek-ai/DeepSeek-V4-Pro-0813"}] if name == "settings" else []
     with ChatUI(login_required=name in LOGINS, sessions=sessions, models=models) as server:
         replay = Replay(server, name)

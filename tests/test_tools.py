@@ -124,18 +124,23 @@ def test_own_server_is_selected_by_its_address(
 ) -> None:
     monkeypatch.setenv("MCP_SECRET", "sesame")
     headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
-    ask("[[tool]]", tools=[MCP("https://mcp.example/x", "Mine", headers), WebSearch()])
-    assert sorted(selected(server)[0]) == ["Mine", SEARCH]
-    assert added(server) == [
-        {
-            "name": "Mine",
-            "url": "https://mcp.example/x",
-            "headers": [
-                {"key": "Authorization", "value": "Bearer sesame"},
-                {"key": "X-Team", "value": "docs"},
-            ],
-        }
-    ]
+    mine, namesake = (
+        MCP("https://mcp.example/x", "Mine", headers),
+        MCP("https://a.example/", "Mine"),
+    )
+    ask("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
+    first, second = added(server)
+    assert first == {
+        "name": "Mine",
+        "url": "https://mcp.example/x",
+        "headers": [
+            {"key": "Authorization", "value": "Bearer sesame"},
+            {"key": "X-Team", "value": "docs"},
+        ],
+    }
+    assert second["url"] == "https://a.example/"
+    assert second["name"] not in ("Mine", SEARCH)  # of two with one name, chat-ui keeps the last
+    assert sorted(selected(server)[0]) == sorted(["Mine", second["name"], SEARCH])
 
 
 @pytest.mark.parametrize("address", ["http://mcp.example/x", "https://ada:sesame@10.0.0.1/x"])

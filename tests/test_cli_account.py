@@ -1,0 +1,411 @@
+"""`llm huggingchat status`, `models`, `refresh` and `settings`, and what all commands have."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import llm
+import pytest
+from chat_ui import SETTINGS, ChatUI, Fault
+from cli import COOKIES, LLAMA, NO_ID, SESSION, TOKEN, command, refused
+from helpers import calls, run, use
+
+import llm_huggingchat
+
+R1 = "deepseek-ai/DeepSeek-R1-0528"
+
+pytestmark = pytest.mark.usefixtures("person")
+
+
+# --- status ---
+
+
+def test_status_of_someone_logged_in(logged_in: ChatUI) -> None:
+    shown = command("status").stdout
+    assert logged_in.url in shown
+    assert "Logged in: ada" in shown
+    assert f"llm keys (huggingchat:127.0.0.1:{logged_in.port})" in shown
+    assert f"Models: {len(logged_in.models)} (refreshed just now)" in shown
+    state = json.loads(command("status", "--json").stdout)
+    assert (state["ok"], state["user"], state["reason"]) == (True, "ada", None)
+
+
+def test_status_fails_where_prompts_would(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged_in.sessions.clear()
+    logged_in.tokens.clear()
+    assert "expired" in refused("status")
+    state = json.loads(run("huggingchat", "status", "--json", status=1).stdout)
+    assert (state["ok"], state["user"]) == (False, None)
+    assert "llm huggingchat login" in state["reason"]
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://example.org/chat")
+    assert "use https" in refused("status")
+    monkeypatch.delenv("LLM_HUGGINGCHAT_URL")
+    result = run("huggingchat", "status", status=1)  # the service, without a key
+    assert llm_huggingchat.SERVICE in result.stdout
+    assert "requires a login" in result.stderr
+
+
+def test_status_of_a_key_that_is_none_says_to_log_in(accounts: ChatUI) -> None:
+    use(accounts, "hello there")
+    assert "Run: llm huggingchat login" in refused("status")
+
+
+def test_status_where_no_login_is_needed(server: ChatUI) -> None:
+    assert "no login is needed" in command("status").stdout
+    server.down()
+    assert "nobody is listening" in refused("status")
+
+
+def test_status_renews_the_session_and_says_how_old_it_is(accounts: ChatUI) -> None:
+    use(accounts, json.dumps({"hf-chat": "11111111-2222-4333-8444-666666666666", "token": TOKEN}))
+    shown = command("status").stdout
+    assert "Logged in: ada" in shown
+    assert "session made just now" in shown
+    since = time.time() - 3 * 86_400 - 60
+    use(accounts, json.dumps({"hf-chat": SESSION, "token": TOKEN, "since": since}))
+    assert "session made 3 days ago" in command("status").stdout
+    assert json.loads(command("status", "--json").stdout)["session_time"] == since
+    use(accounts, COOKIES)
+    assert "session" not in command("status").stdout
+
+
+# --- models ---
+
+
+def test_refresh_says_what_changed(server: ChatUI) -> None:
+    server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}]
+    shown = command("refresh").stdout
+    assert "Added: huggingchat/home/Grown-1B" in shown
+    assert "Removed: huggingchat/nvidia/" in shown
+    assert "nothing changed" in command("refresh").stdout
+    first, second, gone, *others = server.models
+    server.models = [first, second, *others, gone | {"id": "new/Model-1"}]
+    assert command("refresh").stdout.splitlines() == [
+        "Added: huggingchat/new/Model-1",
+        f"Removed: huggingchat/{gone['id']}",
+        f"{len(server.models)} models on 127.0.0.1:{server.port}.",
+    ]
+
+
+def test_refresh_names_what_it_leaves_out_and_why(server: ChatUI) -> None:
+    odd = [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
+    server.models = [*server.models, *odd]
+    shown = command("refresh").stdout
+    assert "Added: huggingchat/own/a b@c%[x]" in shown
+    lines = [line for line in shown.splitlines() if line.startswith("Left out: ")]
+    assert len(lines) == 2
+    assert "control characters" in lines[0]
+    assert "empty" in lines[1]
+    assert "\x1b" not in shown
+    assert "own/a b@c%[x]" in command("models", "-q", "own/").stdout
+
+
+def test_refresh_keeps_the_old_list_when_it_fails(server: ChatUI) -> None:
+    command("refresh")
+    before = command("models").stdout
+    server.models = []
+    assert f"127.0.0.1:{server.port}" in refused("refresh")
+    server.down()
+    assert "nobody is listening" in refused("refresh")
+    assert command("models").stdout == before
+
+
+def test_refresh_needs_no_login(accounts: ChatUI) -> None:
+    command("refresh")
+    assert not [request for request in accounts.log if request.cookies]
+
+
+def test_models_are_listed_without_a_request(server: ChatUI) -> None:
+    result = command("models")
+    assert "huggingchat/omni (hf-omni): images, tools, artifacts, router\n" in result.stdout
+    assert "built-in" in result.stderr
+    models = {model["id"]: model for model in json.loads(command("models", "--json").stdout)}
+    assert models[f"huggingchat/{LLAMA}"]["aliases"] == ["hf-llama-3.3-70b-instruct"]
+    gpt = models["huggingchat/openai/gpt-oss-120b"]
+    assert gpt["aliases"] == ["hf-gpt-oss", "hf-gpt-oss-120b"]
+    assert gpt["artifacts"] is True
+    assert models["huggingchat/omni"]["router"] is True
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    "query", ["-q QWEN", "-q hf-coder", "-q qwen -q vl", "-q nothing", "-q huggingchat:"]
+)
+def test_models_are_filtered_as_llm_does(server: ChatUI, query: str) -> None:
+    command("refresh")
+    ours = command("models", *query.split()).stdout.splitlines()
+    theirs = [
+        line
+        for line in run("models", "list", *query.split()).stdout.splitlines()
+        if line.startswith("HuggingChat: ")
+    ]
+    names = [line.removeprefix("HuggingChat: ").partition(" (")[0] for line in theirs]
+    assert [line.partition(" (")[0] for line in ours] == names
+    listed = json.loads(command("models", "--json", *query.split()).stdout)
+    assert [model["id"] for model in listed] == names
+
+
+# --- settings ---
+
+
+def settings(*arguments: str) -> str:
+    return str(command("settings", *arguments).stdout)
+
+
+def posts(server: ChatUI) -> list[tuple[str, str]]:
+    """The requests that change settings."""
+    return [call for call in calls(server) if call == ("POST", "/api/v2/user/settings")]
+
+
+def test_all_three_settings_are_set_and_shown(logged_in: ChatUI) -> None:
+    shown = settings(R1, "--reasoning-effort", "low", "--provider", "fastest", "--no-artifacts")
+    for line in (f"huggingchat/{R1}", "reasoning effort: low", "provider: fastest"):
+        assert line in shown
+    assert "artifacts: off" in shown
+    assert "web page" in shown
+    assert logged_in.settings["ada"]["reasoningEffortOverrides"] == {R1: "low"}
+    assert logged_in.settings["ada"]["providerOverrides"] == {R1: "fastest"}
+    assert logged_in.settings["ada"]["artifactsOverrides"] == {R1: False}
+    assert settings(R1) == shown
+    assert settings() == shown
+
+
+def test_settings_as_json(logged_in: ChatUI) -> None:
+    assert json.loads(settings("--json")) == []
+    value = json.loads(settings(R1, "--artifacts", "--json"))
+    wanted = {"model": f"huggingchat/{R1}", "reasoning_effort": None, "provider": None}
+    assert value == wanted | {"artifacts": True}
+    assert json.loads(settings("--json")) == [value]
+
+
+def test_settings_of_a_model_that_nobody_changed(logged_in: ChatUI) -> None:
+    shown = settings(R1)
+    assert "reasoning effort: default" in shown
+    assert "provider: auto" in shown
+    assert "none, it does not reason" in settings(LLAMA)
+    result = command("settings")
+    assert result.stdout == ""
+    assert "no model has settings" in result.stderr
+    assert logged_in.settings == {}
+
+
+@pytest.mark.parametrize(
+    "name", [f"huggingchat/{LLAMA}", LLAMA, "hf-llama-3.3-70b-instruct", "mine"]
+)
+def test_any_name_of_a_model_will_do(logged_in: ChatUI, name: str) -> None:
+    llm.set_alias("mine", f"huggingchat/{LLAMA}")
+    settings(name, "--no-artifacts")
+    assert logged_in.settings["ada"]["artifactsOverrides"] == {LLAMA: False}
+
+
+def test_settings_go_back_to_the_default(logged_in: ChatUI) -> None:
+    settings(R1, "--reasoning-effort", "high", "--provider", "novita")
+    shown = settings(R1, "--reasoning-effort", "default", "--provider", "auto")
+    assert "reasoning effort: default" in shown
+    assert "provider: auto" in shown
+    assert logged_in.settings["ada"]["reasoningEffortOverrides"] == {}
+    assert logged_in.settings["ada"]["providerOverrides"] == {}
+
+
+def test_all_else_of_the_account_stays(logged_in: ChatUI) -> None:
+    before = {
+        "activeModel": LLAMA,
+        "streamingMode": "raw",
+        "directPaste": True,
+        "shareConversationsWithModelAuthors": False,
+        "customPrompts": {LLAMA: "Be brief"},
+        "providerOverrides": {LLAMA: "together", R1: "novita"},
+        "artifactsOverrides": {R1: False},
+        "billingOrganization": "team",
+    }
+    logged_in.settings["ada"] = dict(before)
+    settings(R1, "--provider", "cheapest")
+    after = logged_in.settings["ada"]
+    assert after["providerOverrides"] == {LLAMA: "together", R1: "cheapest"}
+    untouched = before.keys() - {"providerOverrides"}
+    assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
+    assert after.keys() == SETTINGS.keys()
+
+
+def test_null_of_the_account_is_not_sent_back(logged_in: ChatUI) -> None:
+    assert SETTINGS["billingOrganization"] is None
+    settings(R1, "--provider", "cheapest")
+    path = "/api/v2/user/settings"
+    (sent,) = (json.loads(r.body) for r in logged_in.log if (r.method, r.path) == ("POST", path))
+    assert "billingOrganization" not in sent
+    assert sent["activeModel"]
+
+
+def test_model_that_does_not_reason_has_no_effort(logged_in: ChatUI) -> None:
+    assert "does not reason" in refused("settings", LLAMA, "--reasoning-effort", "high")
+    assert posts(logged_in) == []
+    # The web page lets people say that it does.
+    logged_in.settings["ada"] = {"reasoningOverrides": {LLAMA: True}}
+    assert "reasoning effort: high" in settings(LLAMA, "--reasoning-effort", "high")
+
+
+def test_what_reasons_is_up_to_the_server_and_not_to_an_old_list(logged_in: ChatUI) -> None:
+    logged_in.models = [
+        model | {"supportsReasoning": model["id"] == LLAMA} for model in logged_in.models
+    ]
+    assert "does not reason" in refused("settings", R1, "--reasoning-effort", "low")
+    assert "reasoning effort: low" in settings(LLAMA, "--reasoning-effort", "low")
+
+
+def test_provider_that_the_model_does_not_have(logged_in: ChatUI) -> None:
+    said = refused("settings", R1, "--provider", "acme")
+    assert "acme" in said
+    assert "novita, together, fireworks-ai" in said
+    assert posts(logged_in) == []
+    settings(R1, "--provider", "Fireworks-AI")
+    assert logged_in.settings["ada"]["providerOverrides"] == {R1: "fireworks-ai"}
+
+
+def test_provider_where_the_server_does_not_say_which_there_are(logged_in: ChatUI) -> None:
+    logged_in.faults["GET", f"/api/v2/models/{R1}"] = [Fault(status=200, body=b'{"json": {}}')]
+    assert "provider: acme" in settings(R1, "--provider", "acme")
+
+
+def test_no_provider_for_a_router(logged_in: ChatUI) -> None:
+    said = refused("settings", "hf-omni", "--provider", "novita")
+    assert "chooses a model for each message" in said
+
+
+def test_no_provider_on_a_server_that_is_not_huggingchat(logged_in: ChatUI) -> None:
+    config = b'{"json": {"PUBLIC_APP_ASSETS": "chatui"}}'
+    logged_in.faults["GET", "/api/v2/public-config"] = [Fault(status=200, body=config)]
+    assert "no choice of providers" in refused("settings", R1, "--provider", "fastest")
+    assert posts(logged_in) == []
+
+
+def test_settings_of_a_model_that_there_is_not(logged_in: ChatUI) -> None:
+    assert "is not a model" in refused("settings", "hf-nothing")
+    assert "is not a model" in refused("settings", "nobody/nothing", "--artifacts")
+    assert posts(logged_in) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--artifacts"],
+        ["--provider", "novita"],
+        [R1, "--provider", "a b"],
+        [R1, "--provider", ""],
+        [R1, "--reasoning-effort", "most"],
+    ],
+)
+def test_options_that_make_no_sense(logged_in: ChatUI, arguments: list[str]) -> None:
+    before = len(logged_in.log)
+    run("huggingchat", "settings", *arguments, status=2)
+    assert len(logged_in.log) == before
+
+
+def test_logged_out_no_settings_are_read_or_written(accounts: ChatUI) -> None:
+    assert "llm huggingchat login" in refused("settings", R1, "--artifacts")
+    assert "llm huggingchat login" in refused("settings")
+    assert not any(path == "/api/v2/user/settings" for _, path in calls(accounts))
+
+
+def test_without_logins_settings_are_those_of_the_session_that_prompts_use(server: ChatUI) -> None:
+    settings(LLAMA, "--no-artifacts")
+    run("-m", "hf-llama-3.3-70b-instruct", "hello")
+    (conversation,) = server.conversations.values()
+    (kept,) = server.settings.values()
+    assert server.settings[conversation.session]["artifactsOverrides"] == {LLAMA: False}
+    assert kept == server.settings[conversation.session]
+
+
+def test_server_that_has_no_settings(logged_in: ChatUI) -> None:
+    logged_in.faults["GET", "/api/v2/user/settings"] = [Fault(status=200, body=b'{"json": {}}')]
+    assert "has no settings" in refused("settings", R1, "--artifacts")
+    older: dict[str, Any] = {name: {} for name in ("providerOverrides", "reasoningEffortOverrides")}
+    body = json.dumps({"json": older}).encode()
+    logged_in.faults["GET", "/api/v2/user/settings"] = [Fault(status=200, body=body)]
+    assert "no such setting: artifacts" in refused("settings", R1, "--artifacts")
+    assert posts(logged_in) == []
+
+
+def test_words_of_the_server_move_no_cursor(logged_in: ChatUI) -> None:
+    logged_in.settings["ada"] = {
+        "providerOverrides": {R1: "no\x1b[2Jvita", "x\x1b[31m": "fastest"},
+        "reasoningEffortOverrides": {R1: ["odd"]},
+        "artifactsOverrides": {R1: "odd"},
+    }
+    shown = settings()
+    assert "\x1b" not in shown
+    assert "no longer offered" in shown
+    assert "artifacts: default" in shown
+
+
+# --- all commands ---
+
+
+def test_every_command_has_help_and_examples() -> None:
+    shown = run("huggingchat", "--help").stdout
+    names = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
+    assert names[:3] == ["login", "logout", "status"]  # in the order of their use
+    for name in names:
+        help = run("huggingchat", name, "--help").stdout
+        assert "\n  Examples:\n" in help
+        assert f"llm huggingchat {name}" in help
+
+
+@pytest.mark.parametrize("name", ["artifacts", "export", "import", "open", "rename", "share"])
+def test_help_says_the_same_of_every_conversation(name: str) -> None:
+    shown = " ".join(run("huggingchat", name, "--help").stdout.split())
+    assert "[ID|URL]" in shown
+    what = "is a conversation's id, the address of its page or its id in llm's logs"
+    assert f"[ID|URL] {what}; by default it is the latest conversation in llm's logs." in shown
+
+
+def test_command_of_someone_logged_out_says_so(accounts: ChatUI) -> None:
+    """Logged out, the server shows an empty list; that is not the reason."""
+    for words in (
+        ["conversations"],
+        ["import", NO_ID],
+        ["import", "--all"],
+        ["rename", NO_ID, "x"],
+        ["share", NO_ID],
+        ["delete", NO_ID, "--yes"],
+        ["export", NO_ID],
+        ["artifacts", NO_ID],
+        ["download", f"{accounts.url}/conversation/{NO_ID}/output/abc"],
+    ):
+        assert "requires a login" in refused(*words)
+
+
+def test_commands_renew_the_session(accounts: ChatUI) -> None:
+    use(accounts, json.dumps({"token": TOKEN}))
+    run("-m", "hf-llama", "hello")
+    (id,) = accounts.conversations
+    for words in (
+        ["conversations"],
+        ["rename", id, "Changed"],
+        ["export", id],
+        ["share", id],
+        ["import", "--all"],
+        ["import", id],
+        ["delete", id, "--yes"],
+    ):
+        accounts.sessions.clear()
+        shown = command(*words).output
+        assert words != ["conversations"] or id in shown
+    assert accounts.conversations == {}
+
+
+def test_server_that_answers_nonsense_is_told(logged_in: ChatUI) -> None:
+    path = "GET", "/api/v2/conversations"
+    odd = b'{"json": {"conversations": 1}}'
+    for body, status, said in ((b"{", 200, "chat-ui"), (odd, 200, "chat-ui"), (b"", 429, "pause")):
+        logged_in.faults[path] = [Fault(status=status, body=body, content_type="text/plain")]
+        assert said in refused("conversations")
+
+
+def test_logs_that_cannot_be_used_are_told(logged_in: ChatUI, user_path: pathlib.Path) -> None:
+    (user_path / "logs.db").write_bytes(b"not a database" * 100)
+    assert "llm's logs" in refused("import", NO_ID)

@@ -1,0 +1,332 @@
+"""`llm huggingchat conversations`, `open`, `rename`, `share` and `delete`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pty
+import re
+import subprocess
+import sys
+import webbrowser
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlite_utils
+from chat_ui import ChatUI, Fault
+from cli import LLAMA, NO_ID, Web, ask, command, refused
+from helpers import logged, only_conversation, run
+
+import llm_huggingchat
+
+NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
+
+pytestmark = pytest.mark.usefixtures("person")
+
+
+# --- the list ---
+
+
+def test_conversations_over_all_pages(logged_in: ChatUI) -> None:
+    for number in range(65):
+        conversation = logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
+        conversation.updated_at = (NOW + timedelta(minutes=number)).isoformat()
+    logged_in.add_conversation("bob", LLAMA, "", title="Not yours")
+    listed = json.loads(command("conversations", "-n", "0", "--json").stdout)
+    assert [entry["title"] for entry in listed] == [f"Number {n}" for n in range(64, -1, -1)]
+    assert listed[0]["url"] == f"{logged_in.url}/conversation/{listed[0]['id']}"
+    assert len(command("conversations").stdout.splitlines()) == 20
+    del logged_in.log[:]
+    assert len(command("conversations", "-n", "7").stdout.splitlines()) == 7
+    assert len(logged_in.log) == 1
+    lines = command("conversations", "-q", "NUMBER 6").stdout.splitlines()
+    assert [line.split("  ")[-1][:9] for line in lines] == [
+        "Number 64", "Number 63", "Number 62", "Number 61", "Number 60", "Number 6 "
+    ]  # fmt: skip
+    assert "no conversation" in command("conversations", "-q", "nowhere").stderr
+
+
+@pytest.mark.parametrize("words", [["conversations", "-n", "0"], ["import", "--all"]])
+def test_list_that_repeats_a_page_for_ever_ends(logged_in: ChatUI, words: list[str]) -> None:
+    ids = [Web(logged_in).begin(f"[[title=Number {number}]] hello") for number in range(3)]
+    listed = [{"id": id, "title": f"Number {number}"} for number, id in enumerate(ids)]
+    body = json.dumps({"json": {"conversations": listed, "hasMore": True}}).encode()
+    path = "GET", "/api/v2/conversations"
+    logged_in.faults[path] = [Fault(status=200, body=body, content_type="application/json")] * 9
+    lines = command(*words).stdout.splitlines()
+    assert sorted(line.split("Number ")[1][0] for line in lines) == ["0", "1", "2"]
+    assert len(logged_in.faults[path]) == 7
+
+
+def test_conversations_mark_what_the_logs_know(logged_in: ChatUI) -> None:
+    ask("-m", "hf-llama", "From llm")
+    Web(logged_in).begin("From the web [[title=Evil \x1b[31mtitle\u202e]]")
+    web, mine = command("conversations").stdout.splitlines()
+    assert " * " in mine
+    assert " * " not in web
+    assert "Evil" in web
+    assert not re.search("[\x1b\u202e]", web)
+    entries = json.loads(command("conversations", "--json").stdout)
+    assert [entry["thread_id"] for entry in entries] == [None, logged()[0]["conversation_id"]]
+
+
+@pytest.mark.parametrize("title", ["می\u200cشود", "👨\u200d👩\u200d👧", "क्\u200dष"])
+def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI, title: str) -> None:
+    """Zero-width joiners make letters and emoji what they are."""
+    logged_in.add_conversation("ada", LLAMA, "", title=f"About {title}")
+    assert f"About {title} (" in command("conversations", "-q", title).stdout
+
+
+def test_title_is_found_by_what_a_terminal_does_not_get(logged_in: ChatUI) -> None:
+    logged_in.add_conversation("ada", LLAMA, "", title="a\u202eb  c")
+    assert "ab c (" in command("conversations", "-q", "\u202eb  C").stdout
+
+
+def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
+    Web(logged_in).begin("one")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm", "huggingchat", "conversations"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)},
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == 1
+
+
+# --- which conversation is meant ---
+
+WITH_ONE = [
+    ["artifacts"],
+    ["export"],
+    ["import"],
+    ["open", "--print"],
+    ["rename", "A title"],
+    ["share"],
+]
+
+
+@pytest.mark.parametrize("words", WITH_ONE, ids=lambda words: words[0])
+def test_every_command_takes_the_latest_conversation_in_the_logs(
+    logged_in: ChatUI, words: list[str]
+) -> None:
+    assert "Give an id or an address" in refused(*words)
+    ask("-m", "hf-llama", "[[title=One]] older")
+    ask("-m", "hf-llama", "[[title=Two]] latest")
+    Web(logged_in).begin("not in the logs")
+    latest = logged()[-1]["response_json"]["huggingchat"]["conversation_id"]
+    del logged_in.log[:]
+    result = command(*words)
+    requests = [request.path for request in logged_in.log]
+    assert latest in result.stdout or any(latest in path for path in requests)
+    others = logged_in.conversations.keys() - {latest}
+    assert not any(other in path for other in others for path in requests)
+
+
+@pytest.mark.parametrize("words", [*WITH_ONE, ["delete", "--yes"]], ids=lambda words: words[0])
+@pytest.mark.parametrize("way", ["id", "ID", "address", "branch", "thread"])
+def test_every_command_takes_an_id_an_address_or_an_id_of_the_logs(
+    logged_in: ChatUI, words: list[str], way: str
+) -> None:
+    ask("-m", "hf-llama", "[[title=One]] hello")
+    id = only_conversation(logged_in).id
+    logged_in.messages(id)
+    ask("-m", "hf-llama", "[[title=Two]] latest")
+    name = {
+        "id": id,
+        "ID": f" {id.upper()} ",
+        "address": f"{logged_in.url}/conversation/{id}",
+        "branch": f"{logged_in.url}/conversation/{id}/?leafId=x#y",
+        "thread": logged()[0]["conversation_id"].upper(),
+    }[way]
+    del logged_in.log[:]
+    result = command(words[0], name, *words[1:])
+    assert id in result.output or any(id in request.path for request in logged_in.log)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["artifacts", "{}"],
+        ["delete", "{}", "--yes"],
+        ["export", "{}"],
+        ["import", "{}"],
+        ["rename", "{}", "x"],
+        ["share", "{}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> None:
+    foreign = logged_in.add_conversation("bob", LLAMA, "").id
+    for id, said in (
+        (NO_ID, "o such conversation"),
+        (foreign, "o such conversation"),
+        ("nonsense", "names no conversation"),
+        ("../../settings", "names no conversation"),
+        ("", "names no conversation"),
+        (f"https://evil.example/chat/conversation/{NO_ID}", "is not the address"),
+        (f"{logged_in.url}/conversation/", "is not the address"),
+    ):
+        assert said in refused(*(word.format(id) for word in words))
+    assert foreign in logged_in.conversations
+    logged_in.down()
+    assert "nobody is listening" in refused(*(word.format(NO_ID) for word in words))
+
+
+def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("-m", "hf-llama", "one")
+    thread, id = logged()[0]["conversation_id"], only_conversation(logged_in).id
+    logged_in.messages(id)
+    commands = (["rename", thread, "new"], ["share", thread], ["delete", thread, "--yes"])
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        for words in commands:
+            assert "names no conversation" in refused(*words)
+        assert "hold no conversation" in refused("share")
+        assert other.log == []  # it does not even get to know the id
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", logged_in.url)
+    assert logged_in.conversations[id].title == "one"
+    for words in commands:
+        command(*words)
+    assert [share.title for share in logged_in.shares.values()] == ["new"]
+    assert logged_in.conversations == {}
+
+
+def test_shared_link_is_read_but_not_changed(logged_in: ChatUI) -> None:
+    bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
+    link = bob.share(bob.begin("[[title=Bob's]] his question"))
+    assert "his question" in command("export", link).stdout
+    assert command("open", "--print", link).stdout == f"{link}\n"
+    command("artifacts", link.replace("/r/", "/conversation/"))  # chat-ui takes them there too
+    for words in (["rename", link, "x"], ["share", link], ["delete", link, "-y"]):
+        assert "shared link" in refused(*words)
+
+
+def test_shared_links_of_the_service_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLM_HUGGINGCHAT_URL", raising=False)
+    link = "https://hf.co/chat/r/aB-_123#x"
+    shown = command("open", "--print", link).stdout
+    assert shown == f"{llm_huggingchat.SERVICE}/r/aB-_123\n"
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
+def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
+    id = only_conversation(server).id
+    db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
+    db.execute(
+        "update parts set payload = replace(payload, '\"chat-ui\"', ?)",
+        [f'{{"huggingchat": {value}}}'],
+    )
+    db.conn.commit()
+    assert id in command("open", "--print").stdout
+    assert f"{id} *" in command("conversations").stdout
+    assert " 0 turns added" in command("import", id).stdout
+
+
+def test_logged_id_that_is_none_is_not_opened(server: ChatUI) -> None:
+    run("-m", "hf-llama", "hello")
+    db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
+    old, odd = only_conversation(server).id, r"..\/..\/x"
+    db.execute("update parts set payload = replace(payload, ?, ?)", [old, odd])
+    db.conn.commit()
+    assert "no conversation" in refused("open", "--print")
+
+
+# --- open, rename, share, delete ---
+
+
+def test_open_shows_the_page_where_there_is_a_screen(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    ask("-m", "hf-llama", "one")
+    page = f"{logged_in.url}/conversation/{only_conversation(logged_in).id}"
+    assert command("open").stdout == f"{page}\n"
+    assert opened == []  # there is no browser here
+    monkeypatch.setenv("BROWSER", "true")
+    assert command("open", "--print").stdout == f"{page}\n"
+    assert opened == []
+    command("open")
+    assert opened == [page]
+
+
+def test_rename(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("one")
+    command("rename", id, "  A title  ")
+    assert logged_in.conversations[id].title == "A title"
+    for title in (" ", "x" * 101):
+        assert "1 to 100" in run("huggingchat", "rename", id, title, status=2).stderr
+
+
+def test_change_right_after_a_prompt_is_not_overwritten(logged_in: ChatUI) -> None:
+    logged_in.store_delay = 0.5
+    ask("-m", "hf-llama", "one")
+    command("rename", "Mine")
+    id = only_conversation(logged_in).id
+    logged_in.messages(id)  # once it is stored
+    assert logged_in.conversations[id].title == "Mine"
+    ask("-c", "two")
+    command("share")
+    (share,) = logged_in.shares.values()
+    assert share.messages[-1]["content"] == "You said: two"
+    ask("-c", "three")
+    command("delete", id, "--yes")
+    assert logged_in.conversations == {}
+
+
+def test_share_prints_a_link_to_the_conversation(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("one")
+    link = command("share", id).stdout.strip()
+    assert link.removeprefix(f"{logged_in.url}/r/") in logged_in.shares
+
+
+def test_delete_asks_with_the_title(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin("[[title=About \x1b[31mowls]] one")
+    for answer in ("n\n", ""):
+        asked = run("huggingchat", "delete", id, input=answer, status=1).stderr
+        assert f"Delete 'About [31mowls' ({id}) on 127.0.0.1" in asked
+        assert "Aborted!" in asked
+    assert id in logged_in.conversations
+    assert "About [31mowls" in command("delete", id, input="y\n").stdout
+    assert logged_in.conversations == {}
+
+
+def test_delete_looks_for_the_conversation_before_it_asks(logged_in: ChatUI) -> None:
+    assert "o such conversation" in refused("delete", NO_ID, input="y\n")
+
+
+def test_delete_several_or_all(logged_in: ChatUI) -> None:
+    for number in range(35):
+        logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
+    ids = list(logged_in.conversations)
+    assert NO_ID in refused("delete", NO_ID, ids[0], ids[1], "--yes")
+    assert list(logged_in.conversations) == ids[2:]
+    assert "33 conversations" in command("delete", "--all", input="y\n").stderr
+    assert logged_in.conversations == {}
+    assert "0 conversations" in command("delete", "--all", "--yes").stdout
+    for both in ((), ("--all", NO_ID)):
+        assert "Give ids" in run("huggingchat", "delete", *both, status=2).stderr
+
+
+def test_progress_is_seen_on_a_terminal_alone(logged_in: ChatUI) -> None:
+    for text in ("one", "two"):
+        Web(logged_in).begin(text)
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "llm", "huggingchat", "import", "--all"]
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
+    output = subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
+    shown = os.read(ours, 10_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert "Conversations imported" in shown
+    assert "2/2" in shown
+    assert len(output.stdout.splitlines()) == 2

@@ -1,0 +1,129 @@
+"""`llm huggingchat export`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from chat_ui import ChatUI
+from cli import LLAMA, NO_ID, Web, command, refused
+from helpers import run
+
+import llm_huggingchat
+
+pytestmark = pytest.mark.usefixtures("person")
+
+
+def test_export_as_markdown_and_as_json(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin("[[title=A title]] one", preprompt="Be brief.")
+    web.say(id, "[[reason]] [[tool]] two", tools=True)
+    text = command("export", id).stdout
+    assert text.startswith(f"# A title\n\n<{logged_in.url}/conversation/{id}>\n\n## System\n")
+    for piece in ("## You\n\n[[reason]]", f"## {LLAMA}\n", "Tool `web_search_exa`", "Reasoning"):
+        assert piece in text
+    shown = command("export", id, "--format", "json").stdout
+    assert shown.startswith('{\n  "')
+    assert [message["id"] for message in json.loads(shown)["messages"]] == [
+        message["id"] for message in logged_in.messages(id)
+    ]
+
+
+def test_json_is_everything_that_the_server_has(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("[[surrogates]] 🦉 one")
+    conversation = logged_in.conversations[id]
+    logged_in.messages(id)
+    conversation.messages[-1]["somethingNew"] = {"half": "\ud83d", "number": 12345678901234567890}
+    value = json.loads(command("export", id, "--format", "json").stdout)
+    assert value["messages"][-1]["somethingNew"]["number"] == 12345678901234567890
+    assert value["messages"][1]["content"] == "[[surrogates]] 🦉 one"
+
+
+def test_export_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
+    logged_in.store_delay = 0.5
+    run("-m", "hf-llama", "first")
+    for format in ("markdown", "json"):
+        run("-c", f"next for {format}")
+        assert f"You said: next for {format}" in command("export", "--format", format).stdout
+
+
+def test_export_looks_for_the_conversation_before_it_asks(
+    logged_in: ChatUI, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "out.md").write_text("mine")
+    assert "o such conversation" in refused("export", NO_ID, "-o", "out.md", input="y\n")
+    id = Web(logged_in).begin("one")
+    asked = run("huggingchat", "export", id, "-o", "out.md", input="n\n", status=1)
+    assert "Overwrite" in asked.stderr
+    assert (tmp_path / "out.md").read_text() == "mine"
+    assert command("export", id, "-o", "out.md", input="y\n").stdout == ""
+    assert (tmp_path / "out.md").read_text() == command("export", id).stdout
+    assert "no directory" in refused("export", id, "-o", "nowhere/out.md")
+    assert "is a directory" in refused("export", id, "-o", str(tmp_path))
+
+
+def test_dash_is_standard_output(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+    id = Web(logged_in).begin("one")
+    assert command("export", id, "-o", "-").stdout == command("export", id).stdout
+    assert not (tmp_path / "-").exists()
+
+
+def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+    id = Web(logged_in).begin("one")
+    content = command("export", id).stdout
+    real, link, other = (tmp_path / name for name in ("real", "link", "other"))
+    link.symlink_to("real")
+    for _ in range(2):  # at first there is nothing
+        command("export", id, "-o", "link", input="y\n")
+        assert link.is_symlink()
+        assert real.read_text() == content
+        real.write_text("mine")
+    os.link(real, other)
+    command("export", id, "-o", "real", input="y\n")
+    assert real.read_text() == other.read_text() == content
+
+
+def test_file_that_cannot_be_written_whole_stays_as_it_was(
+    logged_in: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = Web(logged_in).begin("one")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("mine")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    shown = run("huggingchat", "export", id, "-o", "folder/file", input="y\n", status=1)
+    assert "Error: No space left on device" in shown.stderr
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert (folder / "file").read_text() == "mine"
+
+
+def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
+    spelt = "می\u200cشود 👨\u200d👩\u200d👧"
+    id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "llm", "huggingchat", "export", id]
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux: the other end is closed
+            while piece := os.read(ours, 10_000):
+                shown += piece
+        os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode().replace("\r\n", "\n")  # as a terminal ends its lines
+    assert f"safeEVIL]0;x {spelt}\n" in text
+    assert all(char in "\n\t\u200c\u200d" or char.isprintable() for char in text.expandtabs())
+    assert "\x1b]0;x\x07" in command("export", id).stdout  # in a pipe it is as it is

@@ -1,0 +1,343 @@
+"""`llm huggingchat artifacts`, `download` and `transcribe`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import webbrowser
+
+import llm
+import pytest
+import sqlite_utils
+from chat_ui import ChatUI, Fault
+from cli import NO_ID, command, refused
+from helpers import ask_sync, kept, logged, make_logs, only_conversation, run
+
+PAGE = "<!doctype html>\n<title>Clock</title>"
+CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
+BIG_PAGE = PAGE.replace("Clock", "Big clock")
+ID3 = b"ID3\4\0\0\0\0\0\0\xff\xfb\x90\0"
+
+pytestmark = pytest.mark.usefixtures("person")
+
+
+def made(identifier: str, content: str, type: str = "html", title: str = "A clock") -> str:
+    """An artifact as a model writes it."""
+    about = f'identifier="{identifier}" type="{type}"' + (f' title="{title}"' if title else "")
+    return f"<artifact {about}>\n{content}\n</artifact>"
+
+
+def update(identifier: str, *pairs: tuple[str, str]) -> str:
+    """An update, which replaces texts."""
+    changes = "\n".join(f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs)
+    return made(identifier, changes, "update", "")
+
+
+BIGGER = update("clock", ("Clock", "Big clock"))
+
+
+@pytest.fixture
+def chat(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ChatUI:
+    """A server, an empty directory, and a screen."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for what is shown
+    make_logs()
+    return server
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the browser shows."""
+    urls: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", urls.append)
+    return urls
+
+
+def talk(*texts: str) -> str:
+    """A conversation whose answers say these texts: its id."""
+    response = None
+    for text in texts:
+        response = ask_sync(text, after=response)
+    assert response
+    response.log_to_db(sqlite_utils.Database(llm.user_dir() / "logs.db"))
+    return str(kept(response)["conversation_id"])
+
+
+# --- artifacts ---
+
+
+def test_artifacts_are_listed(chat: ChatUI) -> None:
+    id = talk(CLOCK, BIGGER, made("fib", "def fib(): ...", 'code" language="python', "Numbers"))
+    listed = "clock  html  A clock (2 versions)\nfib  python  Numbers (1 version)\n"
+    for names in ((id,), (f"{chat.url}/conversation/{id}",), ()):
+        result = command("artifacts", *names)
+        assert (result.stdout, result.stderr) == (listed, "")
+    assert command("artifacts", id, "--all").stdout == (
+        "clock  html  A clock (2 versions)\n"
+        "  1: create, 36 bytes: A clock\n"
+        "  2: update, 40 bytes: A clock\n"
+        "fib  python  Numbers (1 version)\n"
+        "  1: create, 14 bytes: Numbers\n"
+    )
+
+
+def test_artifacts_are_written_to_files(chat: ChatUI) -> None:
+    id = talk(CLOCK, BIGGER)
+    assert command("artifacts", id, "-o", "pages").stdout == "pages/clock.html (40 bytes)\n"
+    assert pathlib.Path("pages/clock.html").read_text() == BIG_PAGE
+    command("artifacts", id, "-o", "pages", "--all")
+    assert pathlib.Path("pages/clock.v1.html").read_text() == PAGE
+    assert pathlib.Path("pages/clock.v2.html").read_text() == BIG_PAGE
+
+
+def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> None:
+    chat.store_delay = 0.6
+    run("-m", "hf-llama", CLOCK)
+    assert command("artifacts").stdout == "clock  html  A clock (1 version)\n"
+    run("-c", BIGGER)
+    assert command("artifacts").stdout == "clock  html  A clock (2 versions)\n"
+
+
+def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
+    id = talk(made("new", "new"), made("old", "new"))
+    pathlib.Path("old.html").write_text("old")
+    asked = run("huggingchat", "artifacts", id, "-o", ".", input="n\n", status=1)
+    assert "old.html exists" in asked.stderr
+    assert pathlib.Path("old.html").read_text() == "old"
+    assert not pathlib.Path("new.html").exists()
+    command("artifacts", id, "-o", ".", input="y\n")
+    assert pathlib.Path("old.html").read_text() == "new"
+
+
+def test_artifacts_are_written_into_what_is_there(chat: ChatUI) -> None:
+    id = talk(CLOCK, BIGGER)
+    pathlib.Path("clock.html").symlink_to("real")
+    pathlib.Path(".clock.html.12345678").write_text("mine")
+    command("artifacts", id, "-o", ".", input="y\n")
+    assert pathlib.Path("clock.html").is_symlink()
+    assert pathlib.Path("real").read_text() == BIG_PAGE
+    assert pathlib.Path(".clock.html.12345678").read_text() == "mine"
+
+
+def test_artifacts_as_json(chat: ChatUI) -> None:
+    id = talk(CLOCK, update("clock", ("Clock", "Uhr"), ("no such", "")))
+    (clock,) = json.loads(command("artifacts", id, "--json").stdout)
+    versions = clock.pop("versions")
+    assert clock == {"identifier": "clock", "kind": "html", "title": "A clock", "language": None}
+    assert [version["content"] for version in versions] == [PAGE, PAGE.replace("Clock", "Uhr")]
+    del versions[1]["content"]
+    about = {"number": 2, "operation": "update", "kind": "html", "title": "A clock"}
+    assert versions[1] == about | {"interrupted": False, "missed": ["no such"]}
+
+
+def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
+    lost = update("ghost", ("a", "b"))
+    id = talk(lost, CLOCK, update("clock", ("no such", "")), made("clock", "x", "update", ""))
+    errors = command("artifacts", id).stderr
+    assert "version 2 of clock is an update that did not match: it replaces 'no such'" in errors
+    assert "version 3 of clock is an update that did not match: it replaces nothing" in errors
+    assert "an update of ghost has nothing to change" in errors
+    broken_off = talk(CLOCK.removesuffix("</artifact>"))
+    assert "version 1 of clock was never closed" in command("artifacts", broken_off).stderr
+
+
+def test_conversation_without_artifacts(chat: ChatUI) -> None:
+    id = talk("hi")
+    none = "huggingchat: there are no artifacts in this conversation\n"
+    assert command("artifacts", id).output == none
+    assert command("artifacts", id, "--json").stdout == "[]\n"
+    command("artifacts", id, "-o", "pages")
+    assert not pathlib.Path("pages").exists()
+
+
+def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
+    id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
+    command("artifacts", id, "--open")
+    contents = [pathlib.Path(url.removeprefix("file://")).read_text() for url in opened]
+    assert contents == [PAGE, "<svg/>"]
+    opened.clear()
+    command("artifacts", id, "--open", "-o", "pages")
+    assert opened == [
+        pathlib.Path(f"pages/{name}").resolve().as_uri() for name in ("clock.html", "dot.svg")
+    ]
+    opened.clear()
+    nothing = command("artifacts", talk(made("notes", "x", "markdown")), "--open")
+    assert "no HTML or SVG" in nothing.stderr
+    assert opened == []
+
+
+def test_artifacts_without_a_browser(
+    chat: ChatUI, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY")
+    path = command("artifacts", talk(CLOCK), "--open").stderr.split()[-1]
+    assert pathlib.Path(path).read_text() == PAGE
+    assert opened == []
+
+
+def test_artifacts_are_those_of_the_newest_branch(chat: ChatUI) -> None:
+    first = ask_sync(CLOCK)
+    ask_sync(made("other", "x"), after=first)
+    ask_sync(BIGGER, after=first)
+    listed = command("artifacts", str(kept(first)["conversation_id"])).stdout
+    assert listed == "clock  html  A clock (2 versions)\n"
+
+
+def test_import_and_export_have_fences(chat: ChatUI) -> None:
+    id = talk(CLOCK)
+    (pathlib.Path(llm.user_dir()) / "logs.db").unlink()
+    command("import", id)
+    assert re.search(rf"(?m)^`+html\n{PAGE}\n`+$", logged()[0]["response"])
+    assert re.search(rf"(?m)^`+html\n{PAGE}\n`+$", command("export", id).stdout)
+    raw = command("export", id, "--format", "json").stdout
+    assert json.loads(raw)["messages"][-1]["content"] == "You said: " + CLOCK
+
+
+# --- download ---
+
+
+def link_of_a_file() -> str:
+    """A picture in an answer."""
+    (link,) = re.findall(r"\((http[^)]*)\)", run("-m", "hf-llama", "[[file]]").stdout)
+    return str(link)
+
+
+def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+    link = link_of_a_file()
+    ((mime, content),) = only_conversation(logged_in).files.values()
+    name = f"{link.rpartition('/')[2][:8]}.{mime.partition('/')[2]}"
+    assert command("download", link).stdout == f"{name} ({len(content)} bytes)\n"
+    assert (tmp_path / name).read_bytes() == content
+    (tmp_path / name).write_text("mine")
+    assert "Overwrite" in run("huggingchat", "download", link, input="n\n", status=1).stderr
+    assert (tmp_path / name).read_text() == "mine"
+    command("download", link, input="y\n")
+    assert (tmp_path / name).read_bytes() == content
+    command("download", link, "-o", "picture")
+    assert (tmp_path / "picture").read_bytes() == content
+    (tmp_path / "folder").mkdir()
+    command("download", link, "-o", "folder")
+    assert (tmp_path / "folder" / name).read_bytes() == content
+    assert command("download", link, "-o", "-").stdout_bytes == content
+    assert "no such file" in refused("download", f"{link}0")
+    names = {"llm", "picture", "folder", name}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("disposition", "type", "name"),
+    [
+        ('attachment; filename="0123abcd.png"', "image/png", "0123abcd.png"),
+        ('attachment; filename="../../etc/passwd"', "text/x", "passwd"),
+        ('attachment; filename="..\\..\\x.png"', "image/png", "x.png"),
+        ('attachment; filename=".bashrc"', "text/plain; charset=utf-8", "bashrc.txt"),
+        ('attachment; filename="a\x1b[31m.png"', "image/png", "a[31m.png"),
+        ("attachment; filename*=UTF-8''%e2%82%ac.png", "image/png", "€.png"),
+        ("", "image/png", "0123.png"),
+        ('attachment; filename=""', "image/webp", "0123.webp"),
+        ('attachment; filename="/"', "text/x", "attachment"),
+    ],
+)
+def test_downloaded_file_has_a_safe_name(
+    logged_in: ChatUI, tmp_path: pathlib.Path, disposition: str, type: str, name: str
+) -> None:
+    headers = (("content-disposition", disposition),) if disposition else ()
+    fault = Fault(status=200, body=b"x", content_type=type, headers=headers)
+    logged_in.faults["GET", "/conversation/*/output/*"] = [fault]
+    link = f"{logged_in.url}/conversation/{NO_ID}/output/0123"
+    assert command("download", link).stdout == f"{name} (1 bytes)\n"
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
+def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
+    del logged_in.log[:]
+    url, origin = logged_in.url, logged_in.url.removesuffix("/chat")
+    for link in (
+        f"https://evil.example/chat/conversation/{NO_ID}/output/abc",
+        f"{origin}@evil.example/chat/conversation/{NO_ID}/output/abc",
+        f"{origin}/conversation/{NO_ID}/output/abc",
+        f"{url}/api/v2/user",
+        f"{url}/conversation/../../settings/output/abc",
+        f"{url}/conversation/%2e%2e/output/abc",
+        f"{url}/conversation/{NO_ID}/output/abc/../../../../settings",
+        f"{url}/conversation/{NO_ID}/output/abc?x=/..",
+        "file:///etc/passwd",
+        "abc",
+    ):
+        assert "is not the link of a file" in refused("download", link)
+    assert logged_in.log == []
+
+
+def test_download_does_not_follow_a_redirect(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+    elsewhere = (("location", f"{logged_in.url}/api/v2/user"),)
+    logged_in.faults["GET", "/conversation/*/output/*"] = [Fault(status=302, headers=elsewhere)]
+    del logged_in.log[:]
+    refused("download", f"{logged_in.url}/conversation/{NO_ID}/output/abc")
+    assert len(logged_in.log) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["llm"]
+
+
+@pytest.mark.parametrize("words", ["export", "download"])
+def test_pipe_gets_what_is_written(logged_in: ChatUI, tmp_path: pathlib.Path, words: str) -> None:
+    link = link_of_a_file()
+    name = link if words == "download" else only_conversation(logged_in).id
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    shown = command(words, name, "-o", "pipe", input="")  # there is nothing to overwrite
+    assert (tmp_path / "pipe").is_fifo()
+    content, _ = reader.communicate(timeout=20)
+    assert content == command(words, name, "-o", "-").stdout_bytes
+    assert shown.stdout_bytes != content
+
+
+# --- transcribe ---
+
+
+def recording(text: str) -> bytes:
+    """A recording in which `text` is said."""
+    return ID3 + f"[[say]]{text}[[/say]]".encode()
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_transcribe(
+    server: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path, way: str
+) -> None:
+    (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
+    content = recording("Buy brød") if way == "stdin" else None
+    shown = command("transcribe", "-" if way == "stdin" else "memo.mp3", input=content)
+    assert shown.stdout == "Buy brød\n"
+    assert not server.conversations
+    assert run("logs", "list", "--json").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("silent.mp3", ID3 + b"[[silence]]", "heard no words in silent.mp3"),
+        ("notes.txt", b"Rex is a dog", "notes.txt is text/plain"),
+        ("memo.aac", b"\xff\xf1\x50\x80\2\x1f\xfc", "memo.aac is audio/aac"),
+        ("memo.mp3", b"", "memo.mp3 is empty"),
+        ("memo.mp3", None, "memo.mp3 cannot be read"),
+        ("memo.mp3", ID3 + bytes(25 << 20), "more than 25 MB"),
+    ],
+)
+def test_transcribe_fails_in_words(
+    server: ChatUI, tmp_path: pathlib.Path, name: str, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert says in refused("transcribe", name)
+
+
+def test_transcribe_wants_a_login_where_the_server_does(
+    accounts: ChatUI, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
+    assert "llm huggingchat login" in refused("transcribe", "memo.mp3")

@@ -1,0 +1,378 @@
+"""`llm huggingchat import`: conversations of the web in llm's logs."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlite_utils
+from chat_ui import ChatUI, Fault
+from cli import LLAMA, NO_ID, Web, ask, command, refused, thread_of
+from helpers import logged, only_conversation, run, wait_for
+from llm.logs import LogStore
+from llm.parts import Message, assistant, user
+
+pytestmark = pytest.mark.usefixtures("person")
+
+
+def store() -> LogStore:
+    return LogStore(sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db"))
+
+
+def said(message: Message) -> str:
+    return "".join(getattr(part, "text", "") for part in message.parts)
+
+
+def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin("[[title=A quest]] one", preprompt="Be brief.")
+    first = logged_in.messages(id)[-1]["id"]
+    web.say(id, "[[reason]] [[tool]] old branch", first, tools=True)
+    newest = web.say(id, "[[reason]] [[tool]] new branch", first, tools=True)
+
+    result = command("import", id)
+    assert result.stdout.endswith("  2 turns added: A quest\n")
+    one, two = logged()
+    assert one["system"] == "Be brief."
+    assert one["conversation_name"] == "A quest"
+    assert two["prompt"] == "[[reason]] [[tool]] new branch"
+    assert "first page" in two["response"]
+    assert "think" not in two["response"]
+    assert two["reasoning"]
+    (call,), (returned,) = two["tool_calls"], two["tool_results"]
+    assert call["name"] == returned["name"] == "web_search_exa"
+    assert "first page" in returned["output"]
+    assert two["response_json"]["huggingchat"]["message_id"] == newest
+    assert two["resolved_model"] == LLAMA
+    stored = datetime.fromisoformat(logged_in.messages(id)[-1]["createdAt"])
+    assert datetime.fromisoformat(two["datetime_utc"]) == stored
+    assert [row["id"] for row in logged("-q", "branch")] == [two["id"]]
+    assert "0 turns added" in command("import", id).stdout
+    assert len(logged()) == 2
+
+    assert "A quest]] one" in ask("-c", "[[history]] three")
+    assert logged_in.messages(id)[-2]["ancestors"][-1] == newest
+
+    result = command("import", "--branches", id)
+    assert result.stdout.endswith("  1 turn added: A quest\n")
+    assert "old branch" in ask("--cid", thread_of(result), "[[history]] four")
+    assert "0 turns added" in command("import", "--branches", id).stdout
+    assert len(logged()) == 5
+    assert not store().verify()
+
+
+def test_import_of_all_branches_at_once(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin("one")
+    first = logged_in.messages(id)[-1]["id"]
+    root = logged_in.messages(id)[0]["id"]
+    for text, after in (("two", first), ("deux", first), ("uno", root), ("zwei", first)):
+        web.say(id, text, after)
+    result = command("import", "--branches", id)
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["2", "1", "1", "1"]
+    assert sorted(row["prompt"] for row in logged()) == ["deux", "one", "two", "uno", "zwei"]
+    told = [ask("--cid", thread_of(result, n), "[[history]]") for n in range(4)]
+    for chain, (has, lacks) in zip(
+        told, [("zwei", "uno"), ("uno", "one"), ("deux", "two"), ("two", "deux")], strict=True
+    ):
+        assert f'"content": "{has}"' in chain
+        assert f'"content": "{lacks}"' not in chain
+
+
+def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
+    """Turns made on the web go on in the same thread; a branch of the web forks off."""
+    ask("-m", "hf-llama", "one")
+    id = only_conversation(logged_in).id
+    web = Web(logged_in)
+    first = logged_in.messages(id)[-1]["id"]
+    web.say(id, "two, on the web")
+    result = command("import")  # the latest in the logs
+    assert "1 turn added" in result.stdout
+    assert [row["prompt"] for row in logged("-c")] == ["one", "two, on the web"]
+    ask("-c", "three")
+    web.say(id, "other two, on the web", first)
+    assert thread_of(command("import", thread_of(result))) != thread_of(result)
+    assert "two, on the web" not in ask("-c", "[[history]]").replace("other two", "")
+    assert [row["prompt"] for row in logged()] == [
+        "one", "two, on the web", "three", "other two, on the web", "[[history]]"
+    ]  # fmt: skip
+    assert "0 turns added" in command("import", "--all", "--branches").stdout
+
+
+def test_import_again_adds_to_a_thread_with_a_system_prompt(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin("one", preprompt="Be brief.")
+    thread = thread_of(command("import", id))
+    web.say(id, "two")
+    result = command("import", id)
+    assert "1 turn added" in result.stdout
+    assert thread_of(result) == thread
+    assert "0 turns added" in command("import", id).stdout
+    assert [(m.role, said(m)) for m in store().thread_messages(thread)] == [
+        ("system", "Be brief."),
+        ("user", "one"),
+        ("assistant", "You said: one"),
+        ("user", "two"),
+        ("assistant", "You said: two"),
+    ]
+    ask("-c", "three")
+    assert len(logged_in.messages(id)) == 7
+    assert len(logged_in.conversations) == 1
+
+
+def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> None:
+    ask("-m", "hf-llama", "one")
+    thread = logged()[0]["conversation_id"]
+    id = only_conversation(logged_in).id
+    first = logged_in.messages(id)[-1]["id"]
+    for text in ("older", "newer"):
+        Web(logged_in).say(id, text, first)
+    result = command("import", "--branches", id)
+    assert [line.split()[1] for line in result.stdout.splitlines()] == ["1", "1"]
+    assert thread_of(result) == thread  # the newest goes on where the logs end
+    found = [
+        [said(m) for m in store().thread_messages(thread_of(result, line)) if m.role == "user"]
+        for line in (0, 1)
+    ]
+    assert found == [["one", "newer"], ["one", "older"]]
+    assert not store().verify()
+    assert "0 turns added" in command("import", "--branches", id).stdout
+
+
+def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI) -> None:
+    ask("-m", "hf-llama", "one [[nofetch]]")
+    conversation = only_conversation(logged_in)
+    conversation.words.clear()
+    Web(logged_in).say(conversation.id, "two")
+    assert "1 turn added" in command("import", conversation.id).stdout
+    assert [row["prompt"] for row in logged()] == ["one [[nofetch]]", "two"]
+
+
+def test_import_leaves_the_end_of_a_thread_that_went_on_elsewhere(logged_in: ChatUI) -> None:
+    """The thread was continued with another provider's model."""
+    ask("-m", "hf-llama", "one")
+    thread = logged()[0]["conversation_id"]
+    tip = store().append(thread, [user("elsewhere"), assistant("yes")])
+    id = only_conversation(logged_in).id
+    Web(logged_in).say(id, "two")
+    assert thread_of(command("import", id)) != thread
+    assert store().thread_tip(thread) == tip
+
+
+def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
+    bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
+    id = bob.begin("[[title=Bob's]] his question")
+    link = bob.share(id)
+    assert "1 turn added: Bob's" in command("import", link).stdout
+    assert "0 turns added" in command("import", link, f"{link}?x=1").stdout
+    assert "his question" in ask("-c", "[[history]] mine")
+    assert len(logged_in.messages(id)) == 3  # bob's own is as it was
+    copies = [c for c in logged_in.conversations.values() if c.session == "ada"]
+    assert [len(copy.messages) for copy in copies] == [5]
+    assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
+
+
+def test_import_of_a_shared_link_without_a_session(server: ChatUI) -> None:
+    """Nothing to copy it to: it is continued in a new conversation, which is told of it."""
+    bob = Web(server, "hf-chat=s-bob")
+    link = bob.share(bob.begin("his question"))
+    command("import", link)
+    assert len(server.conversations) == 1
+    assert logged()[0]["response_json"]["huggingchat"]["url"] == link
+    assert "his question" in ask("-c", "[[history]] mine", "-m", "hf-llama")
+    assert len(server.conversations) == 2
+
+
+def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin()
+    web.say(id, "what is in it? [[file]]", file="aGVsbG8=")
+    command("import", id)
+    (row,) = logged()
+    (attachment,) = row["attachments"]
+    assert attachment["type"] == "text/plain"
+    page = f"{logged_in.url}/conversation/{id}/output/"
+    assert attachment["url"].startswith(page)
+    assert page in row["response"]  # the picture in the answer
+
+
+def test_import_of_questions_without_answers(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin()
+    assert "no answer in it yet" in command("import", id).stdout
+    web.say(id, "[[err=500]] fails")
+    assert "no answer in it yet" in command("import", id).stdout
+    web.say(id, "works")
+    assert "1 turn added" in command("import", id).stdout
+    assert "works" in logged()[0]["response"]
+    assert "either" in run("huggingchat", "import", "--all", id, status=2).stderr
+
+
+def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
+    logged_in.store_delay = 0.5
+    for number in range(3):
+        ask("-m", "hf-llama", f"question {number}", "-n")
+        (id,) = (c.id for c in logged_in.conversations.values() if c.title == f"question {number}")
+        assert "1 turn added" in command("import", id).stdout
+    assert sorted(row["prompt"] for row in logged()) == [f"question {n}" for n in range(3)]
+
+
+def test_import_interrupted_and_started_again(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(7):
+        Web(logged_in).begin(f"question {n}", "and then?")
+    log, turns = LogStore.log, [0]
+
+    def interrupted(store: LogStore, response: Any, thread_id: str | None = None) -> str:
+        turns[0] += 1
+        if turns[0] == 6:  # half-way through the third conversation
+            raise KeyboardInterrupt
+        return log(store, response, thread_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogStore, "log", interrupted)
+        assert "Aborted!" in run("huggingchat", "import", "--all", status=1).stderr
+    assert len(logged()) == 4
+    assert command("import", "--all").stdout.count("2 turns added") == 5
+    assert sorted(row["prompt"] for row in logged()) == sorted(
+        ["and then?"] * 7 + [f"question {n}" for n in range(7)]
+    )
+    assert command("import", "--all").stdout.count(" 0 turns added") == 7
+
+
+def test_import_of_some_that_are_not_there(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("one")
+    result = run("huggingchat", "import", NO_ID, id, status=1)
+    assert NO_ID in result.stderr
+    assert "1 turn added" in result.stdout
+
+
+def test_threads_are_in_the_order_of_their_conversations(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    old = web.begin("old")
+    for message in logged_in.messages(old):
+        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
+    for message in logged_in.conversations[old].messages:
+        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
+    new = web.begin("new")
+    command("import", new)
+    command("import", old)
+    assert "new" in ask("-c", "[[history]]")
+    assert [row["prompt"] for row in logged()] == ["old", "new", "[[history]]"]
+
+
+def test_thread_of_a_model_that_is_no_longer_offered_can_be_continued(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("[[title=Old]] one")
+    logged_in.conversations[id].model = "gone/Model-1"
+    command("import", id)
+    assert "no longer offered" in str(run("-c", "two", status=1).stderr)
+    assert "Old" in ask("-c", "[[history]] two", "-m", "hf-llama")
+    assert logged()[0]["model"] == "huggingchat/gone/Model-1"
+    assert "gone/Model-1" not in command("models").stdout
+
+
+# --- what servers store ---
+
+
+def stored(server: ChatUI, *messages: dict[str, Any], **more: Any) -> str:
+    """A conversation of ada's as the server is to have it: its id."""
+    id = server.add_conversation("ada", LLAMA, "").id
+    value = {"title": "T", "model": LLAMA, "messages": list(messages), **more}
+    body = json.dumps({"json": value}).encode()
+    fault = Fault(status=200, body=body, content_type="application/json")
+    server.faults["GET", f"/api/v2/conversations/{id}"] = [fault] * 9
+    return id
+
+
+def message(id: str, kind: str, *ancestors: str, **more: Any) -> dict[str, Any]:
+    return {"id": id, "from": kind, "content": id, "ancestors": list(ancestors), **more}
+
+
+def test_what_is_no_answer_is_left_out(logged_in: ChatUI) -> None:
+    def run_at(seconds: float) -> dict[str, Any]:
+        time = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
+        return {"generationId": "g", "createdAt": time, "updatedAt": time, "updates": []}
+
+    id = stored(
+        logged_in,
+        message("root", "system"),
+        message("u1", "user", "root"),
+        message("a1", "assistant", "root", "u1", **run_at(900)),
+        message("u2", "user", "root", "u1", "a1"),
+        message("a2", "assistant", "root", "u1", "a1", "u2", content=""),
+        message("u3", "user", "root", "u1", "a1", "u2", "a2"),
+        message("a3", "assistant", "root", "u1", "a1", "u2", "a2", "u3", **run_at(800)),
+        message("u4", "user", "root", "u1", "a1"),
+        message("a4", "assistant", "root", "u1", "a1", "u4", **run_at(5)),  # it is being written
+    )
+    thread = thread_of(command("import", id, "--branches"))
+    found = [(m.role, said(m)) for m in store().thread_messages(thread)]
+    assert found == [
+        ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("user", "u3"), ("assistant", "a3")
+    ]  # fmt: skip
+
+
+def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
+    """Old ones have neither runs nor times; a changed model leaves its name on the answer."""
+    id = stored(
+        logged_in,
+        message("u1", "user", content="half \ud83d"),
+        message("a1", "assistant", "u1", routerMetadata={"route": "", "model": "old/Model"}),
+        message("u2", "user", "u1", "a1"),
+        message(
+            *("a2", "assistant", "u1", "a1", "u2"),
+            routerMetadata={"route": "code", "model": "some/Coder", "provider": "p"},
+        ),
+        model="omni",
+    )
+    thread = thread_of(command("import", id))
+    assert [(row["model"], row["resolved_model"]) for row in logged()] == [
+        ("huggingchat/old/Model", "old/Model"),
+        ("huggingchat/omni", "some/Coder"),
+    ]
+    assert "0 turns added" in command("import", id).stdout
+    last = store().thread_messages(thread)[-1].parts[-1].to_dict()
+    assert last["provider_metadata"]["huggingchat"] == {
+        "conversation_id": id,
+        "message_id": "a2",
+        "server": logged_in.url,
+        "model": "omni",
+    }
+
+
+@pytest.mark.parametrize("messages", [5, None, "text", [5], [{}], [{"id": "a/b"}]])
+@pytest.mark.parametrize("words", ["import", "export", "artifacts"])
+def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object, words: str) -> None:
+    id = stored(logged_in, messages=messages)
+    assert "not a chat-ui server's" in refused(words, id)
+
+
+@pytest.mark.parametrize("raw", ["NaN", "Infinity", '{"a": 1e999}', "[" * 3000])
+def test_number_that_is_none_from_a_shared_conversation(logged_in: ChatUI, raw: str) -> None:
+    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello", "-n")
+    conversation = only_conversation(logged_in)
+    logged_in.messages(conversation.id)
+    for update in conversation.messages[-1]["updates"]:
+        if "argumentsRaw" in update:
+            update["argumentsRaw"] = raw
+    command("import", conversation.id)
+    assert logged()[0]["tool_calls"][0]["arguments"] == {"query": "chat-ui"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["delete from messages", "update messages set parent_hash = 'there is none'"]
+)
+def test_import_into_logs_that_are_not_whole(logged_in: ChatUI, damage: str) -> None:
+    ask("-m", "hf-llama", "one")
+    ask("-c", "two", "-n")
+    id = only_conversation(logged_in).id
+    wait_for(lambda: "running" not in logged_in.runs.values())
+    db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
+    db.execute("pragma foreign_keys = off")
+    db.execute(damage)
+    db.conn.commit()
+    assert "cannot be read, so nothing can be added" in refused("import", id)

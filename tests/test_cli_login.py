@@ -1,0 +1,356 @@
+"""`llm huggingchat login` and `logout`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+import llm.cli
+import pytest
+from chat_ui import ChatUI, Fault
+from cli import COOKIES, SESSION, TOKEN, command, refused
+from helpers import run
+
+import llm_huggingchat
+
+pytestmark = pytest.mark.usefixtures("person")
+
+FORMS: dict[str, str | bytes] = {
+    "value": TOKEN,
+    "white space": f"\n {TOKEN} \n",
+    "quotes": f'"{TOKEN}"',
+    "header": f"Cookie: other=1; token={TOKEN}",
+    "object": json.dumps({"token": TOKEN}),
+    "extension": json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1),
+    "cookies.txt": f"# Netscape HTTP Cookie File\n\n127.0.0.1\tFALSE\t/\tTRUE\t0\ttoken\t{TOKEN}\n",
+    "utf-16": f"token={TOKEN}".encode("utf-16"),
+}
+
+
+def key_of(server: ChatUI) -> str:
+    return f"huggingchat:127.0.0.1:{server.port}"
+
+
+def kept(server: ChatUI, user_path: pathlib.Path) -> dict[str, Any]:
+    """What the key store holds for the server."""
+    return dict(json.loads(json.loads((user_path / "keys.json").read_text())[key_of(server)]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_login_takes_what_people_copy(accounts: ChatUI, user_path: pathlib.Path, form: str) -> None:
+    assert "as ada" in command("login", input=FORMS[form]).stdout
+    value = kept(accounts, user_path)
+    assert value["token"] == TOKEN
+    assert accounts.sessions[value["hf-chat"]] == ("ada", TOKEN)
+    assert "Logged in: ada" in command("status").stdout
+
+
+def test_login_takes_the_session_that_comes_with_the_token(
+    accounts: ChatUI, user_path: pathlib.Path
+) -> None:
+    command("login", input=f"{COOKIES}; aws-waf-token=w; other=1")
+    assert kept(accounts, user_path) == {"hf-chat": SESSION, "token": TOKEN, "aws-waf-token": "w"}
+    assert stat.S_IMODE((user_path / "keys.json").stat().st_mode) == 0o600
+    assert not [request for request in accounts.log if request.path == "/login"]
+    del accounts.sessions[SESSION]
+    command("login", input=COOKIES)
+    assert kept(accounts, user_path)["hf-chat"] in accounts.sessions
+
+
+def test_login_with_a_session_alone(accounts: ChatUI, user_path: pathlib.Path) -> None:
+    assert "'token' is missing" in refused("login", input=SESSION)
+    accounts.sessions[SESSION] = ("ada", None)  # a server that does not couple them
+    command("login", input=SESSION)
+    assert kept(accounts, user_path) == {"hf-chat": SESSION}
+
+
+@pytest.mark.parametrize(
+    "given", ["t-wrong-0123456789abcdef", "token=t-wrong", f"hf-chat={SESSION}; token=t-wrong"]
+)
+def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(
+    accounts: ChatUI, user_path: pathlib.Path, given: str
+) -> None:
+    said = refused("login", input=given)
+    assert "not kept" in said
+    assert f"{accounts.url}/login" in said
+    assert "Run: llm huggingchat login" not in said
+    assert not (user_path / "keys.json").exists()
+
+
+def test_refused_login_leaves_the_one_before(logged_in: ChatUI, user_path: pathlib.Path) -> None:
+    before = kept(logged_in, user_path)
+    refused("login", input='{"hf-chat": "s-bob", "token": "wrong"}')
+    assert kept(logged_in, user_path) == before
+
+
+def test_login_that_has_to_be_confirmed_names_the_page(accounts: ChatUI) -> None:
+    accounts.login_wants = "consent"
+    assert f"Open {accounts.url}/login" in refused("login", input=f"token={TOKEN}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", " \n", "hello there", "<html>\n<body>\n", "hf-chat=ü", b"\x00\xff", "hf_" + 34 * "x"],
+)
+def test_rubbish_is_refused_before_the_network_is_asked(
+    accounts: ChatUI, given: str | bytes, user_path: pathlib.Path
+) -> None:
+    accounts.down()
+    said = refused("login", input=given)
+    assert "listening" not in said
+    assert "Run: llm huggingchat login" not in said
+    assert "cookie" in said
+    assert not (user_path / "keys.json").exists()
+
+
+def test_server_without_logins_needs_none(server: ChatUI, user_path: pathlib.Path) -> None:
+    assert "needs no login" in command("login", input=TOKEN).stdout
+    assert not (user_path / "keys.json").exists()
+
+
+def test_login_without_a_network_says_so(accounts: ChatUI) -> None:
+    accounts.down()
+    assert "nobody is listening" in refused("login", input=TOKEN)
+
+
+def test_login_refreshes_the_list_of_models(accounts: ChatUI) -> None:
+    accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
+    command("login", input=COOKIES)
+    assert "hf-grown-1b" in command("models", "-q", "grown").stdout
+    assert f"Models: {len(accounts.models)} (refreshed just now)" in command("status").stdout
+
+
+def test_login_succeeds_where_the_list_of_models_fails(accounts: ChatUI) -> None:
+    accounts.faults["GET", "/api/v2/models"] = [Fault(status=500)] * 9
+    assert "as ada" in command("login", input=COOKIES).stdout
+
+
+# --- browsers ---
+
+
+def firefox(
+    home: pathlib.Path, *cookies: tuple[str, str, str], place: str = ".mozilla/firefox"
+) -> pathlib.Path:
+    """A profile as Firefox keeps it; cookies are host, name and value."""
+    profile = home / place / "abcd.default-release"
+    profile.mkdir(parents=True)
+    (profile.parent / "profiles.ini").write_text(
+        "[Install4F96D1932A9F858E]\nDefault=abcd.default-release\nLocked=1\n\n"
+        "[Profile0]\nName=default-release\nIsRelative=1\nPath=abcd.default-release\n"
+    )
+    db = sqlite3.connect(profile / "cookies.sqlite")
+    db.execute(
+        "CREATE TABLE moz_cookies (id INTEGER PRIMARY KEY, originAttributes TEXT NOT NULL DEFAULT"
+        " '', name TEXT, value TEXT, host TEXT, path TEXT, expiry INTEGER, lastAccessed INTEGER,"
+        " creationTime INTEGER, isSecure INTEGER, isHttpOnly INTEGER, inBrowserElement INTEGER"
+        " DEFAULT 0, sameSite INTEGER DEFAULT 0)"
+    )
+    db.executemany(
+        "INSERT INTO moz_cookies (host, name, value, path, expiry, isSecure, isHttpOnly)"
+        " VALUES (?, ?, ?, '/', 4000000000, 0, 1)",
+        cookies,
+    )
+    db.commit()
+    db.close()
+    return profile / "cookies.sqlite"
+
+
+@pytest.mark.parametrize("place", [".mozilla/firefox", ".config/mozilla/firefox"])
+def test_login_from_firefox_takes_the_servers_own_cookies(
+    accounts: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path, place: str
+) -> None:
+    assert "no profile" in refused("login", "--browser", "firefox")
+    firefox(
+        tmp_path,
+        ("evil127.0.0.1", "hf-chat", "bad"),
+        ("127.0.0.1.evil.example", "token", "bad"),
+        ("127.0.0.1", "hf-chat", SESSION),
+        ("127.0.0.1", "token", TOKEN),
+        ("127.0.0.1", "session", "other"),
+        place=place,
+    )
+    assert "as ada" in command("login", "--browser", "firefox").stdout
+    assert kept(accounts, user_path) == {"hf-chat": SESSION, "token": TOKEN}
+
+
+def test_login_from_firefox_without_the_cookie(accounts: ChatUI, tmp_path: pathlib.Path) -> None:
+    firefox(tmp_path, ("127.0.0.1", "_ga", TOKEN), ("huggingface.co", "token", TOKEN))
+    assert "no cookie 'token' of 127.0.0.1" in refused("login", "--browser", "firefox")
+
+
+def test_login_from_a_broken_profile(accounts: ChatUI, tmp_path: pathlib.Path) -> None:
+    firefox(tmp_path).write_bytes(b"x" * 5000)
+    assert "locked or broken" in refused("login", "--browser", "firefox")
+
+
+def test_login_from_a_browser_needs_the_extra(
+    accounts: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "browser_cookie3", None)
+    said = refused("login", "--browser", "firefox")
+    assert "llm install 'llm-huggingchat[browser]'" in said
+    run("huggingchat", "login", "--browser", "mosaic", status=2)
+
+
+# --- a terminal ---
+
+if sys.platform != "win32":
+    import fcntl
+    import pty
+    import termios
+    import tty
+
+    class Terminal:
+        """Where a person pastes: what is shown there, and what is left for the shell to read."""
+
+        def __init__(self) -> None:
+            self.ours, self.theirs = pty.openpty()
+            self.shown = b""
+
+        def read_until(self, text: bytes) -> None:
+            while text not in self.shown:
+                self.shown += os.read(self.ours, 10_000)
+
+        def paste(self, *texts: str) -> None:
+            """Paste at the prompt; of several, each after a pause that could be an end."""
+            self.read_until(b"token: ")
+            for text in texts:
+                data = text.encode()
+                while data:
+                    data = data[os.write(self.ours, data[:1000]) :]
+                if text != texts[-1]:
+                    time.sleep(0.4)
+
+        def log_in(self, *texts: str) -> str:
+            """`llm huggingchat login` while somebody pastes: what is shown."""
+            with (
+                concurrent.futures.ThreadPoolExecutor(1) as person,
+                open(self.theirs, closefd=False) as keyboard,
+                open(self.theirs, "w", closefd=False) as screen,
+                pytest.MonkeyPatch.context() as patch,
+                contextlib.suppress(SystemExit),
+            ):
+                patch.setattr(sys, "stdin", keyboard)
+                for name in ("stdout", "stderr"):
+                    patch.setattr(sys, name, screen)
+                person.submit(self.paste, *texts)
+                llm.cli.cli(["huggingchat", "login"])
+            return self.end()
+
+        def end(self) -> str:
+            """What was shown, which is no secret; none is left for the shell either."""
+            os.set_blocking(self.ours, False)
+            with contextlib.suppress(BlockingIOError):
+                while piece := os.read(self.ours, 10_000):
+                    self.shown += piece
+            assert termios.tcgetattr(self.theirs)[3] & termios.ECHO
+            tty.setcbreak(self.theirs, termios.TCSANOW)
+            os.set_blocking(self.theirs, False)
+            with pytest.raises(BlockingIOError):
+                os.read(self.theirs, 1)
+            assert TOKEN.encode() not in self.shown
+            return self.shown.decode()
+
+    @pytest.fixture
+    def terminal() -> Iterator[Terminal]:
+        terminal = Terminal()
+        yield terminal
+        os.close(terminal.ours)
+        os.close(terminal.theirs)
+
+    COOKIES_TXT = str(FORMS["cookies.txt"])
+    EXTENSION = str(FORMS["extension"])
+    PASTES = {
+        "value": f"{TOKEN}\n",
+        "long header": f"other={'x' * 6000}; token={TOKEN}\n",
+        "typed, with a mistake": f"token=abc\x7f\x7f\x7f{TOKEN}\n",
+        "cookies.txt": COOKIES_TXT + "\n",
+        "many lines": "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400 + COOKIES_TXT + "\n",
+        "extension": EXTENSION + "\n\n",
+        "curl": f"curl 'http://127.0.0.1/chat' \\\n -H 'a: b' \\\n -b 'token={TOKEN}'\n\n",
+        "Ctrl-D": EXTENSION + "\x04",
+    }
+
+    @pytest.mark.parametrize("form", PASTES)
+    def test_what_is_pasted_on_a_terminal_is_read_whole_and_not_shown(
+        accounts: ChatUI, terminal: Terminal, form: str
+    ) -> None:
+        assert "Logged in on" in terminal.log_in(PASTES[form])
+
+    def test_lines_of_a_slow_paste_belong_together(accounts: ChatUI, terminal: Terminal) -> None:
+        first, second, *rest = EXTENSION.splitlines(keepends=True)
+        assert "Logged in on" in terminal.log_in(first, second, "".join(rest) + "\n\n")
+
+    def test_what_comes_after_the_cookie_is_not_left_for_the_shell(
+        accounts: ChatUI, terminal: Terminal
+    ) -> None:
+        accounts.latency = 0.2  # it is still being checked when more comes
+        row = f"token={TOKEN}\n"
+        assert "Logged in on" in terminal.log_in(row, 2 * row, 3 * row)
+
+    @pytest.mark.parametrize("pasted", ["\n", "hello there\n", "\x04", "<html>\n<body>\n\n"])
+    def test_rubbish_on_a_terminal_is_refused_in_words(
+        accounts: ChatUI, terminal: Terminal, pasted: str
+    ) -> None:
+        assert "Error: " in terminal.log_in(pasted)
+
+    def test_ctrl_c_leaves_the_terminal_as_it_was(accounts: ChatUI, terminal: Terminal) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llm", "huggingchat", "login"],
+            stdin=terminal.theirs,
+            stdout=terminal.theirs,
+            stderr=terminal.theirs,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)},
+            preexec_fn=lambda: fcntl.ioctl(terminal.theirs, termios.TIOCSCTTY, 0),
+        )
+        terminal.paste("half a val\x03")
+        assert process.wait(20) == 1
+        assert "Aborted!" in terminal.end()
+
+
+# --- logout ---
+
+
+def test_logout(logged_in: ChatUI, user_path: pathlib.Path) -> None:
+    assert "forgotten" in command("logout").stdout
+    assert TOKEN not in (user_path / "keys.json").read_text()
+    assert "no cookies" in command("logout").stdout
+    assert "requires a login" in refused("conversations")
+
+
+def test_logout_where_there_are_no_logins_asks_first(
+    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The anonymous session is the only way to the conversations."""
+    llm.get_model("hf-llama").prompt("hello").text()
+    before = (user_path / "keys.json").read_text()
+    asked = run("huggingchat", "logout", input="n\n", status=1)
+    assert "cannot be reached again" in asked.stderr
+    assert (user_path / "keys.json").read_text() == before
+    monkeypatch.setenv(llm_huggingchat.KEY_VARIABLE, TOKEN)
+    result = command("logout", "--yes")
+    assert "forgotten" in result.stdout
+    assert "still set" in result.stderr
+
+
+def test_login_opens_the_page_where_there_is_a_screen(
+    accounts: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setenv("BROWSER", "true")
+    command("login", input=TOKEN)
+    assert opened == []  # standard input is no terminal: nobody has to copy anything
