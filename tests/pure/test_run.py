@@ -191,14 +191,14 @@ class World:
 
         return Exchange(steps)
 
-    async def conversation(self, credentials: Any, id: str) -> Conversation:
+    async def conversation(self, credentials: Any, id: str, type: Any = Conversation) -> Any:
         self.asked.append("look")
         kind, _ = self.fault()
         await asyncio.sleep(0.01)
         if kind == "deleted":
             raise NotFound
         if kind:
-            raise UNSENT
+            raise HttpError(HttpResponse(kind)) if isinstance(kind, int) else UNSENT
         message: Json = {"id": "a", "generationId": "g"}
         if self.stored:
             text = "".join(each.get("token", "") for each in self.answer)
@@ -206,11 +206,9 @@ class World:
             message |= {"content": text, "updates": marks}
         here = any(arrival <= self.clock.now for arrival in self.arrivals)
         messages = [{"id": "p"}, *([message] if here else [])]
-        found = decode(json.dumps({"messages": messages}), Conversation)
-        assert isinstance(found, Conversation)
-        return found
+        return decode(json.dumps({"messages": messages}), type)
 
-    async def session_expired(self, *_: Any) -> bool:
+    async def renews_session(self, *_: Any) -> bool:
         return False
 
     # What came of it
@@ -248,7 +246,7 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
         assert world.text == "".join(WORDS)
         assert world.run.is_settled
         assert world.stored
-        assert isinstance(world.run.outcome, FinalAnswer)
+        assert isinstance(world.run.progress.outcome, FinalAnswer)
     else:  # only what fails again and again makes a run fail
         assert "".join(WORDS).startswith(world.text)
         assert isinstance(error, (ConnectionLost, HttpError))
@@ -263,6 +261,8 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
         ([CUT], ["send", "look", "look", "send"]),
         ([502], ["send", "look", "look", "send"]),
         ([500], ["send", "look", "follow"]),
+        ([("cut", 0), UNSENT, UNSENT, UNSENT], ["send", *["look"] * 4, "follow"]),
+        ([500, UNSENT, 502, UNSENT], ["send", *["look"] * 4, "follow"]),
         ([("cut", 700), ("cut", 300)], ["send", "follow", "follow"]),
         ([("clean", 700)], ["send", "follow"]),
         ([("cut", 200), "gone"], ["send", "follow", "look"]),
@@ -344,10 +344,10 @@ def test_message_that_the_server_lost_is_sent_again_and_its_new_log_read_from_th
     world = World(("cut", 60), ("cut", heard), "gone", answer=[*begun, *ANSWER[1:]])
     looked = world.conversation
 
-    async def lost(credentials: Any, id: str) -> Conversation:
+    async def lost(*arguments: Any) -> Any:
         world.conversation = looked  # type: ignore[method-assign]
         world.arrivals.clear()
-        found = await looked(credentials, id)
+        found = await looked(*arguments)
         world.faults.append(("cut", 300))
         return found
 
@@ -388,8 +388,12 @@ def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, c
         world.arrivals.append(world.clock.now)
         world.faults = [(CUT, 0)]
     assert world.drive() is None
-    assert (world.run.outcome, world.run.died, world.run.is_settled) == (outcome, died, True)
-    assert world.run.answered.is_set()
+    assert (world.run.progress.outcome, world.run.progress.died, world.run.is_settled) == (
+        outcome,
+        died,
+        True,
+    )
+    assert world.run.progress.answered.is_set()
 
 
 def test_title_may_come_after_the_answer():
