@@ -4949,10 +4949,20 @@ async def is_in_conversation(
     """
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+    backoff = Backoff()
+    found: ConversationIds
     for looks in itertools.count(1):
-        found: ConversationIds = await client.conversation(
-            target.credentials, target.conversation_id, ConversationIds
-        )
+        try:
+            found = await client.conversation(
+                target.credentials, target.conversation_id, ConversationIds
+            )
+        except (ConnectionLost, HttpError) as error:
+            refused = isinstance(error, HttpError) and error.response.status < 500
+            pause = None if refused else backoff.next()
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+            continue
         if found.answer_of(target.generation_id):
             return True
         if looks >= 2 and time.monotonic() >= end:
@@ -5058,8 +5068,8 @@ class Delivery:
         """Is the message in the conversation? Raises where sending it again cannot help."""
         try:
             return await is_in_conversation(self._client, self._target, problem)
-        except (NotFound, HttpError):
-            self.sent = False
+        except (NotFound, HttpError) as error:
+            self.sent = isinstance(error, HttpError) and error is not problem
             raise
 
     async def _renews_session(self, error: HttpError) -> bool:

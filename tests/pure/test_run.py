@@ -158,7 +158,9 @@ class World:
 
     def send(self, kind: Any, number: int) -> Exchange:
         if kind == "late":  # it arrives, but only after nothing was heard for long
-            self.arrivals.append(self.clock.now + 0.8 * limits.reconnect_timeout * number / 100)
+            self.arrivals.append(
+                self.clock.now + 0.8 * limits.reconnect_timeout * (number % 100) / 100
+            )
             return Exchange(lambda: iter([SILENT]))
         if kind in (400, 502):
             return Exchange(lambda: iter([]), kind)
