@@ -32,11 +32,9 @@ from llm_huggingchat import (
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
-    Update,
     decode,
     stored_updates,
 )
-from pure.cuts import CUTS, pieces
 
 STREAMS = streams()
 CALL = ToolUpdate("call", "u", ToolCallBody("t"))
@@ -60,13 +58,6 @@ def text_of(*tokens: Any, **options: Any) -> str:
 # --- recorded ---
 
 
-def test_recorded_reasoning():
-    assert follow(only("reasoning")).given == [
-        ("reasoning", "Let me think about\n\nthis carefully.", None, None),
-        ("text", "You said: [[reason]] why", None, None),
-    ]
-
-
 def test_recorded_tool():
     id = "5cbfbccc-7c21-4a25-8804-1f8a283912fa"
     site = "https://example.org"
@@ -78,25 +69,6 @@ def test_recorded_tool():
         ("tool_result", found, id, "web_search_exa"),
         ("text", f"\n\nThe tool said: {found}", None, None),
     ]
-
-
-def test_recorded_router():
-    answer = follow(only("omni_router")).answer
-    assert answer.router == RouterMetadata("default", "zai-org/GLM-4.6", "novita")
-    assert answer.title == 'You said: User message: "hi there"'
-
-
-def test_recorded_stop_gives_nothing_twice():
-    stopped = follow(only("stop"))
-    assert stopped.joined("text") == "".join(f"w{n} " for n in range(19))
-    assert stopped.answer.final == FinalAnswer("w0 w1 w2 w3 w4 w5 w6", True)
-
-
-@pytest.mark.parametrize("name", ["empty_answer", "upstream_error_429", "upstream_error_500"])
-def test_failed_run_gives_nothing(name):
-    failed = follow(only(name))
-    assert failed.given == []
-    assert not failed.answer.begun
 
 
 def test_broken_stream_goes_on_in_its_recorded_log():
@@ -132,67 +104,12 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
             again = follow(stream[:at], log)
             assert again.given == streamed.given, at
             assert again.answer.seen_length == streamed.answer.seen_length
-            assert (
-                scenario == "artifact_stopped"
-                or follow(stream[:at]).again(updates).joined("text").strip()
-                == streamed.joined("text").strip()
-            )
+            from_store = follow(stream[:at]).again(updates)
+            if scenario != "artifact_stopped":
+                assert from_store.joined("text").strip() == streamed.joined("text").strip()
 
 
 # --- cut and continued ---
-
-RICH: list[Json] = [
-    {"type": "status", "status": "started"},
-    {"type": "reasoning", "subtype": "stream", "token": "First, "},
-    {"type": "reasoning", "subtype": "stream", "token": "an idea \ud83d"},
-    {"type": "reasoning", "subtype": "stream", "token": "\udca1"},
-    {"type": "stream", "token": "<thi"},
-    {"type": "stream", "token": "nk>so "},
-    {"type": "status", "status": "keepAlive"},
-    {"type": "stream", "token": "be it</th"},
-    {"type": "stream", "token": "ink>\n"},
-    {"type": "stream", "token": "Look\u2028ing \ud83c"},
-    {"type": "stream", "token": "\udf89 up "},
-    {"type": "tool", "subtype": "call", "uuid": "a", "call": {"name": "s", "parameters": {"q": 1}}},
-    {"type": "tool", "subtype": "eta", "uuid": "a", "eta": 1},
-    {"type": "tool", "subtype": "call", "uuid": "b", "call": {"name": "fetch"}},
-    {"type": "tool", "subtype": "error", "uuid": "b", "message": "no such page"},
-    {"type": "tool", "subtype": "result", "uuid": "a", "result": {"outputs": [{"text": "found"}]}},
-    {"type": "stream", "token": "<think>again"},
-    {"type": "stream", "token": "</think>see"},
-    {"type": "file", "name": "one [1].png", "sha": "111", "mime": "image/png"},
-    {"type": "file", "name": "two.png", "sha": "222", "mime": "image/png"},
-    {"type": "stream", "token": " <think> and 日本 "},
-    {"type": "stream", "token": "<thin"},
-    {"type": "finalAnswer", "text": "<think>again</think>see <think> and 日本 <thin"},
-    {"type": "title", "title": "T"},
-    {"type": "status", "status": "finished"},
-]  # fmt: skip
-RICH_GIVEN: Given = [
-    ("reasoning", "First, an idea 💡so be it", None, None),
-    ("text", "\nLook\u2028ing 🎉 up ", None, None),
-    ("tool_call_name", "s", "a", None),
-    ("tool_call_args", '{"q": 1}', "a", None),
-    ("tool_call_name", "fetch", "b", None),
-    ("tool_call_args", "{}", "b", None),
-    ("tool_result", "Error: no such page", "b", "fetch"),
-    ("tool_result", "found", "a", "s"),
-    ("reasoning", "again", None, None),
-    (
-        "text",
-        f"\n\nsee{LINK}\n[two.png](https://chat.example/output/222)\n <think> and 日本 <thin",
-        None,
-        None,
-    ),
-]
-
-
-@pytest.mark.parametrize("merge", [1, 4])
-def test_cut_after_any_byte_and_continued_from_the_log(merge):
-    stream, log = stream_of(RICH), b"".join(log_of(RICH, merge))
-    assert follow(stream).given == RICH_GIVEN
-    for at in range(stream.rindex(b" " * 4096)):
-        assert follow(stream[:at], log).given == RICH_GIVEN, at
 
 
 TOKENS = st.sampled_from(
@@ -320,12 +237,6 @@ def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
     assert text_of(*tokens) == text
 
 
-def test_final_answers_rest_after_a_replay_is_not_lost():
-    said: list[Update] = [StreamUpdate("Hel"), StreamUpdate("lo"), FinalAnswer("Hello there")]
-    for seen in range(3):
-        assert told(*said[:seen]).again(said).joined("text") == "Hello there"
-
-
 # --- thinking ---
 
 
@@ -366,19 +277,6 @@ def test_thinking_wherever_the_text_is_cut(text, answer, reasoning):
     assert split(*text) == (answer, reasoning)
     for at in range(len(text) + 1):
         assert split(text[:at], text[at:]) == (answer, reasoning)
-
-
-TAGS = st.sampled_from(["<think>", "</think>", "<", "think>", "</", ">", " ", "\n", "a", "é🎉"])
-
-
-@given(st.lists(TAGS, max_size=12).map("".join), CUTS)
-def test_thinking_is_what_stands_between_tags_at_the_start(text, cuts):
-    got = split(*pieces(text, cuts))
-    answer = reasoning = ""
-    while match := re.match(r"(\s*)<think>(.*?)(?:</think>|\Z)", text, re.DOTALL):
-        answer, reasoning = answer + match[1], reasoning + match[2]
-        text = text[match.end() :]
-    assert got == (answer + text, reasoning)
 
 
 def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
@@ -438,13 +336,11 @@ def test_failure_of_a_tool_is_in_its_output_and_its_metadata():
 
 
 OPEN = '<artifact type="svg" identifier="i">'
-SHOWN = f"a\n\n**i** (`i`)\n\n{FENCE}svg\n<svg/>\n{FENCE}\n"
 
 
 def test_file_inside_an_artifact_stands_after_it():
     got = text_of("a", OPEN, "<svg", FILE, "/></artifact>", "b", FinalAnswer("-"))
     assert got.count(LINK.strip()) == 1
-    assert "<svg/>" in got
     assert got.index(LINK.strip()) > got.index("<svg/>")
 
 
@@ -454,11 +350,6 @@ def test_open_artifact_ends_with_its_run(end):
     got.end()
     assert got.joined("text").count(FENCE) == 2
     assert got.joined("text").rstrip().endswith(f"<svg/>\n{FENCE}")
-
-
-def test_tags_are_text_where_a_model_writes_no_artifacts():
-    whole = f"a{OPEN}<svg/></artifact>"
-    assert text_of(whole, FinalAnswer(whole), artifacts=False) == whole
 
 
 # --- schemas and calls ---
@@ -510,6 +401,12 @@ def test_call_that_a_stop_cut_is_text():
 # --- what an answer knows of itself ---
 
 
+def test_length_seen_is_counted_as_javascript_does():
+    got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
+    assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
+    assert got.end().answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1 + 1
+
+
 def test_nothing_known_is_overwritten_by_nothing():
     got = told(
         RouterMetadata("default", "a/b"),
@@ -521,12 +418,6 @@ def test_nothing_known_is_overwritten_by_nothing():
     ).answer
     assert got.router == RouterMetadata("default", "a/b", "novita")
     assert got.title == "a T"
-
-
-def test_length_seen_is_counted_as_javascript_does():
-    got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
-    assert got.answer.seen_length == len("<think>") + 2 + len("</think>") + 1 + 2 + 1
-    assert got.end().answer.seen_length == len("<think>") + 2 + len("</think>") + 1 + 2 + 1 + 1
 
 
 @pytest.mark.parametrize(
