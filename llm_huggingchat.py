@@ -268,11 +268,6 @@ def known_id(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
 
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
-
 def _table(rows: str) -> dict[str, str]:
     """Name -> what it stands for. Each row, up to a semicolon, begins with that."""
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
@@ -294,17 +289,9 @@ class TooLarge(HuggingChatError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
-def protocol_error(host: str, what: str) -> llm.ModelError:
-    """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
-    return HuggingChatError(f"{host} gave an answer that makes no sense: {what}.")
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
-
-
-_log = logging.getLogger(__name__)
 
 
 def on_command_line() -> bool:
@@ -312,11 +299,6 @@ def on_command_line() -> bool:
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return bool(context and cli and context.find_root().command is cli.cli)
-
-
-def noting() -> Callable[[str], None]:
-    """How notes reach the caller: `note` on llm's command line, else the module's logger."""
-    return note if on_command_line() else lambda text: _log.warning("%s", one_line(text))
 
 
 def attachment_name(attachment: llm.Attachment | None) -> str:
@@ -446,19 +428,6 @@ def _is_private(host: str) -> bool:
         name = host.rstrip(".")
         local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
         return bool(number) or local
-
-
-def leads_to(address: str) -> str:
-    """The HOST[:PORT] of a plain http(s) address, else ""."""
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return ""
-    sound = re.fullmatch(r"https?://[!-\[\]-~]+", address)
-    if not sound or not re.fullmatch(r"[a-z0-9._:-]+", host):
-        return ""
-    return f"{host}:{port}" if port else host
 
 
 def parse_server(text: str) -> Server:
@@ -2883,7 +2852,7 @@ class Answer:
         self._files = self._skip_files = 0
         self._think = ThinkTags()
         self._paragraphs = Paragraphs()
-        names = [str(tool["function"]["name"]) for tool in features.tools]
+        names = features.tool_names
         self._calls = ToolCallFilter(names) if names else None
         self._artifacts = ArtifactFilter() if artifacts else None
         self._document: list[str] = []  # the text that a document is looked for in
@@ -3141,17 +3110,6 @@ def replacing(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
-
-
-def _unnamed(folder: pathlib.Path) -> BinaryIO:
-    """A file without a name, which is gone when it is closed, or the process ends.
-
-    It is in `folder`, as elsewhere it could be in memory, unless nothing can be made there.
-    """
-    try:
-        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
-    except OSError:
-        return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 @contextlib.contextmanager
@@ -3424,12 +3382,13 @@ def local_timezone() -> str | None:
 # Turns whose runs are not stored yet
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
+LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
 _turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _turn_file(page: str) -> pathlib.Path:
     name = hashlib.sha256(page.encode()).hexdigest()[:32]
-    return llm.user_dir() / TURNS / f"{name}.json"
+    return pathlib.Path(llm.user_dir(), TURNS, f"{name}.json")
 
 
 def turn_is_pending(page: str) -> bool:
@@ -3486,7 +3445,11 @@ class TurnLock:
         self.stopped = min(stopped, time.time()) or None
 
     def begin(self) -> None:
-        """A message is about to be sent."""
+        """A message is about to be sent. Files of conversations that nobody continued go."""
+        with contextlib.suppress(OSError):
+            for file in self._file.parent.iterdir():
+                if file.stat().st_mtime < time.time() - LOG_LIFETIME:
+                    file.unlink()
         self._write({})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -4205,10 +4168,9 @@ class SessionClient(Connection):
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (None:
-        `limits.call_timeout`). With `into`, the body goes to that file, and may take its time.
-        A session that has expired is renewed once. Raises ConnectionLost, TooLarge, HttpError
-        for any status but 200, and HuggingChatError where a session cannot be renewed.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (by default
+        `limits.call_timeout`), but what goes to the file `into` takes its time. Raises
+        ConnectionLost, HttpError for any status but 200, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4244,10 +4206,7 @@ class SessionClient(Connection):
             raise
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
-        """The superjson value at `path`, checked against `type`.
-
-        Raises what `call` does, and HuggingChatError for an answer that is not chat-ui's.
-        """
+        """The superjson value at `path`, checked against `type`. Raises what `call` does."""
         response = await self.call(credentials, "GET", path, **options)
         return read_body(response, Envelope[type], credentials.server).json
 
@@ -4696,11 +4655,6 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     if mime_type(content_type) in ("", "application/octet-stream", "binary/octet-stream"):
         content_type = guessed_type(attachment, content)
     return content, content_type
-
-
-async def read_recording(attachment: llm.Attachment) -> Upload:
-    """A recording to transcribe. Raises HuggingChatError when it is none."""
-    return recording_of(attachment, *await read_attachment(attachment))
 
 
 async def concurrently(
@@ -5701,6 +5655,22 @@ class Place:
         self._note("waiting for the end of another turn of this conversation")
 
 
+async def select_tools(
+    client: Client, credentials: Credentials, tools: Iterable[llm.ServerSideTool]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
+
+    A server given by address must be among the names too, or chat-ui drops it.
+    """
+    own = mcp_servers(tools, credentials.server)
+    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
+    offered = await client.mcp_servers(credentials) if ready else []
+    pairs = [(each.name, each.url) for each in offered]
+    names = [tool_server_name(pairs, tool) for tool in ready]
+    servers = with_unique_names(own, names)
+    return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
+
+
 class Turn:
     """One exchange: a message is sent once and its answer emitted whole, or an error raised."""
 
@@ -5809,7 +5779,7 @@ class Turn:
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
         request, plan, result = self._request, self._plan, self._result
-        names, servers = await self._select_tools()
+        names, servers = await select_tools(self._client, self._credentials, request.tools)
         try:
             message_id = await self._place.enter()
         finally:
@@ -5838,19 +5808,6 @@ class Turn:
             request.max_wait,
         )
 
-    async def _select_tools(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
-
-        A server given by address must be among the names too, or chat-ui drops it.
-        """
-        tools, server = self._request.tools, self._credentials.server
-        ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
-        offered = await self._client.mcp_servers(self._credentials) if ready else []
-        pairs = [(each.name, each.url) for each in offered]
-        names = [tool_server_name(pairs, tool) for tool in ready]
-        servers = with_unique_names(mcp_servers(tools, server), names)
-        return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
-
     # The answer
 
     def _emit(self, events: Iterable[StreamEvent]) -> None:
@@ -5874,10 +5831,11 @@ class Turn:
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
-        id = self._place.id
+        id, result, generation_id = self._place.id, self._result, self._result.generation_id
         found = await self._client.conversation(self._credentials, id, ConversationIds)
-        self._result.message_id = found.answer_of(self._result.generation_id)
-        self._result.model = found.model or self._result.model
+        if generation_id == result.generation_id:  # else a repair has begun
+            result.message_id = found.answer_of(generation_id)
+            result.model = found.model or result.model
 
     async def _refresh(self) -> None:
         with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
@@ -5993,6 +5951,7 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._client: Client | None = None
+        self._work: set[asyncio.Task[Any]] = set()
         self._process = 0
 
     def submit(self, work: Callable[[Client], Coroutine[Any, Any, T]]) -> Future[T]:
@@ -6000,6 +5959,8 @@ class Background:
 
         async def run() -> T:
             task = cast("asyncio.Task[T]", asyncio.current_task())
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
             # Once the caller has left, a failure is nobody's: asyncio is not to report it.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if self._client is None:
@@ -6012,7 +5973,7 @@ class Background:
             return asyncio.run_coroutine_threadsafe(run(), cast(Any, self._loop))
 
     def _start(self) -> None:
-        self._process, self._client = os.getpid(), None
+        self._process, self._client, self._work = os.getpid(), None, set()
         self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
@@ -6033,20 +5994,18 @@ class Background:
             loop.close()
 
     async def _finish(self) -> None:
-        """Let stops that are under way reach the server, cancel the rest, end the loop."""
+        """Stop the turns, let stops that are under way reach the server, end the loop."""
         client, self._client = self._client, None
-        loop = asyncio.get_running_loop()
-        stops = client.stops if client else set()
-        tasks = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())} - stops
-        for task in tasks:
+        for task in self._work:
             task.cancel()  # a turn tells the server to stop its run
-        if tasks | stops:
-            await asyncio.wait(tasks | stops, timeout=limits.stop_timeout)
+        waited_for = self._work | (client.stops if client else set())
+        if waited_for:
+            await asyncio.wait(waited_for, timeout=limits.stop_timeout)
         if client:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(0.2), client:
                     pass
-        loop.stop()
+        asyncio.get_running_loop().stop()
 
 
 background = Background()
@@ -7102,8 +7061,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
             jar = list(getattr(store, browser)(domain_name=host, **_new_place(browser)))
     except ImportError:
         raise HuggingChatError(
-            "Reading a browser's cookies needs browser-cookie3. "
-            "Run: llm install 'llm-huggingchat[browser]'"
+            "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
         ) from None
     except Exception as error:  # its own errors are many, and not all of one kind
         raise HuggingChatError(
