@@ -711,7 +711,7 @@ def decode(data: bytes | str, type: Any) -> Any:
         return _decoder(type).decode(data)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
         return _decoder(type).decode(text)
     except RecursionError:
@@ -909,7 +909,7 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
         return cast(Update, _decoder(Update).decode(line))
     except msgspec.ValidationError:
         return None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:  # the two halves of an emoji may come in two tokens: they are kept as they are
         return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
@@ -920,16 +920,15 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
 def _output_text(output: dict[str, Any]) -> str:
     """One output of a tool as text (MCP's content blocks, and chat-ui's `sources`)."""
     pieces = [output.get("text")]
-    for block in output.get("content") or ():
-        item = block if isinstance(block, dict) else {}
-        resource = item.get("resource") or item
+    for item in _mappings(output.get("content")):
+        resource = _mapping(item.get("resource")) or item
         if item.get("type") == "image":
             pieces.append(f"[image: {item.get('mimeType') or 'unknown type'}]")
         elif link := resource.get("uri"):
             label = resource.get("title") or resource.get("name") or link
             pieces += [f"[{label}]({link})", resource.get("text")]
-    for source in output.get("sources") or ():
-        if isinstance(source, dict) and (link := source.get("link") or source.get("url")):
+    for source in _mappings(output.get("sources")):
+        if link := source.get("link") or source.get("url"):
             pieces.append(f"[{source.get('title') or link}]({link})")
     texts = [piece for piece in pieces if isinstance(piece, str) and piece]
     return "\n".join(texts) or (json.dumps(output, ensure_ascii=False) if output else "")
@@ -1200,6 +1199,8 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
                 updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+            case StreamUpdate():
+                pass  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
             case StatusUpdate(status="finished"):
@@ -4908,10 +4909,20 @@ async def is_in_conversation(
     """
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+    backoff = Backoff()
+    found: ConversationIds
     for looks in itertools.count(1):
-        found: ConversationIds = await client.conversation(
-            target.credentials, target.conversation_id, ConversationIds
-        )
+        try:
+            found = await client.conversation(
+                target.credentials, target.conversation_id, ConversationIds
+            )
+        except (ConnectionLost, HttpError) as error:
+            refused = isinstance(error, HttpError) and error.response.status < 500
+            pause = None if refused else backoff.next()
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+            continue
         if found.answer_of(target.generation_id):
             return True
         if looks >= 2 and time.monotonic() >= end:
@@ -5017,8 +5028,8 @@ class Delivery:
         """Is the message in the conversation? Raises where sending it again cannot help."""
         try:
             return await is_in_conversation(self._client, self._target, problem)
-        except (NotFound, HttpError):
-            self.sent = False
+        except (NotFound, HttpError) as error:
+            self.sent = isinstance(error, HttpError) and error is not problem
             raise
 
     async def _renews_session(self, error: HttpError) -> bool:
@@ -5192,6 +5203,7 @@ class Run(Delivery):
             raise IncompleteAnswer("The server lost the answer.")
         else:  # the message never arrived
             self.accepted = self.sent = self._log_unavailable = False
+            self._seq = 0  # a new run has a new log
             problem = ConnectionLost("it did not take the message", sent=True)
             await self._pause_before_resending(problem)
 
@@ -5963,6 +5975,8 @@ class Background:
             task = cast("asyncio.Task[T]", asyncio.current_task())
             self._work.add(task)
             task.add_done_callback(self._work.discard)
+            # Once the caller has left, a failure is nobody's: asyncio is not to report it.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if self._client is None:
                 self._client = Client()
             return await work(self._client)
