@@ -2989,8 +2989,10 @@ class Answer:
 
     def _tool(self, update: ToolUpdate) -> list[StreamEvent]:
         subtype = "result" if update.subtype == "error" else update.subtype
-        if subtype not in ("call", "result") or not self._is_new((update.uuid, subtype)):
+        key = (update.uuid, subtype)
+        if subtype not in ("call", "result") or key in self._given_once:
             return []
+        self._given_once[key] += 1
         events = self._end_segment()
         name = self._tool_names[update.uuid] = update.name or self._tool_names.get(update.uuid, "")
         self._segment = len(self._seen_text.text)
