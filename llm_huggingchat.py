@@ -5995,8 +5995,12 @@ class Background:
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
         )
         self._thread.start()
-        atexit.unregister(self.close)
-        atexit.register(self.close)
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
+            self.close()
 
     def close(self) -> None:
         """Stop what runs, close what is open, within a second or so. It can begin again."""
@@ -6132,7 +6136,8 @@ class HuggingChatOptions(llm.Options):
 class Display:
     """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
-    They go to standard error, a line each; a line that the answer has begun is ended first.
+    They go to standard error, a line each; a line that the answer has begun is ended first. A
+    tool's line stays open, as the text after a tool begins with line ends.
     """
 
     def __init__(self, prompt: llm.Prompt, stream: bool) -> None:
@@ -6140,7 +6145,7 @@ class Display:
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
         self._streams = stream and self._on_command_line
-        self._open_line = False
+        self._open_text = self._open_tool = False
         self._names: dict[str | None, str] = {}
 
     def note(self, text: str) -> None:
@@ -6153,10 +6158,12 @@ class Display:
 
     def event(self, event: StreamEvent) -> StreamEvent:
         """llm is about to print this."""
-        if event.type == "text" and event.chunk:
-            self._open_line = self._streams and not event.chunk.endswith("\n")
-        elif event.type == "reasoning" and event.chunk and self._tools:
-            self._open_line = not event.chunk.endswith("\n")
+        reasoning = event.type == "reasoning" and self._tools
+        if event.chunk and (reasoning or (event.type == "text" and self._streams)):
+            if self._open_tool and (reasoning or _one_output()):
+                click.echo(err=True, nl=not event.chunk.startswith("\n"))
+                self._open_tool = False
+            self._open_text = not event.chunk.endswith("\n")
         elif self._tools and event.server_executed:
             self._tool(event)
         return event
@@ -6173,18 +6180,24 @@ class Display:
     def _line(self, text: str) -> None:
         self._end_line()
         width = shutil.get_terminal_size().columns - 1
-        click.secho(one_line(text, max(width, 20)), dim=True, err=True)
+        click.secho(one_line(text, max(width, 20)), dim=True, err=True, nl=False)
+        self._open_tool = True
 
     def _end_line(self) -> None:
-        if self._open_line and _one_output():
+        if self._open_tool or (self._open_text and _one_output()):
             sys.stdout.flush()
             click.echo(err=True)
-            self._open_line = False
+            self._open_text = self._open_tool = False
+
+    def end(self) -> None:
+        """The answer is over: what comes next begins a line."""
+        if self._open_tool:
+            self._end_line()
 
     def error_begins(self) -> Iterator[StreamEvent]:
         """The line end that keeps an error from standing behind the answer's last word."""
-        if self._open_line:
-            self._open_line = False
+        if self._open_text:
+            self._open_text = False
             yield StreamEvent(type="text", chunk="\n")
 
 
@@ -6364,6 +6377,8 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         except llm.ModelError:
             yield from display.error_begins()
             raise
+        finally:
+            display.end()
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
@@ -6394,6 +6409,8 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
             for event in display.error_begins():
                 yield event
             raise
+        finally:
+            display.end()
 
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
