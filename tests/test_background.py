@@ -144,6 +144,13 @@ async def test_notes_go_to_the_caller_and_so_does_the_result() -> None:
     assert (notes, stopped.value.value) == (["first", "second"], RESULT)
 
 
+async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() -> None:
+    turn = events(Work(1, stays=True))
+    assert (await anext(turn)).chunk == "0"
+    await turn.aclose()  # type: ignore[attr-defined]
+    assert next(take_turn(Work(1, stays=True), print)).chunk == "0"
+
+
 # --- left early ---
 
 
