@@ -57,7 +57,7 @@ class Work:
                 raise self.end
             return RESULT
         finally:
-            self.taken = channel.taken
+            self.taken = channel.delivered
             self.left.set()
 
 
