@@ -264,8 +264,8 @@ def test_recording_that_is_not_understood(
         ({"status": 413, "body": {"message": "An error occurred"}}, "too large"),
         ({"status": 400, "body": {"message": "Transcription failed: "}}, "HTTP 400"),
         ({"status": 401, "body": {"message": "Authentication required"}}, "no key"),
-        ({"status": 200, "body": {}}, "makes no sense"),
-        ({"status": 200, "body": b"<html>"}, "not JSON"),
+        ({"status": 200, "body": {}}, "not a chat-ui server's"),
+        ({"status": 200, "body": b"<html>"}, "not a chat-ui server's"),
         ({"status": 403}, "firewall"),
     ],
 )
@@ -279,7 +279,7 @@ def test_server_that_does_not_transcribe(server: ChatUI, ask: TurnRequest) -> No
     server.transcribes = False
     assert "does not transcribe" in refused(server, ask)
     server.faults["GET", "/api/v2/feature-flags"] = [
-        Fault(status=200, body=b'{"loginEnabled":false}', content_type="application/json")
+        Fault(status=200, body=b'{"json":{"loginEnabled":false}}', content_type="application/json")
     ]
     assert "does not transcribe" in refused(server, ask)  # it has never heard of it
     assert heard(server) == []

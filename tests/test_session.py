@@ -25,6 +25,7 @@ from helpers import (
     both,
     described,
     failure,
+    kept_files,
     only_conversation,
     run,
     sends,
@@ -346,7 +347,7 @@ def test_no_cookie_is_shown_whatever_the_server_says(
         chat.log.clear()
         result = click.testing.CliRunner().invoke(llm.cli.cli, ["-m", "hf-llama", "hi"])
         assert isinstance(result.exception, SystemExit | None)
-        kept = [path.read_bytes() for path in user_path.iterdir() if path.name != "keys.json"]
+        kept = [path.read_bytes() for path in kept_files()]
         shown = result.output + caplog.text + str(kept)
         assert "Traceback" not in result.output
         for secret in (TOKEN, ENDED, *chat.sessions):
