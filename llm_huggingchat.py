@@ -62,7 +62,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -119,38 +119,24 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass
 class Limits:
-    """How long things may take, in seconds; the tests shorten them.
+    """How long things may take, in seconds; the tests shorten them."""
 
-    A stream or a log may be silent for `read_timeout`: both send a sign of life all the time.
-    Any other call takes `call_timeout` in all; an upload takes longer, at `slowest_upload`
-    bytes a second. A turn gives up when the server was not heard of for `reconnect_timeout`.
-    `backoff` are the pauses between attempts, of which the last repeats, `max_attempts` the
-    attempts at a call or a message. A message that is not there is looked for again after
-    `look_again`. Telling the server to stop takes `stop_timeout` at most, waiting for the
-    answer's id `id_timeout`, and for its storing `tail_timeout`. A run of another turn is
-    waited for during `store_timeout`: chat-ui ends dead ones. After a stop chat-ui stops the
-    conversation's next run too, for `stop_marker`. Reading a conversation waits
-    `settle_timeout` for an answer to be stored. chat-ui counts a message for `rate_window`.
-    The catalogue is refreshed after `catalogue_age`. Transcribing takes `transcribe_timeout`
-    at most: chat-ui gives up after 60 seconds.
-    """
-
-    read_timeout: float = 9.0
-    call_timeout: float = 60.0
-    slowest_upload: int = 20_000
-    reconnect_timeout: float = 30.0
-    backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    max_attempts: int = 4
-    look_again: float = 0.5
-    stop_timeout: float = 0.7
-    id_timeout: float = 2.0
-    tail_timeout: float = 0.2
-    store_timeout: float = 180.0
-    stop_marker: float = 5.5
-    settle_timeout: float = 10.0
-    rate_window: float = 60.0
-    catalogue_age: float = 86_400.0
-    transcribe_timeout: float = 90.0
+    read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
+    call_timeout: float = 60.0  # any other call, with all its attempts
+    slowest_upload: int = 20_000  # bytes a second: an upload may take that much longer
+    reconnect_timeout: float = 30.0  # without hearing of the server, before a turn gives up
+    backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts; last repeats
+    max_attempts: int = 4  # at a call, or at sending a message
+    look_again: float = 0.5  # before looking again for a message that is not there
+    stop_timeout: float = 0.7  # for telling the server to stop
+    id_timeout: float = 2.0  # for the answer's id, after its last character
+    tail_timeout: float = 0.2  # for the answer to be stored, before the prompt ends
+    store_timeout: float = 180.0  # for another turn's run to be stored: chat-ui ends dead ones
+    stop_marker: float = 5.5  # for which a stop also stops the conversation's next run
+    settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
+    rate_window: float = 60.0  # for which chat-ui counts a message
+    catalogue_age: float = 86_400.0  # after which the catalogue is refreshed
+    transcribe_timeout: float = 90.0  # for a recording: chat-ui gives up after 60
 
 
 limits = Limits()
@@ -268,11 +254,6 @@ def known_id(value: object) -> str:
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
 
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
-    return match.end() if match else at
-
-
 def _table(rows: str) -> dict[str, str]:
     """Name -> what it stands for. Each row, up to a semicolon, begins with that."""
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
@@ -294,17 +275,9 @@ class TooLarge(HuggingChatError):
     """A server sent more than any real answer has. It is not asked again."""
 
 
-def protocol_error(host: str, what: str) -> llm.ModelError:
-    """The error for an answer of `host` that is well-formed, but not chat-ui's: `what` it is."""
-    return HuggingChatError(f"{host} gave an answer that makes no sense: {what}.")
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
-
-
-_log = logging.getLogger(__name__)
 
 
 def on_command_line() -> bool:
@@ -312,11 +285,6 @@ def on_command_line() -> bool:
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return bool(context and cli and context.find_root().command is cli.cli)
-
-
-def noting() -> Callable[[str], None]:
-    """How notes reach the caller: `note` on llm's command line, else the module's logger."""
-    return note if on_command_line() else lambda text: _log.warning("%s", one_line(text))
 
 
 def attachment_name(attachment: llm.Attachment | None) -> str:
@@ -446,19 +414,6 @@ def _is_private(host: str) -> bool:
         name = host.rstrip(".")
         local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
         return bool(number) or local
-
-
-def leads_to(address: str) -> str:
-    """The HOST[:PORT] of a plain http(s) address, else ""."""
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return ""
-    sound = re.fullmatch(r"https?://[!-\[\]-~]+", address)
-    if not sound or not re.fullmatch(r"[a-z0-9._:-]+", host):
-        return ""
-    return f"{host}:{port}" if port else host
 
 
 def parse_server(text: str) -> Server:
@@ -756,7 +711,7 @@ def decode(data: bytes | str, type: Any) -> Any:
         return _decoder(type).decode(data)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
         return _decoder(type).decode(text)
     except RecursionError:
@@ -930,7 +885,22 @@ Update = (
     | ElicitationUpdate
     | FinalAnswer
 )
-"""A new kind is a class here and a `case` in `Answer.add`: mypy tells if that is forgotten."""
+"""A new kind is a class here; mypy then names each `match` that has to say what it means."""
+
+
+def is_content(update: Update) -> bool:
+    """Whether an update is a part of the answer itself."""
+    match update:
+        case StreamUpdate(token=token) | ReasoningUpdate(token=token):
+            return bool(token.strip("\0"))
+        case ToolUpdate() | FileUpdate():
+            return True
+        case StatusUpdate() | TitleUpdate() | RouterMetadata() | ElicitationUpdate():
+            return False
+        case FinalAnswer():
+            return False
+        case _:
+            assert_never(update)
 
 
 def decode_update(line: bytes | msgspec.Raw) -> Update | None:
@@ -939,7 +909,7 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
         return cast(Update, _decoder(Update).decode(line))
     except msgspec.ValidationError:
         return None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:  # the two halves of an emoji may come in two tokens: they are kept as they are
         return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
@@ -950,16 +920,15 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
 def _output_text(output: dict[str, Any]) -> str:
     """One output of a tool as text (MCP's content blocks, and chat-ui's `sources`)."""
     pieces = [output.get("text")]
-    for block in output.get("content") or ():
-        item = block if isinstance(block, dict) else {}
-        resource = item.get("resource") or item
+    for item in _mappings(output.get("content")):
+        resource = _mapping(item.get("resource")) or item
         if item.get("type") == "image":
             pieces.append(f"[image: {item.get('mimeType') or 'unknown type'}]")
         elif link := resource.get("uri"):
             label = resource.get("title") or resource.get("name") or link
             pieces += [f"[{label}]({link})", resource.get("text")]
-    for source in output.get("sources") or ():
-        if isinstance(source, dict) and (link := source.get("link") or source.get("url")):
+    for source in _mappings(output.get("sources")):
+        if link := source.get("link") or source.get("url"):
             pieces.append(f"[{source.get('title') or link}]({link})")
     texts = [piece for piece in pieces if isinstance(piece, str) and piece]
     return "\n".join(texts) or (json.dumps(output, ensure_ascii=False) if output else "")
@@ -1230,6 +1199,8 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
                 updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+            case StreamUpdate():
+                pass  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
             case StatusUpdate(status="finished"):
@@ -2878,11 +2849,12 @@ class Answer:
         self._seen_text = ReplayedText()  # as the model wrote it, tags included
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
         self._segment = 0  # where the text after the last tool begins
-        self._tools: dict[tuple[str | None, str], str] = {}  # id, subtype -> the tool's name
-        self._files = self._skip_files = 0
+        self._given_once: Counter[object] = Counter()  # what came beside text, by its key
+        self._repeated: Counter[object] = Counter()  # the same since the last rewind
+        self._tool_names: dict[str | None, str] = {}  # by the call's id
         self._think = ThinkTags()
         self._paragraphs = Paragraphs()
-        names = [str(tool["function"]["name"]) for tool in features.tools]
+        names = features.tool_names
         self._calls = ToolCallFilter(names) if names else None
         self._artifacts = ArtifactFilter() if artifacts else None
         self._document: list[str] = []  # the text that a document is looked for in
@@ -2898,13 +2870,12 @@ class Answer:
     @property
     def begun(self) -> bool:
         """Has the model said or done anything?"""
-        said = self._seen_text.length or self._seen_reasoning.length
-        return bool(said or self._tools or self._files)
+        return bool(self._seen_text.length or self._seen_reasoning.length or self._given_once)
 
     @property
     def is_reasoning_alone(self) -> bool:
         """Is there reasoning, and nothing else?"""
-        others = self._last_char or self.calls or self._tools or self._files or self._document
+        others = self._last_char or self.calls or self._given_once or self._document
         return self.begun and not others
 
     @property
@@ -2921,7 +2892,15 @@ class Answer:
         """From here on, the run's updates come again from the first."""
         self._seen_text.rewind()
         self._seen_reasoning.rewind()
-        self._skip_files = self._files
+        self._repeated.clear()
+
+    def _is_new(self, key: object) -> bool:
+        """Whether what is known by `key` comes for the first time, not again after a rewind."""
+        self._repeated[key] += 1
+        if self._repeated[key] <= self._given_once[key]:
+            return False
+        self._given_once[key] += 1
+        return True
 
     def add(self, update: Update) -> list[StreamEvent]:
         """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
@@ -3011,10 +2990,11 @@ class Answer:
     def _tool(self, update: ToolUpdate) -> list[StreamEvent]:
         subtype = "result" if update.subtype == "error" else update.subtype
         key = (update.uuid, subtype)
-        if subtype not in ("call", "result") or key in self._tools:
+        if subtype not in ("call", "result") or key in self._given_once:
             return []
+        self._given_once[key] += 1
         events = self._end_segment()
-        name = self._tools[key] = update.name or self._tools.get((update.uuid, "call"), "")
+        name = self._tool_names[update.uuid] = update.name or self._tool_names.get(update.uuid, "")
         self._segment = len(self._seen_text.text)
         self._think.restart()
         self._paragraphs.tool()
@@ -3023,10 +3003,8 @@ class Answer:
         return [*events, tool_result_event(update.uuid, name, update.output, update.error)]
 
     def _file(self, update: FileUpdate) -> list[StreamEvent]:
-        if self._skip_files:
-            self._skip_files -= 1
+        if not self._is_new(update.sha):
             return []
-        self._files += 1
         events = self._text(self._seen_text.end()) + self._pieces(self._think.end())
         if self._schema:
             return events
@@ -3140,17 +3118,6 @@ def replacing(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
-
-
-def _unnamed(folder: pathlib.Path) -> BinaryIO:
-    """A file without a name, which is gone when it is closed, or the process ends.
-
-    It is in `folder`, as elsewhere it could be in memory, unless nothing can be made there.
-    """
-    try:
-        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
-    except OSError:
-        return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 @contextlib.contextmanager
@@ -3423,12 +3390,13 @@ def local_timezone() -> str | None:
 # Turns whose runs are not stored yet
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
+LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
 _turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _turn_file(page: str) -> pathlib.Path:
     name = hashlib.sha256(page.encode()).hexdigest()[:32]
-    return llm.user_dir() / TURNS / f"{name}.json"
+    return pathlib.Path(llm.user_dir(), TURNS, f"{name}.json")
 
 
 def turn_is_pending(page: str) -> bool:
@@ -3485,7 +3453,11 @@ class TurnLock:
         self.stopped = min(stopped, time.time()) or None
 
     def begin(self) -> None:
-        """A message is about to be sent."""
+        """A message is about to be sent. Files of conversations that nobody continued go."""
+        with contextlib.suppress(OSError):
+            for file in self._file.parent.iterdir():
+                if file.stat().st_mtime < time.time() - LOG_LIFETIME:
+                    file.unlink()
         self._write({})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -3728,7 +3700,7 @@ def read_file(attachment: llm.Attachment) -> bytes:
 JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
 CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
 STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of signs of life is a quarter of it
-BEYOND = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback returns to make curl end the exchange
 REDIRECTS = (301, 302, 303, 307, 308)
 SETTINGS_PATH = "/api/v2/user/settings"
@@ -4204,10 +4176,9 @@ class SessionClient(Connection):
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (None:
-        `limits.call_timeout`). With `into`, the body goes to that file, and may take its time.
-        A session that has expired is renewed once. Raises ConnectionLost, TooLarge, HttpError
-        for any status but 200, and HuggingChatError where a session cannot be renewed.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (by default
+        `limits.call_timeout`), but what goes to the file `into` takes its time. Raises
+        ConnectionLost, HttpError for any status but 200, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4243,10 +4214,7 @@ class SessionClient(Connection):
             raise
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
-        """The superjson value at `path`, checked against `type`.
-
-        Raises what `call` does, and HuggingChatError for an answer that is not chat-ui's.
-        """
+        """The superjson value at `path`, checked against `type`. Raises what `call` does."""
         response = await self.call(credentials, "GET", path, **options)
         return read_body(response, Envelope[type], credentials.server).json
 
@@ -4321,7 +4289,7 @@ class SessionClient(Connection):
     async def _renew(self, credentials: Credentials, cookies: Cookies) -> None:
         server = credentials.server
         async with one_login():
-            made = await self._made_elsewhere(credentials, cookies)
+            made = await self._session_of_other_process(credentials, cookies)
             if made is None:
                 try:
                     made = await self._log_in(server, cookies)
@@ -4336,7 +4304,9 @@ class SessionClient(Connection):
         if made.hf_chat != cookies.hf_chat:
             self._renewed[name, cookies.hf_chat, cookies.token] = made
 
-    async def _made_elsewhere(self, credentials: Credentials, cookies: Cookies) -> Cookies | None:
+    async def _session_of_other_process(
+        self, credentials: Credentials, cookies: Cookies
+    ) -> Cookies | None:
         """The session that another process has kept meanwhile, if it is one."""
         server = credentials.server
         kept = keys_of(server, cookies).get(server.key_name)
@@ -4455,7 +4425,7 @@ class Client(SessionClient):
         The wait ends with "" where the server answers 4xx, and after `limits.store_timeout`
         seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
         """
-        path = f"{chat_path(id)}/stream?fromSeq={BEYOND}"
+        path = f"{chat_path(id)}/stream?fromSeq={PAST_END}"
         backoff = Backoff()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.store_timeout):
@@ -4697,11 +4667,6 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     return content, content_type
 
 
-async def read_recording(attachment: llm.Attachment) -> Upload:
-    """A recording to transcribe. Raises HuggingChatError when it is none."""
-    return recording_of(attachment, *await read_attachment(attachment))
-
-
 async def concurrently(
     work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
 ) -> AsyncGenerator[tuple[E, T], None]:
@@ -4900,10 +4865,8 @@ class RunProgress:
                 self._questions[update.id] = update
             case ElicitationUpdate():
                 self._questions.pop(update.id, None)
-            case StreamUpdate(token=token) | ReasoningUpdate(token=token):
-                self.begun = self.begun or bool(token.strip("\0"))
-            case ToolUpdate() | FileUpdate():
-                self.begun = True
+            case _:
+                self.begun = self.begun or is_content(update)
         return update
 
     def end(self, outcome: FinalAnswer | StatusUpdate | ElicitationUpdate) -> Update:
@@ -4948,10 +4911,20 @@ async def is_in_conversation(
     """
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+    backoff = Backoff()
+    found: ConversationIds
     for looks in itertools.count(1):
-        found: ConversationIds = await client.conversation(
-            target.credentials, target.conversation_id, ConversationIds
-        )
+        try:
+            found = await client.conversation(
+                target.credentials, target.conversation_id, ConversationIds
+            )
+        except (ConnectionLost, HttpError) as error:
+            refused = isinstance(error, HttpError) and error.response.status < 500
+            pause = None if refused else backoff.next()
+            if pause is None:
+                raise
+            await asyncio.sleep(pause)
+            continue
         if found.answer_of(target.generation_id):
             return True
         if looks >= 2 and time.monotonic() >= end:
@@ -4985,7 +4958,7 @@ class Delivery:
         self._note = note
         self.progress = RunProgress()
         self.sent = False  # an attempt may have arrived
-        self.taken = False  # the server has the message
+        self.accepted = False  # the server has the message
         self.stored = False
         self._renewed = False
         self._waiting_since: float | None = None
@@ -4997,9 +4970,9 @@ class Delivery:
             self._limiter = _rate_limiters.setdefault(url, self._limiter)
 
     @property
-    def is_unsent(self) -> bool:
-        """Can no attempt at sending the message still arrive?"""
-        return not (self.sent or self.taken or self._attempts.failures)
+    def cannot_have_arrived(self) -> bool:
+        """Whether no attempt at sending the message can have reached the server."""
+        return not (self.sent or self.accepted or self._attempts.failures)
 
     async def _send(self) -> None:
         """Try to send the message; if that was in vain, pause, or raise what went wrong."""
@@ -5009,7 +4982,7 @@ class Delivery:
             self.sent = True
             await self._read_stream()
         except ConnectionLost as lost:
-            self.sent = lost.sent or self.taken
+            self.sent = lost.sent or self.accepted
             if lost.final:
                 raise
             problem = lost
@@ -5019,9 +4992,9 @@ class Delivery:
                 await self._refused(error)
                 return
             problem = error  # of a proxy, or of the server after it had stored the message
-        if not self.taken:
-            self.taken = self.sent and await self._has_arrived(problem)
-        if not self.taken:
+        if not self.accepted:
+            self.accepted = self.sent and await self._has_arrived(problem)
+        if not self.accepted:
             self.sent = False
             await self._pause_before_resending(problem)
 
@@ -5057,8 +5030,8 @@ class Delivery:
         """Is the message in the conversation? Raises where sending it again cannot help."""
         try:
             return await is_in_conversation(self._client, self._target, problem)
-        except (NotFound, HttpError):
-            self.sent = False
+        except (NotFound, HttpError) as error:
+            self.sent = isinstance(error, HttpError) and error is not problem
             raise
 
     async def _renews_session(self, error: HttpError) -> bool:
@@ -5084,8 +5057,8 @@ class Delivery:
         """Updates came: they show the run at work, and are passed on."""
         if updates:
             self._backoff.reset()
-            if not self.taken:
-                self.taken = True
+            if not self.accepted:
+                self.accepted = True
                 self._limiter.accepted(self._target.generation_id)
         for update in merge_tokens(updates):
             if (taken := self.progress.take(update)) is not None:
@@ -5094,6 +5067,14 @@ class Delivery:
 
 class Run(Delivery):
     """One run: its message is sent once, and followed until its answer is stored.
+
+    | state       | known by                  | what is done    | what leads on                   |
+    | ----------- | ------------------------- | --------------- | ------------------------------- |
+    | to be sent  | not accepted              | `_send`         | an update, or it is found there |
+    | goes on     | accepted                  | `_follow`       | an answer, a failure, a question |
+    | no log      | log_unavailable           | `_read_store`   | the stored answer is complete   |
+    | answered    | progress.answered         | the same        | the log's `end`, or the stream's |
+    | stored      | stored                    | nothing         |                                 |
 
     `on_rewind` is called before updates come again from the first.
     """
@@ -5109,7 +5090,7 @@ class Run(Delivery):
         super().__init__(client, target, on_update, note)
         self._on_rewind = on_rewind
         self._seq = 0  # of the log's last event
-        self._logless = False  # the log is no use: only the store can tell
+        self._log_unavailable = False  # the log is no use: only the store can tell
         self._stored_updates = -1
 
     @property
@@ -5129,10 +5110,12 @@ class Run(Delivery):
                 while not self.stored:
                     if answered.is_set() and deadline.when() is None:
                         deadline.reschedule(loop.time() + limits.store_timeout)
-                    if not self.taken:
+                    if not self.accepted:
                         await self._send()
                     else:
-                        await self._retrying(self._read_store if self._logless else self._follow)
+                        await self._retrying(
+                            self._read_store if self._log_unavailable else self._follow
+                        )
         except TimeoutError:
             pass  # the next turn waits for it
         finally:
@@ -5146,15 +5129,15 @@ class Run(Delivery):
             if lost.final:
                 raise
         except HttpError as error:
-            if error.response.status == 404 and not self._logless:
-                self._logless = True  # a server without logs
+            if error.response.status == 404 and not self._log_unavailable:
+                self._log_unavailable = True  # a server without logs
                 return
             if error.response.status < 500 and not await self._renews_session(error):
                 raise
         except NotFound:
             self.stored = True
             raise
-        if not self.stored and self.taken:
+        if not self.stored and self.accepted:
             await asyncio.sleep(self._next_pause())
 
     def _next_pause(self) -> float:
@@ -5163,7 +5146,7 @@ class Run(Delivery):
         pause = self._backoff.next()
         if pause is not None:
             return pause
-        if not self._logless:
+        if not self._log_unavailable:
             seconds = limits.reconnect_timeout
             raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
         if not self.progress.answered.is_set():
@@ -5174,7 +5157,7 @@ class Run(Delivery):
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
         target, answered = self._target, self.progress.answered.is_set()
-        start = BEYOND if answered else self._seq
+        start = PAST_END if answered else self._seq
         if start == 0:
             self._on_rewind()
         path = f"{chat_path(target.conversation_id)}/stream"
@@ -5188,9 +5171,9 @@ class Run(Delivery):
                     elif self.progress.answered.is_set():
                         self.stored = True
                     else:
-                        self._logless = True  # it has not told the answer: the store may
+                        self._log_unavailable = True  # it has not told the answer: the store may
                 self._seq = self._seq if answered else decoder.seq
-                if self.stored or self._logless:
+                if self.stored or self._log_unavailable:
                     return
             _require_events(exchange.response)
 
@@ -5221,7 +5204,8 @@ class Run(Delivery):
         elif self.progress.begun:
             raise IncompleteAnswer("The server lost the answer.")
         else:  # the message never arrived
-            self.taken = self.sent = self._logless = False
+            self.accepted = self.sent = self._log_unavailable = False
+            self._seq = 0  # a new run has a new log
             problem = ConnectionLost("it did not take the message", sent=True)
             await self._pause_before_resending(problem)
 
@@ -5547,12 +5531,12 @@ class Note(msgspec.Struct, frozen=True):
 class Channel:
     """From a turn on the background loop to the caller who takes its answer.
 
-    `taken` is the length of the text that the caller has taken, in UTF-16 units: where a stop
-    cuts the answer, so that what is stored is what was shown.
+    `delivered` is the length of the text that has reached the caller, in UTF-16 units: where a
+    stop cuts the answer, so that what is stored is what was shown.
     """
 
     def __init__(self, put: Callable[[tuple[StreamEvent | Note, int]], object]) -> None:
-        self.taken = 0
+        self.delivered = 0
         self._put = put
 
     def emit(self, event: StreamEvent, length: int) -> None:
@@ -5564,7 +5548,7 @@ class Channel:
         self._put((Note(text), 0))
 
 
-class Place:
+class ConversationLease:
     """The conversation that a turn belongs to: found or made, and locked for the turn."""
 
     def __init__(
@@ -5583,7 +5567,7 @@ class Place:
         """The conversation's web page; "" before there is one."""
         return self._credentials.server.page(self.id) if self.id else ""
 
-    async def enter(self) -> str:
+    async def acquire(self) -> str:
         """Find or make the conversation: the id of the message to continue after.
 
         Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
@@ -5591,7 +5575,7 @@ class Place:
         parent = self._plan.parent
         return await (self._find(parent) if parent else self._create())
 
-    def leave(self, stored: bool, stopped: float | None = None) -> None:
+    def release(self, stored: bool, stopped: float | None = None) -> None:
         """The turn is over; unless its run is `stored`, the next one waits for that."""
         lock, self.lock = self.lock, None
         if lock:
@@ -5618,7 +5602,7 @@ class Place:
                 await asyncio.sleep(pause)
                 root = await self._created_unseen()
         self._client.models[self.id] = self._model
-        await self._acquire()
+        await self._take_turn()
         return root
 
     def _created(self, response: HttpResponse) -> str:
@@ -5650,7 +5634,7 @@ class Place:
 
     async def _find(self, parent: Parent) -> str:
         self.id = parent.conversation_id
-        await self._acquire()
+        await self._take_turn()
         message_id = parent.message_id
         if not message_id:
             ids: ConversationIds = await self._client.conversation(
@@ -5665,7 +5649,7 @@ class Place:
         self._client.models[self.id] = self._model
         return message_id
 
-    async def _acquire(self) -> None:
+    async def _take_turn(self) -> None:
         """Wait until no other run goes on in the conversation, here or in another process.
 
         A stop that reached the server too late leaves a marker there, which stops the next
@@ -5689,6 +5673,22 @@ class Place:
         self._note("waiting for the end of another turn of this conversation")
 
 
+async def select_tools(
+    client: Client, credentials: Credentials, tools: Iterable[llm.ServerSideTool]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
+
+    A server given by address must be among the names too, or chat-ui drops it.
+    """
+    own = mcp_servers(tools, credentials.server)
+    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
+    offered = await client.mcp_servers(credentials) if ready else []
+    pairs = [(each.name, each.url) for each in offered]
+    names = [tool_server_name(pairs, tool) for tool in ready]
+    servers = with_unique_names(own, names)
+    return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
+
+
 class Turn:
     """One exchange: a message is sent once and its answer emitted whole, or an error raised."""
 
@@ -5706,7 +5706,7 @@ class Turn:
         self._plan = plan
         self._result = result
         self._channel = channel
-        self._place = Place(client, request, plan, channel.note)
+        self._lease = ConversationLease(client, request, plan, channel.note)
         self.answer = Answer(self._file_url, plan.features, request.model.artifacts)
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
@@ -5715,10 +5715,10 @@ class Turn:
         result.message_id = result.generation_id = None
 
     def _file_url(self, sha: str) -> str:
-        return self._credentials.server.file_page(self._place.id, sha)
+        return self._credentials.server.file_page(self._lease.id, sha)
 
-    async def take(self) -> None:
-        """Take the turn.
+    async def run(self) -> None:
+        """Send the message and emit the answer.
 
         Raises NotFound, before anything is sent, when there is no conversation to continue;
         else HuggingChatError.
@@ -5726,14 +5726,14 @@ class Turn:
         try:
             await self._answer()
         except (ConnectionLost, HttpError, IncompleteAnswer) as error:
-            page = "" if await self._delete_unused(error) else self._place.page
+            page = "" if await self._delete_unused(error) else self._lease.page
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
         except NotFound:
             if self._run is None or not self._run.stored:
                 raise
-            raise HuggingChatError(f"The conversation was deleted: {self._place.page}") from None
+            raise HuggingChatError(f"The conversation was deleted: {self._lease.page}") from None
         except (asyncio.CancelledError, TooLarge):
             await self._stop()
             raise
@@ -5745,15 +5745,15 @@ class Turn:
                 self._client, target, self._add, self.answer.rewind, self._channel.note
             )
             driving = self._client.spawn(run.drive())  # it goes on until the answer is stored
-            driving.add_done_callback(lambda _: self._place.leave(run.is_settled, self._stopped))
+            driving.add_done_callback(lambda _: self._lease.release(run.is_settled, self._stopped))
             await self._outcome(driving, run)
-            self._judge(run)
+            self._raise_for_outcome(run)
         except Exception:
             self._emit(self.answer.end())  # what was shown stays
             raise
         finally:
-            if self._run is None and (lock := self._place.lock):
-                self._place.leave(not lock.pending, lock.stopped)
+            if self._run is None and (lock := self._lease.lock):
+                self._lease.release(not lock.pending, lock.stopped)
         await self._finish(run, driving)
 
     async def _outcome(self, driving: asyncio.Task[None], run: Run) -> None:
@@ -5779,16 +5779,16 @@ class Turn:
         if run is None or run.is_settled or run.progress.answered.is_set():
             return
         self._stopped = time.time()
-        id, generation_id = self._place.id, self._result.generation_id or ""
-        stop = self._client.stop(self._credentials, id, generation_id, self._channel.taken)
+        id, generation_id = self._lease.id, self._result.generation_id or ""
+        stop = self._client.stop(self._credentials, id, generation_id, self._channel.delivered)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
         """Delete the conversation if it was made for a message that the server refused."""
-        run, id = self._run, self._place.id
+        run, id = self._run, self._lease.id
         refused = isinstance(error, HttpError) and error.response.status < 500
         new = bool(id) and self._plan.parent is None
-        if not (refused and new and run and run.is_unsent):
+        if not (refused and new and run and run.cannot_have_arrived):
             return False
         delete = self._client.change(self._credentials, "DELETE", api_path(id))
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
@@ -5797,11 +5797,11 @@ class Turn:
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
         request, plan, result = self._request, self._plan, self._result
-        names, servers = await self._select_tools()
+        names, servers = await select_tools(self._client, self._credentials, request.tools)
         try:
-            message_id = await self._place.enter()
+            message_id = await self._lease.acquire()
         finally:
-            result.conversation_id = self._place.id or None
+            result.conversation_id = self._lease.id or None
         result.generation_id = str(uuid.uuid4())
         data: dict[str, Any] = {
             "id": message_id,
@@ -5815,29 +5815,16 @@ class Turn:
         if plan.text:
             data["inputs"] = plan.text
         body, content_type = multipart(data, request.uploads)
-        cast(TurnLock, self._place.lock).begin()
+        cast(TurnLock, self._lease.lock).begin()
         return RunTarget(
             self._credentials,
-            self._place.id,
+            self._lease.id,
             result.generation_id,
             message_id if plan.parent else None,
             body,
             content_type,
             request.max_wait,
         )
-
-    async def _select_tools(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
-
-        A server given by address must be among the names too, or chat-ui drops it.
-        """
-        tools, server = self._request.tools, self._credentials.server
-        ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
-        offered = await self._client.mcp_servers(self._credentials) if ready else []
-        pairs = [(each.name, each.url) for each in offered]
-        names = [tool_server_name(pairs, tool) for tool in ready]
-        servers = with_unique_names(mcp_servers(tools, server), names)
-        return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
 
     # The answer
 
@@ -5857,21 +5844,22 @@ class Turn:
                 update.id not in self._questions
             ):
                 self._questions.add(update.id)
-                page = self._place.page
+                page = self._lease.page
                 self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
-        id = self._place.id
+        id, result, generation_id = self._lease.id, self._result, self._result.generation_id
         found = await self._client.conversation(self._credentials, id, ConversationIds)
-        self._result.message_id = found.answer_of(self._result.generation_id)
-        self._result.model = found.model or self._result.model
+        if generation_id == result.generation_id:  # else a repair has begun
+            result.message_id = found.answer_of(generation_id)
+            result.model = found.model or result.model
 
     async def _refresh(self) -> None:
         with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
             await refresh_catalogue(self._client, self._credentials)
 
-    def _judge(self, run: Run) -> None:
+    def _raise_for_outcome(self, run: Run) -> None:
         """Raise HuggingChatError when the run came to something other than an answer."""
         outcome, model = run.progress.outcome, self._request.model.id
         if isinstance(outcome, FinalAnswer) and not self.answer.begun:
@@ -5882,8 +5870,8 @@ class Turn:
             raise failure_error(model, outcome)
         if isinstance(outcome, ElicitationUpdate):
             raise HuggingChatError(
-                f"A tool asks: {outcome.question}. Answer it at {self._place.page}\n"
-                f"Then bring the rest here: llm huggingchat import {self._place.id}"
+                f"A tool asks: {outcome.question}. Answer it at {self._lease.page}\n"
+                f"Then bring the rest here: llm huggingchat import {self._lease.id}"
             )
 
     async def _finish(self, run: Run, driving: asyncio.Task[None]) -> None:
@@ -5909,18 +5897,16 @@ async def refresh_catalogue(client: Client, credentials: Credentials) -> None:
     keep_catalogue(credentials.server.url, catalogue.models)
 
 
-async def converse(
+async def run_turn(
     client: Client, request: TurnRequest, result: TurnResult, channel: Channel
 ) -> None:
-    """One turn in the conversation it belongs to, or in a new one if that is gone.
-
-    An answer that does not match the schema is asked for once more. Raises HuggingChatError.
-    """
+    """Run a turn; start over if its conversation is gone; ask once more for a document that
+    does not match the schema. Raises HuggingChatError."""
     plan, repairing = request.plan, False
     while True:
         turn = Turn(client, request, plan, result, channel)
         try:
-            await turn.take()
+            await turn.run()
         except NotFound as error:
             if plan.parent is None or request.fresh_plan is None:
                 missing = NotFound(answer=error.answer or plan.retry)
@@ -5981,12 +5967,18 @@ class Background:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._client: Client | None = None
+        self._work: set[asyncio.Task[Any]] = set()
         self._process = 0
 
     def submit(self, work: Callable[[Client], Coroutine[Any, Any, T]]) -> Future[T]:
         """Run `work` on the loop, with its client."""
 
         async def run() -> T:
+            task = cast("asyncio.Task[T]", asyncio.current_task())
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
+            # Once the caller has left, a failure is nobody's: asyncio is not to report it.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if self._client is None:
                 self._client = Client()
             return await work(self._client)
@@ -5997,7 +5989,7 @@ class Background:
             return asyncio.run_coroutine_threadsafe(run(), cast(Any, self._loop))
 
     def _start(self) -> None:
-        self._process, self._client = os.getpid(), None
+        self._process, self._client, self._work = os.getpid(), None, set()
         self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
@@ -6018,20 +6010,18 @@ class Background:
             loop.close()
 
     async def _finish(self) -> None:
-        """Let stops that are under way reach the server, cancel the rest, end the loop."""
+        """Stop the turns, let stops that are under way reach the server, end the loop."""
         client, self._client = self._client, None
-        loop = asyncio.get_running_loop()
-        stops = client.stops if client else set()
-        tasks = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())} - stops
-        for task in tasks:
+        for task in self._work:
             task.cancel()  # a turn tells the server to stop its run
-        if tasks | stops:
-            await asyncio.wait(tasks | stops, timeout=limits.stop_timeout)
+        waited_for = self._work | (client.stops if client else set())
+        if waited_for:
+            await asyncio.wait(waited_for, timeout=limits.stop_timeout)
         if client:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(0.2), client:
                     pass
-        loop.stop()
+        asyncio.get_running_loop().stop()
 
 
 background = Background()
@@ -6079,7 +6069,7 @@ def take_turn(
             if isinstance(event, Note):
                 told(event.text)
                 continue
-            channel.taken = length
+            channel.delivered = length
             yield event
     finally:
         future.cancel()
@@ -6116,7 +6106,7 @@ async def take_turn_async(
                 if isinstance(event, Note):
                     told(event.text)
                     continue
-                channel.taken = length
+                channel.delivered = length
                 yield event
             arrived.clear()
             if not items:
@@ -6308,7 +6298,7 @@ class _HuggingChat:
             max_wait(),
         )
         result = TurnResult(server.url, self.info.id)
-        await converse(client, request, result, channel)
+        await run_turn(client, request, result, channel)
         return result
 
     def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
@@ -6555,8 +6545,7 @@ def _is_answer(message: StoredMessage) -> bool:
         )
         if age.total_seconds() < WRITING and not ended:
             return False
-    kinds = (StreamUpdate, ReasoningUpdate, ToolUpdate, FileUpdate)
-    return any(isinstance(update, kinds) and getattr(update, "token", "-") for update in updates)
+    return any(map(is_content, updates))
 
 
 # Stored messages as llm's
@@ -7087,8 +7076,7 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
             jar = list(getattr(store, browser)(domain_name=host, **_new_place(browser)))
     except ImportError:
         raise HuggingChatError(
-            "Reading a browser's cookies needs browser-cookie3. "
-            "Run: llm install 'llm-huggingchat[browser]'"
+            "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
         ) from None
     except Exception as error:  # its own errors are many, and not all of one kind
         raise HuggingChatError(

@@ -1,0 +1,448 @@
+"""What an answer gives to llm, cut and continued anywhere: each piece once, none lost."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
+
+import llm_huggingchat
+from llm_huggingchat import (
+    FENCE,
+    Conversation,
+    Envelope,
+    EventStreamDecoder,
+    FileUpdate,
+    FinalAnswer,
+    JsonLinesDecoder,
+    PromptedFeatures,
+    ReasoningUpdate,
+    RouterMetadata,
+    StatusUpdate,
+    StoredMessage,
+    StreamUpdate,
+    ThinkTags,
+    TitleUpdate,
+    TooLarge,
+    ToolCallBody,
+    ToolResultBody,
+    ToolUpdate,
+    decode,
+    stored_updates,
+)
+
+STREAMS = streams()
+CALL = ToolUpdate("call", "u", ToolCallBody("t"))
+RESULT = ToolUpdate("result", "u", result=ToolResultBody("success", outputs=[{"text": "x"}]))
+TOOL = (CALL, RESULT)
+FILE = FileUpdate("111", "one [1].png")
+LINK = "\n[one 1.png](https://chat.example/output/111)\n"
+
+
+def only(scenario: str) -> bytes:
+    (stream,) = (body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario)
+    return stream
+
+
+def text_of(*tokens: Any, **options: Any) -> str:
+    """The text that an answer gives; a str stands for a token."""
+    updates = [StreamUpdate(each) if isinstance(each, str) else each for each in tokens]
+    return told(*updates, **options).joined("text")
+
+
+# --- recorded ---
+
+
+def test_recorded_tool():
+    id = "5cbfbccc-7c21-4a25-8804-1f8a283912fa"
+    site = "https://example.org"
+    found = f"1. chat-ui source {site}/chat-ui\n2. docs for chat-ui {site}/docs"
+    assert follow(only("tool_call")).given == [
+        ("text", "Let me look that up.", None, None),
+        ("tool_call_name", "web_search_exa", id, None),
+        ("tool_call_args", '{"query": "chat-ui"}', id, None),
+        ("tool_result", found, id, "web_search_exa"),
+        ("text", f"\n\nThe tool said: {found}", None, None),
+    ]
+
+
+def test_broken_stream_goes_on_in_its_recorded_log():
+    stream = only("resume")
+    (log,) = (x.body for x in capture("resume") if x.kind == "text/event-stream")
+    words = [("text", "".join(f"w{n} " for n in range(40)), None, None)]
+    assert all(follow(stream[:at], log).given == words for at in range(len(stream) + 1))
+
+
+def answers(scenario: str) -> list[StoredMessage]:
+    """The answers in the last look at a scenario's conversation."""
+    looks = [x for x in capture(scenario) if x.method == "GET" and "/api/v2/conv" in x.path]
+    conversation = decode(looks[-1].body, Envelope[Conversation]).json
+    return [message for message in conversation.messages if message.sender == "assistant"]
+
+
+SAME = """artifact artifact_rewritten artifact_stopped branch image_in omni_router reasoning
+regenerate switch_model text_file_in tool_call two_turns"""
+
+
+@pytest.mark.parametrize("scenario", SAME.split())
+def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scenario):
+    bodies = [body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario]
+    for message, stream in zip(answers(scenario), bodies, strict=True):
+        streamed = follow(stream)
+        updates, complete = stored_updates(message)
+        assert complete
+        if scenario != "artifact_stopped":  # which is stored cut where the page was
+            got = [(kind, text.strip()) for kind, text, *_ in told(*updates).given]
+            assert got == [(kind, text.strip()) for kind, text, *_ in streamed.given]
+        log = b"".join(log_of([json.loads(line) for line in stream.split(b"\n") if line.strip()]))
+        for at in range(0, stream.rindex(b" " * 4096), 97):
+            again = follow(stream[:at], log)
+            assert again.given == streamed.given, at
+            assert again.answer.seen_length == streamed.answer.seen_length
+            from_store = follow(stream[:at]).again(updates)
+            if scenario != "artifact_stopped":
+                assert from_store.joined("text").strip() == streamed.joined("text").strip()
+
+
+# --- cut and continued ---
+
+
+TOKENS = st.sampled_from(
+    [
+        *(
+            "<thi",
+            "nk>",
+            "</think>",
+            "<think>",
+            "a ",
+            " b",
+            "\n",
+            "🎉",
+            "\ud83c",
+            "\udf89",
+            "<",
+            "",
+        ),
+        *('<artifact type="svg" identifier="i">', "</artifact>", "<tool_call>", "</tool_call>"),
+        *('{"name": "do", "arguments": {"n": 1}}', "```", "c"),
+    ]
+)
+TOKEN = TOKENS.map(lambda token: {"type": "stream", "token": token})
+THINGS = st.one_of(
+    *[TOKEN] * 4,
+    TOKENS.map(lambda token: {"type": "reasoning", "subtype": "stream", "token": token}),
+    st.just({"type": "status", "status": "keepAlive"}),
+    st.just({"type": "file", "name": "f", "sha": "0f"}),
+    st.builds(
+        lambda id, kind: {"type": "tool", "subtype": kind, "uuid": id, "call": {"name": "t"}},
+        st.sampled_from("abc"),
+        st.sampled_from(["call", "result", "error", "eta"]),
+    ),
+)
+DO = {"type": "function", "function": {"name": "do"}}
+FEATURES = st.builds(
+    PromptedFeatures,
+    st.sampled_from([(), (DO,)]),
+    st.sampled_from([None, None, {"type": "object"}]),
+)
+PLACE = st.integers(0, 10_000)
+
+
+def ended(things: list[Json], interrupted: bool, unstreamed: str) -> list[Json]:
+    """A whole run: what came, and the final answer, which is the text after the last tool."""
+    text = ""
+    for thing in things:
+        text = "" if thing["type"] == "tool" and thing["subtype"] != "eta" else text
+        text += thing["token"] if thing["type"] == "stream" else ""
+    text = text[: len(text) // 2] if interrupted else text + unstreamed
+    return [*things, {"type": "finalAnswer", "text": text.strip(), "interrupted": interrupted}]
+
+
+def without_ids(given_: Given) -> list[tuple[str, str]]:
+    """What was given; the ids of local calls are made up each time."""
+    return [(kind, chunk) for kind, chunk, *_ in given_]
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(THINGS, max_size=12),
+    st.booleans(),
+    st.sampled_from(["", "", "rest"]),
+    FEATURES,
+    st.integers(1, 5),
+    st.tuples(PLACE, PLACE),
+)
+def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, rest, features, merge, cuts):
+    run = ended(things, interrupted, rest)
+    stream, entries = stream_of(run), log_of(run, merge)
+    whole = follow(stream, features=features)
+    follower = Follower(features).take(JsonLinesDecoder().feed(stream[: cuts[0] % len(stream)]))
+    if not follower.answer.final:
+        log, first = b"".join(entries), EventStreamDecoder()
+        follower.again(first.feed(log[: cuts[1] % len(log)]))
+        # The next connection begins after the last event that came whole.
+        follower.take(EventStreamDecoder().feed(b"".join(entries[first.seq :])))
+    assert without_ids(follower.given) == without_ids(whole.given)
+    assert follower.answer.seen_length == whole.answer.seen_length
+    assert follower.answer.problem == whole.answer.problem
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["a\ud83c", "\udf89b"], "a🎉b"),
+        (["a\ud83c", "b"], "a\ufffdb"),
+        (["a\udf89b"], "a\ufffdb"),
+        (["a\ud83c", FinalAnswer("", True)], "a\ufffd"),
+        (["a\ud83c", FinalAnswer("a\ud83c")], "a\ufffd"),
+        ([FinalAnswer("a\ud83c")], "a\ufffd"),
+        (["a\ud83c", FILE], f"a\ufffd{LINK}"),
+        (["a\ud83c", *TOOL, "b"], "a\ufffd\n\nb"),
+        (["a\0b\0", "\0", FinalAnswer("a\0b")], "ab"),
+        (["a\ud83c\0", "\0\udf89b"], "a🎉b"),
+    ],
+)
+def test_halves_of_an_emoji_meet_and_alone_can_be_printed(tokens, text):
+    assert text_of(*tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([FinalAnswer("Because.")], "Because."),
+        ([FinalAnswer("<think>why</think>Because.")], "Because."),
+        (["Hello", FinalAnswer("Hello there")], "Hello there"),
+        (["Hello", FinalAnswer("")], "Hello"),
+        (["Hello", FinalAnswer(None)], "Hello"),
+        ([" a ", "b\n", FinalAnswer("a b")], " a b\n"),
+        (["Looking.", *TOOL, "Found.", FinalAnswer("Found.")], "Looking.\n\nFound."),
+        (["Looking.", *TOOL, "Fou", FinalAnswer("Found.")], "Looking.\n\nFound."),
+        (["Looking.", *TOOL, FinalAnswer("Found.")], "Looking.\n\nFound."),
+        # chat-ui cuts the whole text, not its last part, where the page was when it was stopped.
+        (["Looking.", *TOOL, FinalAnswer("Looking.", True)], "Looking."),
+        (["Looking.", *TOOL, FinalAnswer("Look", True)], "Looking."),
+        *((["w0 ", "w1 ", FinalAnswer(cut, True)], "w0 w1 ") for cut in ("w0", "w0 w1", "", "no")),
+        (["w0 ", FinalAnswer("w0 w1", True)], "w0 w1"),
+    ],
+)
+def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
+    assert text_of(*tokens) == text
+
+
+# --- thinking ---
+
+
+def split(*texts: str) -> tuple[str, str]:
+    """What is text and what is reasoning."""
+    think = ThinkTags()
+    found = [piece for text in texts for piece in think.feed(text)] + think.end()
+    return tuple(  # type: ignore[return-value]
+        "".join(text for kind, text in found if kind == wanted) for wanted in ("text", "reasoning")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reasoning"),
+    [
+        ("plain", "plain", ""),
+        ("<think>a</think>b", "b", "a"),
+        ("<think>a\n\n b</think>\n\nc\n", "\n\nc\n", "a\n\n b"),
+        ("\n <think>a</think>b", "\n b", "a"),
+        ("<think></think>b", "b", ""),
+        ("<think>a</think>\n<think>b</think>\nc", "\n\nc", "ab"),
+        ("<think>never closed", "", "never closed"),
+        ("<think>a </thin b</think>c", "c", "a </thin b"),
+        ("<think>a <think> b</think>c", "c", "a <think> b"),
+        ("<think>a</thi", "", "a</thi"),
+        ("<think>a</</think>b", "b", "a</"),
+        ("<think>🎉</think>é", "é", "🎉"),
+        # What only looks like it stays as it is.
+        *((text, text, "") for text in ("<thinking>a</thinking>b", "<Think>a</Think>b", "<think")),
+        *(
+            (text, text, "")
+            for text in ("<", "</think>a", "🎉<think>é</think>", " \n\t ", "x <thin")
+        ),
+        ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
+    ],
+)
+def test_thinking_wherever_the_text_is_cut(text, answer, reasoning):
+    assert split(*text) == (answer, reasoning)
+    for at in range(len(text) + 1):
+        assert split(text[:at], text[at:]) == (answer, reasoning)
+
+
+def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
+    think = ThinkTags()
+    assert think.feed("<thi") == []
+    assert think.feed("s") == [("text", "<this")]
+    think.restart()
+    assert think.feed("<think>a</") == [("reasoning", "a")]
+    assert think.feed("b") == [("reasoning", "</b")]
+
+
+def test_after_a_tool_the_model_may_think_again():
+    got = told(*map(StreamUpdate, ("Look.", "<think>")), *TOOL, StreamUpdate("<think>a</think>b"))
+    assert got.joined("text") == "Look.<think>\n\nb"
+    assert got.joined("reasoning") == "a"
+
+
+# --- tools and files ---
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["a", *TOOL, "b"], "a\n\nb"),
+        (["a\n", *TOOL, "b"], "a\n\nb"),
+        (["a\n\n", *TOOL, "b"], "a\n\nb"),
+        (["a\n", *TOOL, "\nb"], "a\n\nb"),
+        (["a", *TOOL, "\n", "\n", "\n", "b"], "a\n\n\nb"),
+        (["a", *TOOL, " b"], "a\n\n b"),
+        ([*TOOL, "b"], "b"),
+        ([" ", *TOOL, "b"], " b"),
+        (["a", CALL, "b", RESULT, "c"], "a\n\nb\n\nc"),
+        (["a", *TOOL, "\n", FinalAnswer("")], "a\n"),
+        (["a", *TOOL, FILE, "b"], f"a\n{LINK}b"),
+        (["a", FILE, *TOOL, "b"], f"a{LINK}\nb"),
+        (["a", FILE, FILE, "b"], f"a{LINK}{LINK}b"),
+    ],
+)
+def test_text_around_a_tool_is_two_paragraphs(tokens, text):
+    assert text_of(*tokens) == text
+
+
+def test_tool_that_comes_twice_is_given_once_and_a_result_has_its_calls_name():
+    got = told(CALL, CALL, RESULT, RESULT, ToolUpdate("eta", "u"), ToolUpdate("progress", "u"))
+    assert got.given == [
+        ("tool_call_name", "t", "u", None),
+        ("tool_call_args", "{}", "u", None),
+        ("tool_result", "x", "u", "t"),
+    ]
+
+
+def test_failure_of_a_tool_is_in_its_output_and_its_metadata():
+    failed = ToolUpdate("error", "u", ToolCallBody("s"), message="no\ud83c network")
+    (event,) = Follower().answer.add(failed)
+    assert (event.chunk, event.server_executed) == ("Error: no\ufffd network", True)
+    assert event.provider_metadata == {"huggingchat": {"error": "no\ufffd network"}}
+
+
+OPEN = '<artifact type="svg" identifier="i">'
+
+
+def test_file_inside_an_artifact_stands_after_it():
+    got = text_of("a", OPEN, "<svg", FILE, "/></artifact>", "b", FinalAnswer("-"))
+    assert got.count(LINK.strip()) == 1
+    assert got.index(LINK.strip()) > got.index("<svg/>")
+
+
+@pytest.mark.parametrize("end", [FinalAnswer("", True), None])
+def test_open_artifact_ends_with_its_run(end):
+    got = told(StreamUpdate(f"a{OPEN}<svg/>"), *([end] if end else []))
+    got.end()
+    assert got.joined("text").count(FENCE) == 2
+    assert got.joined("text").rstrip().endswith(f"<svg/>\n{FENCE}")
+
+
+# --- schemas and calls ---
+
+SCHEMA = PromptedFeatures(schema={"type": "object", "required": ["n"]})
+TOOLS = PromptedFeatures((DO,))
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "problem"),
+    [
+        ('{"n": 1}', '{"n": 1}', ""),
+        ('Here:\n```json\n{"n": 1}\n```', '{"n": 1}', ""),
+        ('<think>{"n": 2}</think>{"n": 1}', '{"n": 1}', ""),
+        (f'{{"n": "{OPEN[:9]}/>"}}', f'{{"n": "{OPEN[:9]}/>"}}', ""),
+        ("nothing", "", "there is no JSON document in it"),
+        ('{"m": 1}', "", "'n' is a required property"),
+        ('{"n": ', "", "the document is not complete"),
+    ],
+)
+def test_answer_to_a_schema_is_its_document(said, text, problem):
+    got = follow(stream_of(ended([{"type": "stream", "token": said}], False, "")), features=SCHEMA)
+    assert got.joined("text") == text
+    assert problem in got.answer.problem
+    assert bool(problem) is bool(got.answer.problem)
+    assert got.answer.raw_text == re.sub("<think>.*</think>", "", said)
+
+
+def test_calls_are_taken_out_of_the_text_and_of_a_schemas_answer():
+    call = '<tool_call>{"name": "do", "arguments": {"n": 1}}</tool_call>'
+    for features in (TOOLS, PromptedFeatures((DO,), SCHEMA.schema)):
+        got = told(*map(StreamUpdate, f"a {call}"), FinalAnswer(f"a {call}"), features=features)
+        assert [(c.name, c.arguments) for c in got.answer.calls] == [("do", {"n": 1})]
+        assert without_ids(got.given)[-2:] == [
+            ("tool_call_name", "do"),
+            ("tool_call_args", '{"n": 1}'),
+        ]
+        assert got.joined("text") == ("" if features.schema else "a")
+        assert not got.answer.problem
+    assert told(StreamUpdate(call), FinalAnswer(call)).answer.calls == []
+
+
+def test_call_that_a_stop_cut_is_text():
+    said = 'a <tool_call>{"name": "do", "argu'
+    got = told(StreamUpdate(said), FinalAnswer("a", True), features=TOOLS)
+    assert (got.joined("text"), got.answer.calls) == (said, [])
+
+
+# --- what an answer knows of itself ---
+
+
+def test_length_seen_is_counted_as_javascript_does():
+    got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
+    assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
+    assert got.end().answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1 + 1
+
+
+def test_nothing_known_is_overwritten_by_nothing():
+    got = told(
+        RouterMetadata("default", "a/b"),
+        TitleUpdate("<think>a\nT</think>\x1b"),
+        RouterMetadata("", None, "novita"),
+        TitleUpdate(""),
+        FinalAnswer("x"),
+        RouterMetadata("", "", ""),
+    ).answer
+    assert got.router == RouterMetadata("default", "a/b", "novita")
+    assert got.title == "a T"
+
+
+@pytest.mark.parametrize(
+    ("updates", "begun", "alone", "last"),
+    [
+        ([], False, False, ""),
+        ([StatusUpdate("started"), TitleUpdate("T")], False, False, ""),
+        ([StreamUpdate("\0\0"), StreamUpdate("")], False, False, ""),
+        ([StreamUpdate("<thi")], True, True, ""),
+        ([StreamUpdate("<think>a")], True, True, "reasoning"),
+        ([ReasoningUpdate("stream", "a")], True, True, "reasoning"),
+        ([ReasoningUpdate("stream", "a"), StreamUpdate("b")], True, False, "text"),
+        ([StreamUpdate("b"), ReasoningUpdate("stream", "a")], True, False, "reasoning"),
+        ([CALL], True, False, "tool_call_args"),
+        ([*TOOL, ReasoningUpdate("stream", "a")], True, False, "reasoning"),
+        ([RESULT], True, False, "tool_result"),
+        ([FILE], True, False, "text"),
+    ],
+)
+def test_answer_knows_what_it_has(updates, begun, alone, last):
+    answer = told(*updates).answer
+    assert (answer.begun, answer.is_reasoning_alone, answer.last_type) == (begun, alone, last)
+
+
+def test_answer_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
+    with pytest.raises(TooLarge, match="has no end"):
+        told(*[StreamUpdate("x" * 100)] * 11)

@@ -1,0 +1,369 @@
+"""Answers and errors in words, pauses and proxies: the client without a network."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import llm
+import pytest
+from curl_cffi import CurlECode
+from curl_cffi.requests.exceptions import RequestException
+from hypothesis import given
+from hypothesis import strategies as st
+
+import llm_huggingchat
+from llm_huggingchat import (
+    Backoff,
+    ConnectionLost,
+    Cookies,
+    Credentials,
+    FinalAnswer,
+    HttpError,
+    HttpResponse,
+    IncompleteAnswer,
+    NotFound,
+    RateLimiter,
+    ReasoningUpdate,
+    StatusUpdate,
+    StreamUpdate,
+    connection_lost,
+    limits,
+    may_retry,
+    merge_tokens,
+    model_error,
+    parse_server,
+    proxy_of,
+)
+
+SERVICE = Credentials(parse_server("https://huggingface.co/chat"), Cookies("s-value", "t-value"))
+OTHER = Credentials(parse_server("https://chat.example"))
+LIMIT = "You are sending too many messages. Try again later."
+TOO_LONG = "This conversation has more than 500 messages. Start a new one to continue"
+LOGIN = "https://huggingface.co/oauth/authorize?client_id=x"
+
+
+def response(status: int, body: bytes | str = b"", **headers: str) -> HttpResponse:
+    pairs = tuple((name.replace("_", "-").title(), value) for name, value in headers.items())
+    return HttpResponse(status, pairs, body.encode() if isinstance(body, str) else body)
+
+
+def refusal(status: int, message: str = "", **headers: str) -> HttpError:
+    return HttpError(response(status, f'{{"message": "{message}"}}' if message else "", **headers))
+
+
+PAGE = {"content_type": "text/html; charset=utf-8"}
+WAF = {"x_amzn_waf_action": "captcha"}
+
+
+# --- what a response is ---
+
+
+@pytest.mark.parametrize(
+    ("got", "meant"),
+    [
+        (response(200, "{}"), ""),
+        (response(200, "<p>", **PAGE), ""),
+        (response(202, **WAF), "firewall"),
+        (response(405, "<html>", **PAGE, **WAF), "firewall"),
+        (response(403, "<html>", **PAGE), "firewall"),
+        (response(405, "<html>", **PAGE), "firewall"),
+        (response(403, '{"message": "no"}'), "hidden"),
+        (response(404, "<html>", **PAGE), "hidden"),
+        (response(404), "hidden"),
+        (response(401), "login"),
+        (response(302, location=LOGIN), "login"),
+        (response(302, location="https://chat.example/login"), "login"),
+        (response(301, location="https://chat.example/other"), ""),
+        (refusal(429, LIMIT).response, "limit"),
+        (refusal(429, TOO_LONG).response, ""),
+        (refusal(429, "You have reached the maximum number of conversations").response, ""),
+        (response(429, "<html>", **PAGE), "limit"),
+        (response(429, **WAF), "firewall"),
+        (response(500), ""),
+    ],
+)
+def test_response_is_one_kind_of_refusal(got, meant):
+    kinds = {
+        "firewall": got.is_firewall,
+        "hidden": got.is_hidden,
+        "login": got.wants_login,
+        "limit": got.is_rate_limit,
+    }
+    assert [kind for kind, holds in kinds.items() if holds] == ([meant] if meant else [])
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        ('{"message": "no\\u001b[2J\\nway"}', {}, "no[2J way"),
+        ('{"error": "no"}', {}, "no"),
+        ('{"message": "", "error": "no"}', {}, "no"),
+        ('{"message": "a\\ud83c"}', {}, "a\ufffd"),
+        ('{"message": {"a": 1}}', {}, ""),
+        ("{}", {}, ""),
+        ("Login required", {}, "Login required"),
+        (b"\xff\xfe", {}, "\ufffd\ufffd"),
+        ("<!doctype html><p>Oops", {}, ""),
+        ("  \n<html>", {}, ""),
+        ("Oops", PAGE, ""),
+        ("x" * 20_000, {}, "x" * 299 + "…"),
+        ("[" * 20_000, {}, "[" * 299 + "…"),
+        ("", {}, ""),
+    ],
+)
+def test_words_of_a_refusal_are_the_servers_own_on_one_line(body, headers, message):
+    assert response(400, body, **headers).message == message
+
+
+def test_response_shows_no_cookie_and_takes_only_valid_ones():
+    pairs = ("hf-chat=new; Path=/chat; HttpOnly", "token=a b", "odd", " x =y;", "hf-chat=last")
+    got = HttpResponse(200, tuple(("Set-Cookie", pair) for pair in pairs), b"secret")
+    assert got.set_cookies == {"hf-chat": "last", "x": "y"}
+    assert repr(got) == "HttpResponse(200)"
+    assert got.header("set-cookie") == pairs[0]
+    assert got.header("location") == ""
+    assert "value" not in repr(SERVICE)
+
+
+# --- errors in words ---
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ConnectionLost("it broke", sent=True),
+            "No answer from huggingface.co: it broke. The conv",
+        ),
+        (ConnectionLost("it broke", sent=False), "No connection to huggingface.co: it broke."),
+        (
+            ConnectionLost("nobody", sent=False, proxy="p:1"),
+            "No connection to the proxy p:1: nobody. A variable such as HTTPS_PROXY names it.",
+        ),
+        (NotFound(), "There is no such conversation on huggingface.co for this account."),
+        (NotFound(answer=True), "There is no such answer to continue after on huggingface.co"),
+        (IncompleteAnswer("Broken off."), "Broken off. The conversation is at https://page"),
+        (refusal(200, **PAGE), "answered with a web page instead of a chat."),
+        (refusal(302, location=LOGIN), "the cookie 'token' is expired or wrong"),
+        (
+            refusal(302, location="https://u:p@elsewhere.example/x?y=z"),
+            "redirects to https://elsewhere.example/x (HTTP 302)",
+        ),
+        (refusal(302, location="https://[bad"), "redirects to another page (HTTP 302)"),
+        (refusal(400, "Invalid"), "refused 'a/b' (HTTP 400: Invalid). If it does not know the mod"),
+        (refusal(400, "Message too long."), "refused the message: it is too long. Shorten it."),
+        (refusal(401), "Not logged in on huggingface.co"),
+        (refusal(403, "no"), "refused access (HTTP 403: no). The conversation is at https://page"),
+        (refusal(404), "https://huggingface.co/chat has no such page (HTTP 404)"),
+        (refusal(410), "The model a/b is no longer offered. Run: llm huggingchat refresh"),
+        (refusal(413), "refused files as too large (HTTP 413). HuggingChat takes 15 MB a message"),
+        (refusal(429, LIMIT), "asks for a pause (HTTP 429: You are"),
+        (refusal(429, LIMIT), "let prompts wait: LLM_HUGGINGCHAT_WAIT=600"),
+        (HttpError(refusal(429, LIMIT).response, 61.7), "has waited for 62 seconds; the next"),
+        (refusal(429, TOO_LONG), "has reached a limit (HTTP 429: This conversation has more"),
+        (refusal(500, "An error occurred"), "has a problem of its own (HTTP 500: An error occ"),
+        (refusal(503), "has a problem of its own (HTTP 503). Try again later. The conversation"),
+        (refusal(418, "tea"), "huggingface.co answered HTTP 418: tea. The conversation is at"),
+        (refusal(405, **PAGE), "A firewall in front of huggingface.co refused this client"),
+        (refusal(202, **WAF), "such as chrome;\nor open https://huggingface.co/chat in your brow"),
+    ],
+)
+def test_error_says_what_happened_and_what_to_do(error, words):
+    said = model_error(error, SERVICE, model="a/b", page="https://page", sent="files")
+    assert isinstance(said, llm.ModelError)
+    assert words in str(said)
+    assert len(str(said).splitlines()) <= 2
+    assert not any(secret in str(said) for secret in ("s-value", "t-value", "y=z", "u:p"))
+
+
+def test_other_servers_variable_is_named_where_it_may_be_wrong():
+    for error in (ConnectionLost("no", sent=False), refusal(404), refusal(200)):
+        assert "LLM_HUGGINGCHAT_URL" in str(model_error(error, OTHER))
+
+
+# --- connections ---
+
+
+@pytest.fixture(autouse=True)
+def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in llm_huggingchat.CERTIFICATE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def curl_error(code: int, words: str = "") -> RequestException:
+    return RequestException(words, CurlECode(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "sent", "final", "words"),
+    [
+        (3, False, True, "not valid"),
+        (6, False, False, "no network"),
+        (7, False, False, "nobody is listening"),
+        (35, False, False, "encrypted"),
+        (60, False, True, "not trusted. To trust a company's own certificate"),
+        (77, False, True, "cannot be read"),
+        (28, True, False, "curl error 28"),
+        (52, True, False, "curl error 52"),
+        (56, True, False, "curl error 56"),
+    ],
+)
+def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, final, words):
+    lost = connection_lost(curl_error(code), True, "https://chat.example/x")
+    assert (lost.sent, lost.final, lost.silent, lost.proxy) == (sent, final, False, "")
+    assert words in str(lost)
+    assert not connection_lost(curl_error(code), False, "https://chat.example/x").sent
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "proxy"),
+    [
+        ({}, "https://chat.example", ""),
+        ({"HTTPS_PROXY": "http://u:p@proxy:31"}, "https://chat.example", "proxy:31"),
+        ({"HTTP_PROXY": "http://p:1"}, "https://chat.example", ""),
+        ({"https_proxy": "p:1", "no_proxy": "chat.example"}, "https://chat.example/x", ""),
+        ({"ALL_PROXY": "socks5://p:1"}, "https://chat.example", "p:1"),
+        ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, "https://chat.example", "q:2"),
+        ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, "http://127.0.0.1:1234/x", ""),
+    ],
+)
+def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, proxy):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of(url) == proxy
+    assert connection_lost(curl_error(7), True, url).proxy == proxy
+    refused = connection_lost(curl_error(56, "CONNECT tunnel failed, response 407"), True, url)
+    assert (refused.proxy, refused.sent) == (proxy, False)
+    assert "refused the connection" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "idempotent", "other"),
+    [
+        (ConnectionLost("x", sent=False), True, True),
+        (ConnectionLost("x", sent=True), True, False),
+        (ConnectionLost("x", sent=False, final=True), False, False),
+        (ConnectionLost("x", sent=True, silent=True), False, False),
+        *((refusal(status), True, False) for status in (502, 503, 504)),
+        *((refusal(status), False, False) for status in (400, 401, 404, 429, 500)),
+    ],
+)
+def test_call_is_tried_again_where_that_is_safe_and_can_help(error, idempotent, other):
+    assert may_retry(error, True) is idempotent
+    assert may_retry(error, False) is other
+
+
+# --- pauses ---
+
+
+class Clock:
+    """Time that goes on only when told to."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: clock.now)
+        yield clock
+
+
+def test_pauses_grow_until_a_sign_of_life_and_end(clock):
+    backoff = Backoff()
+    pauses = [backoff.next() for _ in range(9)]
+    assert pauses == [*limits.backoff, *[limits.backoff[-1]] * 3]
+    clock.now += limits.reconnect_timeout - 0.1
+    assert backoff.next() == pytest.approx(0.1)
+    clock.now += 0.1
+    assert backoff.next() is None
+    backoff.reset()
+    assert backoff.next() == limits.backoff[0]
+
+
+WINDOW = limits.rate_window
+REFUSED = refusal(429, LIMIT).response
+
+
+def test_nobody_sends_for_a_minute_after_a_refusal_then_one_tries():
+    limiter = RateLimiter()
+    assert limiter.pause("a", 0) == limiter.pause("b", 0) == 0
+    limiter.refused("a", REFUSED, 0)
+    limiter.refused("b", REFUSED, 1)
+    assert limiter.refusal is REFUSED
+    assert limiter.pause("a", 1) == WINDOW
+    assert limiter.pause("c", WINDOW) == 1
+    now = WINDOW + 1
+    assert limiter.pause("c", now) == 0  # one tries
+    assert 0 < limiter.pause("a", now) <= 1  # the others look again soon
+    limiter.accepted("c")
+    assert limiter.pause("a", now) == 0
+    assert limiter.pause("b", now) > 0
+    limiter.leave("a")  # without having sent
+    assert limiter.pause("b", now) == 0
+
+
+def test_pauses_grow_while_attempts_are_in_vain():
+    limiter, now, pauses = RateLimiter(), 0.0, list[float]()
+    for _ in range(8):
+        now += limiter.pause("a", now)
+        assert limiter.pause("a", now) == 0
+        limiter.refused("a", REFUSED, now)
+        pauses.append(limiter.pause("a", now))
+    assert all(WINDOW <= pause <= 8 * WINDOW for pause in pauses)
+    assert pauses[0] == WINDOW
+    assert max(pauses) > WINDOW
+    now += pauses[-1]
+    assert limiter.pause("a", now) == 0
+    limiter.accepted("a")
+    limiter.refused("a", REFUSED, now)
+    assert limiter.pause("a", now) == WINDOW
+
+
+def test_pause_is_told_once():
+    limiter = RateLimiter()
+    for now in (0.0, 10.0, 3 * WINDOW):
+        limiter.refused("a", REFUSED, now)
+        assert limiter.note_due() is (now != 10)
+        assert not limiter.note_due()
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), max_size=30))
+def test_at_most_one_message_a_minute_is_refused(steps):
+    """Each run asks now and then and sends when it may: a server that is full refuses them all."""
+    limiter, now, refusals = RateLimiter(), 0.0, list[float]()
+    for run, seconds, leaves in steps:
+        now += seconds
+        pause = limiter.pause(run, now)
+        assert 0 <= pause <= 8 * WINDOW
+        if not pause and leaves:
+            limiter.leave(run)
+        elif not pause:
+            limiter.refused(run, REFUSED, now)
+            refusals.append(now)
+    assert all(b - a >= WINDOW for a, b in itertools.pairwise(refusals))
+
+
+# --- tokens that come at once ---
+
+
+def test_tokens_in_a_row_become_one_piece():
+    parts: list[Any] = [
+        *map(StreamUpdate, ("a", "b\0", "")),
+        StatusUpdate("keepAlive"),
+        StreamUpdate("c\ud83c"),
+        StreamUpdate("\udf89"),
+        *[ReasoningUpdate("stream", "r")] * 2,
+        FinalAnswer("abc"),
+    ]
+    assert list(merge_tokens(parts)) == [
+        StreamUpdate("ab\0"),
+        parts[3],
+        StreamUpdate("c\ud83c\udf89"),
+        *parts[6:],
+    ]
+    assert list(merge_tokens([])) == []

@@ -1,0 +1,111 @@
+"""Whose turn it is in a conversation: what a turn leaves behind for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import time
+
+import pytest
+
+from llm_huggingchat import TurnLock, turn_is_pending
+
+PAGE = "https://huggingface.co/chat/conversation/6b039392759aa03066f1190f"
+DAY = 86_400.0
+
+
+async def entered(page: str = PAGE) -> TurnLock:
+    lock = TurnLock(page)
+    await lock.acquire()
+    return lock
+
+
+async def test_turn_whose_run_is_stored_leaves_nothing(user_path: pathlib.Path) -> None:
+    lock = await entered()
+    lock.begin()
+    assert turn_is_pending(PAGE)
+    lock.release(stored=True)
+    assert not turn_is_pending(PAGE)
+    assert not list((user_path / "huggingchat_turns").iterdir())
+
+
+async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() -> None:
+    stopped = time.time()
+    lock = await entered()
+    lock.begin()
+    lock.release(stored=False, stopped=stopped)
+    assert turn_is_pending(PAGE)
+    lock = await entered()
+    assert (lock.pending, lock.stopped) == (True, stopped)
+    lock.release(stored=True)
+    assert not (await entered()).pending
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
+async def test_file_that_is_broken_still_says_that_a_run_may_go_on(
+    user_path: pathlib.Path, content: bytes
+) -> None:
+    lock = await entered()
+    lock.begin()
+    (file,) = (user_path / "huggingchat_turns").glob("*.json")
+    lock.release(stored=False)
+    file.write_bytes(content)
+    lock = await entered()
+    assert (lock.pending, lock.stopped) == (True, None)
+
+
+async def test_stop_is_not_still_to_come() -> None:
+    lock = await entered()
+    lock.release(stored=False, stopped=time.time() + DAY)
+    stopped = (await entered()).stopped
+    assert stopped is not None
+    assert stopped <= time.time()
+
+
+async def test_one_turn_at_a_time_in_a_conversation() -> None:
+    first, other = await entered(), await entered(PAGE + "x")
+    waiting = asyncio.create_task(entered())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await asyncio.shield(waiting)
+    first.release(stored=True)
+    (await waiting).release(stored=True)
+    other.release(stored=True)
+
+
+async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next() -> None:
+    first = await entered()
+    waiting = asyncio.create_task(entered())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    first.release(stored=True)
+    (await entered()).release(stored=True)
+
+
+async def test_what_nobody_continued_is_forgotten_after_a_week(user_path: pathlib.Path) -> None:
+    (await entered(PAGE + "old")).release(stored=False)
+    (await entered(PAGE + "new")).release(stored=False)
+    files = sorted((user_path / "huggingchat_turns").iterdir())
+    assert len(files) == 2
+    for file in files:
+        os.utime(file, (time.time() - 8 * DAY,) * 2)
+    (await entered(PAGE + "new")).release(stored=False)
+    lock = await entered()
+    lock.begin()
+    assert turn_is_pending(PAGE + "new")
+    assert not turn_is_pending(PAGE + "old")
+    lock.release(stored=True)
+
+
+async def test_where_no_file_can_be_made_the_server_is_asked(user_path: pathlib.Path) -> None:
+    (user_path / "huggingchat_turns").write_text("a file where the folder should be")
+    lock = await entered()
+    assert lock.pending
+    lock.begin()
+    waiting = asyncio.create_task(entered())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    lock.release(stored=False)
+    (await waiting).release(stored=True)

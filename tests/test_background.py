@@ -1,0 +1,350 @@
+"""The models' event loop, from every kind of program: events in order, leaving, ending."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from chat_ui import ChatUI
+from helpers import AT_ONCE, NEVER, wait_for
+from llm.parts import StreamEvent
+
+from llm_huggingchat import (
+    Channel,
+    Client,
+    HuggingChatError,
+    TurnResult,
+    limits,
+    reset,
+    run_in_background,
+    take_turn,
+    take_turn_async,
+)
+
+RESULT = TurnResult("https://chat.example", "a/b")
+COUNT = 500
+ALL = [str(number) for number in range(COUNT)]
+
+
+class Work:
+    """A turn that emits numbers, and says how it was left."""
+
+    def __init__(
+        self, count: int = COUNT, end: Exception | None = None, stays: bool = False
+    ) -> None:
+        self.count, self.end, self.stays = count, end, stays
+        self.begun, self.left = threading.Event(), threading.Event()
+        self.taken = -1  # what the channel says of the caller when the turn is left
+
+    async def __call__(self, client: Client, channel: Channel) -> TurnResult:
+        self.begun.set()
+        try:
+            for number in range(self.count):
+                channel.emit(StreamEvent(type="text", chunk=str(number)), number + 1)
+                if number % 7 == 0:
+                    await asyncio.sleep(0)
+            if self.stays:
+                await asyncio.sleep(NEVER)
+            if self.end:
+                raise self.end
+            return RESULT
+        finally:
+            self.taken = channel.delivered
+            self.left.set()
+
+
+def events(work: Any, notes: list[str] | None = None) -> AsyncIterator[StreamEvent]:
+    """An async turn; its result is added to the notes."""
+    notes = [] if notes is None else notes
+    return take_turn_async(work, notes.append, lambda result: notes.append(result.model))
+
+
+async def read(work: Any) -> list[str]:
+    async with contextlib.aclosing(events(work)) as turn:  # type: ignore[type-var]
+        return [event.chunk async for event in turn]
+
+
+async def read_each(work: Any) -> list[str]:
+    turn, chunks = events(work), list[str]()
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            chunks.append((await asyncio.wait_for(anext(turn), AT_ONCE)).chunk)
+    return chunks
+
+
+def sync(work: Any) -> list[str]:
+    return [event.chunk for event in take_turn(work, print)]
+
+
+def on_a_loop(work: Any) -> list[str]:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        return loop.run_until_complete(read(work))
+
+
+async def within(work: Any) -> list[str]:
+    """A sync turn in a program that has a loop, which it blocks."""
+    return sync(work)
+
+
+WAYS = {
+    "sync": sync,
+    "asyncio.run": lambda work: asyncio.run(read(work)),
+    "run_until_complete": on_a_loop,
+    "wait_for each": lambda work: asyncio.run(read_each(work)),
+    "sync within a loop": lambda work: asyncio.run(within(work)),
+    "a thread": lambda work: asyncio.run(asyncio.to_thread(sync, work)),
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+# --- all of it ---
+
+
+@ways
+def test_events_come_in_order_and_all_of_them(way: Callable[..., list[str]]) -> None:
+    assert way(Work()) == ALL
+
+
+@ways
+def test_error_comes_up_in_the_caller_after_the_events(way: Callable[..., list[str]]) -> None:
+    with pytest.raises(HuggingChatError, match="no luck"):
+        way(Work(3, HuggingChatError("no luck")))
+
+
+@ways
+def test_many_turns_at_once_do_not_mix(way: Callable[..., list[str]]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(way, [Work() for _ in range(16)])) == [ALL] * 16
+
+
+async def note_and_event(client: Client, channel: Channel) -> TurnResult:
+    channel.note("first")
+    channel.emit(StreamEvent(type="text", chunk="x"), 1)
+    channel.note("second")
+    return RESULT
+
+
+async def test_notes_go_to_the_caller_and_so_does_the_result() -> None:
+    notes: list[str] = []
+    assert [event.chunk async for event in events(note_and_event, notes)] == ["x"]
+    assert notes == ["first", "second", "a/b"]
+    notes.clear()
+    turn = take_turn(note_and_event, notes.append)
+    assert next(turn).chunk == "x"
+    with pytest.raises(StopIteration) as stopped:
+        next(turn)
+    assert (notes, stopped.value.value) == (["first", "second"], RESULT)
+
+
+def test_turn_that_nobody_reads_is_not_begun() -> None:
+    work = Work()
+    take_turn(work, print).close()
+    assert run_in_background(lambda client: asyncio.sleep(0, "done")) == "done"
+    assert not work.begun.is_set()
+
+
+# --- left early ---
+
+
+def abandon_sync(work: Any) -> None:
+    for _ in take_turn(work, print):
+        break
+
+
+async def _abandon(work: Any) -> None:
+    await anext(events(work))
+
+
+def abandon_loop(work: Any) -> None:
+    """The loop is closed without a look at the iterators that are open."""
+    turn = events(work)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(anext(turn))
+    del turn
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "leave", [abandon_sync, lambda work: asyncio.run(_abandon(work)), abandon_loop]
+)
+def test_turn_is_left_with_its_iterator(leave: Callable[[Any], None]) -> None:
+    work = Work(stays=True)
+    leave(work)
+    assert work.left.wait(AT_ONCE)
+    assert work.taken <= 1
+
+
+async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice() -> None:
+    """What the turn is told that was taken is what the caller was given, 2,000 times."""
+
+    async def consume(number: int, given: list[str]) -> None:
+        async with contextlib.aclosing(events(works[number])) as turn:  # type: ignore[type-var]
+            async for event in turn:
+                given.append(event.chunk)
+                if len(given) == number % 23:
+                    asyncio.get_running_loop().call_soon(tasks[number].cancel)
+                if number % 2:
+                    await asyncio.sleep(0)
+
+    works = [Work(25, stays=True) for _ in range(2000)]
+    given: list[list[str]] = [[] for _ in works]
+    tasks: dict[int, asyncio.Task[None]] = {}
+    for start in range(0, 2000, 50):
+        batch = range(start, start + 50)
+        tasks |= {n: asyncio.create_task(consume(n, given[n])) for n in batch}
+        for number in batch:
+            if number % 23 == 0:  # cancelled from outside, at any moment
+                await asyncio.sleep(0)
+                tasks[number].cancel()
+        await asyncio.wait([tasks[number] for number in batch])
+    for number, work in enumerate(works):
+        assert tasks[number].cancelled()
+        if work.begun.is_set():
+            assert await asyncio.to_thread(work.left.wait, AT_ONCE)
+            assert work.taken == len(given[number])
+        assert given[number] == ALL[: len(given[number])]
+    assert sum(map(len, given)) > 20_000
+
+
+async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again() -> None:
+    began, told = threading.Event(), threading.Event()
+
+    async def stop() -> None:
+        began.set()
+        await asyncio.sleep(0.05)
+        told.set()
+
+    async def work(client: Client, channel: Channel) -> TurnResult:
+        channel.emit(StreamEvent(type="text", chunk="x"), 1)
+        try:
+            await asyncio.sleep(NEVER)
+        finally:
+            await asyncio.wait([client.spawn_stop(stop())])
+        return RESULT
+
+    turn = take_turn(work, print)
+    next(turn)
+    turn.close()
+    began.wait(AT_ONCE)
+    reset()
+    assert told.is_set()
+
+
+def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(client: Client, channel: Channel) -> TurnResult:
+        channel.emit(StreamEvent(type="text", chunk="x"), 1)
+        raise HuggingChatError("no luck")
+
+    async def fails_when_left(client: Client, channel: Channel) -> TurnResult:
+        channel.emit(StreamEvent(type="text", chunk="x"), 1)
+        try:
+            await asyncio.sleep(NEVER)
+        finally:
+            raise HuggingChatError("no luck")
+
+    for _ in range(100):
+        for work in (fails, fails_when_left):
+            turn = take_turn(work, print)
+            next(turn)
+            turn.close()
+    reset()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+# --- the end ---
+
+
+def threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name == "llm-huggingchat"]
+
+
+def test_reset_ends_what_runs_within_bounded_time_and_the_loop_begins_again() -> None:
+    work = Work(stays=True)
+    turn = take_turn(work, print)
+    next(turn)
+    assert len(threads()) == 1
+    reset()
+    assert work.left.wait(AT_ONCE)
+    assert threads() == []
+    with pytest.raises((concurrent.futures.CancelledError, asyncio.CancelledError)):
+        list(turn)
+    reset()
+    assert sync(Work()) == ALL
+
+
+def test_reset_does_not_wait_for_a_stop_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "stop_timeout", 0.05)
+    seen: list[Client] = []
+
+    async def work(client: Client) -> None:
+        seen.append(client)
+        client.spawn_stop(asyncio.sleep(NEVER))
+
+    run_in_background(work)
+    reset()
+    assert threads() == []
+    assert not any(client.stops for client in seen)
+
+
+PROGRAM = """
+    import asyncio, gc, logging, os, threading
+    import llm
+    import llm_huggingchat
+
+    logging.getLogger("asyncio").setLevel("ERROR")  # not how long its callbacks take
+
+    def ask():
+        return llm.get_model("hf-llama").prompt("hello").text()
+
+    async def ask_async():
+        for _ in llm.get_model("hf-llama").prompt("[[tokens=50]]"):
+            break
+        async for _ in llm.get_async_model("hf-llama").prompt("[[tokens=50]]"):
+            break
+        left = llm.get_async_model("hf-llama").prompt("[[tokens=50]]").__aiter__()
+        await anext(left)
+        task = asyncio.create_task(llm.get_async_model("hf-llama").prompt("[[stall=1]]").text())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        return await llm.get_async_model("hf-llama").prompt("hello").text()
+
+    for again in range(2):
+        assert ask() == asyncio.run(ask_async()) == "You said: hello"
+        llm_huggingchat.reset()
+        gc.collect()
+        assert threading.enumerate() == [threading.main_thread()]
+    assert ask() == "You said: hello"
+    if hasattr(os, "fork"):
+        child = os.fork()
+        assert ask() == "You said: hello"
+        if not child:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    # What is left ends with the process.
+"""
+
+
+@pytest.mark.process
+def test_nothing_is_left_to_the_garbage_collector(server: ChatUI) -> None:
+    options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore:.*fork")
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(PROGRAM)],
+        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * AT_ONCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wait_for(lambda: server.open_connections == 0)
