@@ -186,7 +186,7 @@ def test_answer_that_was_stopped_on_the_web_page_is_marked(
 ) -> None:
     """Also where it is read from the store."""
     with meanwhile(ask, f"[[tokens=100]] [[delay=0.01]] {words}") as answer:
-        wait_for(lambda: any(run.text for run in server.all_runs))
+        wait_for(lambda: any("w3" in run.text for run in server.all_runs))
         server.all_runs[0].stop()
         assert answer.result().text().startswith("w0 ")
         assert described(answer.result())["interrupted"] is True

@@ -606,17 +606,17 @@ def test_login_that_ends_in_the_middle_of_a_conversation(guarded: ChatUI, ask: T
 
 @both
 def test_message_is_sent_once_a_new_session_is_made_from_the_token(
-    guarded: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+    guarded: ChatUI, ask: TurnRequest
 ) -> None:
     """It was refused, and so it is not looked for in the conversation."""
     first = ask("one", key=COOKIES)
     guarded.tokens[TOKEN] = "ann"
     del guarded.sessions[SESSION]
-    monkeypatch.setattr("llm_huggingchat.limits.look_again", NEVER)
-    with soon():
-        assert ask("two", after=first, key=COOKIES).text() == "You said: two"
+    assert ask("two", after=first, key=COOKIES).text() == "You said: two"
     assert tree(guarded, only_conversation(guarded).id) == {"one": {"two": {}}}
-    assert len(sends(guarded)) == 3
+    _, refused, sent = [request.number for request in sends(guarded)]
+    between = [request.path for request in guarded.log if refused < request.number < sent]
+    assert between == ["/login", "outside:/oauth/authorize", "/login/callback"]
 
 
 def test_new_session_is_kept_under_the_key_that_was_used(guarded: ChatUI) -> None:
