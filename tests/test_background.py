@@ -24,9 +24,7 @@ from llm_huggingchat import (
     Client,
     HuggingChatError,
     TurnResult,
-    limits,
     reset,
-    run_in_background,
     take_turn,
     take_turn_async,
 )
@@ -144,13 +142,6 @@ async def test_notes_go_to_the_caller_and_so_does_the_result() -> None:
     with pytest.raises(StopIteration) as stopped:
         next(turn)
     assert (notes, stopped.value.value) == (["first", "second"], RESULT)
-
-
-def test_turn_that_nobody_reads_is_not_begun() -> None:
-    work = Work()
-    take_turn(work, print).close()
-    assert run_in_background(lambda client: asyncio.sleep(0, "done")) == "done"
-    assert not work.begun.is_set()
 
 
 # --- left early ---
@@ -281,20 +272,6 @@ def test_reset_ends_what_runs_within_bounded_time_and_the_loop_begins_again() ->
         list(turn)
     reset()
     assert sync(Work()) == ALL
-
-
-def test_reset_does_not_wait_for_a_stop_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "stop_timeout", 0.05)
-    seen: list[Client] = []
-
-    async def work(client: Client) -> None:
-        seen.append(client)
-        client.spawn_stop(asyncio.sleep(NEVER))
-
-    run_in_background(work)
-    reset()
-    assert threads() == []
-    assert not any(client.stops for client in seen)
 
 
 PROGRAM = """

@@ -31,7 +31,6 @@ from llm_huggingchat import (
     StreamUpdate,
     connection_lost,
     limits,
-    may_retry,
     merge_tokens,
     model_error,
     parse_server,
@@ -64,19 +63,15 @@ WAF = {"x_amzn_waf_action": "captcha"}
 @pytest.mark.parametrize(
     ("got", "meant"),
     [
-        (response(200, "{}"), ""),
         (response(200, "<p>", **PAGE), ""),
         (response(202, **WAF), "firewall"),
         (response(405, "<html>", **PAGE, **WAF), "firewall"),
         (response(403, "<html>", **PAGE), "firewall"),
-        (response(405, "<html>", **PAGE), "firewall"),
         (response(403, '{"message": "no"}'), "hidden"),
-        (response(404, "<html>", **PAGE), "hidden"),
         (response(404), "hidden"),
         (response(401), "login"),
         (response(302, location=LOGIN), "login"),
         (response(302, location="https://chat.example/login"), "login"),
-        (response(301, location="https://chat.example/other"), ""),
         (refusal(429, LIMIT).response, "limit"),
         (refusal(429, TOO_LONG).response, ""),
         (refusal(429, "You have reached the maximum number of conversations").response, ""),
@@ -100,18 +95,13 @@ def test_response_is_one_kind_of_refusal(got, meant):
     [
         ('{"message": "no\\u001b[2J\\nway"}', {}, "no[2J way"),
         ('{"error": "no"}', {}, "no"),
-        ('{"message": "", "error": "no"}', {}, "no"),
         ('{"message": "a\\ud83c"}', {}, "a\ufffd"),
         ('{"message": {"a": 1}}', {}, ""),
-        ("{}", {}, ""),
         ("Login required", {}, "Login required"),
         (b"\xff\xfe", {}, "\ufffd\ufffd"),
         ("<!doctype html><p>Oops", {}, ""),
-        ("  \n<html>", {}, ""),
         ("Oops", PAGE, ""),
         ("x" * 20_000, {}, "x" * 299 + "…"),
-        ("[" * 20_000, {}, "[" * 299 + "…"),
-        ("", {}, ""),
     ],
 )
 def test_words_of_a_refusal_are_the_servers_own_on_one_line(body, headers, message):
@@ -203,11 +193,9 @@ def curl_error(code: int, words: str = "") -> RequestException:
         (3, False, True, "not valid"),
         (6, False, False, "no network"),
         (7, False, False, "nobody is listening"),
-        (35, False, False, "encrypted"),
         (60, False, True, "not trusted. To trust a company's own certificate"),
         (77, False, True, "cannot be read"),
         (28, True, False, "curl error 28"),
-        (52, True, False, "curl error 52"),
         (56, True, False, "curl error 56"),
     ],
 )
@@ -225,7 +213,6 @@ def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, final
         ({"HTTPS_PROXY": "http://u:p@proxy:31"}, "https://chat.example", "proxy:31"),
         ({"HTTP_PROXY": "http://p:1"}, "https://chat.example", ""),
         ({"https_proxy": "p:1", "no_proxy": "chat.example"}, "https://chat.example/x", ""),
-        ({"ALL_PROXY": "socks5://p:1"}, "https://chat.example", "p:1"),
         ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, "https://chat.example", "q:2"),
         ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, "http://127.0.0.1:1234/x", ""),
     ],
@@ -238,22 +225,6 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
     refused = connection_lost(curl_error(56, "CONNECT tunnel failed, response 407"), True, url)
     assert (refused.proxy, refused.sent) == (proxy, False)
     assert "refused the connection" in str(refused)
-
-
-@pytest.mark.parametrize(
-    ("error", "idempotent", "other"),
-    [
-        (ConnectionLost("x", sent=False), True, True),
-        (ConnectionLost("x", sent=True), True, False),
-        (ConnectionLost("x", sent=False, final=True), False, False),
-        (ConnectionLost("x", sent=True, silent=True), False, False),
-        *((refusal(status), True, False) for status in (502, 503, 504)),
-        *((refusal(status), False, False) for status in (400, 401, 404, 429, 500)),
-    ],
-)
-def test_call_is_tried_again_where_that_is_safe_and_can_help(error, idempotent, other):
-    assert may_retry(error, True) is idempotent
-    assert may_retry(error, False) is other
 
 
 # --- pauses ---
@@ -322,14 +293,6 @@ def test_pauses_grow_while_attempts_are_in_vain():
     limiter.accepted("a")
     limiter.refused("a", REFUSED, now)
     assert limiter.pause("a", now) == WINDOW
-
-
-def test_pause_is_told_once():
-    limiter = RateLimiter()
-    for now in (0.0, 10.0, 3 * WINDOW):
-        limiter.refused("a", REFUSED, now)
-        assert limiter.note_due() is (now != 10)
-        assert not limiter.note_due()
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), max_size=30))

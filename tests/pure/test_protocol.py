@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import Follower, capture, exchanges, log_of, streams, updates_of
+from recorded import Follower, capture, exchanges, streams, updates_of
 
 import llm_huggingchat
 from llm_huggingchat import (
@@ -269,11 +269,7 @@ def test_recorded_streams_and_log_are_the_same_in_pieces_of_any_size(size):
 
 ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
 ANY_JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | ANY_TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats(-9, 9) | ANY_TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
     max_leaves=6,
 )
@@ -314,16 +310,6 @@ def test_any_bytes_as_a_log_cut_anywhere(log, cuts):
     Follower().take(events).end()
 
 
-@given(st.lists(st.text(st.characters()), max_size=8), CUTS)
-def test_any_tokens_arrive_as_they_were_sent(tokens, cuts):
-    sent = [json.dumps({"type": "stream", "token": token}) for token in tokens]
-    stream = ("\n".join(sent) + "\n").encode()
-    meant = [StreamUpdate(json.loads(text)["token"]) for text in sent]
-    assert streamed(*pieces(stream, cuts)) == meant
-    log, _ = logged(*log_of(updates_of(stream), 0))
-    assert log[:-1] == [StreamUpdate(each.token.rstrip("\0")) for each in meant]
-
-
 @pytest.mark.parametrize(
     ("stream", "updates"),
     [
@@ -362,11 +348,6 @@ def test_number_is_that_of_the_last_whole_event():
 def test_number_that_is_none_is_passed_over(id):
     log = b"id: 4\ndata: {}\n\nid: " + id + b'\ndata: {"type":"stream","token":"a"}\n\n'
     assert logged(log) == ([StreamUpdate("a")], 4)
-
-
-@pytest.mark.parametrize("data", [b"", b"nonsense", b"[]", b'{"status":7}', b"[" * 100_000])
-def test_end_that_makes_no_sense_is_still_an_end(data):
-    assert logged(b"event: end\ndata: " + data + b"\n\n") == ([LogEnd("")], 0)
 
 
 # --- stored answers ---

@@ -390,8 +390,3 @@ def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, c
         True,
     )
     assert world.run.progress.answered.is_set()
-
-
-def test_title_may_come_after_the_answer():
-    assert (world := World(answer=[*TOKENS, FINAL, FINISHED, TITLE])).drive() is None
-    assert world.titles == 1
