@@ -30,6 +30,7 @@ from helpers import (
     SESSION,
     TOKEN,
     TurnRequest,
+    ask_async,
     ask_sync,
     both,
     failure,
@@ -296,12 +297,11 @@ def test_attachment_that_is_no_file_is_not_waited_for(
     assert server.log == []
 
 
-@both
 @pytest.mark.parametrize(
     "type", ["text/plain\r\nX-Evil: 1", "text/plain\r\n\r\nevil", 'text/plain"', "text", "\r\n"]
 )
-def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: TurnRequest, type: str) -> None:
-    ask("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
+def test_type_of_an_attachment_ends_no_header(server: ChatUI, type: str) -> None:
+    ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
     (request,) = sends(server)
     assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
     assert b"evil" not in request.body.lower()

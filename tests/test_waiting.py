@@ -80,17 +80,16 @@ def test_wait_that_is_no_number_of_seconds_is_told(
     assert server.conversations == {}
 
 
-@both
 @pytest.mark.parametrize("wait", ["", " ", "0"])
 def test_without_a_wait_nothing_is_sent_again(
-    server: ChatUI, ask: TurnRequest, wait: str, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, wait: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WAIT, wait)
     server.messages_per_minute = 1
-    first = ask("one")
+    first = ask_async("one")
     for _ in range(2):
         with pytest.raises(llm.ModelError, match="LLM_HUGGINGCHAT_WAIT=600"):
-            ask("two", after=first)
+            ask_async("two", after=first)
     assert len(sends(server)) == 3
 
 
@@ -175,28 +174,24 @@ def test_wait_that_was_too_short_says_so_and_the_conversation_goes_on(
     assert stored(busy)[2:] == ["three", "You said: three"]
 
 
-@both
-def test_limits_that_waiting_does_not_change_are_told_at_once(
-    busy: ChatUI, ask: TurnRequest
-) -> None:
+def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> None:
     busy.max_messages = 2
-    first = ask("one")
+    first = ask_sync("one")
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
-        ask("two", after=first)
+        ask_sync("two", after=first)
     assert len(sends(busy)) == 2
     busy.max_conversations = 1
-    ask("three")
+    ask_sync("three")
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
-        ask("four")
+        ask_sync("four")
     assert len(sends(busy)) == 3
     assert TOO_LONG
     assert TOO_MANY
 
 
-@both
-def test_429_of_the_model_itself_is_an_error(busy: ChatUI, ask: TurnRequest) -> None:
+def test_429_of_the_model_itself_is_an_error(busy: ChatUI) -> None:
     with pytest.raises(llm.ModelError, match="failed \\(HTTP 429\\)"):
-        ask("hello [[err=429]]")
+        ask_async("hello [[err=429]]")
     assert len(sends(busy)) == 1
 
 
@@ -275,28 +270,24 @@ def test_commands_and_chat_wait_until_the_answer_is_stored(server: ChatUI) -> No
     assert tree(server, only_conversation(server).id) == {"one [[store=0.2]]": two}
 
 
-@both
 @pytest.mark.parametrize("words", ["", "[[log_status=502*2]]", "[[stall_resume=1]]"])
-def test_turn_waits_though_the_log_has_its_faults(
-    server: ChatUI, ask: TurnRequest, words: str
-) -> None:
+def test_turn_waits_though_the_log_has_its_faults(server: ChatUI, words: str) -> None:
     """The first turn's own connection says nothing after the answer, and then breaks."""
     question = f"{words} [[hold]] [[store=0.5]] one"
-    second = ask("two", after=ask(question))
+    second = ask_sync("two", after=ask_sync(question))
     assert second.text() == "You said: two"
     assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
     assert stored(server)[1] == f"You said: {question}"
 
 
-@both
 def test_run_that_was_never_stored_does_not_block_the_conversation_for_ever(
-    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run whose final write failed beats for ever."""
     monkeypatch.setattr(limits, "store_timeout", 0.3)
-    first = ask(f"one [[store={NEVER}]]")
+    first = ask_async(f"one [[store={NEVER}]]")
     with soon():
-        assert ask("two", after=first).text() == "You said: two"
+        assert ask_async("two", after=first).text() == "You said: two"
 
 
 def test_log_that_is_not_there_ends_the_wait(
