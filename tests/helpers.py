@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -153,6 +154,11 @@ def keys() -> dict[str, Any]:
     """llm's key store."""
     path = llm.user_dir() / "keys.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def kept_files() -> list[pathlib.Path]:
+    """All files in llm's directory but the key store."""
+    return [p for p in llm.user_dir().rglob("*") if p.is_file() and p.name != "keys.json"]
 
 
 def seen(text: str) -> list[tuple[str, str]]:

@@ -139,7 +139,7 @@ def test_logged_in(monkeypatch):
 
 def test_logged_out(monkeypatch):
     at(monkeypatch, LOGIN)
-    with pytest.raises(llm.NeedsKeyException, match="wants a login, and there is no key"):
+    with pytest.raises(llm.NeedsKeyException, match="requires a login, and there is no key"):
         ask_sync("Hello")
 
 

@@ -200,7 +200,7 @@ def test_login_from_a_browser_needs_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "browser_cookie3", None)
     said = refused("login", "--browser", "firefox")
-    assert "llm install 'llm-huggingchat[browser]'" in said
+    assert "llm install browser-cookie3" in said
     run("huggingchat", "login", "--browser", "mosaic", status=2)
 
 

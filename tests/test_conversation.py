@@ -101,16 +101,13 @@ def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> 
     assert shown.stderr == ""
 
 
-@both
-def test_later_turn_makes_one_request_before_its_first_token(
-    server: ChatUI, ask: TurnRequest
-) -> None:
-    response = ask("one")
+def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI) -> None:
+    response = ask_async("one")
     path = f"/conversation/{only_conversation(server).id}"
     wait_for(lambda: "running" not in server.runs.values())
     before = len(calls(server))
     server.may_speak.clear()
-    with meanwhile(ask, "two", after=response) as answer:
+    with meanwhile(ask_async, "two", after=response) as answer:
         wait_for(lambda: len(server.all_runs) == 2)
         assert calls(server)[before:] == [("POST", path)]
         server.may_speak.set()
@@ -167,12 +164,11 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
     assert [tree(server, id) for id in server.conversations] == [line, line]
 
 
-@both
-def test_response_survives_being_stored_as_json(server: ChatUI, ask: TurnRequest) -> None:
-    saved = json.dumps(ask("one [[reason]]").to_dict())
+def test_response_survives_being_stored_as_json(server: ChatUI) -> None:
+    saved = json.dumps(ask_sync("one [[reason]]").to_dict())
     response = llm.Response.from_dict(json.loads(saved))
     assert response.text() == "You said: one [[reason]]"
-    ask("two", after=response)
+    ask_sync("two", after=response)
     assert tree(server, only_conversation(server).id) == {"one [[reason]]": {"two": {}}}
 
 
@@ -225,18 +221,17 @@ def test_branches_of_python_and_of_the_command_line_share_a_tree(server: ChatUI)
 # --- the answer's id ------------------------------------------------------------------
 
 
-@both
 @pytest.mark.parametrize("word", ["[[nofetch]]", f"[[slowfetch={NEVER}]]"])
 def test_answer_whose_id_cannot_be_had_is_given_and_found_next_time(
-    server: ChatUI, ask: TurnRequest, word: str, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm_huggingchat.limits.id_timeout", 0.1)
     with soon():
-        response = ask(f"one {word}")
+        response = ask_async(f"one {word}")
     assert response.text() == f"You said: one {word}"
     assert "message_id" not in kept(response)
     only_conversation(server).words.clear()
-    ask("two", after=response)
+    ask_async("two", after=response)
     assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
 
 
@@ -267,12 +262,11 @@ async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(server
 # --- another model --------------------------------------------------------------------
 
 
-@both
-def test_another_model_takes_the_conversation_over(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask("one")
+def test_another_model_takes_the_conversation_over(server: ChatUI) -> None:
+    first = ask_sync("one")
     wait_for(lambda: "running" not in server.runs.values())
     before = len(calls(server))
-    second = ask("two", after=first, model="hf-qwen")
+    second = ask_sync("two", after=first, model="hf-qwen")
     conversation = only_conversation(server)
     assert calls(server)[before:][:2] == [
         ("PATCH", f"/api/v2/conversations/{conversation.id}"),
@@ -282,13 +276,10 @@ def test_another_model_takes_the_conversation_over(server: ChatUI, ask: TurnRequ
     assert tree(server, conversation.id) == {"one": {"two": {}}}
 
 
-@both
-def test_change_of_the_model_that_meets_a_fault_is_tried_again(
-    server: ChatUI, ask: TurnRequest
-) -> None:
-    first = ask("one")
+def test_change_of_the_model_that_meets_a_fault_is_tried_again(server: ChatUI) -> None:
+    first = ask_async("one")
     server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
-    ask("two", after=first, model="hf-qwen")
+    ask_async("two", after=first, model="hf-qwen")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
     assert only_conversation(server).model == QWEN
 
@@ -336,8 +327,7 @@ def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
     assert messages[4] == ("user", "[[history]]")
 
 
-@both
-def test_history_from_elsewhere_is_carried(server: ChatUI, ask: TurnRequest) -> None:
+def test_history_from_elsewhere_is_carried(server: ChatUI) -> None:
     history = [
         llm.system("Be brief"),
         llm.user("my name is Ann"),
@@ -345,8 +335,8 @@ def test_history_from_elsewhere_is_carried(server: ChatUI, ask: TurnRequest) -> 
         llm.user("my dog is Rex"),
         llm.assistant("Hello Rex"),
     ]
-    first = ask(messages=[*history, llm.user("who am I?")])
-    ask("and my dog?", after=first)
+    first = ask_sync(messages=[*history, llm.user("who am I?")])
+    ask_sync("and my dog?", after=first)
     conversation = only_conversation(server)
     assert conversation.preprompt == "Be brief"
     question, second = server.messages(conversation.id, "user")
@@ -358,28 +348,26 @@ def test_history_from_elsewhere_is_carried(server: ChatUI, ask: TurnRequest) -> 
     assert second["content"] == "and my dog?"
 
 
-@both
-def test_system_prompt_that_comes_back_is_told_again(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask("one", system="Speak French")
-    second = ask("two", after=first, system="Speak Dutch")
-    ask("three", after=second, system="Speak French")
+def test_system_prompt_that_comes_back_is_told_again(server: ChatUI) -> None:
+    first = ask_async("one", system="Speak French")
+    second = ask_async("two", after=first, system="Speak Dutch")
+    ask_async("three", after=second, system="Speak French")
     *_, third = server.messages(only_conversation(server).id, "user")
     assert "Speak French" in third["content"]
 
 
-@both
 def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
-    server: ChatUI, ask: TurnRequest, tmp_path: pathlib.Path
+    server: ChatUI, tmp_path: pathlib.Path
 ) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("Rex is a dog")
     attachment = llm.Attachment(path=str(notes), type="text/plain")
-    first = ask("one", attachments=[attachment])
-    ask("two", after=first)
+    first = ask_sync("one", attachments=[attachment])
+    ask_sync("two", after=first)
     assert [len(request.files) for request in sends(server)] == [1, 0]
     assert b"Rex is a dog" not in sends(server)[1].body
     history = [llm.user("read this", attachment), llm.assistant("Done")]
-    ask(messages=[*history, llm.user("and now?")])
+    ask_sync(messages=[*history, llm.user("and now?")])
     (_, other) = server.conversations
     (question,) = server.messages(other, "user")
     assert "notes.txt" in question["content"]
@@ -448,12 +436,11 @@ def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
     assert second["content"] == "three"
 
 
-@both
 def test_conversation_of_another_account_starts_anew(
-    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture
+    server: ChatUI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = ask("one", key="hf-chat=ann")
-    ask("two", after=first, key="hf-chat=bob")
+    first = ask_async("one", key="hf-chat=ann")
+    ask_async("two", after=first, key="hf-chat=bob")
     anns, bobs = server.conversations.values()
     assert (anns.session, bobs.session) == ("ann", "bob")
     assert whole_history(server, bobs.id)
@@ -549,10 +536,9 @@ def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -
 # --- another answer -------------------------------------------------------------------
 
 
-@both
-def test_retry_makes_a_sibling_answer(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask("one")
-    again = ask(after=first, options={"retry": True})
+def test_retry_makes_a_sibling_answer(server: ChatUI) -> None:
+    first = ask_sync("one")
+    again = ask_sync(after=first, options={"retry": True})
     assert again.text() == "You said: one"
     messages = server.messages(only_conversation(server).id)
     assert [message["from"] for message in messages] == ["system", "user", "assistant", "assistant"]
@@ -560,7 +546,7 @@ def test_retry_makes_a_sibling_answer(server: ChatUI, ask: TurnRequest) -> None:
     assert request.data
     assert request.data["is_retry"] is True
     assert "inputs" not in request.data
-    ask("two", after=again)
+    ask_sync("two", after=again)
     answers = server.messages(only_conversation(server).id)[2:4]
     assert [len(answer["children"]) for answer in answers] == [0, 1]
 
@@ -577,13 +563,14 @@ def test_retry_on_the_command_line(server: ChatUI, way: tuple[str, ...]) -> None
     assert two["ancestors"][-1] == second["id"]
 
 
-@both
 @pytest.mark.parametrize("prompt", ["words", ""])
-def test_retry_wants_an_answer_and_no_words(server: ChatUI, ask: TurnRequest, prompt: str) -> None:
-    earlier = ask("one") if prompt else None
+def test_retry_wants_an_answer_and_no_words(server: ChatUI, prompt: str) -> None:
+    earlier = ask_async("one") if prompt else None
     before = len(sends(server))
     with pytest.raises(llm.ModelError, match="retry"):
-        ask(prompt, after=earlier, **({"options": {"retry": True}} if earlier else {"retry": True}))
+        ask_async(
+            prompt, after=earlier, **({"options": {"retry": True}} if earlier else {"retry": True})
+        )
     assert len(sends(server)) == before
 
 
@@ -630,13 +617,12 @@ def test_anonymous_session_is_kept_for_the_next_process(
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
 
 
-@both
 def test_session_that_cannot_be_kept_is_used_all_the_same(
-    server: ChatUI, ask: TurnRequest, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    server: ChatUI, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
-    first = ask("one")
-    ask("two", after=first)
+    first = ask_sync("one")
+    ask_sync("two", after=first)
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
     assert caplog.text.count("session is not kept") == 1
     assert not (user_path / "keys.json").exists()

@@ -15,6 +15,7 @@ import pytest
 from chat_ui import PICTURE, ChatUI, Fault
 from helpers import (
     TurnRequest,
+    ask_async,
     ask_sync,
     both,
     failure,
@@ -141,13 +142,12 @@ def test_attachment_from_standard_input(server: ChatUI) -> None:
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-@both
-def test_attachment_needs_no_words(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask(attachments=[llm.Attachment(type="text/plain", content=b"Rex is a dog")])
+def test_attachment_needs_no_words(server: ChatUI) -> None:
+    first = ask_async(attachments=[llm.Attachment(type="text/plain", content=b"Rex is a dog")])
     (request,) = sends(server)
     assert "inputs" not in (request.data or {"inputs": ""})
     assert "Rex is a dog" in first.text()
-    ask("two", after=first)
+    ask_async("two", after=first)
     assert tree(server, only_conversation(server).id) == {"": {"two": {}}}
 
 
@@ -208,9 +208,8 @@ def test_picture_from_the_web_by_another_name_of_jpeg(server: ChatUI, web: str) 
     assert [type for _, type, _ in uploaded(server)] == ["image/jpeg"]
 
 
-@both
-def test_words_are_sent_in_as_many_bytes_as_they_have(server: ChatUI, ask: TurnRequest) -> None:
-    ask("Привет 日本 😀", system="Кратко")
+def test_words_are_sent_in_as_many_bytes_as_they_have(server: ChatUI) -> None:
+    ask_sync("Привет 日本 😀", system="Кратко")
     bodies = b"".join(request.body for request in server.log if request.method == "POST")
     for words in ("Привет 日本 😀", "Кратко"):
         assert words.encode() in bodies
@@ -240,9 +239,8 @@ def test_file_of_ten_megabytes_is_taken(server: ChatUI) -> None:
     assert uploaded(server)[0][2] == TEN_MEGABYTES
 
 
-@both
 def test_image_for_a_model_that_does_not_see_is_refused(
-    server: ChatUI, ask: TurnRequest, folder: pathlib.Path, web: str
+    server: ChatUI, folder: pathlib.Path, web: str
 ) -> None:
     for picture in (
         llm.Attachment(path=str(folder / "picture.png")),
@@ -250,7 +248,7 @@ def test_image_for_a_model_that_does_not_see_is_refused(
         llm.Attachment(url=f"{web}/picture.png"),
     ):
         with pytest.raises((llm.ModelError, ValueError), match="huggingchat/omni"):
-            ask("hello", attachments=[picture])
+            ask_async("hello", attachments=[picture])
     said = failure("-m", "hf-gpt-oss", "hello", "-a", str(folder / "picture.png"))
     assert "picture.png" in said
     assert "huggingchat/omni" in said
@@ -267,12 +265,11 @@ def test_image_for_a_model_that_does_not_see_is_refused(
         (llm.Attachment(content=b"\0\1\2\3 no text"), "text, JSON, XML, CSV"),
     ],
 )
-@both
 def test_what_the_server_does_not_take_is_refused(
-    server: ChatUI, ask: TurnRequest, attachment: llm.Attachment, says: str
+    server: ChatUI, attachment: llm.Attachment, says: str
 ) -> None:
     with pytest.raises((llm.ModelError, ValueError), match=says):
-        ask("hello", model="hf-vision", attachments=[attachment])
+        ask_sync("hello", model="hf-vision", attachments=[attachment])
     assert server.log == []
 
 
@@ -313,11 +310,8 @@ def test_message_whose_files_are_too_large_says_so(server: ChatUI, folder: pathl
 # --- files in answers -----------------------------------------------------------------
 
 
-@both
-def test_file_in_an_answer_is_a_link_between_words_and_tools(
-    server: ChatUI, ask: TurnRequest
-) -> None:
-    response = ask("[[tool]] [[file]]", web_search=True)
+def test_file_in_an_answer_is_a_link_between_words_and_tools(server: ChatUI) -> None:
+    response = ask_async("[[tool]] [[file]]", web_search=True)
     id = kept(response)["conversation_id"]
     (link,) = re.findall(r"\n\[picture\.png\]\((\S+)\)\n", response.text())
     assert link.startswith(f"{server.url}/conversation/{id}/output/")
@@ -327,11 +321,8 @@ def test_file_in_an_answer_is_a_link_between_words_and_tools(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=4,3]]", "[[cut=3]]", "[[split]]"])
-@both
-def test_file_in_an_answer_that_was_cut_is_there_once(
-    server: ChatUI, ask: TurnRequest, fault: str
-) -> None:
-    words = ask(f"one two three [[file]] {fault}").text().split()
+def test_file_in_an_answer_that_was_cut_is_there_once(server: ChatUI, fault: str) -> None:
+    words = ask_sync(f"one two three [[file]] {fault}").text().split()
     (link,) = [word for word in words if word.startswith("[picture.png](")]
     words.remove(link)
     assert words == ["You", "said:", "one", "two", "three", "[[file]]", fault]

@@ -30,10 +30,12 @@ from helpers import (
     SESSION,
     TOKEN,
     TurnRequest,
+    ask_async,
     ask_sync,
     both,
     failure,
     host,
+    kept_files,
     keys,
     make_logs,
     only_conversation,
@@ -77,9 +79,8 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(
     shown.append(run("-c", "three", status=1))
     for result in shown:
         check_no_secret(result.output + repr(result.exception))
-    for path in user_path.iterdir():
-        if path.name != "keys.json":
-            check_no_secret(path.read_bytes().decode("latin-1"))
+    for path in kept_files():
+        check_no_secret(path.read_bytes().decode("latin-1"))
     model = llm.get_model("hf-llama")
     cookies = llm_huggingchat.parse_cookies(COOKIES)
     for value in (model, vars(model), cookies):
@@ -206,7 +207,7 @@ def test_query_of_an_address_is_sent_but_not_logged(
     (request,) = sends(server)
     assert request.data
     assert request.data["selectedMcpServers"][0]["url"] == url.replace("$NAMED", "flag")
-    for path in user_path.iterdir():
+    for path in kept_files():
         assert SECRET.encode() not in path.read_bytes()
     assert "not kept in the logs" in failure("-c", "two")
     assert len(sends(server)) == 1
@@ -296,12 +297,11 @@ def test_attachment_that_is_no_file_is_not_waited_for(
     assert server.log == []
 
 
-@both
 @pytest.mark.parametrize(
     "type", ["text/plain\r\nX-Evil: 1", "text/plain\r\n\r\nevil", 'text/plain"', "text", "\r\n"]
 )
-def test_type_of_an_attachment_ends_no_header(server: ChatUI, ask: TurnRequest, type: str) -> None:
-    ask("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
+def test_type_of_an_attachment_ends_no_header(server: ChatUI, type: str) -> None:
+    ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
     (request,) = sends(server)
     assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
     assert b"evil" not in request.body.lower()
@@ -558,14 +558,14 @@ def test_answer_without_end_is_given_up(
 def test_stream_without_end_is_given_up(server: ChatUI, what: str) -> None:
     fault = Fault(**{"content_type": "application/jsonl"} | FLOODS[what])
     server.faults["POST", "/conversation/*"] = [fault]
-    with pytest.raises(llm.ModelError, match="sent more than"):
+    with pytest.raises(llm.ModelError, match="sent a line of more than"):
         ask_sync("hello")
     assert len(sends(server)) == 1
 
 
 def test_log_without_end_is_given_up(server: ChatUI) -> None:
     server.faults["GET", "/conversation/*/stream"] = [Fault(flood=JUNK)] * 9
-    with pytest.raises(llm.ModelError, match="sent more than"):
+    with pytest.raises(llm.ModelError, match="sent a line of more than"):
         ask_sync("one two three [[cut=2]]")
 
 
@@ -675,9 +675,8 @@ def test_whatever_the_server_answers(
             shown = run_anyhow(*[id if argument == "ID" else argument for argument in command])
         check_no_secret(shown)
         reset()
-    for kept in llm.user_dir().iterdir():
-        if kept.name != "keys.json" and kept.is_file():
-            check_no_secret(kept.read_bytes().decode("latin-1"))
+    for kept in kept_files():
+        check_no_secret(kept.read_bytes().decode("latin-1"))
 
 
 @pytest.mark.process
@@ -697,4 +696,4 @@ def test_head_without_end_is_given_up() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "it did not answer within" in done.stderr
+    assert "it did not answer in time" in done.stderr

@@ -7,6 +7,8 @@ import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
     TurnRequest,
+    ask_async,
+    ask_sync,
     both,
     failure,
     logged,
@@ -72,12 +74,9 @@ def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server:
     assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
 
 
-@both
 @pytest.mark.parametrize("words", ["[[cut=1]]", "[[cut=2]]", "[[stall=2]]"])
-def test_connection_that_breaks_around_a_question_is_healed(
-    server: ChatUI, ask: TurnRequest, words: str
-) -> None:
-    with meanwhile(ask, f"[[elicit]] {words}", web_search=True) as answer:
+def test_connection_that_breaks_around_a_question_is_healed(server: ChatUI, words: str) -> None:
+    with meanwhile(ask_sync, f"[[elicit]] {words}", web_search=True) as answer:
         wait_for(lambda: server.elicitations)
         server.reply(city="Rome")
         text = answer.result().text()
@@ -96,12 +95,9 @@ def test_conversation_goes_on_after_a_question(server: ChatUI) -> None:
 # --- the run ends with the question ---------------------------------------------------
 
 
-@both
-def test_question_that_ends_the_run_is_an_error_with_the_page(
-    server: ChatUI, ask: TurnRequest
-) -> None:
+def test_question_that_ends_the_run_is_an_error_with_the_page(server: ChatUI) -> None:
     with pytest.raises(llm.ModelError) as caught:
-        ask("[[elicit_ends]]", web_search=True)
+        ask_async("[[elicit_ends]]", web_search=True)
     said = str(caught.value)
     assert QUESTION in said
     assert page(server) in said
@@ -120,13 +116,10 @@ def test_question_that_ends_the_run_on_the_command_line(
     assert shown.stdout.startswith("Let me ask.")
 
 
-@both
 @pytest.mark.parametrize("words", ["[[cut=1]]", "[[cut_bytes=300]]"])
-def test_question_that_ends_the_run_is_told_after_a_cut(
-    server: ChatUI, ask: TurnRequest, words: str
-) -> None:
+def test_question_that_ends_the_run_is_told_after_a_cut(server: ChatUI, words: str) -> None:
     with pytest.raises(llm.ModelError, match="Which city do you mean") as caught:
-        ask(f"[[elicit_ends]] {words}", web_search=True)
+        ask_sync(f"[[elicit_ends]] {words}", web_search=True)
     assert page(server) in str(caught.value)
 
 

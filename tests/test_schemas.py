@@ -11,6 +11,7 @@ import pytest
 from chat_ui import ChatUI
 from helpers import (
     TurnRequest,
+    ask_async,
     ask_sync,
     both,
     described,
@@ -101,11 +102,8 @@ def test_pydantic_class(server: ChatUI, ask: TurnRequest) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=2,3]]", "[[cut=5]]", "[[split]]", "[[noise]]"])
-@both
-def test_document_comes_whole_over_a_broken_connection(
-    server: ChatUI, ask: TurnRequest, fault: str
-) -> None:
-    response = ask(f"{says(f'So: {REX}')} {fault}", schema=DOG)
+def test_document_comes_whole_over_a_broken_connection(server: ChatUI, fault: str) -> None:
+    response = ask_async(f"{says(f'So: {REX}')} {fault}", schema=DOG)
     assert response.text() == REX
     assert len(sends(server)) == 1
 
@@ -154,10 +152,9 @@ def test_answer_that_stays_wrong_is_shown_in_the_error(server: ChatUI, flags: li
     assert len(sends(server)) == 2
 
 
-@both
-def test_conversation_goes_on_after_the_repaired_answer(server: ChatUI, ask: TurnRequest) -> None:
-    first = ask(says(WRONG, REX), schema=DOG)
-    ask("And in words?", after=first)
+def test_conversation_goes_on_after_the_repaired_answer(server: ChatUI) -> None:
+    first = ask_sync(says(WRONG, REX), schema=DOG)
+    ask_sync("And in words?", after=first)
     answers = server.messages(only_conversation(server).id, "assistant")
     assert [answer["content"] for answer in answers[:2]] == [WRONG, REX]
     assert answers[2]["ancestors"][-2] == answers[1]["id"]
@@ -171,9 +168,8 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server: ChatUI) -> No
     assert len(sends(server)) == 1
 
 
-@both
-def test_reasoning_stays_apart_also_when_repaired(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask(says(f"<think>One</think>{WRONG}", f"<think>Two</think>{REX}"), schema=DOG)
+def test_reasoning_stays_apart_also_when_repaired(server: ChatUI) -> None:
+    response = ask_async(says(f"<think>One</think>{WRONG}", f"<think>Two</think>{REX}"), schema=DOG)
     assert response.text() == REX
     assert reasoning(response) == "OneTwo"
 
@@ -187,9 +183,8 @@ def test_repair_sends_no_attachment_again(server: ChatUI) -> None:
 # --- how the model is told ------------------------------------------------------------
 
 
-@both
-def test_schema_is_in_the_system_prompt_of_a_first_turn(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask(says(REX), schema=DOG, system="Be brief")
+def test_schema_is_in_the_system_prompt_of_a_first_turn(server: ChatUI) -> None:
+    response = ask_sync(says(REX), schema=DOG, system="Be brief")
     preprompt = only_conversation(server).preprompt
     assert preprompt.startswith("Be brief\n\n")
     assert json.dumps(DOG) in preprompt
@@ -244,11 +239,12 @@ def test_what_is_no_schema_is_refused_before_anything_is_sent(server: ChatUI) ->
     assert not sends(server)
 
 
-@both
-def test_reference_of_a_schema_is_not_fetched(server: ChatUI, ask: TurnRequest) -> None:
+def test_reference_of_a_schema_is_not_fetched(server: ChatUI) -> None:
     address = f"{server.url}/schema.json"
     with pytest.raises(llm.ModelError, match=re.escape("schema.json")):
-        ask(says('{"dog": 4}'), schema={"type": "object", "properties": {"dog": {"$ref": address}}})
+        ask_async(
+            says('{"dog": 4}'), schema={"type": "object", "properties": {"dog": {"$ref": address}}}
+        )
     assert not any("schema.json" in request.path for request in server.log)
 
 

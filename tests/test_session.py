@@ -21,10 +21,12 @@ import pytest
 from chat_ui import ChatUI, Fault, Request
 from helpers import (
     TurnRequest,
+    ask_async,
     ask_sync,
     both,
     described,
     failure,
+    kept_files,
     only_conversation,
     run,
     sends,
@@ -100,16 +102,13 @@ def test_prompt_makes_its_session_from_token_as_a_browser_does(
     assert logins(chat) == LOGIN
 
 
-@both
-def test_prompts_go_on_when_the_session_has_ended(
-    chat: ChatUI, ask: TurnRequest, user_path: pathlib.Path
-) -> None:
+def test_prompts_go_on_when_the_session_has_ended(chat: ChatUI, user_path: pathlib.Path) -> None:
     keep(chat, hf_chat=ENDED, token=TOKEN)
-    first = ask("one")
+    first = ask_sync("one")
     assert asked(chat).count(("POST", "/conversation")) == 2  # the first was sent to a login
     chat.sessions.clear()
     chat.log.clear()
-    assert ask("two", after=first).text() == "You said: two"
+    assert ask_sync("two", after=first).text() == "You said: two"
     id = only_conversation(chat).id
     message = ("POST", f"/conversation/{id}")
     assert asked(chat)[:5] == [message, *LOGIN, message]  # it is known that it did not arrive
@@ -117,44 +116,39 @@ def test_prompts_go_on_when_the_session_has_ended(
     assert keys(user_path)[key_of(chat)]["hf-chat"] in chat.sessions
 
 
-@both
 def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
-    chat: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+    chat: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llm_huggingchat.limits, "id_timeout", 0.1)
     keep(chat, token=TOKEN)
     unread = chat.faults["GET", "/api/v2/conversations/?*"] = [Fault(status=500)] * 50
-    first = ask("one")
+    first = ask_async("one")
     assert "message_id" not in described(first)
     unread.clear()
     chat.sessions.clear()
-    ask("two", after=first, model="hf-qwen")  # reads it, changes it, and goes on in it
+    ask_async("two", after=first, model="hf-qwen")  # reads it, changes it, and goes on in it
     conversation = only_conversation(chat)
     assert tree(chat, conversation.id) == {"one": {"two": {}}}
     assert conversation.model == "Qwen/Qwen3.8-2.4T-A95B"
 
 
-@both
-def test_deleted_conversation_is_not_taken_for_an_ended_session(
-    chat: ChatUI, ask: TurnRequest
-) -> None:
+def test_deleted_conversation_is_not_taken_for_an_ended_session(chat: ChatUI) -> None:
     keep(chat, token=TOKEN)
-    first = ask("one")
+    first = ask_sync("one")
     chat.conversations.clear()
-    ask("two", after=first)
+    ask_sync("two", after=first)
     assert len(chat.conversations) == 1
     assert logins(chat) == LOGIN
 
 
-@both
-def test_session_is_renewed_once(chat: ChatUI, ask: TurnRequest) -> None:
+def test_session_is_renewed_once(chat: ChatUI) -> None:
     keep(chat, token=TOKEN)
-    ask("one")
+    ask_async("one")
     for path in ("/conversation/?*", "/conversation"):
         chat.log.clear()
         chat.faults["POST", path] = [NO] * 9
         with pytest.raises(llm.ModelError, match="Not logged in"):
-            ask("two")
+            ask_async("two")
         assert logins(chat) == LOGIN
         chat.faults.clear()
 
@@ -346,7 +340,7 @@ def test_no_cookie_is_shown_whatever_the_server_says(
         chat.log.clear()
         result = click.testing.CliRunner().invoke(llm.cli.cli, ["-m", "hf-llama", "hi"])
         assert isinstance(result.exception, SystemExit | None)
-        kept = [path.read_bytes() for path in user_path.iterdir() if path.name != "keys.json"]
+        kept = [path.read_bytes() for path in kept_files()]
         shown = result.output + caplog.text + str(kept)
         assert "Traceback" not in result.output
         for secret in (TOKEN, ENDED, *chat.sessions):
@@ -377,14 +371,11 @@ def test_prompt_that_a_firewall_refused_says_what_helps(
 
 
 @pytest.mark.parametrize("path", ["/conversation/?*", "/api/v2/conversations/?*"])
-@both
-def test_firewall_does_not_make_a_conversation_disappear(
-    server: ChatUI, ask: TurnRequest, path: str
-) -> None:
-    first = ask("one")
+def test_firewall_does_not_make_a_conversation_disappear(server: ChatUI, path: str) -> None:
+    first = ask_sync("one")
     server.faults["POST", path] = server.faults["PATCH", path] = [NETWORK]
     with pytest.raises(llm.ModelError, match="firewall"):
-        ask("two", after=first, model="hf-qwen")
+        ask_sync("two", after=first, model="hf-qwen")
     assert len(server.conversations) == 1
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from chat_ui import ChatUI
-from helpers import TurnRequest, ask_sync, both, reasoning, run
+from helpers import TurnRequest, ask_async, ask_sync, both, reasoning, run
 from llm.utils import extract_fenced_code_block
 from markdown_it import MarkdownIt
 
@@ -119,27 +119,22 @@ def test_answer_that_ends_in_an_error_ends_its_fence(server: ChatUI) -> None:
     assert "broke off" in result.stderr
 
 
-@both
-def test_artifact_in_reasoning_stays_reasoning(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask(says(f"<think>I could write {CLOCK} now</think>Yes."), model=WRITES)
+def test_artifact_in_reasoning_stays_reasoning(server: ChatUI) -> None:
+    response = ask_async(says(f"<think>I could write {CLOCK} now</think>Yes."), model=WRITES)
     assert reasoning(response) == f"I could write {CLOCK} now"
     assert response.text() == "Yes."
 
 
-@both
-def test_file_comes_after_the_artifact_that_it_came_in(server: ChatUI, ask: TurnRequest) -> None:
+def test_file_comes_after_the_artifact_that_it_came_in(server: ChatUI) -> None:
     long = CLOCK.replace(PAGE, PAGE + "\n<p>" * 20)
-    text = ask(f"[[file]] {says(long)}", model=WRITES).text()
+    text = ask_sync(f"[[file]] {says(long)}", model=WRITES).text()
     assert fences(text) == [("html", PAGE + "\n<p>" * 20 + "\n")]
     assert re.search(rf"{FENCE}\n\[picture\.png\]\(\S+\)\n?$", text)
 
 
 @pytest.mark.parametrize("text", ['<artifact name="lib" type="jar"/>', CLOCK, BIGGER])
-@both
-def test_tags_of_a_model_that_writes_no_artifacts_stay(
-    server: ChatUI, ask: TurnRequest, text: str
-) -> None:
-    assert ask(says(f"So: {text} Done.")).text() == f"So: {text} Done."
+def test_tags_of_a_model_that_writes_no_artifacts_stay(server: ChatUI, text: str) -> None:
+    assert ask_async(says(f"So: {text} Done.")).text() == f"So: {text} Done."
 
 
 @pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=str)

@@ -78,7 +78,7 @@ def test_first_variable_counts(encrypted: list[Any], monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CURL_CA_BUNDLE", CERTIFICATE)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     said = failure("-m", "hf-llama", "hello")
-    assert f"REQUESTS_CA_BUNDLE names those to trust: {certifi.where()}" in said
+    assert f"REQUESTS_CA_BUNDLE names the trusted ones: {certifi.where()}" in said
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -103,7 +103,7 @@ def test_bundle_that_is_not_there_is_named(
         (302, "/elsewhere", "/elsewhere"),
         (303, "https://x-secret@new.example.org/", "https://new.example.org/"),
         (307, "https://login.example.org/chat", "login.example.org"),
-        (308, "http://[", "somewhere"),
+        (308, "http://[", "another page"),
     ],
 )
 def test_redirect_is_not_followed_and_said_to_be_one(

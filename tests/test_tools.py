@@ -11,6 +11,8 @@ import pytest
 from chat_ui import ChatUI
 from helpers import (
     TurnRequest,
+    ask_async,
+    ask_sync,
     both,
     calls,
     described,
@@ -64,21 +66,17 @@ def test_tools_are_listed_for_models_that_can_use_them(server: ChatUI) -> None:
         ({"web_search": False}, []),
     ],
 )
-@both
 def test_only_tools_that_are_asked_for_are_selected(
-    server: ChatUI, ask: TurnRequest, options: dict[str, Any], names: list[str]
+    server: ChatUI, options: dict[str, Any], names: list[str]
 ) -> None:
-    ask("hello", **options)
+    ask_sync("hello", **options)
     assert selected(server) == [names]
 
 
-@both
-def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(
-    server: ChatUI, ask: TurnRequest
-) -> None:
+def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(server: ChatUI) -> None:
     server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
-        ask("hello", web_search=True)
+        ask_async("hello", web_search=True)
     assert server.conversations == {}
 
 
@@ -88,9 +86,8 @@ def test_model_without_tools_refuses_them(server: ChatUI) -> None:
     assert server.log == []
 
 
-@both
-def test_tools_cost_one_request_before_the_first_turn(server: ChatUI, ask: TurnRequest) -> None:
-    ask("[[tool]]", web_search=True)
+def test_tools_cost_one_request_before_the_first_turn(server: ChatUI) -> None:
+    ask_sync("[[tool]]", web_search=True)
     id = only_conversation(server).id
     asked = [call for call in calls(server) if call != ("GET", f"/api/v2/conversations/{id}")]
     assert asked[:3] == [
@@ -118,9 +115,8 @@ def test_chat_uses_tools_in_every_turn(server: ChatUI) -> None:
 # --- MCP servers by address -----------------------------------------------------------
 
 
-@both
 def test_own_server_is_selected_by_its_address(
-    server: ChatUI, ask: TurnRequest, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MCP_SECRET", "sesame")
     headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
@@ -128,7 +124,7 @@ def test_own_server_is_selected_by_its_address(
         MCP("https://mcp.example/x", "Mine", headers),
         MCP("https://a.example/", "Mine"),
     )
-    ask("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
+    ask_async("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
     first, second = added(server)
     assert first == {
         "name": "Mine",
@@ -305,9 +301,8 @@ def test_tool_calls_are_in_the_logs(server: ChatUI) -> None:
     assert result["tool_call_id"] == call["tool_call_id"]
 
 
-@both
-def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask("[[tool_error]]", web_search=True)
+def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
+    response = ask_sync("[[tool_error]]", web_search=True)
     assert parts(response) == [
         {"type": "text", "text": "Let me look that up."},
         called(),
@@ -316,21 +311,17 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI, ask: TurnReque
     ]
 
 
-@both
-def test_router_with_tools_says_which_model_answered(server: ChatUI, ask: TurnRequest) -> None:
-    response = ask("[[tools]]", model="hf-omni", web_search=True)
+def test_router_with_tools_says_which_model_answered(server: ChatUI) -> None:
+    response = ask_async("[[tools]]", model="hf-omni", web_search=True)
     found = described(response)
     assert response.resolved_model == "moonshotai/Kimi-K2.6"
     assert found["route"] == "agentic"
     assert found["provider"] == "novita"
 
 
-@both
-def test_question_of_a_tool_that_ended_the_run_is_shown_with_its_page(
-    server: ChatUI, ask: TurnRequest
-) -> None:
+def test_question_of_a_tool_that_ended_the_run_is_shown_with_its_page(server: ChatUI) -> None:
     with pytest.raises(llm.ModelError) as caught:
-        ask("[[elicit_ends]]", web_search=True)
+        ask_sync("[[elicit_ends]]", web_search=True)
     said = str(caught.value)
     assert "Which city do you mean?" in said
     assert f"{server.url}/conversation/{only_conversation(server).id}" in said
