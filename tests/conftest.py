@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import cli
+import hypothesis
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
@@ -27,6 +28,10 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What needs a terminal, a signal, a pipe or a file's mode.
 collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
 
+
+# Examples are not timed: other programs may be at work on the machine.
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("suite")
 
 # --- every test -----------------------------------------------------------------------
 
