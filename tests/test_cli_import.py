@@ -199,6 +199,17 @@ def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     assert page in row["response"]  # the picture in the answer
 
 
+def test_import_of_a_file_without_a_type_asks_nobody_for_it(logged_in: ChatUI) -> None:
+    web = Web(logged_in)
+    id = web.begin()
+    web.say(id, "what is in it?", file="aGVsbG8=")
+    del logged_in.conversations[id].messages[-2]["files"][0]["mime"]
+    command("import", id)
+    (row,) = logged()
+    assert row["attachments"][0]["type"] == "application/octet-stream"
+    assert not any("/output/" in request.path for request in logged_in.log)
+
+
 def test_import_of_questions_without_answers(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin()

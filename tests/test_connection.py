@@ -368,6 +368,7 @@ def test_what_was_printed_stays_when_the_server_goes(server: ChatUI) -> None:
 
     shown = while_streaming(server, prompt, server.down)
     assert shown.stdout.startswith("w0 ")
+    assert shown.stdout.endswith("\n")  # the error begins a line
     assert only_conversation(server).id in shown.stderr
     assert len(shown.stderr.strip().splitlines()) <= 2
 

@@ -395,6 +395,38 @@ def test_more_ctrl_c_does_not_wait_for_the_server(server: ChatUI) -> None:
 
 
 @pytest.mark.process
+def test_second_ctrl_c_at_the_end_of_a_program_shows_no_second_traceback(server: ChatUI) -> None:
+    server.faults["POST", "*/stop-generating"] = [Fault(stall=True)] * 9
+    process = python(
+        server,
+        """
+        import signal, threading, time
+
+        def waits():
+            frame = sys._current_frames()[threading.main_thread().ident]
+            names = []
+            while frame:
+                names.append((frame.f_globals["__name__"], frame.f_code.co_name))
+                frame = frame.f_back
+            return ("threading", "join") in names and "llm_huggingchat" in dict(names)
+
+        def press_again():
+            while not waits():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        limits.stop_timeout = NEVER
+        for _ in llm.get_model("hf-llama").prompt(PROMPT):
+            threading.Thread(target=press_again, daemon=True).start()
+            os.kill(os.getpid(), signal.SIGINT)
+        """,
+    )
+    _, errors = process.communicate(timeout=AT_ONCE)
+    assert process.returncode == -signal.SIGINT
+    assert errors.count("Traceback") == 1
+
+
+@pytest.mark.process
 def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import time
 
 import pytest
+from filelock import FileLock
 
 from llm_huggingchat import TurnLock, turn_is_pending
 
@@ -84,6 +85,21 @@ async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next()
     (await entered()).release(stored=True)
 
 
+async def test_turn_that_is_cancelled_while_another_process_has_the_turn_does_not_hold_up_the_next(
+    user_path: pathlib.Path,
+) -> None:
+    first = await entered()
+    (file,) = (user_path / "huggingchat_turns").iterdir()
+    first.release(stored=True)
+    with FileLock(file):
+        waiting = asyncio.create_task(entered())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    async with asyncio.timeout(10):
+        (await entered()).release(stored=True)
+
+
 async def test_what_nobody_continued_is_forgotten_after_a_week(user_path: pathlib.Path) -> None:
     (await entered(PAGE + "old")).release(stored=False)
     (await entered(PAGE + "new")).release(stored=False)
@@ -97,6 +113,16 @@ async def test_what_nobody_continued_is_forgotten_after_a_week(user_path: pathli
     assert turn_is_pending(PAGE + "new")
     assert not turn_is_pending(PAGE + "old")
     lock.release(stored=True)
+
+
+async def test_run_of_some_days_is_not_forgotten(user_path: pathlib.Path) -> None:
+    (await entered()).release(stored=False)
+    (file,) = (user_path / "huggingchat_turns").iterdir()
+    os.utime(file, (time.time() - 6 * DAY,) * 2)
+    other = await entered(PAGE + "other")
+    other.begin()
+    assert turn_is_pending(PAGE)
+    other.release(stored=True)
 
 
 async def test_where_no_file_can_be_made_the_server_is_asked(user_path: pathlib.Path) -> None:
