@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import pty
+import subprocess
+import sys
 from typing import Any
 
 import llm
@@ -18,6 +22,7 @@ from helpers import (
     described,
     failure,
     logged,
+    make_logs,
     only_conversation,
     parts,
     run,
@@ -25,6 +30,7 @@ from helpers import (
     tree,
 )
 
+import llm_huggingchat
 from llm_huggingchat import MCP, HuggingFace, WebSearch
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
@@ -332,3 +338,25 @@ def test_question_of_a_tool_on_the_command_line(server: ChatUI) -> None:
     shown = run("-m", "hf-llama", "-T", "WebSearch", "[[elicit_ends]]", status=1)
     assert "Which city do you mean?" in shown.stderr
     assert only_conversation(server).id in shown.stderr
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """`llm` with standard error on a terminal: what that shows."""
+    make_logs()
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "llm", *arguments]
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
+    subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
+    os.write(theirs, b".")  # something to read
+    shown = os.read(ours, 10_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    return shown
+
+
+@pytest.mark.process
+def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server: ChatUI) -> None:
+    prompt = ("-m", "hf-llama", "-T", "WebSearch")
+    assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")
+    assert "Tool: web_search_exa failed: " in on_a_terminal(*prompt, "[[tool_error]]")
+    assert "Tool: " not in on_a_terminal(*prompt, "-R", "[[tool]]")
