@@ -276,6 +276,23 @@ def test_session_that_another_process_is_making_is_waited_for(
     assert keys(user_path)[key_of(chat)]["hf-chat"] in chat.sessions
 
 
+def test_prompts_at_the_same_time_share_a_session_that_is_not_kept(
+    chat: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", f"token={TOKEN}")
+    with ThreadPoolExecutor(4) as threads:
+        said = list(threads.map(lambda n: ask_sync(f"{n}").text(), range(4)))
+    assert said == [f"You said: {n}" for n in range(4)]
+    assert logins(chat) == LOGIN
+
+
+def test_kept_session_that_has_ended_too_is_made_anew(chat: ChatUI) -> None:
+    keep(chat, hf_chat=ENDED.replace("1", "6"), token=TOKEN)
+    key = f"hf-chat={ENDED}; token={TOKEN}"
+    assert ask_sync("hello", key=key).text() == "You said: hello"
+    assert logins(chat) == LOGIN
+
+
 def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI, user_path: pathlib.Path) -> None:
     ours = {"hf-chat": ENDED, "token": TOKEN, "aws-waf-token": "w"}
     foreign = {key_of(chat) + "0": ours, "huggingchat": ours, "work": {**ours, "hf-chat": "x"}}
