@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_ui import ChatUI
+from chat_ui import ChatUI, Fault
 from helpers import failure, run, sends
 
 from llm_huggingchat import keep_catalogue, load_catalogue
@@ -42,3 +42,15 @@ def test_conversation_is_found_from_another_server(
         models = load_catalogue(other.url).models
         keep_catalogue(other.url, [model for model in models if "Llama-3.3" not in model.id])
         assert "You said" in run("-c", "-m", "hf-qwen", "Who am I?").stdout
+
+
+def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(
+    server: ChatUI,
+) -> None:
+    server.faults["GET", "/api/v2/models"] = [Fault(status=404)]
+    run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    server.faults.clear()
+    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
+    run("huggingchat", "refresh")
+    assert "is no longer offered by" in failure("-c", "Who am I?")
+    assert run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"
