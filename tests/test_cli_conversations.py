@@ -230,10 +230,11 @@ def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str)
     assert " 0 turns added" in command("import", id).stdout
 
 
-def test_logged_id_that_is_none_is_not_opened(server: ChatUI) -> None:
+@pytest.mark.parametrize("odd", [r"..\/..\/x", r"x\/..\/..\/x", r"x\u001b[2J"])
+def test_logged_id_that_is_none_is_not_opened(server: ChatUI, odd: str) -> None:
     run("-m", "hf-llama", "hello")
     db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
-    old, odd = only_conversation(server).id, r"..\/..\/x"
+    old = only_conversation(server).id
     db.execute("update parts set payload = replace(payload, ?, ?)", [old, odd])
     db.conn.commit()
     assert "no conversation" in refused("open", "--print")
