@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import pty
 import re
 import subprocess
 import sys
@@ -76,11 +75,6 @@ def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI, ti
     """Zero-width joiners make letters and emoji what they are."""
     logged_in.add_conversation("ada", LLAMA, "", title=f"About {title}")
     assert f"About {title} (" in command("conversations", "-q", title).stdout
-
-
-def test_title_is_found_by_what_a_terminal_does_not_get(logged_in: ChatUI) -> None:
-    logged_in.add_conversation("ada", LLAMA, "", title="a\u202eb  c")
-    assert "ab c (" in command("conversations", "-q", "\u202eb  C").stdout
 
 
 def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
@@ -208,13 +202,6 @@ def test_shared_link_is_read_but_not_changed(logged_in: ChatUI) -> None:
         assert "shared link" in refused(*words)
 
 
-def test_shared_links_of_the_service_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LLM_HUGGINGCHAT_URL", raising=False)
-    link = "https://hf.co/chat/r/aB-_123#x"
-    shown = command("open", "--print", link).stdout
-    assert shown == f"{llm_huggingchat.SERVICE}/r/aB-_123\n"
-
-
 @pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
 def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
     run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
@@ -228,15 +215,6 @@ def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str)
     assert id in command("open", "--print").stdout
     assert f"{id} *" in command("conversations").stdout
     assert " 0 turns added" in command("import", id).stdout
-
-
-def test_logged_id_that_is_none_is_not_opened(server: ChatUI) -> None:
-    run("-m", "hf-llama", "hello")
-    db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
-    old, odd = only_conversation(server).id, r"..\/..\/x"
-    db.execute("update parts set payload = replace(payload, ?, ?)", [old, odd])
-    db.conn.commit()
-    assert "no conversation" in refused("open", "--print")
 
 
 # --- open, rename, share, delete ---
@@ -300,10 +278,6 @@ def test_delete_asks_with_the_title(logged_in: ChatUI) -> None:
     assert logged_in.conversations == {}
 
 
-def test_delete_looks_for_the_conversation_before_it_asks(logged_in: ChatUI) -> None:
-    assert "o such conversation" in refused("delete", NO_ID, input="y\n")
-
-
 def test_delete_several_or_all(logged_in: ChatUI) -> None:
     for number in range(35):
         logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
@@ -315,18 +289,3 @@ def test_delete_several_or_all(logged_in: ChatUI) -> None:
     assert "0 conversations" in command("delete", "--all", "--yes").stdout
     for both in ((), ("--all", NO_ID)):
         assert "Give ids" in run("huggingchat", "delete", *both, status=2).stderr
-
-
-def test_progress_is_seen_on_a_terminal_alone(logged_in: ChatUI) -> None:
-    for text in ("one", "two"):
-        Web(logged_in).begin(text)
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", "huggingchat", "import", "--all"]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    output = subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
-    shown = os.read(ours, 10_000).decode()
-    os.close(theirs)
-    os.close(ours)
-    assert "Conversations imported" in shown
-    assert "2/2" in shown
-    assert len(output.stdout.splitlines()) == 2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import pathlib
 import pty
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from chat_ui import ChatUI
@@ -70,12 +68,6 @@ def test_export_looks_for_the_conversation_before_it_asks(
     assert "is a directory" in refused("export", id, "-o", str(tmp_path))
 
 
-def test_dash_is_standard_output(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    id = Web(logged_in).begin("one")
-    assert command("export", id, "-o", "-").stdout == command("export", id).stdout
-    assert not (tmp_path / "-").exists()
-
-
 def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
     id = Web(logged_in).begin("one")
     content = command("export", id).stdout
@@ -89,24 +81,6 @@ def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathl
     os.link(real, other)
     command("export", id, "-o", "real", input="y\n")
     assert real.read_text() == other.read_text() == content
-
-
-def test_file_that_cannot_be_written_whole_stays_as_it_was(
-    logged_in: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    id = Web(logged_in).begin("one")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "file").write_text("mine")
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.replace", full)
-    shown = run("huggingchat", "export", id, "-o", "folder/file", input="y\n", status=1)
-    assert "Error: No space left on device" in shown.stderr
-    assert [path.name for path in folder.iterdir()] == ["file"]
-    assert (folder / "file").read_text() == "mine"
 
 
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:

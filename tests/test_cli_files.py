@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
-import subprocess
 import tempfile
 import webbrowser
 
@@ -116,16 +114,6 @@ def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
     assert pathlib.Path("old.html").read_text() == "new"
 
 
-def test_artifacts_are_written_into_what_is_there(chat: ChatUI) -> None:
-    id = talk(CLOCK, BIGGER)
-    pathlib.Path("clock.html").symlink_to("real")
-    pathlib.Path(".clock.html.12345678").write_text("mine")
-    command("artifacts", id, "-o", ".", input="y\n")
-    assert pathlib.Path("clock.html").is_symlink()
-    assert pathlib.Path("real").read_text() == BIG_PAGE
-    assert pathlib.Path(".clock.html.12345678").read_text() == "mine"
-
-
 def test_artifacts_as_json(chat: ChatUI) -> None:
     id = talk(CLOCK, update("clock", ("Clock", "Uhr"), ("no such", "")))
     (clock,) = json.loads(command("artifacts", id, "--json").stdout)
@@ -148,15 +136,6 @@ def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
     assert "version 1 of clock was never closed" in command("artifacts", broken_off).stderr
 
 
-def test_conversation_without_artifacts(chat: ChatUI) -> None:
-    id = talk("hi")
-    none = "huggingchat: there are no artifacts in this conversation\n"
-    assert command("artifacts", id).output == none
-    assert command("artifacts", id, "--json").stdout == "[]\n"
-    command("artifacts", id, "-o", "pages")
-    assert not pathlib.Path("pages").exists()
-
-
 def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
     id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
     command("artifacts", id, "--open")
@@ -170,15 +149,6 @@ def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
     opened.clear()
     nothing = command("artifacts", talk(made("notes", "x", "markdown")), "--open")
     assert "no HTML or SVG" in nothing.stderr
-    assert opened == []
-
-
-def test_artifacts_without_a_browser(
-    chat: ChatUI, opened: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DISPLAY")
-    path = command("artifacts", talk(CLOCK), "--open").stderr.split()[-1]
-    assert pathlib.Path(path).read_text() == PAGE
     assert opened == []
 
 
@@ -275,28 +245,6 @@ def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
     assert logged_in.log == []
 
 
-def test_download_does_not_follow_a_redirect(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    elsewhere = (("location", f"{logged_in.url}/api/v2/user"),)
-    logged_in.faults["GET", "/conversation/*/output/*"] = [Fault(status=302, headers=elsewhere)]
-    del logged_in.log[:]
-    refused("download", f"{logged_in.url}/conversation/{NO_ID}/output/abc")
-    assert len(logged_in.log) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["llm"]
-
-
-@pytest.mark.parametrize("words", ["export", "download"])
-def test_pipe_gets_what_is_written(logged_in: ChatUI, tmp_path: pathlib.Path, words: str) -> None:
-    link = link_of_a_file()
-    name = link if words == "download" else only_conversation(logged_in).id
-    os.mkfifo(tmp_path / "pipe")
-    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
-    shown = command(words, name, "-o", "pipe", input="")  # there is nothing to overwrite
-    assert (tmp_path / "pipe").is_fifo()
-    content, _ = reader.communicate(timeout=20)
-    assert content == command(words, name, "-o", "-").stdout_bytes
-    assert shown.stdout_bytes != content
-
-
 # --- transcribe ---
 
 
@@ -334,10 +282,3 @@ def test_transcribe_fails_in_words(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert says in refused("transcribe", name)
-
-
-def test_transcribe_wants_a_login_where_the_server_does(
-    accounts: ChatUI, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
-    assert "llm huggingchat login" in refused("transcribe", "memo.mp3")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
-from cli import LLAMA, NO_ID, Web, ask, command, refused, thread_of
+from cli import LLAMA, Web, ask, command, refused, thread_of
 from helpers import logged, only_conversation, run, wait_for
 from llm.logs import LogStore
 from llm.parts import Message, assistant, user
@@ -175,17 +175,6 @@ def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
-def test_import_of_a_shared_link_without_a_session(server: ChatUI) -> None:
-    """Nothing to copy it to: it is continued in a new conversation, which is told of it."""
-    bob = Web(server, "hf-chat=s-bob")
-    link = bob.share(bob.begin("his question"))
-    command("import", link)
-    assert len(server.conversations) == 1
-    assert logged()[0]["response_json"]["huggingchat"]["url"] == link
-    assert "his question" in ask("-c", "[[history]] mine", "-m", "hf-llama")
-    assert len(server.conversations) == 2
-
-
 def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin()
@@ -197,18 +186,6 @@ def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     page = f"{logged_in.url}/conversation/{id}/output/"
     assert attachment["url"].startswith(page)
     assert page in row["response"]  # the picture in the answer
-
-
-def test_import_of_questions_without_answers(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    id = web.begin()
-    assert "no answer in it yet" in command("import", id).stdout
-    web.say(id, "[[err=500]] fails")
-    assert "no answer in it yet" in command("import", id).stdout
-    web.say(id, "works")
-    assert "1 turn added" in command("import", id).stdout
-    assert "works" in logged()[0]["response"]
-    assert "either" in run("huggingchat", "import", "--all", id, status=2).stderr
 
 
 def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
@@ -242,37 +219,6 @@ def test_import_interrupted_and_started_again(
         ["and then?"] * 7 + [f"question {n}" for n in range(7)]
     )
     assert command("import", "--all").stdout.count(" 0 turns added") == 7
-
-
-def test_import_of_some_that_are_not_there(logged_in: ChatUI) -> None:
-    id = Web(logged_in).begin("one")
-    result = run("huggingchat", "import", NO_ID, id, status=1)
-    assert NO_ID in result.stderr
-    assert "1 turn added" in result.stdout
-
-
-def test_threads_are_in_the_order_of_their_conversations(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    old = web.begin("old")
-    for message in logged_in.messages(old):
-        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
-    for message in logged_in.conversations[old].messages:
-        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
-    new = web.begin("new")
-    command("import", new)
-    command("import", old)
-    assert "new" in ask("-c", "[[history]]")
-    assert [row["prompt"] for row in logged()] == ["old", "new", "[[history]]"]
-
-
-def test_thread_of_a_model_that_is_no_longer_offered_can_be_continued(logged_in: ChatUI) -> None:
-    id = Web(logged_in).begin("[[title=Old]] one")
-    logged_in.conversations[id].model = "gone/Model-1"
-    command("import", id)
-    assert "no longer offered" in str(run("-c", "two", status=1).stderr)
-    assert "Old" in ask("-c", "[[history]] two", "-m", "hf-llama")
-    assert logged()[0]["model"] == "huggingchat/gone/Model-1"
-    assert "gone/Model-1" not in command("models").stdout
 
 
 # --- what servers store ---
@@ -349,18 +295,6 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
 def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object, words: str) -> None:
     id = stored(logged_in, messages=messages)
     assert "not a chat-ui server's" in refused(words, id)
-
-
-@pytest.mark.parametrize("raw", ["NaN", "Infinity", '{"a": 1e999}', "[" * 3000])
-def test_number_that_is_none_from_a_shared_conversation(logged_in: ChatUI, raw: str) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello", "-n")
-    conversation = only_conversation(logged_in)
-    logged_in.messages(conversation.id)
-    for update in conversation.messages[-1]["updates"]:
-        if "argumentsRaw" in update:
-            update["argumentsRaw"] = raw
-    command("import", conversation.id)
-    assert logged()[0]["tool_calls"][0]["arguments"] == {"query": "chat-ui"}
 
 
 @pytest.mark.parametrize(

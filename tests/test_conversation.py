@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +37,6 @@ from helpers import (
     use,
     wait_for,
 )
-from llm.parts import Message, TextPart
 
 from llm_huggingchat import reset
 
@@ -134,13 +130,6 @@ def test_chat_keeps_its_connections(server: ChatUI) -> None:
     assert {request.connection for request in later} <= opened
 
 
-def test_chat_continues_a_conversation(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("chat", "-c", input="two\nthree\nquit\n")
-    run("-c", "four")
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {"four": {}}}}}
-
-
 async def test_conversation_objects_continue(server: ChatUI) -> None:
     sync = llm.get_model("hf-llama").conversation()
     asynchronous = llm.get_async_model("hf-llama").conversation()
@@ -205,17 +194,6 @@ def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
     id, other = server.conversations
     assert tree(server, id) == {"one": {"two": {"three": {}}}}
     assert tree(server, other) == {"something else": {}}
-
-
-def test_branches_of_python_and_of_the_command_line_share_a_tree(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("-c", "two")
-    entry = logged()[0]["response_json"]["huggingchat"]
-    answer = TextPart("You said: one", provider_metadata={"huggingchat": entry})
-    chain = [llm.user("one"), Message("assistant", [answer])]
-    ask_sync(messages=[*chain, llm.user("aside")])
-    run("-c", "three")
-    assert tree(server, entry["conversation_id"]) == {"one": {"two": {"three": {}}, "aside": {}}}
 
 
 # --- the answer's id ------------------------------------------------------------------
@@ -348,14 +326,6 @@ def test_history_from_elsewhere_is_carried(server: ChatUI) -> None:
     assert second["content"] == "and my dog?"
 
 
-def test_system_prompt_that_comes_back_is_told_again(server: ChatUI) -> None:
-    first = ask_async("one", system="Speak French")
-    second = ask_async("two", after=first, system="Speak Dutch")
-    ask_async("three", after=second, system="Speak French")
-    *_, third = server.messages(only_conversation(server).id, "user")
-    assert "Speak French" in third["content"]
-
-
 def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
     server: ChatUI, tmp_path: pathlib.Path
 ) -> None:
@@ -373,19 +343,6 @@ def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
     assert "notes.txt" in question["content"]
     assert "Rex is a dog" not in question["content"]
     assert sends(server)[2].files == []
-
-
-def test_fragments_of_earlier_turns_are_not_sent_again(
-    server: ChatUI, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "facts.txt").write_text("The sky is blue")
-    run("-m", "hf-llama", "one", "-f", str(tmp_path / "facts.txt"))
-    run("-c", "two")
-    first, second = sends(server)
-    assert first.data is not None
-    assert second.data is not None
-    assert "The sky is blue" in first.data["inputs"]
-    assert second.data["inputs"] == "two"
 
 
 # --- conversations that are not there -------------------------------------------------
@@ -589,19 +546,6 @@ async def test_twenty_prompts_go_at_once(server: ChatUI) -> None:
     assert len(server.conversations) == 20
 
 
-def test_threads_talk_at_once(server: ChatUI) -> None:
-    model = llm.get_model("hf-llama")
-
-    def talk(number: int) -> list[str]:
-        conversation = model.conversation()
-        return [conversation.prompt(f"{number} {word}").text() for word in ("one", "two")]
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(talk, range(8)))
-    assert answers == [[f"You said: {n} one", f"You said: {n} two"] for n in range(8)]
-    assert [len(server.messages(id)) for id in server.conversations] == [5] * 8
-
-
 # --- sessions -------------------------------------------------------------------------
 
 
@@ -615,27 +559,3 @@ def test_anonymous_session_is_kept_for_the_next_process(
     reset()
     run("-c", "two")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-
-
-def test_session_that_cannot_be_kept_is_used_all_the_same(
-    server: ChatUI, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
-    first = ask_sync("one")
-    ask_sync("two", after=first)
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-    assert caplog.text.count("session is not kept") == 1
-    assert not (user_path / "keys.json").exists()
-
-
-@pytest.mark.process
-def test_first_prompts_of_several_processes_use_one_session(server: ChatUI) -> None:
-    run("logs", "status")
-    server.faults["POST", "/conversation"] = [Fault(delay=0.3)] * 3
-    command = [sys.executable, "-m", "llm", "-m", "hf-llama", "hello"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-    shown = [process.communicate(timeout=60)[0] for process in processes]
-    assert shown == [b"You said: hello\n"] * 3
-    assert len({conversation.session for conversation in server.conversations.values()}) == 1
-    run("-c", "two")
-    assert len(server.conversations) == 3

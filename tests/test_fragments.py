@@ -127,14 +127,6 @@ def test_what_is_not_there_is_told(server: ChatUI, name: str, says: str) -> None
     assert sends(server) == []
 
 
-def test_conversation_without_an_answer_is_refused(server: ChatUI) -> None:
-    ask_sync("hi")
-    mine = only_conversation(server)
-    empty = server.add_conversation(mine.session, "omni", "")
-    said = failure("-m", "hf-llama", "-f", f"huggingchat:{empty.id}", "Why?")
-    assert "no answer yet" in said
-
-
 def test_conversation_behind_a_login_wants_one(server: ChatUI) -> None:
     id = answered(server)
     server.login_required = True
@@ -146,13 +138,6 @@ def test_conversation_without_a_network(server: ChatUI, quick: None) -> None:
     server.down()
     said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
     assert "No connection to 127.0.0.1" in said
-
-
-def test_loader_explains_itself(server: ChatUI) -> None:
-    shown = run("fragments", "loaders").stdout
-    assert "huggingchat:\n" in shown
-    assert "llm -f huggingchat:https://" in shown
-    assert "\b" not in shown
 
 
 def test_ctrl_c_while_loading(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import pytest
 from chat_ui import ChatUI
 from helpers import (
     ask_async,
-    ask_sync,
     failure,
     logged,
     only_conversation,
@@ -190,21 +189,6 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
     assert [content for _, _, content in second.files] == [b"Rex is four"]
 
 
-def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI) -> None:
-    page = '<artifact identifier="a" type="html">\n<p>\n</artifact>'
-
-    def keep(text: str) -> str:
-        return text
-
-    (made,) = ask_sync(says(call("keep", text=page)), tools=[keep]).tool_calls()
-    assert made.arguments == {"text": page}
-
-
-def test_text_about_calls_is_text_where_there_are_no_tools(server: ChatUI) -> None:
-    text = f"Write {call('add', a=1)} to call."
-    assert run("-m", "hf-llama", says(text)).stdout == f"{text}\n"
-
-
 # --- calls that fail ------------------------------------------------------------------
 
 
@@ -225,15 +209,6 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI, broken: str) -> N
     assert error.startswith("<tool_response>")
     assert '"error": ' in error
     assert result == answered("place_of", "Rex's place")
-
-
-def test_unknown_tool_and_wrong_arguments_go_back_to_the_model(server: ChatUI) -> None:
-    tools = Counted()
-    prompt = says(call("fly", to="Paris") + call("place_of", cat="Rex"), "So be it.")
-    assert texts(chain_async(prompt, tools=[tools.place_of]))[-1] == "So be it."
-    _, results = questions(server)
-    assert 'Error: tool \\"fly\\" does not exist' in results
-    assert "unexpected keyword argument 'cat'" in results
 
 
 @pytest.mark.usefixtures("quick")
@@ -323,12 +298,6 @@ def test_retried_answer_may_call_tools(server: ChatUI) -> None:
     conversation.chain(None, options={"retry": True}).text()
     assert tools.calls == [("place_of", "Rex")]
     assert questions(server) == [prompt, answered("place_of", "Rex's place")]
-
-
-def test_retry_refuses_other_tools(server: ChatUI) -> None:
-    run("-m", "hf-llama", "Hello")
-    assert "--functions" in failure("-c", "", "-o", "retry", "true", "--functions", ADD)
-    assert len(sends(server)) == 1
 
 
 def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import errno
 import gzip
 import itertools
 import json
 import logging
-import os
 import pathlib
 import re
 import socketserver
@@ -23,7 +21,6 @@ import click.testing
 import llm
 import llm.cli
 import pytest
-import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault, Request
 from helpers import (
     COOKIES,
@@ -34,7 +31,6 @@ from helpers import (
     ask_sync,
     both,
     failure,
-    host,
     kept_files,
     keys,
     make_logs,
@@ -107,15 +103,6 @@ def test_redirects_are_not_followed(server: ChatUI, method: str, path: str, stat
         server.faults[method, path] = [Fault(status=status, headers=location)] * 9
         with pytest.raises(llm.ModelError):
             ask_sync("hello", key=COOKIES, web_search=True)
-        assert other.connections == 0
-
-
-def test_token_does_not_follow_a_login_to_another_origin(guarded: ChatUI) -> None:
-    with ChatUI() as other:
-        guarded.tokens[TOKEN] = "ann"
-        guarded.login_wants = f"{other.url}/login/callback"
-        with pytest.raises(llm.ModelError):
-            ask_sync("hello", key=f"token={TOKEN}")
         assert other.connections == 0
 
 
@@ -257,18 +244,6 @@ def raw() -> Iterator[tuple[int, list[bytes]]]:
 ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
 
 
-@pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
-def test_attachment_comes_over_http_alone(
-    server: ChatUI, raw: tuple[int, list[bytes]], address: str
-) -> None:
-    port, heard = raw
-    attachment = llm.Attachment(type="text/plain", url=address.format(port))
-    with pytest.raises(llm.ModelError, match="http"):
-        ask_sync("hello", attachments=[attachment])
-    assert heard == []
-    assert server.log == []
-
-
 @pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
 def test_attachment_is_not_redirected_to_another_protocol(
     server: ChatUI, raw: tuple[int, list[bytes]], address: str
@@ -281,20 +256,6 @@ def test_attachment_is_not_redirected_to_another_protocol(
         ask_sync("hello", attachments=[attachment])
     assert heard == []
     assert server.conversations == {}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
-@pytest.mark.parametrize("type", ["text/plain", "audio/wav"])
-@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
-def test_attachment_that_is_no_file_is_not_waited_for(
-    server: ChatUI, type: str, kind: str, tmp_path: pathlib.Path
-) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    path = {"pipe": str(pipe), "device": "/dev/zero", "directory": str(tmp_path)}[kind]
-    with soon(), pytest.raises(llm.ModelError, match="cannot be read"):
-        ask_sync("hello", attachments=[llm.Attachment(type=type, path=path)])
-    assert server.log == []
 
 
 @pytest.mark.parametrize(
@@ -331,29 +292,6 @@ writing = pytest.mark.parametrize(
 
 
 @writing
-def test_link_stays_a_link_and_modes_stay_modes(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    real, link, other = tmp_path / "real", tmp_path / "link", tmp_path / "other"
-    link.symlink_to("real")
-    for _ in range(2):  # nothing is there at first
-        run(*command, "-o", str(link), input="y\n")
-        assert link.is_symlink()
-        assert real.read_bytes() == content
-        real.write_text("mine")
-    real.chmod(0o664)
-    umask = os.umask(0o027)
-    try:
-        run(*command, "-o", str(real), input="y\n")
-        run(*command, "-o", str(other))
-    finally:
-        os.umask(umask)
-    assert real.read_bytes() == other.read_bytes() == content
-    assert [path.stat().st_mode & 0o777 for path in (real, other)] == [0o664, 0o640]
-
-
-@writing
 def test_dash_is_standard_output(
     server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
 ) -> None:
@@ -361,40 +299,6 @@ def test_dash_is_standard_output(
     monkeypatch.chdir(tmp_path)
     assert run(*command, "-o", "-").stdout_bytes == content
     assert list(tmp_path.glob("-*")) == []
-
-
-@writing
-def test_pipe_gets_what_is_written(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    pipe, read = tmp_path / "pipe", list[bytes]()
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
-    reader.start()
-    run(*command, "-o", str(pipe), input="")  # there is nothing to overwrite
-    assert pipe.is_fifo()
-    reader.join(5)
-    assert read == [content]
-
-
-@writing
-def test_file_that_cannot_be_written_whole_stays_as_it_was(
-    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
-) -> None:
-    command, _ = writing(server)
-    file = tmp_path / "folder" / "file"
-    file.parent.mkdir()
-    file.write_text("mine")
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.replace", full)
-    shown = run(*command, "-o", str(file), input="y\n", status=1)
-    assert "Error: No space left on device" in shown.stderr
-    assert [path.name for path in file.parent.iterdir()] == ["file"]
-    assert file.read_text() == "mine"
 
 
 OUTPUT = "GET", "/conversation/*/output/*"
@@ -433,29 +337,6 @@ def test_file_whose_download_broke_is_whole(server: ChatUI, tmp_path: pathlib.Pa
 # --- files of llm ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"null",
-        b'{"servers": 1}',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"servers": {"URL": {"time": "soon", "models": [1, {"id": 2}]}}}',
-        b'{"servers": {"URL": {"time": 1e999, "models": []}}}',
-        b'{"servers": {"URL": {"time": NaN, "models": [{"id": "a/b"}]}}}',
-    ],
-)
-def test_broken_cache_is_mended(server: ChatUI, user_path: pathlib.Path, content: bytes) -> None:
-    cache = user_path / "huggingchat_models.json"
-    cache.write_bytes(content.replace(b"URL", server.url.encode()))
-    shown = run("-m", "hf-llama", "hello")
-    assert (shown.stdout, shown.stderr) == ("You said: hello\n", "")
-    run("huggingchat", "refresh")
-    assert "servers" in json.loads(cache.read_text())
-
-
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000, b"[]", b"5", b"null"])
 def test_broken_key_store_is_told_and_left_alone(
     server: ChatUI, user_path: pathlib.Path, content: bytes
@@ -466,35 +347,6 @@ def test_broken_key_store_is_told_and_left_alone(
     assert run("huggingchat", "status", status=1).stderr == said
     assert (user_path / "keys.json").read_bytes() == content
     assert server.log == []
-
-
-def test_key_store_that_is_a_link_stays_one(server: ChatUI, user_path: pathlib.Path) -> None:
-    real = user_path.parent / "dotfiles"
-    real.mkdir()
-    (real / "keys").write_text('{"openai": "sk-mine"}')
-    (user_path / "keys.json").symlink_to(real / "keys")
-    run("-m", "hf-llama", "hello")  # it keeps an anonymous session
-    assert (user_path / "keys.json").is_symlink()
-    kept = json.loads((real / "keys").read_text())
-    assert kept["openai"] == "sk-mine"
-    assert f"huggingchat:{host(server)}" in kept
-    assert [path.name for path in real.iterdir()] == ["keys"]
-
-
-@pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
-def test_logs_that_hold_what_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
-    id = stored_conversation(server).id
-    make_logs()
-    db = sqlite_utils.Database(llm.user_dir() / "logs.db")
-    odd = f'{{"huggingchat": {value}}}'
-    db.execute("update parts set payload = replace(payload, '\"chat-ui\"', ?)", [odd])
-    db.conn.commit()
-    assert db.execute("select count(*) from parts where not json_valid(payload)").fetchone()[0]
-    db.close()
-    assert id in run("huggingchat", "open", "--print").stdout
-    assert f"{id} *" in run("huggingchat", "conversations").stdout
-    assert " 0 turns added" in run("huggingchat", "import", id).stdout
 
 
 # --- a hostile server -----------------------------------------------------------------
@@ -561,12 +413,6 @@ def test_stream_without_end_is_given_up(server: ChatUI, what: str) -> None:
     with pytest.raises(llm.ModelError, match="sent a line of more than"):
         ask_sync("hello")
     assert len(sends(server)) == 1
-
-
-def test_log_without_end_is_given_up(server: ChatUI) -> None:
-    server.faults["GET", "/conversation/*/stream"] = [Fault(flood=JUNK)] * 9
-    with pytest.raises(llm.ModelError, match="sent a line of more than"):
-        ask_sync("one two three [[cut=2]]")
 
 
 def test_little_that_becomes_very_much_is_given_up(server: ChatUI) -> None:

@@ -185,10 +185,6 @@ def test_nothing_waits_after_the_final_answer(
     assert list(server.runs.values()) == ["running"] or "hold" in words
 
 
-def test_title_that_comes_first_is_kept(server: ChatUI) -> None:
-    assert described(ask_sync("[[title=A poem]] [[title_first]]"))["title"] == "A poem"
-
-
 def test_router_says_who_answered(server: ChatUI) -> None:
     response = ask_async("hello", model="hf-omni", system="Be brief")
     found = described(response)
@@ -240,11 +236,6 @@ def test_reasoning_is_shown_on_standard_error_and_logged_apart(server: ChatUI) -
     assert THOUGHTS in str(entry["reasoning"])
     hidden = run("-m", "hf-llama", "-R", "[[reason]]")
     assert (hidden.stdout, hidden.stderr) == ("You said: [[reason]]\n", "")
-
-
-def test_words_that_only_look_like_tags_stay(server: ChatUI) -> None:
-    prompt = "a <think> b </think> c <thin"
-    assert ask_sync(prompt).text() == f"You said: {prompt}"
 
 
 # --- odd streams ----------------------------------------------------------------------
@@ -404,16 +395,6 @@ def test_model_that_is_gone_is_told(server: ChatUI) -> None:
     assert "llm huggingchat refresh" in failure("-m", "hf-llama", "three")
 
 
-def test_last_line_of_a_stream_needs_no_end(server: ChatUI) -> None:
-    body = b'{"type":"status","status":"started"}\n'
-    body += b'{"type":"status","status":"error","message":"full"}'
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    with pytest.raises(llm.ModelError, match="failed: full"):
-        ask_sync("hello")
-
-
 # --- notes ----------------------------------------------------------------------------
 
 BREAKS_OFF = "[[tokens=9]] [[die=3]]"
@@ -499,11 +480,6 @@ def test_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: 
     check_told(said)
 
 
-def test_server_that_is_no_chat_ui_is_told(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url.removesuffix("/chat") + "/other")
-    assert "LLM_HUGGINGCHAT_URL" in failure("-m", "hf-llama", "hello")
-
-
 @pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
 def test_this_machine_is_asked_without_a_proxy(
     server: ChatUI, name: str, monkeypatch: pytest.MonkeyPatch
@@ -554,12 +530,6 @@ def test_cookies_that_do_not_let_in_are_told(guarded: ChatUI, key: str, says: st
     for secret in (SESSION, TOKEN, "stale", "no cookie\n"):
         assert secret not in said
     assert not sends(guarded)
-
-
-def test_error_without_a_key_says_how_to_set_one(guarded: ChatUI) -> None:
-    said = failure("-m", "hf-llama", "hello")
-    assert "there is no key" in said
-    assert f"llm keys set huggingchat:{host(guarded)}" in said
 
 
 def test_service_wants_a_key_before_anything_is_asked() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pathlib
 import signal
@@ -143,60 +142,13 @@ def test_logs_show_the_words_and_later_turns_know_them(
     assert len(heard(server)) == 1
 
 
-def test_whole_history_has_what_was_said(server: ChatUI, folder: pathlib.Path) -> None:
-    run("-m", "hf-llama", "first", "-a", str(folder / "memo.mp3"))
-    server.conversations.clear()
-    (folder / "milk.mp3").write_bytes(recording("and milk"))
-    run("-c", "second", "-a", str(folder / "milk.mp3"))
-    assert sent(server).startswith(f"[Earlier messages]\n\nUser: first\n{BUY}\n\nAssistant: ")
-    assert "transcribe" not in sent(server)
-    new = "[Transcript of milk.mp3]\nand milk\n[End of the transcript]\n\nsecond"
-    assert sent(server).endswith(f"[End of the earlier messages]\n\n{new}")
-    assert len(heard(server)) == 2
-
-
 @pytest.mark.usefixtures("quick")
 def test_message_is_sent_again_with_the_same_words(server: ChatUI) -> None:
     ask_sync("hi [[drop=before*2]]", attachments=[memo()])
     assert [sent(server).count("Buy brød"), len(sends(server)), len(heard(server))] == [1, 3, 1]
 
 
-def test_recording_of_a_local_tool(server: ChatUI) -> None:
-    def record() -> llm.ToolOutput:
-        """Record what is said."""
-        return llm.ToolOutput(output="done", attachments=[memo()])
-
-    call = '<tool_call>{"name": "record", "arguments": {}}</tool_call>'
-    conversation = llm.get_model("hf-llama").conversation()
-    chain = conversation.chain(f"[[say]]{call}[[/say]] [[say]]heard[[/say]]", tools=[record])
-    assert chain.text() == "heard"
-    assert "<tool_response>" in sent(server)
-    assert "Buy brød" in sent(server)
-    server.conversations.clear()
-    conversation.prompt("And now?").text()
-    assert "[Earlier messages]" in sent(server)
-    assert "Buy brød" in sent(server)
-    assert len(heard(server)) == 1
-
-
 # --- kinds of recordings, and where they come from ------------------------------------
-
-
-@pytest.mark.parametrize("way", ["path", "content"])
-def test_kinds_of_recordings(server: ChatUI, folder: pathlib.Path, way: str) -> None:
-    paths = [folder / name for name in KINDS]
-    if way == "path":
-        run("-m", "hf-llama", "hi", *(word for path in paths for word in ("-a", str(path))))
-    else:
-        ask_sync("hi", attachments=[llm.Attachment(content=path.read_bytes()) for path in paths])
-    types = {request.body: request.headers["content-type"] for request in heard(server)}
-    assert types == {path.read_bytes(): KINDS[path.name][1] for path in paths}
-    assert sent(server).count("[Transcript of ") == len(KINDS)
-
-
-def test_recording_from_standard_input(server: ChatUI) -> None:
-    run("-m", "hf-llama", "hi", "-a", "-", input=recording())
-    assert sent(server) == f"{BUY.replace('memo', 'attachment')}\n\nhi"
 
 
 @pytest.mark.parametrize("type", ["audio/mpeg", "application/octet-stream"])
@@ -355,22 +307,6 @@ def test_ctrl_c_while_transcribing(
         run("-m", "hf-llama", "hi", "-a", str(tmp_path / "memo.mp3"), *way, status=1)
     terminal.join()
     signal.signal(signal.SIGINT, before)
-    wait_for(lambda: server.open_connections == 0)
-    assert not server.conversations
-
-
-def test_cancelled_task_leaves_no_connection(server: ChatUI) -> None:
-    async def cancelled() -> None:
-        recorded = memo(ID3 + b"[[wait=600]]")
-        prompt = llm.get_async_model("hf-llama").prompt("hi", attachments=[recorded])
-        task = asyncio.ensure_future(prompt.text())
-        await asyncio.to_thread(wait_for, lambda: heard(server))
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    with soon():
-        asyncio.run(cancelled())
     wait_for(lambda: server.open_connections == 0)
     assert not server.conversations
 

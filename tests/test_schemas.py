@@ -108,23 +108,6 @@ def test_document_comes_whole_over_a_broken_connection(server: ChatUI, fault: st
     assert len(sends(server)) == 1
 
 
-@pytest.mark.parametrize("model", ["hf-deepseek", "hf-llama"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        '<artifact name="lib" type="jar"/>',
-        '<artifact identifier="a" type="html"><p></artifact>',
-        '<tool_call>{"name": "a", "arguments": {}}</tool_call>',
-        "<think>hm</think>",
-    ],
-)
-def test_tags_in_a_string_of_a_document_stay(server: ChatUI, model: str, text: str) -> None:
-    document = json.dumps({"xml": text})
-    said = run("-m", model, "--schema", "xml str", says(f"Here: {document}")).stdout
-    assert json.loads(said) == {"xml": text}
-    assert len(sends(server)) == 1
-
-
 # --- answers that do not fit ----------------------------------------------------------
 
 
@@ -174,22 +157,7 @@ def test_reasoning_stays_apart_also_when_repaired(server: ChatUI) -> None:
     assert reasoning(response) == "OneTwo"
 
 
-def test_repair_sends_no_attachment_again(server: ChatUI) -> None:
-    note = llm.Attachment(type="text/plain", content=b"Rex is four")
-    ask_sync(says(WRONG, REX), schema=DOG, attachments=[note])
-    assert [len(request.files) for request in sends(server)] == [1, 0]
-
-
 # --- how the model is told ------------------------------------------------------------
-
-
-def test_schema_is_in_the_system_prompt_of_a_first_turn(server: ChatUI) -> None:
-    response = ask_sync(says(REX), schema=DOG, system="Be brief")
-    preprompt = only_conversation(server).preprompt
-    assert preprompt.startswith("Be brief\n\n")
-    assert json.dumps(DOG) in preprompt
-    assert questions(server) == [says(REX)]
-    assert "schema" not in described(response)
 
 
 def test_schema_of_a_later_turn_is_in_its_message(server: ChatUI) -> None:
@@ -221,12 +189,6 @@ def test_retry_keeps_the_schema_of_the_question(server: ChatUI) -> None:
     asks(says(f"Sure: {REX}"))
     assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
     assert len(questions(server)) == 1
-
-
-def test_retry_refuses_a_system_prompt(server: ChatUI) -> None:
-    run("-m", "hf-llama", "Hello")
-    assert "system prompt" in failure("-c", "", "-o", "retry", "true", "-s", "Be brief")
-    assert len(sends(server)) == 1
 
 
 # --- what is refused ------------------------------------------------------------------

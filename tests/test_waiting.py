@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import re
 import subprocess
 import sys
@@ -106,16 +105,6 @@ async def test_prompts_at_once_are_all_answered_and_each_pause_is_told_once(
     assert 1 <= caplog.text.count("asks for a pause; waiting") <= 2
 
 
-def test_threads_at_once_are_all_answered(busy: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "rate_window", 0.6)
-    busy.messages_per_minute, busy.minute = 3, 0.6
-    model = llm.get_model("hf-llama")
-    with concurrent.futures.ThreadPoolExecutor(5) as threads:
-        answers = threads.map(lambda n: model.prompt(f"number {n}").text(), range(5))
-        assert list(answers) == [f"You said: number {n}" for n in range(5)]
-    each_sent_once(busy, 5)
-
-
 async def test_threads_and_loops_share_the_pause_of_one_server(
     busy: ChatUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,14 +123,6 @@ async def test_threads_and_loops_share_the_pause_of_one_server(
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
         assert (await asyncio.to_thread(ask_sync, "two")).text() == "You said: two"
     waiting.cancel()
-
-
-def test_loop_of_commands_takes_its_time(busy: ChatUI) -> None:
-    refuse(busy, False, True, False, True, True)
-    for n in range(3):
-        assert run("-m", "hf-llama", f"number {n}").stdout == f"You said: number {n}\n"
-    each_sent_once(busy, 3)
-    assert len(sends(busy)) == 6
 
 
 def test_wait_is_told_once_on_the_command_line(busy: ChatUI) -> None:
@@ -187,12 +168,6 @@ def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> N
     assert len(sends(busy)) == 3
     assert TOO_LONG
     assert TOO_MANY
-
-
-def test_429_of_the_model_itself_is_an_error(busy: ChatUI) -> None:
-    with pytest.raises(llm.ModelError, match="failed \\(HTTP 429\\)"):
-        ask_async("hello [[err=429]]")
-    assert len(sends(busy)) == 1
 
 
 async def test_task_that_is_cancelled_while_it_waits_lets_the_next_turn_go(
@@ -297,17 +272,6 @@ def test_log_that_is_not_there_ends_the_wait(
     first = ask_sync(f"one [[store={NEVER}]] [[log_status=404]]")
     with soon():
         assert ask_sync("two", after=first).text() == "You said: two"
-
-
-async def test_replies_at_once_lose_nothing(server: ChatUI) -> None:
-    first = llm.get_async_model("hf-llama").prompt("one")
-    await first
-    names = [f"{name} [[tokens=5]]" for name in ("left", "right", "up")]
-    replies = [await first.reply(name) for name in names]
-    await asyncio.gather(*(reply.text() for reply in replies))
-    id = only_conversation(server).id
-    await asyncio.to_thread(server.messages, id)
-    assert tree(server, id) == {"one": {name: {} for name in names}}
 
 
 def test_two_threads_in_one_conversation_send_one_after_the_other(server: ChatUI) -> None:
