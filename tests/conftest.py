@@ -106,6 +106,7 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+    monkeypatch.setattr(llm_huggingchat.limits, "look_again", 0.02)
 
 
 @pytest.fixture

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
 import pty
-import subprocess
 import sys
 
+import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
 from helpers import run
-
-import llm_huggingchat
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -46,7 +43,7 @@ def test_json_is_everything_that_the_server_has(logged_in: ChatUI) -> None:
 
 
 def test_export_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
-    logged_in.store_delay = 0.5
+    logged_in.store_delay = 0.2
     run("-m", "hf-llama", "first")
     for format in ("markdown", "json"):
         run("-c", f"next for {format}")
@@ -87,17 +84,11 @@ def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI
     spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", "huggingchat", "export", id]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux: the other end is closed
-            while piece := os.read(ours, 10_000):
-                shown += piece
-        os.close(ours)
-    assert process.returncode == 0
-    text = shown.decode().replace("\r\n", "\n")  # as a terminal ends its lines
+    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", screen)
+        llm.cli.cli(["huggingchat", "export", id], standalone_mode=False)
+        text = os.read(ours, 10_000).decode().replace("\r\n", "\n")  # as a terminal ends lines
+    os.close(ours)
     assert f"safeEVIL]0;x {spelt}\n" in text
     assert all(char in "\n\t\u200c\u200d" or char.isprintable() for char in text.expandtabs())
     assert "\x1b]0;x\x07" in command("export", id).stdout  # in a pipe it is as it is

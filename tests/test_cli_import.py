@@ -13,7 +13,7 @@ from chat_ui import ChatUI, Fault
 from cli import LLAMA, Web, ask, command, refused, thread_of
 from helpers import logged, only_conversation, run, wait_for
 from llm.logs import LogStore
-from llm.parts import Message, assistant, user
+from llm.parts import Message
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -102,27 +102,6 @@ def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
     assert "0 turns added" in command("import", "--all", "--branches").stdout
 
 
-def test_import_again_adds_to_a_thread_with_a_system_prompt(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    id = web.begin("one", preprompt="Be brief.")
-    thread = thread_of(command("import", id))
-    web.say(id, "two")
-    result = command("import", id)
-    assert "1 turn added" in result.stdout
-    assert thread_of(result) == thread
-    assert "0 turns added" in command("import", id).stdout
-    assert [(m.role, said(m)) for m in store().thread_messages(thread)] == [
-        ("system", "Be brief."),
-        ("user", "one"),
-        ("assistant", "You said: one"),
-        ("user", "two"),
-        ("assistant", "You said: two"),
-    ]
-    ask("-c", "three")
-    assert len(logged_in.messages(id)) == 7
-    assert len(logged_in.conversations) == 1
-
-
 def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> None:
     ask("-m", "hf-llama", "one")
     thread = logged()[0]["conversation_id"]
@@ -151,17 +130,6 @@ def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI) -
     assert [row["prompt"] for row in logged()] == ["one [[nofetch]]", "two"]
 
 
-def test_import_leaves_the_end_of_a_thread_that_went_on_elsewhere(logged_in: ChatUI) -> None:
-    """The thread was continued with another provider's model."""
-    ask("-m", "hf-llama", "one")
-    thread = logged()[0]["conversation_id"]
-    tip = store().append(thread, [user("elsewhere"), assistant("yes")])
-    id = only_conversation(logged_in).id
-    Web(logged_in).say(id, "two")
-    assert thread_of(command("import", id)) != thread
-    assert store().thread_tip(thread) == tip
-
-
 def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
     id = bob.begin("[[title=Bob's]] his question")
@@ -183,13 +151,14 @@ def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     (row,) = logged()
     (attachment,) = row["attachments"]
     assert attachment["type"] == "text/plain"
+    assert not any("/output/" in request.path for request in logged_in.log)
     page = f"{logged_in.url}/conversation/{id}/output/"
     assert attachment["url"].startswith(page)
     assert page in row["response"]  # the picture in the answer
 
 
 def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
-    logged_in.store_delay = 0.5
+    logged_in.store_delay = 0.2
     for number in range(3):
         ask("-m", "hf-llama", f"question {number}", "-n")
         (id,) = (c.id for c in logged_in.conversations.values() if c.title == f"question {number}")
@@ -290,7 +259,7 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
     }
 
 
-@pytest.mark.parametrize("messages", [5, None, "text", [5], [{}], [{"id": "a/b"}]])
+@pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
 @pytest.mark.parametrize("words", ["import", "export", "artifacts"])
 def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object, words: str) -> None:
     id = stored(logged_in, messages=messages)

@@ -14,7 +14,6 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
-    LLAMA,
     NEVER,
     QWEN,
     TurnRequest,
@@ -32,7 +31,6 @@ from helpers import (
     seen,
     sends,
     soon,
-    stored,
     tree,
     use,
     wait_for,
@@ -110,16 +108,6 @@ def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI) -> 
         assert answer.result().text() == "You said: two"
 
 
-def test_later_uploads_do_not_grow_with_the_conversation(server: ChatUI) -> None:
-    conversation = llm.get_model("hf-llama").conversation()
-    for number in range(20):
-        assert conversation.prompt(f"turn {number:02}").text() == f"You said: turn {number:02}"
-    sizes = {len(request.body) for request in sends(server)[1:]}
-    assert len(sizes) == 1
-    assert len(server.messages(only_conversation(server).id)) == 41
-    assert [method for method, path in calls(server) if path == "/conversation"] == ["POST"]
-
-
 def test_chat_keeps_its_connections(server: ChatUI) -> None:
     shown = run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
     assert "You said: four" in shown.stdout
@@ -151,14 +139,6 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
     run("-c", "--async", "four")
     line: dict[str, Any] = {"one": {"two": {"three": {"four": {}}}}}
     assert [tree(server, id) for id in server.conversations] == [line, line]
-
-
-def test_response_survives_being_stored_as_json(server: ChatUI) -> None:
-    saved = json.dumps(ask_sync("one [[reason]]").to_dict())
-    response = llm.Response.from_dict(json.loads(saved))
-    assert response.text() == "You said: one [[reason]]"
-    ask_sync("two", after=response)
-    assert tree(server, only_conversation(server).id) == {"one [[reason]]": {"two": {}}}
 
 
 # --- branches -------------------------------------------------------------------------
@@ -213,20 +193,6 @@ def test_answer_whose_id_cannot_be_had_is_given_and_found_next_time(
     assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
 
 
-async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) -> None:
-    first = llm.get_async_model("hf-llama").prompt("one")
-    await first
-    left = await first.reply("left [[nofetch]]")
-    await left
-    only_conversation(server).words.clear()
-    await (await first.reply("right")).text()
-    await (await left.reply("on")).text()
-    await asyncio.to_thread(server.messages, only_conversation(server).id)
-    assert tree(server, only_conversation(server).id) == {
-        "one": {"left [[nofetch]]": {"on": {}}, "right": {}}
-    }
-
-
 async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(server: ChatUI) -> None:
     server.latency = 0.15
     model = llm.get_async_model("hf-llama")
@@ -252,26 +218,6 @@ def test_another_model_takes_the_conversation_over(server: ChatUI) -> None:
     ]
     assert conversation.model == second.resolved_model == QWEN
     assert tree(server, conversation.id) == {"one": {"two": {}}}
-
-
-def test_change_of_the_model_that_meets_a_fault_is_tried_again(server: ChatUI) -> None:
-    first = ask_async("one")
-    server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
-    ask_async("two", after=first, model="hf-qwen")
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-    assert only_conversation(server).model == QWEN
-
-
-async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
-    """What counts is the conversation's model now, not that of the answer to continue after."""
-    llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
-    first = llama.prompt("one")
-    await first
-    other = llm.AsyncResponse.from_dict((await first.to_sync_response()).to_dict(), model=qwen)
-    await (await other.reply("two")).text()
-    assert only_conversation(server).model == QWEN
-    await (await first.reply("three")).text()
-    assert only_conversation(server).model == LLAMA
 
 
 def test_model_that_was_chosen_on_the_web_page_is_told(
@@ -303,27 +249,6 @@ def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
         assert carried.count(piece) == 1
     assert "one" not in carried
     assert messages[4] == ("user", "[[history]]")
-
-
-def test_history_from_elsewhere_is_carried(server: ChatUI) -> None:
-    history = [
-        llm.system("Be brief"),
-        llm.user("my name is Ann"),
-        llm.assistant("Hello Ann"),
-        llm.user("my dog is Rex"),
-        llm.assistant("Hello Rex"),
-    ]
-    first = ask_sync(messages=[*history, llm.user("who am I?")])
-    ask_sync("and my dog?", after=first)
-    conversation = only_conversation(server)
-    assert conversation.preprompt == "Be brief"
-    question, second = server.messages(conversation.id, "user")
-    order = ["my name is Ann", "Hello Ann", "my dog is Rex", "Hello Rex", "who am I?"]
-    places = [question["content"].index(piece) for piece in order]
-    assert places == sorted(places)
-    assert question["content"].endswith("who am I?")
-    assert "Be brief" not in question["content"]
-    assert second["content"] == "and my dog?"
 
 
 def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
@@ -479,15 +404,6 @@ def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> 
     with pytest.raises(llm.ModelError):
         ask_sync("two")
     assert len(server.conversations) == 2
-
-
-def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
-    first = ask_sync("one")
-    refused = Fault(status=413, body=b"{}", content_type="application/json")
-    server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError):
-        ask_sync("two", after=first)
-    assert stored(server) == ["one", "You said: one"]
 
 
 # --- another answer -------------------------------------------------------------------

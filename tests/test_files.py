@@ -5,24 +5,19 @@ from __future__ import annotations
 import http.server
 import json
 import pathlib
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import llm
 import pytest
-from chat_ui import PICTURE, ChatUI, Fault
+from chat_ui import PICTURE, ChatUI
 from helpers import (
     TurnRequest,
-    ask_async,
     ask_sync,
     both,
-    failure,
-    only_conversation,
     run,
     sends,
-    tree,
 )
 
 TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
@@ -131,20 +126,6 @@ def test_attachment_from_standard_input(server: ChatUI) -> None:
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-def test_attachment_needs_no_words(server: ChatUI) -> None:
-    first = ask_async(attachments=[llm.Attachment(type="text/plain", content=b"Rex is a dog")])
-    (request,) = sends(server)
-    assert "inputs" not in (request.data or {"inputs": ""})
-    assert "Rex is a dog" in first.text()
-    ask_async("two", after=first)
-    assert tree(server, only_conversation(server).id) == {"": {"two": {}}}
-
-
-def test_fragments_in_chat(server: ChatUI, folder: pathlib.Path) -> None:
-    words = f"!fragment {folder / 'notes.txt'}\n[[history]]\nquit\n"
-    assert run("chat", "-m", "hf-llama", input=words).stdout.count("Rex is a dog") >= 2
-
-
 # What makes chat-ui take a file for something that is no text, and drop it in silence.
 MAGIC = (b"BM", b"ID3", b"MZ", b"solid ", b"%!PS", b"GIF89a", b"{\\rtf", b"\xff\xfe", b"\xfe\xff")
 
@@ -164,22 +145,6 @@ def test_file_of_more_than_ten_megabytes_is_refused(
     }[source]
     with pytest.raises(llm.ModelError, match="10 MB"):
         ask_sync("hello", attachments=[large])
-    assert server.log == []
-
-
-def test_image_for_a_model_that_does_not_see_is_refused(
-    server: ChatUI, folder: pathlib.Path, web: str
-) -> None:
-    for picture in (
-        llm.Attachment(path=str(folder / "picture.png")),
-        llm.Attachment(content=PICTURE),
-        llm.Attachment(url=f"{web}/picture.png"),
-    ):
-        with pytest.raises((llm.ModelError, ValueError), match="huggingchat/omni"):
-            ask_async("hello", attachments=[picture])
-    said = failure("-m", "hf-gpt-oss", "hello", "-a", str(folder / "picture.png"))
-    assert "picture.png" in said
-    assert "huggingchat/omni" in said
     assert server.log == []
 
 
@@ -209,19 +174,6 @@ def test_attachment_that_the_web_does_not_have_is_refused(
     with pytest.raises(llm.ModelError):
         ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
     assert server.log == []
-
-
-TOO_LARGE = Fault(
-    status=413, body=b'{"message":"An error occurred"}', content_type="application/json"
-)
-
-
-def test_message_whose_files_are_too_large_says_so(server: ChatUI, folder: pathlib.Path) -> None:
-    server.faults["POST", "/conversation/?*"] = [TOO_LARGE] * 9
-    said = failure("-m", "hf-llama", "hi", "-a", str(folder / "notes.txt"))
-    assert "too large" in said
-    assert "file" in said
-    assert re.search(r"\d+ Mi?B", said)
 
 
 # --- files in answers -----------------------------------------------------------------

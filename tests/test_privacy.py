@@ -32,7 +32,6 @@ from helpers import (
     both,
     failure,
     kept_files,
-    keys,
     make_logs,
     only_conversation,
     run,
@@ -96,34 +95,13 @@ def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: TurnRequest) -> None:
     ("method", "path"),
     [("POST", "/conversation"), ("POST", "/conversation/*"), ("GET", "/api/mcp/servers")],
 )
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_not_followed(server: ChatUI, method: str, path: str, status: int) -> None:
+def test_redirects_are_not_followed(server: ChatUI, method: str, path: str) -> None:
     with ChatUI() as other:
         location = (("location", f"{other.url}/conversation"),)
-        server.faults[method, path] = [Fault(status=status, headers=location)] * 9
+        server.faults[method, path] = [Fault(status=307, headers=location)] * 9
         with pytest.raises(llm.ModelError):
             ask_sync("hello", key=COOKIES, web_search=True)
         assert other.connections == 0
-
-
-def test_cookies_set_by_the_server_are_not_taken(server: ChatUI) -> None:
-    header = (("set-cookie", "hf-chat=new; Path=/"), ("set-cookie", "evil=1; Path=/"))
-    server.faults["POST", "/conversation"] = [Fault(status=502, headers=header)]
-    conversation = llm.get_model("hf-llama").conversation()
-    conversation.prompt("one", key=COOKIES).text()
-    conversation.prompt("two", key=COOKIES).text()
-    sent = [request.cookies for request in server.log if request.cookies]
-    assert all(cookies == {"hf-chat": SESSION, "token": TOKEN} for cookies in sent)
-
-
-def test_worthless_session_is_not_kept(guarded: ChatUI) -> None:
-    for _ in range(2):
-        failure("-m", "hf-llama", "hello")
-    assert keys() == {}
-    use(guarded, f"hf-chat={SESSION}")
-    before = keys()
-    failure("-m", "hf-llama", "hello")
-    assert keys() == before
 
 
 def test_key_of_one_server_is_not_sent_to_another(
@@ -165,20 +143,15 @@ SECRET = "sesame-sesame"
     "url",
     [
         f"https://ann:{SECRET}@mcp.example/x",
-        f"https://{SECRET}@mcp.example/x",
         f"http://mcp.example/x?key={SECRET}#{SECRET}",
-        f"ann:{SECRET}@mcp.example/x",
-        f"https:ann:{SECRET}@mcp.example/x",
         f"https://[{SECRET}",
         "https://$LOGIN@mcp.example/x",
-        "https://$HOST/x",
     ],
 )
 def test_name_and_password_in_an_address_are_refused_unseen(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
-    monkeypatch.setenv("HOST", f"ann:{SECRET}@mcp.example")
     with pytest.raises(llm.ModelError, match="MCP") as caught:
         ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
     assert "sesame" not in str(caught.value)
@@ -200,12 +173,11 @@ def test_query_of_an_address_is_sent_but_not_logged(
     assert len(sends(server)) == 1
 
 
-@pytest.mark.parametrize("name", ["LLM_HUGGINGCHAT_KEY", "huggingchat", "huggingchat_other"])
 @pytest.mark.parametrize(
-    "tool",
+    ("name", "tool"),
     [
-        'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})',
-        'MCP("https://mcp.example/x?key=$NAME")',
+        ("huggingchat", 'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})'),
+        ("LLM_HUGGINGCHAT_KEY", 'MCP("https://mcp.example/x?key=$NAME")'),
     ],
 )
 def test_cookies_of_the_chat_are_put_into_no_header(
@@ -241,10 +213,7 @@ def raw() -> Iterator[tuple[int, list[bytes]]]:
         thread.join()
 
 
-ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
-
-
-@pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
+@pytest.mark.parametrize("address", ["gopher://127.0.0.1:{}/_chosen", "file:///etc/passwd"])
 def test_attachment_is_not_redirected_to_another_protocol(
     server: ChatUI, raw: tuple[int, list[bytes]], address: str
 ) -> None:
@@ -258,9 +227,7 @@ def test_attachment_is_not_redirected_to_another_protocol(
     assert server.conversations == {}
 
 
-@pytest.mark.parametrize(
-    "type", ["text/plain\r\nX-Evil: 1", "text/plain\r\n\r\nevil", 'text/plain"', "text", "\r\n"]
-)
+@pytest.mark.parametrize("type", ["text/plain\r\nX-Evil: 1", 'text/plain"'])
 def test_type_of_an_attachment_ends_no_header(server: ChatUI, type: str) -> None:
     ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
     (request,) = sends(server)
@@ -304,8 +271,10 @@ def test_dash_is_standard_output(
 OUTPUT = "GET", "/conversation/*/output/*"
 
 
-@pytest.mark.parametrize("output", ["good.png", "-", ""])
-@pytest.mark.parametrize("fault", [Fault(status=500, body=b"broken" * 10_000), Fault(drop=True)])
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [("good.png", Fault(drop=True)), ("-", Fault(status=500, body=b"broken" * 10_000))],
+)
 def test_refused_file_is_written_nowhere(
     server: ChatUI,
     tmp_path: pathlib.Path,
@@ -337,25 +306,12 @@ def test_file_whose_download_broke_is_whole(server: ChatUI, tmp_path: pathlib.Pa
 # --- files of llm ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000, b"[]", b"5", b"null"])
-def test_broken_key_store_is_told_and_left_alone(
-    server: ChatUI, user_path: pathlib.Path, content: bytes
-) -> None:
-    (user_path / "keys.json").write_bytes(content)
-    said = failure("-m", "hf-llama", "hello")
-    assert "keys.json" in said
-    assert run("huggingchat", "status", status=1).stderr == said
-    assert (user_path / "keys.json").read_bytes() == content
-    assert server.log == []
-
-
 # --- a hostile server -----------------------------------------------------------------
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-@pytest.mark.parametrize("name", ["title", "name", "message", "route"])
-def test_words_of_the_server_move_no_cursor(server: ChatUI, name: str) -> None:
+def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     uuid = "11111111-1111-4111-8111-111111111111"
     call = {"type": "tool", "subtype": "call", "uuid": uuid, "call": {"name": evil}}
@@ -388,27 +344,17 @@ FLOODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", FLOODS)
-@pytest.mark.parametrize(
-    ("path", "command"),
-    [
-        ("/api/v2/models", ["refresh"]),
-        ("/api/v2/conversations", ["conversations"]),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_answer_without_end_is_given_up(
-    server: ChatUI, path: str, command: list[str], what: str
-) -> None:
+def test_answer_without_end_is_given_up(server: ChatUI, what: str) -> None:
+    path = "/api/v2/models"
     server.faults["GET", path] = [Fault(**{"content_type": "application/json"} | FLOODS[what])]
-    said = failure("huggingchat", *command)
+    said = failure("huggingchat", "refresh")
     assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
     assert [r.path for r in server.log].count(path) == 1  # it is not asked again
     wait_for(lambda: server.open_connections == 0)
 
 
-@pytest.mark.parametrize("what", ["a line", "an error"])
-def test_stream_without_end_is_given_up(server: ChatUI, what: str) -> None:
-    fault = Fault(**{"content_type": "application/jsonl"} | FLOODS[what])
+def test_stream_without_end_is_given_up(server: ChatUI) -> None:
+    fault = Fault(flood=JUNK, content_type="application/jsonl")
     server.faults["POST", "/conversation/*"] = [fault]
     with pytest.raises(llm.ModelError, match="sent a line of more than"):
         ask_sync("hello")
@@ -419,26 +365,6 @@ def test_little_that_becomes_very_much_is_given_up(server: ChatUI) -> None:
     body, header = gzip.compress(b"[" * 30_000_000, 1), (("content-encoding", "gzip"),)
     server.faults["GET", "/api/v2/models"] = [Fault(status=200, body=body, headers=header)]
     assert "sent more than 8 MB" in failure("huggingchat", "refresh")
-
-
-@pytest.mark.parametrize("id", ["a/b", "../x", "\ud800", "a\n", "", "x" * 300, 5, None])
-def test_ids_that_could_lead_elsewhere_are_refused(server: ChatUI, id: object) -> None:
-    def answers(method: str, path: str, value: object) -> None:
-        body = json.dumps({"json": value} if "/api/" in path else value).encode()
-        fault = Fault(status=200, body=body, content_type="application/json")
-        server.faults[method, path] = [fault]
-
-    root = json.dumps({"json": {"rootMessageId": "root"}})
-    answers("POST", "/conversation", {"conversationId": id, "conversation": root})
-    failure("-m", "hf-llama", "hello", "-n")
-    root = json.dumps({"json": {"rootMessageId": id}})
-    answers("POST", "/conversation", {"conversationId": "c", "conversation": root})
-    failure("-m", "hf-llama", "hello", "-n")
-    assert sends(server) == []
-    run("-m", "hf-llama", "hello", "-n")
-    mine = stored_conversation(server).id
-    answers("POST", "/conversation/*/share", {"shareId": id})
-    failure("huggingchat", "share", mine)
 
 
 def run_anyhow(*arguments: str) -> str:
@@ -489,7 +415,7 @@ COMMANDS = [
 ]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(path=st.lists(st.integers(0, 20), max_size=5), new=ODD, first=st.integers(0, 3))
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_whatever_the_server_answers(

@@ -18,7 +18,6 @@ from helpers import (
     failure,
     logged,
     only_conversation,
-    reasoning,
     run,
     sends,
     tree,
@@ -151,54 +150,10 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server: ChatUI) -> No
     assert len(sends(server)) == 1
 
 
-def test_reasoning_stays_apart_also_when_repaired(server: ChatUI) -> None:
-    response = ask_async(says(f"<think>One</think>{WRONG}", f"<think>Two</think>{REX}"), schema=DOG)
-    assert response.text() == REX
-    assert reasoning(response) == "OneTwo"
-
-
 # --- how the model is told ------------------------------------------------------------
 
 
-def test_schema_of_a_later_turn_is_in_its_message(server: ChatUI) -> None:
-    run("-m", "hf-llama", says("Hi", prompt="Hello"))
-    for prompt in (says(REX), "Another"):
-        assert run("-c", "--schema", "name, age int", prompt).stdout == f"{REX}\n"
-    run("-c", "And in words?")
-    first, second, third, fourth = questions(server)
-    assert first == says("Hi", prompt="Hello")
-    assert second.startswith("[Instructions]\n")
-    assert '"required": ["name", "age"]' in second
-    assert second.endswith(f"\n[End of instructions]\n\n{says(REX)}")
-    assert third == "Another"  # it knows
-    assert fourth.startswith("[Instructions]\n")
-    assert "JSON" in fourth  # that none is wanted any more
-    assert only_conversation(server).preprompt == ""
-
-
-def test_retry_with_a_schema_tells_it_when_the_answer_does_not_fit(server: ChatUI) -> None:
-    run("-m", "hf-llama", says("Hi", REX))
-    options = ["-c", "--schema", "name, age int"]
-    assert run(*options, "", "-o", "retry", "true").stdout == f"{REX}\n"
-    assert run(*options, "Another").stdout == f"{REX}\n"
-    assert "no JSON document" in questions(server)[-2]
-    assert questions(server)[-1] == "Another"
-
-
-def test_retry_keeps_the_schema_of_the_question(server: ChatUI) -> None:
-    asks(says(f"Sure: {REX}"))
-    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
-    assert len(questions(server)) == 1
-
-
 # --- what is refused ------------------------------------------------------------------
-
-
-def test_what_is_no_schema_is_refused_before_anything_is_sent(server: ChatUI) -> None:
-    error = failure("-m", "hf-llama", "--schema", '{"type": "dog"}', "Hello")
-    assert "JSON schema" in error
-    assert "'dog' is not valid" in error
-    assert not sends(server)
 
 
 def test_reference_of_a_schema_is_not_fetched(server: ChatUI) -> None:

@@ -141,24 +141,6 @@ def test_deleted_conversation_is_not_taken_for_an_ended_session(chat: ChatUI) ->
     assert logins(chat) == LOGIN
 
 
-def test_session_is_renewed_once(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    ask_async("one")
-    for path in ("/conversation/?*", "/conversation"):
-        chat.log.clear()
-        chat.faults["POST", path] = [NO] * 9
-        with pytest.raises(llm.ModelError, match="Not logged in"):
-            ask_async("two")
-        assert logins(chat) == LOGIN
-        chat.faults.clear()
-
-
-def test_without_token_there_is_nothing_to_make_a_session_from(chat: ChatUI) -> None:
-    keep(chat, hf_chat=ENDED)
-    assert "'token' is missing" in failure("-m", "hf-llama", "hi")
-    assert logins(chat) == []
-
-
 # --- logins that a person has to see to -----------------------------------------------
 
 
@@ -190,26 +172,6 @@ def test_login_that_leads_nowhere_wants_a_person(
     refused(chat)
     assert len(chat.log) < 20
     assert keys(user_path)[key_of(chat)] == {"hf-chat": ENDED, "token": TOKEN}
-
-
-def test_another_origin_is_not_followed(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    with ChatUI() as other:
-        for address in (other.url, f"http://localhost:{chat.port}/", f"//127.0.0.1:{other.port}/"):
-            chat.login_wants = f"{address}/login/callback"
-            refused(chat)
-            chat.faults["GET", "/login"] = [Fault(status=302, headers=(("location", address),))]
-            refused(chat)
-        assert other.log == []
-    assert ("GET", "/login/callback") not in asked(chat)
-
-
-def test_servers_own_problem_is_not_taken_for_a_wrong_login(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    chat.faults["GET", "/login"] = [Fault(status=500)] * 9
-    said = failure("-m", "hf-llama", "hi")
-    assert "500" in said
-    assert "Not logged in" not in said
 
 
 # --- one for all ----------------------------------------------------------------------
@@ -357,12 +319,6 @@ def test_firewalls_cookie_goes_to_its_host_alone(
 
 
 # --- looking like a browser -----------------------------------------------------------
-
-
-def test_plugin_says_who_it_is(server: ChatUI) -> None:
-    ask_sync("hello")
-    assert {request.headers["user-agent"] for request in server.log} == {"llm-huggingchat"}
-    assert not any("sec-fetch-mode" in request.headers for request in server.log)
 
 
 @pytest.mark.parametrize(

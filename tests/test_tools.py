@@ -15,9 +15,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
-    described,
     failure,
-    logged,
     only_conversation,
     parts,
     run,
@@ -28,7 +26,6 @@ from llm_huggingchat import MCP, HuggingFace, WebSearch
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
-NO_TOOLS = "hf-deepseek-r1-distill-llama-70b"
 
 
 def selected(server: ChatUI) -> list[Any]:
@@ -70,12 +67,6 @@ def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(server: 
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
         ask_async("hello", web_search=True)
     assert server.conversations == {}
-
-
-def test_model_without_tools_refuses_them(server: ChatUI) -> None:
-    assert "Distill" in failure("-m", NO_TOOLS, "-o", "web_search", "true", "hi")
-    run("-m", NO_TOOLS, "-T", "WebSearch", "hi", status=1)
-    assert server.log == []
 
 
 def test_tools_cost_one_request_before_the_first_turn(server: ChatUI) -> None:
@@ -144,13 +135,6 @@ def test_secrets_of_an_own_server_are_sent_but_never_logged(
     assert b"typed-secret" not in kept
 
 
-def test_secret_may_be_a_key_of_llm(server: ChatUI) -> None:
-    run("keys", "set", "DOCS_TOKEN", "--value", "sesame")
-    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "$DOCS_TOKEN"})'
-    run("-m", "hf-llama", "-T", tool, "hi")
-    assert added(server)[0]["headers"] == [{"key": "X-Key", "value": "sesame"}]
-
-
 def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
     tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
     run("-m", "hf-llama", "-T", tool, "one")
@@ -193,21 +177,6 @@ def test_parts_come_in_their_order_whatever_the_connection_does(
     assert len(sends(server)) == 1
 
 
-def test_tool_calls_are_in_the_logs(server: ChatUI) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
-    shown = run("logs").stdout
-    assert "web_search_exa" in shown
-    assert "https://example.org/docs" in shown
-    (entry,) = logged()
-    (call,) = entry["tool_calls"]
-    (result,) = entry["tool_results"]
-    assert call["name"] == "web_search_exa"
-    assert call["arguments"] == {"query": "chat-ui"}
-    assert call["server_executed"]
-    assert result["output"] == RESULTS
-    assert result["tool_call_id"] == call["tool_call_id"]
-
-
 def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     response = ask_sync("[[tool_error]]", web_search=True)
     assert parts(response) == [
@@ -216,11 +185,3 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
         returned("Error: The tool could not be reached"),
         {"type": "text", "text": "\n\nThe tool failed."},
     ]
-
-
-def test_router_with_tools_says_which_model_answered(server: ChatUI) -> None:
-    response = ask_async("[[tools]]", model="hf-omni", web_search=True)
-    found = described(response)
-    assert response.resolved_model == "moonshotai/Kimi-K2.6"
-    assert found["route"] == "agentic"
-    assert found["provider"] == "novita"
