@@ -1051,7 +1051,7 @@ class ModelDetails(Struct):
 class McpServer(Struct):
     """A tool server that the chat server offers."""
 
-    name: str
+    name: str = ""
     url: str = ""
 
 
@@ -2834,8 +2834,8 @@ class Paragraphs:
 class Answer:
     """What an answer consists of, and what each further update of its run adds to it.
 
-    `file_url` gives the address of a file by its SHA. `features` are the schema and the local
-    tools that the question was asked with. `artifacts`: does the model write them?
+    `file_url` gives the address of a file by its SHA; `features` are those that the question was
+    asked with; `artifacts` says whether the model writes them.
     """
 
     def __init__(
@@ -2849,8 +2849,8 @@ class Answer:
         self._seen_text = ReplayedText()  # as the model wrote it, tags included
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
         self._segment = 0  # where the text after the last tool begins
-        self._given_once: Counter[object] = Counter()  # what came beside text, by its key
-        self._repeated: Counter[object] = Counter()  # the same since the last rewind
+        self._given_once: Counter[object] = Counter()  # what came beside text
+        self._repeated: Counter[object] = Counter()  # since the last rewind
         self._tool_names: dict[str | None, str] = {}  # by the call's id
         self._think = ThinkTags()
         self._paragraphs = Paragraphs()
@@ -2906,15 +2906,15 @@ class Answer:
         """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
         match update:
             case StreamUpdate(token=token):
-                return self._given(self._text(self._seen_text.take(token)))
+                return self._count(self._text(self._seen_text.take(token)))
             case ReasoningUpdate(token=token):
-                return self._given(self._reasoning(self._seen_reasoning.take(token)))
+                return self._count(self._reasoning(self._seen_reasoning.take(token)))
             case ToolUpdate():
-                return self._given(self._tool(update))
+                return self._count(self._tool(update))
             case FileUpdate():
-                return self._given(self._file(update))
+                return self._count(self._file(update))
             case FinalAnswer():
-                return self._given(self._final(update))
+                return self._count(self._final(update))
             case TitleUpdate(title=title):
                 self.title = one_line(re.sub(r"</?think>", "", title), 200) or self.title
             case RouterMetadata(route=route, model=model, provider=provider):
@@ -2931,9 +2931,9 @@ class Answer:
 
     def end(self) -> list[StreamEvent]:
         """What was held back when the run breaks off: an open fence is closed."""
-        return self._given(self._end_segment(interrupted=True))
+        return self._count(self._end_segment(interrupted=True))
 
-    def _given(self, events: list[StreamEvent]) -> list[StreamEvent]:
+    def _count(self, events: list[StreamEvent]) -> list[StreamEvent]:
         for event in events:
             self._size += len(event.chunk)
             if event.type == "text":
@@ -3391,7 +3391,7 @@ def local_timezone() -> str | None:
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
 LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
-_turns_here: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+_process_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _turn_file(page: str) -> pathlib.Path:
@@ -3418,14 +3418,14 @@ class TurnLock:
         self.pending = False
         self.stopped: float | None = None
         self._file = _turn_file(page)
-        self._here = _turns_here.setdefault(page, asyncio.Lock())
+        self._process_lock = _process_locks.setdefault(page, asyncio.Lock())
         self._lock: BaseFileLock | None = None
 
     async def acquire(self) -> None:
         """Wait for the turn before; then `pending` and `stopped` say what it has left."""
         from filelock import FileLock, Timeout
 
-        await self._here.acquire()
+        await self._process_lock.acquire()
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
@@ -3439,7 +3439,7 @@ class TurnLock:
         except (OSError, NotImplementedError):
             self.pending = True  # nobody knows, so the server is asked
         except BaseException:
-            self._here.release()
+            self._process_lock.release()
             raise
 
     def _read(self) -> None:
@@ -3471,7 +3471,7 @@ class TurnLock:
                 self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
         if self._lock:
             self._lock.release()
-        self._here.release()
+        self._process_lock.release()
 
     def _write(self, value: dict[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -4298,7 +4298,7 @@ class SessionClient(Connection):
                         raise
                     # Without logins any value is a session.
                     made = msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
-                replace_session(server, cookies, made)
+                await asyncio.to_thread(replace_session, server, cookies, made)
         name = server.key_name
         self._renewed.pop((name, made.hf_chat, made.token), None)  # none comes after itself
         if made.hf_chat != cookies.hf_chat:
@@ -4354,6 +4354,7 @@ class Client(SessionClient):
     def __init__(self) -> None:
         super().__init__()
         self.models: dict[str, str] = {}  # conversation id -> its model at the server
+        self.refreshed = False  # the catalogue, by a turn
 
     async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
         """The tool servers that the chat server offers. This answer is plain JSON."""
@@ -4422,7 +4423,7 @@ class Client(SessionClient):
 
         chat-ui (src/routes/conversation/[id]/stream) follows the newest run when none is
         named. Beyond its last event nothing is repeated: there is a heartbeat, and the end.
-        The wait ends with "" where the server answers 4xx, and after `limits.store_timeout`
+        The wait ends with "" where the server refuses (3xx, 4xx), and after `limits.store_timeout`
         seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
         """
         path = f"{chat_path(id)}/stream?fromSeq={PAST_END}"
@@ -4449,8 +4450,10 @@ class Client(SessionClient):
                         backoff.reset()
                         if isinstance(event, LogEnd):
                             return event.status
-                if 400 <= exchange.response.status < 500:
-                    return ""
+                error = HttpError(exchange.response)
+            if 300 <= error.response.status < 500:
+                renewed = await self.renews_session(self.current(credentials), error, path)
+                return None if renewed else ""
         return None
 
 
@@ -4776,7 +4779,7 @@ class RateLimiter:
     chat-ui counts what was sent within a minute, and what it refused too. So after a refusal
     nobody sends for a minute; then one does, and once that is accepted the next: at most one
     message a minute is refused. Other processes are not known here, so pauses grow, by
-    chance, while attempts are in vain. Times are of a clock that only goes forward, in seconds.
+    chance, while attempts are in vain. Times are seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -5095,7 +5098,7 @@ class Run(Delivery):
 
     @property
     def is_settled(self) -> bool:
-        """Does nothing go on at the server that a further message could spoil?"""
+        """Whether it is safe to send the conversation's next message."""
         return self.stored or not self.sent
 
     async def drive(self) -> None:
@@ -5192,11 +5195,13 @@ class Run(Delivery):
                 self._stored_updates = len(updates)
                 self._backoff.reset()
             return
-        self._on_rewind()
-        self._take(updates)
+        if not self.progress.answered.is_set():
+            self._on_rewind()
+            self._take(updates)
         if not self.progress.answered.is_set():
             self._on_update(self.progress.end(NO_OUTPUT))
-        self.stored = True
+        # chat-ui saves an answer on the way, the whole conversation only at the end.
+        self.stored = stored.is_settled
 
     async def _missing_in_store(self) -> None:
         if self.progress.answered.is_set():
@@ -5595,8 +5600,9 @@ class ConversationLease:
             try:
                 root = self._created(await call)
             except (ConnectionLost, HttpError) as error:
-                # What was not sent has been tried again already.
-                pause = backoff.next() if may_retry(error, idempotent=True) else None
+                unsent = isinstance(error, ConnectionLost) and not error.sent  # was tried again
+                retry = not unsent and may_retry(error, idempotent=True)
+                pause = backoff.next() if retry else None
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)
@@ -5661,7 +5667,8 @@ class ConversationLease:
             await lock.acquire()
             self.lock = lock
             if lock.pending:
-                ended = await self._client.wait_until_stored(self._credentials, self.id)
+                credentials = await self._client.with_session(self._credentials)
+                ended = await self._client.wait_until_stored(credentials, self.id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
                 lock.pending, lock.stopped = False, None
@@ -5690,7 +5697,7 @@ async def select_tools(
 
 
 class Turn:
-    """One exchange: a message is sent once and its answer emitted whole, or an error raised."""
+    """One turn: sends a message once and emits its whole answer, or raises."""
 
     def __init__(
         self,
@@ -5730,11 +5737,15 @@ class Turn:
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
+        except HuggingChatError as error:
+            await self._stop()  # if it is not over: an answer without end
+            await self._delete_unused(error)
+            raise
         except NotFound:
             if self._run is None or not self._run.stored:
                 raise
             raise HuggingChatError(f"The conversation was deleted: {self._lease.page}") from None
-        except (asyncio.CancelledError, TooLarge):
+        except asyncio.CancelledError:
             await self._stop()
             raise
 
@@ -5784,11 +5795,11 @@ class Turn:
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
-        """Delete the conversation if it was made for a message that the server refused."""
+        """Delete the conversation if it was made for a message that the server does not get."""
         run, id = self._run, self._lease.id
         refused = isinstance(error, HttpError) and error.response.status < 500
-        new = bool(id) and self._plan.parent is None
-        if not (refused and new and run and run.cannot_have_arrived):
+        unused = run is None or (refused and run.cannot_have_arrived)
+        if not (unused and id and self._plan.parent is None):
             return False
         delete = self._client.change(self._credentials, "DELETE", api_path(id))
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
@@ -5837,8 +5848,9 @@ class Turn:
         self._emit(self.answer.add(update))
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
-            if load_catalogue(self._credentials.server.url).is_old:
-                self._client.spawn(self._refresh())
+            if not self._client.refreshed and load_catalogue(self._credentials.server.url).is_old:
+                self._client.refreshed = True
+                self._client.spawn(refresh_catalogue(self._client, self._credentials))
         match update:
             case ElicitationUpdate(subtype="request", expires_at=float()) if (
                 update.id not in self._questions
@@ -5854,10 +5866,7 @@ class Turn:
         if generation_id == result.generation_id:  # else a repair has begun
             result.message_id = found.answer_of(generation_id)
             result.model = found.model or result.model
-
-    async def _refresh(self) -> None:
-        with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
-            await refresh_catalogue(self._client, self._credentials)
+            self._client.models[id] = result.model
 
     def _raise_for_outcome(self, run: Run) -> None:
         """Raise HuggingChatError when the run came to something other than an answer."""
@@ -5894,7 +5903,7 @@ async def refresh_catalogue(client: Client, credentials: Credentials) -> None:
     """Fetch the server's models and cache them. Raises ConnectionLost, HttpError,
     HuggingChatError."""
     catalogue = await client.catalogue(credentials)
-    keep_catalogue(credentials.server.url, catalogue.models)
+    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
 
 
 async def run_turn(
@@ -5990,13 +5999,18 @@ class Background:
 
     def _start(self) -> None:
         self._process, self._client, self._work = os.getpid(), None, set()
+        _process_locks.clear()  # a fork has those of its parent's loop
         self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
         )
         self._thread.start()
-        atexit.unregister(self.close)
-        atexit.register(self.close)
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
+            self.close()
 
     def close(self) -> None:
         """Stop what runs, close what is open, within a second or so. It can begin again."""
@@ -6047,11 +6061,11 @@ TurnWork = Callable[["Client", Channel], Coroutine[Any, Any, TurnResult]]
 
 
 def take_turn(
-    work: TurnWork, told: Callable[[str], None]
+    work: TurnWork, on_note: Callable[[str], None]
 ) -> Generator[StreamEvent, None, TurnResult]:
     """A turn's events as they come; what became of it is the generator's value.
 
-    Notes go to `told`. Left early or interrupted, the turn is cancelled.
+    Notes go to `on_note`. Left early or interrupted, the turn is cancelled.
     """
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     channel = Channel(items.put)
@@ -6067,7 +6081,7 @@ def take_turn(
                 return cast(TurnResult, future.result())
             event, length = item
             if isinstance(event, Note):
-                told(event.text)
+                on_note(event.text)
                 continue
             channel.delivered = length
             yield event
@@ -6076,9 +6090,9 @@ def take_turn(
 
 
 async def take_turn_async(
-    work: TurnWork, told: Callable[[str], None], done: Callable[[TurnResult], None]
+    work: TurnWork, on_note: Callable[[str], None], on_result: Callable[[TurnResult], None]
 ) -> AsyncGenerator[StreamEvent, None]:
-    """The same for asyncio: `done` is called with what became of the turn.
+    """The same for asyncio: `on_result` is called with what became of the turn.
 
     However many events have piled up, the caller's loop is woken up once.
     """
@@ -6100,11 +6114,11 @@ async def take_turn_async(
             while items:
                 item = items.popleft()
                 if item is future:
-                    done(future.result())
+                    on_result(future.result())
                     return
                 event, length = item
                 if isinstance(event, Note):
-                    told(event.text)
+                    on_note(event.text)
                     continue
                 channel.delivered = length
                 yield event
@@ -6132,7 +6146,8 @@ class HuggingChatOptions(llm.Options):
 class Display:
     """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
-    They go to standard error, a line each; a line that the answer has begun is ended first.
+    They go to standard error, a line each; a line that the answer has begun is ended first. A
+    tool's line stays open, as the text after a tool begins with line ends.
     """
 
     def __init__(self, prompt: llm.Prompt, stream: bool) -> None:
@@ -6140,7 +6155,7 @@ class Display:
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
         self._streams = stream and self._on_command_line
-        self._open_line = False
+        self._open_text = self._open_tool = False
         self._names: dict[str | None, str] = {}
 
     def note(self, text: str) -> None:
@@ -6153,10 +6168,12 @@ class Display:
 
     def event(self, event: StreamEvent) -> StreamEvent:
         """llm is about to print this."""
-        if event.type == "text" and event.chunk:
-            self._open_line = self._streams and not event.chunk.endswith("\n")
-        elif event.type == "reasoning" and event.chunk and self._tools:
-            self._open_line = not event.chunk.endswith("\n")
+        reasoning = event.type == "reasoning" and self._tools
+        if event.chunk and (reasoning or (event.type == "text" and self._streams)):
+            if self._open_tool and (reasoning or _one_output()):
+                click.echo(err=True, nl=not event.chunk.startswith("\n"))
+                self._open_tool = False
+            self._open_text = not event.chunk.endswith("\n")
         elif self._tools and event.server_executed:
             self._tool(event)
         return event
@@ -6173,18 +6190,24 @@ class Display:
     def _line(self, text: str) -> None:
         self._end_line()
         width = shutil.get_terminal_size().columns - 1
-        click.secho(one_line(text, max(width, 20)), dim=True, err=True)
+        click.secho(one_line(text, max(width, 20)), dim=True, err=True, nl=False)
+        self._open_tool = True
 
     def _end_line(self) -> None:
-        if self._open_line and _one_output():
+        if self._open_tool or (self._open_text and _one_output()):
             sys.stdout.flush()
             click.echo(err=True)
-            self._open_line = False
+            self._open_text = self._open_tool = False
+
+    def end(self) -> None:
+        """The answer is over: what comes next begins a line."""
+        if self._open_tool:
+            self._end_line()
 
     def error_begins(self) -> Iterator[StreamEvent]:
         """The line end that keeps an error from standing behind the answer's last word."""
-        if self._open_line:
-            self._open_line = False
+        if self._open_text:
+            self._open_text = False
             yield StreamEvent(type="text", chunk="\n")
 
 
@@ -6260,7 +6283,7 @@ class _HuggingChat:
         """One turn: read the prompt, transcribe its recordings, have it answered."""
         if self.info.removed:
             raise removed_error(self.info, server)
-        remember_models(server.url, [self.info.id])
+        await asyncio.to_thread(remember_models, server.url, [self.info.id])
         retry = bool(cast(HuggingChatOptions, prompt.options).retry)
         messages = prompt.messages
         features = PromptedFeatures(
@@ -6283,7 +6306,9 @@ class _HuggingChat:
             for attachment in plan.attachments
         ]
         cookies = cookies_of_key(server, key) if key else None
-        credentials = Credentials(server, cookies or anonymous_session(server, channel.note))
+        if cookies is None:  # file locks are waited for in a thread
+            cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
+        credentials = Credentials(server, cookies)
         recordings = {upload.id: upload for upload in uploads if upload.is_recording}
         if recordings:
             heard = await self._transcribe(client, channel, credentials, recordings)
@@ -6364,6 +6389,8 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         except llm.ModelError:
             yield from display.error_begins()
             raise
+        finally:
+            display.end()
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
@@ -6394,6 +6421,8 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
             for event in display.error_begins():
                 yield event
             raise
+        finally:
+            display.end()
 
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
@@ -6829,12 +6858,12 @@ def current_credentials() -> Credentials:
     return Credentials(server, cookies_of_key(server, key) if key else None)
 
 
-async def in_words(client: Client, credentials: Credentials, work: Work[T]) -> T:
+async def with_model_errors(client: Client, credentials: Credentials, work: Work[T]) -> T:
     """The result of calls to the server. Raises HuggingChatError for all that goes wrong."""
     try:
         try:
             return await work(client, credentials)
-        except NotFound:  # a server says so of everything to those who are not logged in
+        except NotFound:  # logged-out users get 404 for every conversation
             await require_login(client, credentials)
             raise
     except (ConnectionLost, HttpError, NotFound) as error:
@@ -6846,7 +6875,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
 
     async def run() -> T:
         async with Client() as client:
-            return await in_words(client, credentials, work)
+            return await with_model_errors(client, credentials, work)
 
     # Windows' own event loop cannot watch sockets, which curl_cffi needs.
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
@@ -7662,7 +7691,7 @@ async def copy_shared(
 ) -> ConversationTree:
     """The account's own copy of a shared conversation: only that can be continued there."""
     path = "/api/v2/conversations/import-share"
-    response = await client.change(credentials, "POST", path, {"shareId": ref.id})
+    response = await client.change(credentials, "POST", path, {"shareId": ref.id}, idempotent=False)
     copy = read_body(response, Envelope[ImportedShare], credentials.server).json
     return await read_tree(client, credentials, ConversationRef(copy.conversation_id))
 
@@ -7869,7 +7898,7 @@ def load_conversation(name: str) -> llm.Fragment:
     credentials = current_credentials()
     work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
-    tree = run_in_background(lambda client: in_words(client, credentials, work))
+    tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
     if not branches_of(tree.conversation):
         raise HuggingChatError(f"{tree.page} holds no answer yet.")
     return llm.Fragment(to_markdown(tree, for_model=True), source=tree.page)

@@ -125,6 +125,13 @@ def test_many_turns_at_once_do_not_mix(way: Callable[..., list[str]]) -> None:
         assert list(pool.map(way, [Work() for _ in range(16)])) == [ALL] * 16
 
 
+async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() -> None:
+    turn = events(Work(1, stays=True))
+    assert (await anext(turn)).chunk == "0"
+    await turn.aclose()  # type: ignore[attr-defined]
+    assert next(take_turn(Work(1, stays=True), print)).chunk == "0"
+
+
 # --- left early ---
 
 

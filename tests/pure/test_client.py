@@ -291,8 +291,11 @@ def test_pauses_grow_while_attempts_are_in_vain():
     now += pauses[-1]
     assert limiter.pause("a", now) == 0
     limiter.accepted("a")
-    limiter.refused("a", REFUSED, now)
-    assert limiter.pause("a", now) == WINDOW
+    for _ in range(2):  # a refusal, and an attempt in vain: as if it were the first
+        limiter.refused("a", REFUSED, now)
+        assert limiter.pause("a", now) == WINDOW
+        now += WINDOW
+        assert limiter.pause("a", now) == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100), st.booleans()), max_size=30))

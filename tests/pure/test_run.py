@@ -99,14 +99,21 @@ class Exchange:
 class World:
     """A server, and a network in which what `faults` names goes wrong: one a request.
 
-    `lag` is how many seconds after its end a run is stored. Without `log` there are none.
+    `lag` is how many seconds after its end a run is stored; until then its stored answer `grows`
+    or not. Without `log` there are no logs.
     """
 
     def __init__(
-        self, *faults: Any, answer: list[Json] = ANSWER, lag: float = 0.0, log: bool = True
+        self,
+        *faults: Any,
+        answer: list[Json] = ANSWER,
+        lag: float = 0.0,
+        log: bool = True,
+        grows: bool = False,
     ) -> None:
         self.faults = [fault if isinstance(fault, tuple) else (fault, 0) for fault in faults]
         self.clock, self.answer, self.lag, self.log = Clock(), answer, lag, log
+        self.grows = grows
         self.arrivals: list[float] = []  # when the message came
         self.asked: list[str] = []
         self.notes: list[str] = []
@@ -168,7 +175,12 @@ class World:
         if kind == 500:
             return Exchange(lambda: iter([]), kind)
         sent = stream_of(self.answer)
-        end = [self.lag] if not kind else [] if kind == "clean" else [CUT]
+        ends: dict[Any, Any] = {
+            "": [self.lag],
+            "clean": [],
+            "broken": [UNSENT],
+        }  # as TLS that breaks may be told
+        end: list[Any] = ends.get(kind, [CUT])
         # A proxy may end a stream in good form, but not after its last event.
         return Exchange(lambda: iter([sent[: number % len(sent)] if kind else sent, *end]))
 
@@ -202,6 +214,8 @@ class World:
         if kind:
             raise HttpError(HttpResponse(kind)) if isinstance(kind, int) else UNSENT
         message: Json = {"id": "a", "generationId": "g"}
+        if self.grows:
+            message["updates"] = [{"type": "stream", "len": 0}] * int(self.seconds)
         if self.stored:
             text = "".join(each.get("token", "") for each in self.answer)
             marks = [each for each in self.answer if each["type"] not in ("stream", "title")]
@@ -298,11 +312,12 @@ def test_what_cannot_be_healed_is_given_up_in_bounded_time(faults, kind, seconds
     assert world.seconds <= seconds
 
 
-def test_server_without_logs_is_read_until_the_answer_is_stored():
-    world = World(("cut", 300), lag=20, log=False)
+@pytest.mark.parametrize(("lag", "grows"), [(20, False), (300, True)])
+def test_server_without_logs_is_read_until_the_answer_is_stored(lag, grows):
+    world = World(("cut", 300), lag=lag, log=False, grows=grows)
     assert world.drive() is None
     assert world.text == "".join(WORDS)
-    assert 20 <= world.seconds < limits.reconnect_timeout
+    assert lag <= world.seconds < lag + limits.reconnect_timeout
 
 
 def test_answer_that_stays_half_is_an_error_in_bounded_time():
@@ -326,8 +341,17 @@ def test_run_at_work_is_never_given_up():
     assert world.seconds > 86_000
 
 
-def test_answered_run_that_is_never_stored_is_left_to_the_next_turn():
-    world = World(("cut", 700), lag=1e9)
+def test_log_is_taken_up_where_it_broke_and_only_its_end_once_the_answer_is_there():
+    starts = []
+    for world in (World(("cut", 200), ("cut", 300)), World(("cut", 700))):
+        assert world.drive() is None
+        starts += [int(asked.rpartition("=")[2]) for asked in world.asked if "=" in asked]
+    assert starts[0] == 0 < starts[1] < len(ANSWER) < starts[2]
+
+
+@pytest.mark.parametrize("kind", ["cut", "broken"])
+def test_answered_run_that_is_never_stored_is_left_to_the_next_turn(kind):
+    world = World((kind, 700), lag=1e9)
     assert world.drive() is None
     assert not world.run.is_settled
     assert world.seconds == pytest.approx(limits.store_timeout, abs=limits.reconnect_timeout)
