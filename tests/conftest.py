@@ -18,6 +18,7 @@ from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
+from hypothesis import settings
 
 import llm_huggingchat
 
@@ -26,6 +27,13 @@ VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE",
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # What needs a terminal, a signal, a pipe or a file's mode.
 collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
+
+
+# The same examples every time, and as long as they take: no test depends on chance or time.
+# `--hypothesis-profile=weekly` looks for new ones.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=30)
+settings.register_profile("weekly", deadline=None, database=None, max_examples=500)
+settings.load_profile("suite")
 
 
 # --- every test -----------------------------------------------------------------------

@@ -415,7 +415,7 @@ COMMANDS = [
 ]
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
 @given(path=st.lists(st.integers(0, 20), max_size=5), new=ODD, first=st.integers(0, 3))
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_whatever_the_server_answers(
