@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
 
@@ -168,7 +168,6 @@ def without_ids(given_: Given) -> list[tuple[str, str]]:
     return [(kind, chunk) for kind, chunk, *_ in given_]
 
 
-@settings(max_examples=400)
 @given(
     st.lists(THINGS, max_size=12),
     st.booleans(),

@@ -6,7 +6,7 @@ import pathlib
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llm.utils import extract_fenced_code_block
 from markdown_it import MarkdownIt
@@ -366,7 +366,6 @@ TAGGED = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=200)
 @given(TAGGED, CUTS)
 def test_any_cut_shows_the_same_text(text, cuts):
     assert shown(*pieces(text, cuts)) == shown(text)
@@ -380,7 +379,6 @@ def test_any_text_without_a_tag_is_given_at_once(text, cuts):
     assert filter.end() == ""
 
 
-@settings(max_examples=200)
 @given(TAGGED.filter(lambda text: "artifact" not in text.lower()), st.booleans())
 def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
     end = "</artifact>\nDone." if closed else ""
@@ -404,7 +402,6 @@ def test_any_answers_have_artifacts_or_none(one, two):
     assert place is None or 0 <= place[0] <= place[1] <= len(one)
 
 
-@settings(max_examples=200)
 @given(st.lists(TAGGED, max_size=4), CUTS)
 def test_what_a_tool_cuts_is_the_same_wherever_the_pieces_end(texts, cuts):
     whole, cut = ArtifactFilter(), ArtifactFilter()

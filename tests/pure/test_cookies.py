@@ -7,7 +7,7 @@ import re
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_huggingchat import Cookies, parse_cookies
@@ -265,7 +265,6 @@ PASTED = st.one_of(
 )
 
 
-@settings(max_examples=300)
 @given(PASTED)
 def test_anything_pasted_is_cookies_or_told(pasted: str | bytes) -> None:
     try:

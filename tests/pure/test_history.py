@@ -42,7 +42,6 @@ URL = "https://huggingface.co/chat"
 PICTURE = llm.Attachment(type="image/png", content=b"png")
 NOTES = llm.Attachment(type="text/plain", path="notes/my notes.txt")
 FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
-NOBODY = PromptedFeatures()
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
 BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)

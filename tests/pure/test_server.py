@@ -6,7 +6,7 @@ import re
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_huggingchat import (
@@ -91,7 +91,6 @@ def test_password_in_an_address_is_not_repeated(text: str) -> None:
 PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from([*PIECES, *"80?#%.\\é\n \uff19\ud83c"]), max_size=8))
 def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
     try:
