@@ -140,7 +140,7 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
         (refusal(302, location=LOGIN), "the cookie 'token' is expired or wrong"),
         (
             refusal(302, location="https://u:p@elsewhere.example/x?y=z"),
-            "redirects to https://elsewhere.example/x (HTTP 302)",
+            "redirects to https://elsewhere.example (HTTP 302)",
         ),
         (refusal(302, location="https://[bad"), "redirects to another page (HTTP 302)"),
         (refusal(400, "Invalid"), "refused 'a/b' (HTTP 400: Invalid). If it does not know the mod"),
