@@ -8,6 +8,7 @@ import pathlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -42,6 +43,8 @@ from helpers import (
     use,
     wait_for,
 )
+
+from llm_huggingchat import load_catalogue, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 ways = pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=" ".join)
@@ -525,11 +528,16 @@ def test_new_session_is_kept_under_the_key_that_was_used(guarded: ChatUI) -> Non
 def test_catalogue_is_refreshed_beside_a_prompt_once_a_day(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetched() -> int:
-        run("-m", "hf-llama", "hello [[delay=0.02]]", "-n")
+    def prompt(until: Callable[[], bool]) -> int:
+        """As a new process; how often the catalogue has been fetched then."""
+        for _ in llm.get_model("hf-llama").prompt("[[tokens=6000]] [[delay=0.01]]"):
+            if until():
+                break
+        reset()
         return [request.path for request in server.log].count("/api/v2/models")
 
-    assert [fetched(), fetched()] == [1, 1]
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 1
+    assert prompt(lambda: True) == 1
     later = time.time() + 90_000
     monkeypatch.setattr("time.time", lambda: later)
-    assert fetched() == 2
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 2
