@@ -2854,8 +2854,7 @@ class Answer:
         self._tool_names: dict[str | None, str] = {}  # by the call's id
         self._think = ThinkTags()
         self._paragraphs = Paragraphs()
-        names = features.tool_names
-        self._calls = ToolCallFilter(names) if names else None
+        self._calls = ToolCallFilter(features.tool_names) if features.tools else None
         self._artifacts = ArtifactFilter() if artifacts else None
         self._document: list[str] = []  # the text that a document is looked for in
         self._size = 0
@@ -4354,7 +4353,19 @@ class Client(SessionClient):
     def __init__(self) -> None:
         super().__init__()
         self.models: dict[str, str] = {}  # conversation id -> its model at the server
-        self.refreshed = False  # the catalogue, by a turn
+        self._refreshing: asyncio.Task[Catalogue] | None = None
+
+    def refresh_if_old(self, credentials: Credentials) -> None:
+        """Refresh the cached catalogue beside what goes on, if that is due."""
+        idle = self._refreshing is None or self._refreshing.done()
+        if idle and load_catalogue(credentials.server.url).is_old:
+            self._refreshing = self.spawn(self.refresh(credentials))
+
+    async def refresh(self, credentials: Credentials) -> Catalogue:
+        """Fetch the server's models and cache them. Raises what `catalogue` does."""
+        catalogue = await self.catalogue(credentials)
+        await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
+        return catalogue
 
     async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
         """The tool servers that the chat server offers. This answer is plain JSON."""
@@ -5714,15 +5725,15 @@ class Turn:
         self._result = result
         self._channel = channel
         self._lease = ConversationLease(client, request, plan, channel.note)
-        self.answer = Answer(self._file_url, plan.features, request.model.artifacts)
+        file_page = request.credentials.server.file_page
+        self.answer = Answer(
+            lambda sha: file_page(self._lease.id, sha), plan.features, request.model.artifacts
+        )
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
         self._questions: set[str] = set()  # those that were shown
         self._fetching: asyncio.Task[None] | None = None
         result.message_id = result.generation_id = None
-
-    def _file_url(self, sha: str) -> str:
-        return self._credentials.server.file_page(self._lease.id, sha)
 
     async def run(self) -> None:
         """Send the message and emit the answer.
@@ -5848,9 +5859,7 @@ class Turn:
         self._emit(self.answer.add(update))
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
-            if not self._client.refreshed and load_catalogue(self._credentials.server.url).is_old:
-                self._client.refreshed = True
-                self._client.spawn(refresh_catalogue(self._client, self._credentials))
+            self._client.refresh_if_old(self._credentials)
         match update:
             case ElicitationUpdate(subtype="request", expires_at=float()) if (
                 update.id not in self._questions
@@ -5897,13 +5906,6 @@ class Turn:
         result.interrupted = bool(answer.final and answer.final.interrupted)
         result.sent = self._plan.sent
         result.calls += answer.calls
-
-
-async def refresh_catalogue(client: Client, credentials: Credentials) -> None:
-    """Fetch the server's models and cache them. Raises ConnectionLost, HttpError,
-    HuggingChatError."""
-    catalogue = await client.catalogue(credentials)
-    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
 
 
 async def run_turn(
@@ -7245,8 +7247,7 @@ def refresh() -> None:
     with contextlib.suppress(llm.ModelError):
         credentials = current_credentials()  # a firewall may want its cookie
     before = {model.id for model in load_catalogue(server.url).models}
-    catalogue = call_server(credentials, Client.catalogue)
-    keep_catalogue(server.url, catalogue.models)
+    catalogue = call_server(credentials, Client.refresh)
     after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
