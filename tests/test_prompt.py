@@ -100,23 +100,6 @@ def test_requests_say_where_they_come_from_and_what_they_take(server: ChatUI) ->
     assert {request.headers["accept-encoding"] for request in sends(server)} == {"identity"}
 
 
-def test_key_is_taken_from_where_people_put_it(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def used(*options: str) -> str:
-        run("-m", "hf-llama", "hello", "-n", *options)
-        return sends(server)[-1].cookies["hf-chat"]
-
-    anonymous = used()
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=from-environment")
-    assert used() == "from-environment" != anonymous
-    use(server, '{"hf-chat": "from-store"}')
-    assert used() == "from-store"
-    assert used("--key", "hf-chat=from-option") == "from-option"
-    run("keys", "set", "work", "--value", "hf-chat=by-name")
-    assert used("--key", "work") == "by-name"
-
-
 # --- what comes back ------------------------------------------------------------------
 
 
@@ -214,8 +197,6 @@ THOUGHTS = "Let me think about\n\nthis carefully."
     ("words", "thought", "said"),
     [
         ("[[reason]]", THOUGHTS, "You said: [[reason]]"),
-        ("[[reason]] [[split]]", THOUGHTS, "You said: [[reason]] [[split]]"),
-        ("[[think]]", "pondering deeply", "\n\nDone."),
         ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
         ("[[reasoning_events]]", "Let me think.", "You said: [[reasoning_events]]"),
     ],

@@ -24,7 +24,6 @@ from llm_huggingchat import (
     ModelInfo,
     Server,
     anonymous_session,
-    cookies_of_key,
     find_key,
     forget_session,
     is_anonymous,
@@ -104,8 +103,6 @@ def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
-
-
 # --- keys -----------------------------------------------------------------------------
 
 
@@ -164,8 +161,6 @@ def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "of-the-service")
     with pytest.raises(llm.ModelError, match=r"Run: llm keys set huggingchat:chat\.example\.org"):
         find_key(OTHER)
-
-
 
 
 def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
@@ -238,8 +233,6 @@ def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
     assert QWEN.id in load_catalogue(SERVICE).removed
 
 
-
-
 def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
     entry = {
         "id": "a/b",
@@ -305,8 +298,6 @@ def test_broken_cache_is_as_none_and_is_mended(content: bytes, user_path: pathli
     assert load_catalogue(SERVICE).models == BUILT_IN
     keep_catalogue(SERVICE, [PHI])
     assert load_catalogue(SERVICE).models == (PHI,)
-
-
 
 
 @given(st.binary(max_size=60))
