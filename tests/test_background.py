@@ -302,7 +302,7 @@ PROGRAM = """
 
 @pytest.mark.process
 def test_nothing_is_left_to_the_garbage_collector(server: ChatUI) -> None:
-    options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore:.*fork")
+    options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning")
     done = subprocess.run(
         [sys.executable, *options, "-c", textwrap.dedent(PROGRAM)],
         env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},

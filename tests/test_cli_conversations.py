@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
-import subprocess
-import sys
 import webbrowser
 from datetime import UTC, datetime, timedelta
 
@@ -15,9 +12,8 @@ import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Request
 from cli import LLAMA, NO_ID, Web, ask, command, refused
-from helpers import logged, only_conversation, run
-
-import llm_huggingchat
+from helpers import AT_ONCE, logged, only_conversation, run
+from helpers import command as llm_process
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 
@@ -65,18 +61,13 @@ def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI, ti
     assert f"About {title} (" in command("conversations", "-q", title).stdout
 
 
+@pytest.mark.process
 def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
     Web(logged_in).begin("one")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llm", "huggingchat", "conversations"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)},
-    )
+    process = llm_process(logged_in, "huggingchat", "conversations")
     assert process.stdout
     process.stdout.close()
-    assert process.communicate(timeout=20)[1] == b""
+    assert process.communicate(timeout=AT_ONCE)[1] == ""
     assert process.returncode == 1
 
 

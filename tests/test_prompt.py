@@ -8,6 +8,7 @@ import pathlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -42,6 +43,8 @@ from helpers import (
     use,
     wait_for,
 )
+
+from llm_huggingchat import load_catalogue, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 ways = pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=" ".join)
@@ -95,23 +98,6 @@ def test_requests_say_where_they_come_from_and_what_they_take(server: ChatUI) ->
         assert request.headers["origin"] == server.url.removesuffix("/chat")
         assert request.cookies == ({} if public else {"hf-chat": "session", "token": "login"})
     assert {request.headers["accept-encoding"] for request in sends(server)} == {"identity"}
-
-
-def test_key_is_taken_from_where_people_put_it(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def used(*options: str) -> str:
-        run("-m", "hf-llama", "hello", "-n", *options)
-        return sends(server)[-1].cookies["hf-chat"]
-
-    anonymous = used()
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=from-environment")
-    assert used() == "from-environment" != anonymous
-    use(server, '{"hf-chat": "from-store"}')
-    assert used() == "from-store"
-    assert used("--key", "hf-chat=from-option") == "from-option"
-    run("keys", "set", "work", "--value", "hf-chat=by-name")
-    assert used("--key", "work") == "by-name"
 
 
 # --- what comes back ------------------------------------------------------------------
@@ -211,8 +197,6 @@ THOUGHTS = "Let me think about\n\nthis carefully."
     ("words", "thought", "said"),
     [
         ("[[reason]]", THOUGHTS, "You said: [[reason]]"),
-        ("[[reason]] [[split]]", THOUGHTS, "You said: [[reason]] [[split]]"),
-        ("[[think]]", "pondering deeply", "\n\nDone."),
         ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
         ("[[reasoning_events]]", "Let me think.", "You said: [[reasoning_events]]"),
     ],
@@ -525,11 +509,16 @@ def test_new_session_is_kept_under_the_key_that_was_used(guarded: ChatUI) -> Non
 def test_catalogue_is_refreshed_beside_a_prompt_once_a_day(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetched() -> int:
-        run("-m", "hf-llama", "hello [[delay=0.02]]", "-n")
+    def prompt(until: Callable[[], bool]) -> int:
+        """As a new process; how often the catalogue has been fetched then."""
+        for _ in llm.get_model("hf-llama").prompt("[[tokens=6000]] [[delay=0.01]]"):
+            if until():
+                break
+        reset()
         return [request.path for request in server.log].count("/api/v2/models")
 
-    assert [fetched(), fetched()] == [1, 1]
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 1
+    assert prompt(lambda: True) == 1
     later = time.time() + 90_000
     monkeypatch.setattr("time.time", lambda: later)
-    assert fetched() == 2
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 2

@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import pathlib
-import re
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import click.testing
 import filelock
 import llm
 import llm.cli
 import pytest
-from chat_ui import ChatUI, Fault, Request
+from chat_ui import ChatUI, Fault
 from helpers import (
     TurnRequest,
     ask_async,
@@ -26,7 +21,6 @@ from helpers import (
     both,
     described,
     failure,
-    kept_files,
     only_conversation,
     run,
     sends,
@@ -230,45 +224,6 @@ def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI, user_path: path
     assert f'"sk-{TOKEN}"' in (user_path / "keys.json").read_text()
 
 
-SPOILT: dict[str, Callable[[bytes], bytes]] = {
-    "cut": lambda raw: raw[: len(raw) // 2],
-    "noise": lambda raw: b"\0\xff" * 9,
-    "page": lambda raw: b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>",
-    "names": lambda raw: re.sub(
-        rb'\\?"(json|conversation|conversationId|token)\\?":', b'"x":', raw
-    ),
-    "cookies": lambda raw: raw.replace(b"\r\n\r\n", b"\r\nset-cookie: token=\x1b[31m\r\n\r\n", 1),
-    "away": lambda raw: b"HTTP/1.1 302 X\r\nlocation: http://127.0.0.2:9/login\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_no_cookie_is_shown_whatever_the_server_says(
-    chat: ChatUI,
-    user_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
-    spoil: Callable[[bytes], bytes],
-) -> None:
-    caplog.set_level(0)
-    spoilt = 0  # which answer
-
-    def spoiled(request: Request, raw: bytes) -> bytes:
-        return spoil(raw) if len(chat.log) == spoilt else raw
-
-    chat.spoil = spoiled
-    for spoilt in range(1, 7):  # noqa: B007
-        keep(chat, hf_chat=ENDED, token=TOKEN)
-        chat.sessions.clear()
-        chat.log.clear()
-        result = click.testing.CliRunner().invoke(llm.cli.cli, ["-m", "hf-llama", "hi"])
-        assert isinstance(result.exception, SystemExit | None)
-        kept = [path.read_bytes() for path in kept_files()]
-        shown = result.output + caplog.text + str(kept)
-        assert "Traceback" not in result.output
-        for secret in (TOKEN, ENDED, *chat.sessions):
-            assert secret not in shown
-
-
 # --- the firewall ---------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><title>Human Verification</title><script>x-secret</script>"
@@ -343,44 +298,3 @@ def test_requests_are_as_the_pages_own(
         assert "huggingchat" not in str(request.headers).lower()
     (sent,) = sends(server)
     assert ("geckoform" if name == "firefox" else "WebKitForm") in sent.headers["content-type"]
-
-
-@pytest.fixture
-def hellos(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """The first words of TLS that a server hears, which hangs up."""
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        monkeypatch.setenv(
-            "LLM_HUGGINGCHAT_URL", f"https://127.0.0.1:{listening.getsockname()[1]}/chat"
-        )
-
-        def listen() -> None:
-            while True:
-                try:
-                    connection = listening.accept()[0]
-                except OSError:
-                    return
-                with connection, connection.makefile("rb") as file:
-                    head = file.read(5)  # type, version, length
-                    heard.append(file.read(int.from_bytes(head[3:], "big")))
-
-        threading.Thread(target=listen, daemon=True).start()
-        yield heard
-
-
-# Extensions of a ClientHello: Chrome's application settings, Firefox's limit of a record's size.
-CHROME, FIREFOX = b"\x44\xcd\0\5\0\3\2h2", b"\0\x1c\0\2\x40\1"
-
-
-@pytest.mark.parametrize(
-    ("name", "signs"), [("", set()), ("chrome", {CHROME}), ("firefox", {FIREFOX})]
-)
-def test_handshake_is_the_browsers(
-    hellos: list[bytes], quick: None, monkeypatch: pytest.MonkeyPatch, name: str, signs: set[bytes]
-) -> None:
-    monkeypatch.setenv(BROWSER, name)
-    assert "encrypted connection" in failure("-m", "hf-llama", "hello")
-    assert hellos
-    for hello in hellos:
-        assert {sign for sign in (CHROME, FIREFOX) if sign in hello} == signs
-        assert b"\2h2" in hello  # HTTP/2 is offered

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llm_huggingchat import (
     SERVICE,
     Server,
-    browser_headers,
     current_server,
     form_boundary,
     impersonated_browser,
@@ -219,12 +218,3 @@ def test_form_is_that_of_the_browser(
     monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", browser)
     assert form_boundary().startswith(boundary)
     assert form_boundary() != form_boundary()
-
-
-def test_headers_of_a_browser_are_those_of_a_fetch() -> None:
-    server = Server(SERVICE)
-    got = browser_headers("chrome", server, "GET")
-    assert got["Referer"] == "https://huggingface.co/chat/"
-    assert "Origin" not in got
-    assert browser_headers("chrome", server, "POST")["Origin"] == "https://huggingface.co"
-    assert browser_headers("firefox", server, "GET")["Priority"] == "u=4"
