@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import time
+import uuid
 
 import pytest
 from chat_ui import SETTINGS, ChatUI, Fault
@@ -49,7 +50,7 @@ def test_status_fails_where_prompts_would(
 
 
 def test_status_renews_the_session_and_says_how_old_it_is(accounts: ChatUI) -> None:
-    use(accounts, json.dumps({"hf-chat": "11111111-2222-4333-8444-666666666666", "token": TOKEN}))
+    use(accounts, json.dumps({"token": TOKEN, "hf-chat": str(uuid.UUID(int=1))}))
     shown = command("status").stdout
     assert "Logged in: ada" in shown
     assert "session made just now" in shown
