@@ -228,6 +228,19 @@ def _number(value: object) -> float | None:
     return cast(float, value) if is_number and abs(cast(float, value)) < 1e300 else None
 
 
+def finite_number(text: str) -> float:
+    """A number in JSON. Raises ValueError for what JSON does not have: NaN, Infinity, 1e400."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{one_line(text, 20)} is not a JSON value")
+    return value
+
+
+def without_controls(text: str) -> str:
+    """Text of a model's or a tool's, without what can control a terminal."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", text)
+
+
 def utf16_length(text: str) -> int:
     """The length of `text` as JavaScript, and so chat-ui, counts it."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
@@ -529,6 +542,7 @@ def form_boundary() -> str:
 # --- cookies: whatever people paste -> the cookies that count -------------------------
 
 COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
+HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: names of headers, cookies
 _COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _ACCESS_TOKEN = re.compile(r"\b(hf|api_org)_\w{16,}", re.ASCII)
@@ -722,13 +736,9 @@ def _loads(data: bytes | str) -> Any:
     """JSON that may hold half surrogate pairs, or half a UTF-8 character."""
     text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_float=finite_number, parse_constant=finite_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 # Updates: what a stream, a log and a stored answer consist of
@@ -996,7 +1006,7 @@ class EventStreamDecoder:
 
     def _dispatch(self) -> Update | LogEnd | None:
         fields, self._fields = self._fields, {}
-        if fields.get(b"id", b"").isdigit():
+        if re.fullmatch(rb"[0-9]{1,15}", fields.get(b"id", b"")):
             self.seq = int(fields[b"id"])
         data = fields.get(b"data", b"")
         if fields.get(b"event") != b"end":
@@ -1635,9 +1645,11 @@ _CLOSING_BEGUN = re.compile(
 )
 _ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
 # Models swap the closing tags of a pair, so either will do.
+# Neither text contains a tag of a pair, so that an update without end is read only once.
+_UPDATE_TEXT = r"((?:(?!(?<!<)<+/?(?:old|new)_str>).)*+)"
 _UPDATE_PAIR = re.compile(
-    r"(?<!<)<+old_str>(.*?)(?<!<)<+/(?:old|new)_str>\s*<+new_str>"
-    r"(.*?)(?<!<)<+/(?:old|new)_str>",
+    rf"(?<!<)<+old_str>{_UPDATE_TEXT}<+/(?:old|new)_str>\s*<+new_str>"
+    rf"{_UPDATE_TEXT}<+/(?:old|new)_str>",
     re.DOTALL,
 )
 # A fence that a model put around an artifact, against its instructions. With no word after
@@ -1698,7 +1710,14 @@ class ArtifactFilter:
         self._after_fence = False  # an artifact ended, and no text followed yet
 
     def feed(self, text: str) -> str:
-        """What to show of the next piece of the model's text."""
+        """What to show of the next piece of the model's text.
+
+        Slices keep each search short: during one, Ctrl-C is not noticed.
+        """
+        starts = range(0, len(text), 65_536)
+        return "".join(self._feed_slice(text[start : start + 65_536]) for start in starts)
+
+    def _feed_slice(self, text: str) -> str:
         shown: list[str] = []
         text = self._held + text
         while True:
@@ -1951,7 +1970,7 @@ def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Ver
     names: list[tuple[Version, str]] = []
     taken: set[str] = set()
     for artifact in artifacts:
-        stem = _safe_stem(artifact.identifier)
+        stem = safe_stem(artifact.identifier)
         for version in artifact.versions if every else artifact.versions[-1:]:
             number = f".v{version.number}" if every else ""
             ending = _FILE_ENDINGS.get(_fence_word(version.kind, version.language), "txt")
@@ -1963,11 +1982,11 @@ def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Ver
     return names
 
 
-def _safe_stem(identifier: str) -> str:
+def safe_stem(identifier: str) -> str:
     """A file name without its ending: no path, nothing hidden, no option, no device."""
     stem = re.sub(r'[/\\:*?"<>|]+', "_", one_line(identifier)).strip(" .").lstrip("-. ")
     stem = stem.encode("utf-8", "replace")[:120].decode("utf-8", "ignore").rstrip(" .")
-    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0]):
+    if re.fullmatch(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]", stem.partition(".")[0].rstrip()):
         stem = f"_{stem}"
     return stem or UNNAMED
 
@@ -2158,19 +2177,10 @@ class LocalToolCall(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def _finite_number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("a number that is too large for JSON")
-    return value
-
-
-def _not_json(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON value")
-
-
 # Models write line ends into strings. What is logged must be readable by others: no NaN.
-_lenient_json = json.JSONDecoder(parse_float=_finite_number, parse_constant=_not_json, strict=False)
+_lenient_json = json.JSONDecoder(
+    parse_float=finite_number, parse_constant=finite_number, strict=False
+)
 _CALL_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
 # What a block of calls contains up to its closing tag: a tag in a string is part of it.
 _CALL_BLOCK = re.compile(
@@ -2318,7 +2328,7 @@ def _printable_json(value: Any) -> str:
 _DOCUMENT_START = re.compile(r'\{\s*(?=["}])|\[\s*(?=[\[\]{"0-9tfn-])')
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
 _PARTNERS = {"}": "{", "]": "["}
-_FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
+_FENCED = re.compile(r"```\w*\n(.*)\n[ \t]*```", re.DOTALL)
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -2335,7 +2345,7 @@ def find_document(text: str, problem_of: Callable[[Any], str]) -> Document:
     it, unless only a lenient reader could read it. The problem is that of the longest candidate.
     """
     problem, longest, at = "there is no JSON document in it", 0, 0
-    fenced = _FENCED.fullmatch(text)
+    fenced = _FENCED.fullmatch(text.strip())
     whole = (fenced[1] if fenced else text).strip()
     if not whole.startswith(("{", "[")):
         with contextlib.suppress(ValueError):  # it need not be JSON; a string or a number is
@@ -2944,7 +2954,7 @@ class Answer:
         return events
 
     def _reasoning(self, text: str) -> list[StreamEvent]:
-        return [StreamEvent(type="reasoning", chunk=text)] if text else []
+        return [StreamEvent(type="reasoning", chunk=without_controls(text))] if text else []
 
     def _text(self, text: str) -> list[StreamEvent]:
         return self._pieces(self._think.feed(text))
@@ -2956,7 +2966,7 @@ class Answer:
         return events
 
     def _words(self, text: str) -> list[StreamEvent]:
-        text = self._paragraphs.feed(text)
+        text = self._paragraphs.feed(without_controls(text))
         return self._shown(self._calls.feed(text) if self._calls else text)
 
     def _shown(self, text: str) -> list[StreamEvent]:
@@ -3045,19 +3055,19 @@ def tool_call_events(
     text = join_surrogates(json.dumps(arguments, ensure_ascii=False))
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
-        StreamEvent(type="tool_call_name", chunk=join_surrogates(name), **common),
+        StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
         StreamEvent(type="tool_call_args", chunk=text, provider_metadata=metadata, **common),
     ]
 
 
 def tool_result_event(id: str | None, name: str, output: str, error: str = "") -> StreamEvent:
     """What a server-side tool gave back. llm has no field for a failure: it is in the output."""
-    error = join_surrogates(error)
+    error = without_controls(join_surrogates(error))
     return StreamEvent(
         type="tool_result",
-        chunk=f"Error: {error}" if error else join_surrogates(output),
+        chunk=f"Error: {error}" if error else without_controls(join_surrogates(output)),
         tool_call_id=id,
-        tool_name=join_surrogates(name),
+        tool_name=one_line(name),
         server_executed=True,
         provider_metadata={"huggingchat": {"error": error}} if error else None,
     )
@@ -3454,7 +3464,7 @@ class TurnLock:
     def begin(self) -> None:
         """A message is about to be sent. Files of conversations that nobody continued go."""
         with contextlib.suppress(OSError):
-            for file in self._file.parent.iterdir():
+            for file in self._file.parent.glob("[0-9a-f]*.[jl]*"):
                 if file.stat().st_mtime < time.time() - LOG_LIFETIME:
                     file.unlink()
         self._write({})
@@ -3744,13 +3754,17 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
     @property
     def set_cookies(self) -> dict[str, str]:
-        """The cookies that the server sets, as far as their values are valid."""
+        """The cookies that the server sets, as far as they are valid."""
         pairs = (
             value.partition(";")[0].partition("=")
             for name, value in self.headers
             if name.lower() == "set-cookie"
         )
-        return {name.strip(): value for name, _, value in pairs if _COOKIE_VALUE.fullmatch(value)}
+        return {
+            name.strip(): value
+            for name, _, value in pairs
+            if HTTP_TOKEN.fullmatch(name.strip()) and _COOKIE_VALUE.fullmatch(value)
+        }
 
     @property
     def wants_login(self) -> bool:
@@ -3824,6 +3838,12 @@ class Credentials(msgspec.Struct, frozen=True):
 
     server: Server
     cookies: Cookies | None = None
+
+    def without_cookies(self, text: str) -> str:
+        """`text` from outside, in which no value of a cookie is left."""
+        for value in self.cookies.pairs().values() if self.cookies else ():
+            text = text.replace(value, "(cookie)")
+        return text
 
     @property
     def public(self) -> Credentials:
@@ -4004,7 +4024,7 @@ def proxy_of(url: str) -> str:
         return ""
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    return urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+    return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
 
 
 def _certificate_hint() -> str:
@@ -4518,7 +4538,8 @@ def _http_error(
 ) -> HuggingChatError:
     server, response = credentials.server, error.response
     status, host = response.status, server.host
-    reason = f"HTTP {status}" + (f": {response.message}" if response.message else "")
+    said = credentials.without_cookies(response.message)
+    reason = f"HTTP {status}" + (f": {said}" if said else "")
     if response.is_firewall:
         return firewall_error(server, status)
     if response.wants_login:
@@ -4554,7 +4575,7 @@ def _redirect_error(server: Server, response: HttpResponse) -> HuggingChatError:
     address = "another page"
     with contextlib.suppress(ValueError):
         target = urlsplit(urljoin(server.url, response.header("location")))
-        address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}"
+        address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}"
     return HuggingChatError(
         f"{server.host} redirects to {one_line(address, 200)} (HTTP {response.status}). Cookies go "
         f"to the configured host alone, so this is not followed. Is {SERVER_VARIABLE} right? "
@@ -4578,9 +4599,9 @@ def _rate_limit_error(
     return HuggingChatError(f"{host} asks for a pause ({reason}). {advice}")
 
 
-def failure_error(model: str, failure: StatusUpdate) -> HuggingChatError:
+def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -> HuggingChatError:
     """The model did not answer: what it, or its provider, says."""
-    message = one_line(failure.message or "")
+    message = credentials.without_cookies(one_line(failure.message or ""))
     if "no output was generated" in message.lower():
         return HuggingChatError(f"{model} gave an empty answer. Try again, or another model.")
     status = f" (HTTP {failure.status_code})" if failure.status_code else ""
@@ -5244,7 +5265,6 @@ def merge_tokens(updates: Iterable[Update]) -> Iterator[Update]:
 # --- tools: llm's server-side tools -> what the server is to select -------------------
 
 NOT_LOGGED = "(not logged)"
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: what a header's name may be
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -5366,7 +5386,7 @@ class MCP(HuggingChatTool):
 def _header(name: str, value: str) -> dict[str, str]:
     """A header for chat-ui, which drops the whole tool for one that HTTP cannot carry."""
     what = f"header {one_line(name, 60)!r}"
-    if not _TOKEN.fullmatch(name):
+    if not HTTP_TOKEN.fullmatch(name):
         raise HuggingChatError(
             f"MCP's {what} is not a valid header name: use letters, digits and hyphens."
         )
@@ -5416,8 +5436,11 @@ def _loggable_url(url: str) -> str:
         return NOT_LOGGED
     if not parts.netloc or "@" in parts.netloc:
         return NOT_LOGGED
-    pairs = [pair.rpartition("=") for pair in parts.query.split("&")]
-    query = "&".join(name + equals + _only_names(value) for name, equals, value in pairs)
+    pairs = [pair.partition("=") for pair in parts.query.split("&")]
+    query = "&".join(
+        f"{name}={_only_names(value)}" if equals else _only_names(name)
+        for name, equals, value in pairs
+    )
     return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
 
 
@@ -5885,7 +5908,7 @@ class Turn:
         if run.progress.died:
             self._channel.note(f"the model {model} broke off its answer")
         if isinstance(outcome, StatusUpdate):
-            raise failure_error(model, outcome)
+            raise failure_error(model, outcome, self._credentials)
         if isinstance(outcome, ElicitationUpdate):
             raise HuggingChatError(
                 f"A tool asks: {outcome.question}. Answer it at {self._lease.page}\n"
@@ -8107,7 +8130,10 @@ def _file_name(response: HttpResponse, path: str) -> str:
     headers["content-disposition"] = re.sub(r"[\r\n]", "", response.header("content-disposition"))
     name = headers.get_filename() or path.rpartition("/")[2]
     type = response.header("content-type").partition(";")[0]
-    return upload_name(llm.Attachment(path=name.replace("\\", "/")), type)
+    stem, dot, ending = upload_name(llm.Attachment(path=name.replace("\\", "/")), type).rpartition(
+        "."
+    )
+    return safe_stem(stem or ending) + dot + (ending if stem else "")
 
 
 # --- hooks: what llm calls when it starts ------------------------------------------------

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import cli
-import hypothesis
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
+from hypothesis import settings
 
 import llm_huggingchat
 
@@ -29,9 +29,12 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
 
 
-# Examples are not timed: other programs may be at work on the machine.
-hypothesis.settings.register_profile("suite", deadline=None, max_examples=40)
-hypothesis.settings.load_profile("suite")
+# The same examples every time, and as long as they take: no test depends on chance or time.
+# `--hypothesis-profile=weekly` looks for new ones.
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=30)
+settings.register_profile("weekly", deadline=None, database=None, max_examples=500)
+settings.load_profile("suite")
+
 
 # --- every test -----------------------------------------------------------------------
 
@@ -111,6 +114,7 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,) * 6)
+    monkeypatch.setattr(llm_huggingchat.limits, "look_again", 0.02)
 
 
 @pytest.fixture

@@ -217,8 +217,10 @@ def default_signals() -> None:
 # once: on the busiest machine the one is not taken for the other.
 NEVER, AT_ONCE = 600.0, 60.0
 
-# For a new process: all that the module might wait for takes for ever.
+# For a new process: all that the module might wait for takes for ever. In asyncio's debug mode
+# nothing is said of how long its callbacks take.
 PATIENT = (
+    "import logging; logging.getLogger('asyncio').setLevel('ERROR')\n"
     "import llm_huggingchat as module\n"
     f"limits = module.limits; limits.read_timeout = limits.reconnect_timeout = {NEVER}\n"
     f"limits.call_timeout = limits.store_timeout = {NEVER}\n"

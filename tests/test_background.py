@@ -125,25 +125,6 @@ def test_many_turns_at_once_do_not_mix(way: Callable[..., list[str]]) -> None:
         assert list(pool.map(way, [Work() for _ in range(16)])) == [ALL] * 16
 
 
-async def note_and_event(client: Client, channel: Channel) -> TurnResult:
-    channel.note("first")
-    channel.emit(StreamEvent(type="text", chunk="x"), 1)
-    channel.note("second")
-    return RESULT
-
-
-async def test_notes_go_to_the_caller_and_so_does_the_result() -> None:
-    notes: list[str] = []
-    assert [event.chunk async for event in events(note_and_event, notes)] == ["x"]
-    assert notes == ["first", "second", "a/b"]
-    notes.clear()
-    turn = take_turn(note_and_event, notes.append)
-    assert next(turn).chunk == "x"
-    with pytest.raises(StopIteration) as stopped:
-        next(turn)
-    assert (notes, stopped.value.value) == (["first", "second"], RESULT)
-
-
 async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() -> None:
     turn = events(Work(1, stays=True))
     assert (await anext(turn)).chunk == "0"
@@ -183,7 +164,7 @@ def test_turn_is_left_with_its_iterator(leave: Callable[[Any], None]) -> None:
 
 
 async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice() -> None:
-    """What the turn is told that was taken is what the caller was given, 2,000 times."""
+    """What the turn is told that was taken is what the caller was given, 500 times."""
 
     async def consume(number: int, given: list[str]) -> None:
         async with contextlib.aclosing(events(works[number])) as turn:  # type: ignore[type-var]
@@ -194,10 +175,10 @@ async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice(
                 if number % 2:
                     await asyncio.sleep(0)
 
-    works = [Work(25, stays=True) for _ in range(2000)]
+    works = [Work(25, stays=True) for _ in range(500)]
     given: list[list[str]] = [[] for _ in works]
     tasks: dict[int, asyncio.Task[None]] = {}
-    for start in range(0, 2000, 50):
+    for start in range(0, 500, 50):
         batch = range(start, start + 50)
         tasks |= {n: asyncio.create_task(consume(n, given[n])) for n in batch}
         for number in batch:
@@ -211,7 +192,7 @@ async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice(
             assert await asyncio.to_thread(work.left.wait, AT_ONCE)
             assert work.taken == len(given[number])
         assert given[number] == ALL[: len(given[number])]
-    assert sum(map(len, given)) > 20_000
+    assert sum(map(len, given)) > 5_000
 
 
 async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again() -> None:
@@ -250,7 +231,7 @@ def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog: pytest.LogCaptu
         finally:
             raise HuggingChatError("no luck")
 
-    for _ in range(100):
+    for _ in range(20):
         for work in (fails, fails_when_left):
             turn = take_turn(work, print)
             next(turn)
@@ -321,7 +302,7 @@ PROGRAM = """
 
 @pytest.mark.process
 def test_nothing_is_left_to_the_garbage_collector(server: ChatUI) -> None:
-    options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore:.*fork")
+    options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning")
     done = subprocess.run(
         [sys.executable, *options, "-c", textwrap.dedent(PROGRAM)],
         env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import pathlib
 import pty
-import subprocess
 import sys
-from typing import Any
 
+import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
 from helpers import run
-
-import llm_huggingchat
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -48,7 +43,7 @@ def test_json_is_everything_that_the_server_has(logged_in: ChatUI) -> None:
 
 
 def test_export_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
-    logged_in.store_delay = 0.5
+    logged_in.store_delay = 0.2
     run("-m", "hf-llama", "first")
     for format in ("markdown", "json"):
         run("-c", f"next for {format}")
@@ -70,12 +65,6 @@ def test_export_looks_for_the_conversation_before_it_asks(
     assert "is a directory" in refused("export", id, "-o", str(tmp_path))
 
 
-def test_dash_is_standard_output(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    id = Web(logged_in).begin("one")
-    assert command("export", id, "-o", "-").stdout == command("export", id).stdout
-    assert not (tmp_path / "-").exists()
-
-
 def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
     id = Web(logged_in).begin("one")
     content = command("export", id).stdout
@@ -91,39 +80,15 @@ def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathl
     assert real.read_text() == other.read_text() == content
 
 
-def test_file_that_cannot_be_written_whole_stays_as_it_was(
-    logged_in: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    id = Web(logged_in).begin("one")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "file").write_text("mine")
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.replace", full)
-    shown = run("huggingchat", "export", id, "-o", "folder/file", input="y\n", status=1)
-    assert "Error: No space left on device" in shown.stderr
-    assert [path.name for path in folder.iterdir()] == ["file"]
-    assert (folder / "file").read_text() == "mine"
-
-
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
     spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", "huggingchat", "export", id]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux: the other end is closed
-            while piece := os.read(ours, 10_000):
-                shown += piece
-        os.close(ours)
-    assert process.returncode == 0
-    text = shown.decode().replace("\r\n", "\n")  # as a terminal ends its lines
+    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", screen)
+        llm.cli.cli(["huggingchat", "export", id], standalone_mode=False)
+        text = os.read(ours, 10_000).decode().replace("\r\n", "\n")  # as a terminal ends lines
+    os.close(ours)
     assert f"safeEVIL]0;x {spelt}\n" in text
     assert all(char in "\n\t\u200c\u200d" or char.isprintable() for char in text.expandtabs())
     assert "\x1b]0;x\x07" in command("export", id).stdout  # in a pipe it is as it is

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import re
-import subprocess
 import tempfile
 import webbrowser
 
@@ -15,7 +12,7 @@ import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
-from helpers import ask_sync, kept, logged, make_logs, only_conversation, run
+from helpers import ask_sync, kept, make_logs, only_conversation, run
 
 PAGE = "<!doctype html>\n<title>Clock</title>"
 CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
@@ -98,7 +95,7 @@ def test_artifacts_are_written_to_files(chat: ChatUI) -> None:
 
 
 def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> None:
-    chat.store_delay = 0.6
+    chat.store_delay = 0.2
     run("-m", "hf-llama", CLOCK)
     assert command("artifacts").stdout == "clock  html  A clock (1 version)\n"
     run("-c", BIGGER)
@@ -116,47 +113,6 @@ def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
     assert pathlib.Path("old.html").read_text() == "new"
 
 
-def test_artifacts_are_written_into_what_is_there(chat: ChatUI) -> None:
-    id = talk(CLOCK, BIGGER)
-    pathlib.Path("clock.html").symlink_to("real")
-    pathlib.Path(".clock.html.12345678").write_text("mine")
-    command("artifacts", id, "-o", ".", input="y\n")
-    assert pathlib.Path("clock.html").is_symlink()
-    assert pathlib.Path("real").read_text() == BIG_PAGE
-    assert pathlib.Path(".clock.html.12345678").read_text() == "mine"
-
-
-def test_artifacts_as_json(chat: ChatUI) -> None:
-    id = talk(CLOCK, update("clock", ("Clock", "Uhr"), ("no such", "")))
-    (clock,) = json.loads(command("artifacts", id, "--json").stdout)
-    versions = clock.pop("versions")
-    assert clock == {"identifier": "clock", "kind": "html", "title": "A clock", "language": None}
-    assert [version["content"] for version in versions] == [PAGE, PAGE.replace("Clock", "Uhr")]
-    del versions[1]["content"]
-    about = {"number": 2, "operation": "update", "kind": "html", "title": "A clock"}
-    assert versions[1] == about | {"interrupted": False, "missed": ["no such"]}
-
-
-def test_artifacts_say_what_did_not_match(chat: ChatUI) -> None:
-    lost = update("ghost", ("a", "b"))
-    id = talk(lost, CLOCK, update("clock", ("no such", "")), made("clock", "x", "update", ""))
-    errors = command("artifacts", id).stderr
-    assert "version 2 of clock is an update that did not match: it replaces 'no such'" in errors
-    assert "version 3 of clock is an update that did not match: it replaces nothing" in errors
-    assert "an update of ghost has nothing to change" in errors
-    broken_off = talk(CLOCK.removesuffix("</artifact>"))
-    assert "version 1 of clock was never closed" in command("artifacts", broken_off).stderr
-
-
-def test_conversation_without_artifacts(chat: ChatUI) -> None:
-    id = talk("hi")
-    none = "huggingchat: there are no artifacts in this conversation\n"
-    assert command("artifacts", id).output == none
-    assert command("artifacts", id, "--json").stdout == "[]\n"
-    command("artifacts", id, "-o", "pages")
-    assert not pathlib.Path("pages").exists()
-
-
 def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
     id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
     command("artifacts", id, "--open")
@@ -171,33 +127,6 @@ def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
     nothing = command("artifacts", talk(made("notes", "x", "markdown")), "--open")
     assert "no HTML or SVG" in nothing.stderr
     assert opened == []
-
-
-def test_artifacts_without_a_browser(
-    chat: ChatUI, opened: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DISPLAY")
-    path = command("artifacts", talk(CLOCK), "--open").stderr.split()[-1]
-    assert pathlib.Path(path).read_text() == PAGE
-    assert opened == []
-
-
-def test_artifacts_are_those_of_the_newest_branch(chat: ChatUI) -> None:
-    first = ask_sync(CLOCK)
-    ask_sync(made("other", "x"), after=first)
-    ask_sync(BIGGER, after=first)
-    listed = command("artifacts", str(kept(first)["conversation_id"])).stdout
-    assert listed == "clock  html  A clock (2 versions)\n"
-
-
-def test_import_and_export_have_fences(chat: ChatUI) -> None:
-    id = talk(CLOCK)
-    (pathlib.Path(llm.user_dir()) / "logs.db").unlink()
-    command("import", id)
-    assert re.search(rf"(?m)^`+html\n{PAGE}\n`+$", logged()[0]["response"])
-    assert re.search(rf"(?m)^`+html\n{PAGE}\n`+$", command("export", id).stdout)
-    raw = command("export", id, "--format", "json").stdout
-    assert json.loads(raw)["messages"][-1]["content"] == "You said: " + CLOCK
 
 
 # --- download ---
@@ -234,14 +163,10 @@ def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("disposition", "type", "name"),
     [
-        ('attachment; filename="0123abcd.png"', "image/png", "0123abcd.png"),
         ('attachment; filename="../../etc/passwd"', "text/x", "passwd"),
-        ('attachment; filename="..\\..\\x.png"', "image/png", "x.png"),
         ('attachment; filename=".bashrc"', "text/plain; charset=utf-8", "bashrc.txt"),
         ('attachment; filename="a\x1b[31m.png"', "image/png", "a[31m.png"),
-        ("attachment; filename*=UTF-8''%e2%82%ac.png", "image/png", "€.png"),
         ("", "image/png", "0123.png"),
-        ('attachment; filename=""', "image/webp", "0123.webp"),
         ('attachment; filename="/"', "text/x", "attachment"),
     ],
 )
@@ -275,28 +200,6 @@ def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
     assert logged_in.log == []
 
 
-def test_download_does_not_follow_a_redirect(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    elsewhere = (("location", f"{logged_in.url}/api/v2/user"),)
-    logged_in.faults["GET", "/conversation/*/output/*"] = [Fault(status=302, headers=elsewhere)]
-    del logged_in.log[:]
-    refused("download", f"{logged_in.url}/conversation/{NO_ID}/output/abc")
-    assert len(logged_in.log) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["llm"]
-
-
-@pytest.mark.parametrize("words", ["export", "download"])
-def test_pipe_gets_what_is_written(logged_in: ChatUI, tmp_path: pathlib.Path, words: str) -> None:
-    link = link_of_a_file()
-    name = link if words == "download" else only_conversation(logged_in).id
-    os.mkfifo(tmp_path / "pipe")
-    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
-    shown = command(words, name, "-o", "pipe", input="")  # there is nothing to overwrite
-    assert (tmp_path / "pipe").is_fifo()
-    content, _ = reader.communicate(timeout=20)
-    assert content == command(words, name, "-o", "-").stdout_bytes
-    assert shown.stdout_bytes != content
-
-
 # --- transcribe ---
 
 
@@ -322,10 +225,7 @@ def test_transcribe(
     [
         ("silent.mp3", ID3 + b"[[silence]]", "heard no words in silent.mp3"),
         ("notes.txt", b"Rex is a dog", "notes.txt is text/plain"),
-        ("memo.aac", b"\xff\xf1\x50\x80\2\x1f\xfc", "memo.aac is audio/aac"),
-        ("memo.mp3", b"", "memo.mp3 is empty"),
         ("memo.mp3", None, "memo.mp3 cannot be read"),
-        ("memo.mp3", ID3 + bytes(25 << 20), "more than 25 MB"),
     ],
 )
 def test_transcribe_fails_in_words(
@@ -334,10 +234,3 @@ def test_transcribe_fails_in_words(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert says in refused("transcribe", name)
-
-
-def test_transcribe_wants_a_login_where_the_server_does(
-    accounts: ChatUI, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
-    assert "llm huggingchat login" in refused("transcribe", "memo.mp3")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
-from cli import LLAMA, NO_ID, Web, ask, command, refused, thread_of
+from cli import LLAMA, Web, ask, command, refused, thread_of
 from helpers import logged, only_conversation, run, wait_for
 from llm.logs import LogStore
-from llm.parts import Message, assistant, user
+from llm.parts import Message
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -58,6 +58,8 @@ def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
 
     result = command("import", "--branches", id)
     assert result.stdout.endswith("  1 turn added: A quest\n")
+    fork = store().db["threads"].get(thread_of(result))
+    assert fork["forked_from"] == two["conversation_id"]
     assert "old branch" in ask("--cid", thread_of(result), "[[history]] four")
     assert "0 turns added" in command("import", "--branches", id).stdout
     assert len(logged()) == 5
@@ -102,27 +104,6 @@ def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
     assert "0 turns added" in command("import", "--all", "--branches").stdout
 
 
-def test_import_again_adds_to_a_thread_with_a_system_prompt(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    id = web.begin("one", preprompt="Be brief.")
-    thread = thread_of(command("import", id))
-    web.say(id, "two")
-    result = command("import", id)
-    assert "1 turn added" in result.stdout
-    assert thread_of(result) == thread
-    assert "0 turns added" in command("import", id).stdout
-    assert [(m.role, said(m)) for m in store().thread_messages(thread)] == [
-        ("system", "Be brief."),
-        ("user", "one"),
-        ("assistant", "You said: one"),
-        ("user", "two"),
-        ("assistant", "You said: two"),
-    ]
-    ask("-c", "three")
-    assert len(logged_in.messages(id)) == 7
-    assert len(logged_in.conversations) == 1
-
-
 def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> None:
     ask("-m", "hf-llama", "one")
     thread = logged()[0]["conversation_id"]
@@ -151,17 +132,6 @@ def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI) -
     assert [row["prompt"] for row in logged()] == ["one [[nofetch]]", "two"]
 
 
-def test_import_leaves_the_end_of_a_thread_that_went_on_elsewhere(logged_in: ChatUI) -> None:
-    """The thread was continued with another provider's model."""
-    ask("-m", "hf-llama", "one")
-    thread = logged()[0]["conversation_id"]
-    tip = store().append(thread, [user("elsewhere"), assistant("yes")])
-    id = only_conversation(logged_in).id
-    Web(logged_in).say(id, "two")
-    assert thread_of(command("import", id)) != thread
-    assert store().thread_tip(thread) == tip
-
-
 def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
     id = bob.begin("[[title=Bob's]] his question")
@@ -175,17 +145,6 @@ def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
-def test_import_of_a_shared_link_without_a_session(server: ChatUI) -> None:
-    """Nothing to copy it to: it is continued in a new conversation, which is told of it."""
-    bob = Web(server, "hf-chat=s-bob")
-    link = bob.share(bob.begin("his question"))
-    command("import", link)
-    assert len(server.conversations) == 1
-    assert logged()[0]["response_json"]["huggingchat"]["url"] == link
-    assert "his question" in ask("-c", "[[history]] mine", "-m", "hf-llama")
-    assert len(server.conversations) == 2
-
-
 def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin()
@@ -194,6 +153,7 @@ def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
     (row,) = logged()
     (attachment,) = row["attachments"]
     assert attachment["type"] == "text/plain"
+    assert not any("/output/" in request.path for request in logged_in.log)
     page = f"{logged_in.url}/conversation/{id}/output/"
     assert attachment["url"].startswith(page)
     assert page in row["response"]  # the picture in the answer
@@ -210,20 +170,8 @@ def test_import_of_a_file_without_a_type_asks_nobody_for_it(logged_in: ChatUI) -
     assert not any("/output/" in request.path for request in logged_in.log)
 
 
-def test_import_of_questions_without_answers(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    id = web.begin()
-    assert "no answer in it yet" in command("import", id).stdout
-    web.say(id, "[[err=500]] fails")
-    assert "no answer in it yet" in command("import", id).stdout
-    web.say(id, "works")
-    assert "1 turn added" in command("import", id).stdout
-    assert "works" in logged()[0]["response"]
-    assert "either" in run("huggingchat", "import", "--all", id, status=2).stderr
-
-
 def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
-    logged_in.store_delay = 0.5
+    logged_in.store_delay = 0.2
     for number in range(3):
         ask("-m", "hf-llama", f"question {number}", "-n")
         (id,) = (c.id for c in logged_in.conversations.values() if c.title == f"question {number}")
@@ -253,37 +201,6 @@ def test_import_interrupted_and_started_again(
         ["and then?"] * 7 + [f"question {n}" for n in range(7)]
     )
     assert command("import", "--all").stdout.count(" 0 turns added") == 7
-
-
-def test_import_of_some_that_are_not_there(logged_in: ChatUI) -> None:
-    id = Web(logged_in).begin("one")
-    result = run("huggingchat", "import", NO_ID, id, status=1)
-    assert NO_ID in result.stderr
-    assert "1 turn added" in result.stdout
-
-
-def test_threads_are_in_the_order_of_their_conversations(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    old = web.begin("old")
-    for message in logged_in.messages(old):
-        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
-    for message in logged_in.conversations[old].messages:
-        message["createdAt"] = message["updatedAt"] = "2020-01-01T00:00:00.000Z"
-    new = web.begin("new")
-    command("import", new)
-    command("import", old)
-    assert "new" in ask("-c", "[[history]]")
-    assert [row["prompt"] for row in logged()] == ["old", "new", "[[history]]"]
-
-
-def test_thread_of_a_model_that_is_no_longer_offered_can_be_continued(logged_in: ChatUI) -> None:
-    id = Web(logged_in).begin("[[title=Old]] one")
-    logged_in.conversations[id].model = "gone/Model-1"
-    command("import", id)
-    assert "no longer offered" in str(run("-c", "two", status=1).stderr)
-    assert "Old" in ask("-c", "[[history]] two", "-m", "hf-llama")
-    assert logged()[0]["model"] == "huggingchat/gone/Model-1"
-    assert "gone/Model-1" not in command("models").stdout
 
 
 # --- what servers store ---
@@ -355,23 +272,11 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
     }
 
 
-@pytest.mark.parametrize("messages", [5, None, "text", [5], [{}], [{"id": "a/b"}]])
+@pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
 @pytest.mark.parametrize("words", ["import", "export", "artifacts"])
 def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object, words: str) -> None:
     id = stored(logged_in, messages=messages)
     assert "not a chat-ui server's" in refused(words, id)
-
-
-@pytest.mark.parametrize("raw", ["NaN", "Infinity", '{"a": 1e999}', "[" * 3000])
-def test_number_that_is_none_from_a_shared_conversation(logged_in: ChatUI, raw: str) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello", "-n")
-    conversation = only_conversation(logged_in)
-    logged_in.messages(conversation.id)
-    for update in conversation.messages[-1]["updates"]:
-        if "argumentsRaw" in update:
-            update["argumentsRaw"] = raw
-    command("import", conversation.id)
-    assert logged()[0]["tool_calls"][0]["arguments"] == {"query": "chat-ui"}
 
 
 @pytest.mark.parametrize(

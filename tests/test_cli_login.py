@@ -19,7 +19,7 @@ from typing import Any
 import llm
 import llm.cli
 import pytest
-from chat_ui import ChatUI, Fault
+from chat_ui import ChatUI
 from cli import COOKIES, SESSION, TOKEN, command, refused
 from helpers import run
 
@@ -29,10 +29,6 @@ pytestmark = pytest.mark.usefixtures("person")
 
 FORMS: dict[str, str | bytes] = {
     "value": TOKEN,
-    "white space": f"\n {TOKEN} \n",
-    "quotes": f'"{TOKEN}"',
-    "header": f"Cookie: other=1; token={TOKEN}",
-    "object": json.dumps({"token": TOKEN}),
     "extension": json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1),
     "cookies.txt": f"# Netscape HTTP Cookie File\n\n127.0.0.1\tFALSE\t/\tTRUE\t0\ttoken\t{TOKEN}\n",
     "utf-16": f"token={TOKEN}".encode("utf-16"),
@@ -69,16 +65,7 @@ def test_login_takes_the_session_that_comes_with_the_token(
     assert kept(accounts, user_path)["hf-chat"] in accounts.sessions
 
 
-def test_login_with_a_session_alone(accounts: ChatUI, user_path: pathlib.Path) -> None:
-    assert "'token' is missing" in refused("login", input=SESSION)
-    accounts.sessions[SESSION] = ("ada", None)  # a server that does not couple them
-    command("login", input=SESSION)
-    assert kept(accounts, user_path) == {"hf-chat": SESSION}
-
-
-@pytest.mark.parametrize(
-    "given", ["t-wrong-0123456789abcdef", "token=t-wrong", f"hf-chat={SESSION}; token=t-wrong"]
-)
+@pytest.mark.parametrize("given", ["t-wrong-0123456789abcdef", f"hf-chat={SESSION}; token=t-wrong"])
 def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(
     accounts: ChatUI, user_path: pathlib.Path, given: str
 ) -> None:
@@ -89,12 +76,6 @@ def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(
     assert not (user_path / "keys.json").exists()
 
 
-def test_refused_login_leaves_the_one_before(logged_in: ChatUI, user_path: pathlib.Path) -> None:
-    before = kept(logged_in, user_path)
-    refused("login", input='{"hf-chat": "s-bob", "token": "wrong"}')
-    assert kept(logged_in, user_path) == before
-
-
 def test_login_that_has_to_be_confirmed_names_the_page(accounts: ChatUI) -> None:
     accounts.login_wants = "consent"
     assert f"Open {accounts.url}/login" in refused("login", input=f"token={TOKEN}")
@@ -102,7 +83,7 @@ def test_login_that_has_to_be_confirmed_names_the_page(accounts: ChatUI) -> None
 
 @pytest.mark.parametrize(
     "given",
-    ["", " \n", "hello there", "<html>\n<body>\n", "hf-chat=ü", b"\x00\xff", "hf_" + 34 * "x"],
+    ["", "hello there", b"\x00\xff", "hf_" + 34 * "x"],
 )
 def test_rubbish_is_refused_before_the_network_is_asked(
     accounts: ChatUI, given: str | bytes, user_path: pathlib.Path
@@ -120,11 +101,6 @@ def test_server_without_logins_needs_none(server: ChatUI, user_path: pathlib.Pat
     assert not (user_path / "keys.json").exists()
 
 
-def test_login_without_a_network_says_so(accounts: ChatUI) -> None:
-    accounts.down()
-    assert "nobody is listening" in refused("login", input=TOKEN)
-
-
 def test_login_refreshes_the_list_of_models(accounts: ChatUI) -> None:
     accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
     command("login", input=COOKIES)
@@ -132,19 +108,12 @@ def test_login_refreshes_the_list_of_models(accounts: ChatUI) -> None:
     assert f"Models: {len(accounts.models)} (refreshed just now)" in command("status").stdout
 
 
-def test_login_succeeds_where_the_list_of_models_fails(accounts: ChatUI) -> None:
-    accounts.faults["GET", "/api/v2/models"] = [Fault(status=500)] * 9
-    assert "as ada" in command("login", input=COOKIES).stdout
-
-
 # --- browsers ---
 
 
-def firefox(
-    home: pathlib.Path, *cookies: tuple[str, str, str], place: str = ".mozilla/firefox"
-) -> pathlib.Path:
+def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> pathlib.Path:
     """A profile as Firefox keeps it; cookies are host, name and value."""
-    profile = home / place / "abcd.default-release"
+    profile = home / ".mozilla/firefox/abcd.default-release"
     profile.mkdir(parents=True)
     (profile.parent / "profiles.ini").write_text(
         "[Install4F96D1932A9F858E]\nDefault=abcd.default-release\nLocked=1\n\n"
@@ -167,9 +136,8 @@ def firefox(
     return profile / "cookies.sqlite"
 
 
-@pytest.mark.parametrize("place", [".mozilla/firefox", ".config/mozilla/firefox"])
 def test_login_from_firefox_takes_the_servers_own_cookies(
-    accounts: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path, place: str
+    accounts: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path
 ) -> None:
     assert "no profile" in refused("login", "--browser", "firefox")
     firefox(
@@ -179,20 +147,9 @@ def test_login_from_firefox_takes_the_servers_own_cookies(
         ("127.0.0.1", "hf-chat", SESSION),
         ("127.0.0.1", "token", TOKEN),
         ("127.0.0.1", "session", "other"),
-        place=place,
     )
     assert "as ada" in command("login", "--browser", "firefox").stdout
     assert kept(accounts, user_path) == {"hf-chat": SESSION, "token": TOKEN}
-
-
-def test_login_from_firefox_without_the_cookie(accounts: ChatUI, tmp_path: pathlib.Path) -> None:
-    firefox(tmp_path, ("127.0.0.1", "_ga", TOKEN), ("huggingface.co", "token", TOKEN))
-    assert "no cookie 'token' of 127.0.0.1" in refused("login", "--browser", "firefox")
-
-
-def test_login_from_a_broken_profile(accounts: ChatUI, tmp_path: pathlib.Path) -> None:
-    firefox(tmp_path).write_bytes(b"x" * 5000)
-    assert "locked or broken" in refused("login", "--browser", "firefox")
 
 
 def test_login_from_a_browser_needs_the_extra(
@@ -275,8 +232,6 @@ if sys.platform != "win32":
     PASTES = {
         "value": f"{TOKEN}\n",
         "long header": f"other={'x' * 6000}; token={TOKEN}\n",
-        "typed, with a mistake": f"token=abc\x7f\x7f\x7f{TOKEN}\n",
-        "cookies.txt": COOKIES_TXT + "\n",
         "many lines": "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400 + COOKIES_TXT + "\n",
         "extension": EXTENSION + "\n\n",
         "curl": f"curl 'http://127.0.0.1/chat' \\\n -H 'a: b' \\\n -b 'token={TOKEN}'\n\n",
@@ -298,9 +253,9 @@ if sys.platform != "win32":
     ) -> None:
         accounts.latency = 0.2  # it is still being checked when more comes
         row = f"token={TOKEN}\n"
-        assert "Logged in on" in terminal.log_in(row, 2 * row, 3 * row)
+        assert "Logged in on" in terminal.log_in(row, 2 * row)
 
-    @pytest.mark.parametrize("pasted", ["\n", "hello there\n", "\x04", "<html>\n<body>\n\n"])
+    @pytest.mark.parametrize("pasted", ["hello there\n", "\x04"])
     def test_rubbish_on_a_terminal_is_refused_in_words(
         accounts: ChatUI, terminal: Terminal, pasted: str
     ) -> None:

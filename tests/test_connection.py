@@ -13,7 +13,6 @@ import pytest
 from chat_ui import ChatUI, Fault
 from curl_cffi.requests import AsyncSession
 from helpers import (
-    LLAMA,
     TurnRequest,
     ask_async,
     ask_sync,
@@ -40,7 +39,6 @@ MIXED = "[[tools]] [[delay=0.003]]"
 # None of these answers repeats its question, so that of an uncut run is the same.
 STEERING = [
     PLAIN,
-    MIXED,
     "[[reasoning_events]] [[tokens=6]]",
     "[[think]]",
     "[[unicode]]",
@@ -109,13 +107,18 @@ def page(server: ChatUI) -> str:
 # --- cut in the middle of an answer ---------------------------------------------------
 
 
-@pytest.mark.parametrize("steering", STEERING)
-@pytest.mark.parametrize("words", CUTS)
+@pytest.mark.parametrize(
+    ("steering", "words"),
+    [
+        *((MIXED, words) for words in CUTS),
+        *((steering, words) for steering in STEERING for words in CUTS[2:4]),
+    ],
+)
 def test_answer_is_that_of_an_uncut_run(server: ChatUI, steering: str, words: str) -> None:
     check_healed(server, ask_sync, steering, words)
 
 
-@pytest.mark.parametrize("words", [*CUTS, *MORE_CUTS])
+@pytest.mark.parametrize("words", MORE_CUTS)
 def test_async_answer_is_that_of_an_uncut_run(server: ChatUI, words: str) -> None:
     check_healed(server, ask_async, MIXED, words)
 
@@ -126,14 +129,9 @@ def test_silence_does_not_change_an_answer(server: ChatUI, ask: TurnRequest, wor
     check_healed(server, ask, MIXED, words)
 
 
-@pytest.mark.parametrize("size", range(0, 1400, 127))
+@pytest.mark.parametrize("size", range(0, 1400, 277))
 def test_cut_after_any_byte_is_healed(server: ChatUI, size: int) -> None:
     check_healed(server, ask_sync, "[[tools]]", f"[[cut_bytes={size}]]")
-
-
-def test_log_that_is_gone_is_read_from_the_store_with_its_tools(server: ChatUI) -> None:
-    response = ask_sync("[[tools]] [[cut=2]] [[gone]]", web_search=True)
-    assert [part["type"] for part in parts(response)].count("tool_result") == 2
 
 
 def test_text_that_comes_only_with_the_final_answer_is_given_after_a_cut(server: ChatUI) -> None:
@@ -149,7 +147,7 @@ def test_answer_of_which_half_is_stored_is_an_error(server: ChatUI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "says"), [(401, "login"), (403, "403"), (500, "did not come back"), (503, "second")]
+    ("status", "says"), [(401, "login"), (403, "403"), (500, "did not come back")]
 )
 def test_log_that_is_refused_for_good_is_an_error(server: ChatUI, status: int, says: str) -> None:
     with soon(), pytest.raises(llm.ModelError, match=says) as caught:
@@ -157,13 +155,6 @@ def test_log_that_is_refused_for_good_is_an_error(server: ChatUI, status: int, s
     assert status == 401 or only_conversation(server).id in str(caught.value)
     assert len(sends(server)) == 1
     assert server.stops == []
-
-
-def test_log_that_stays_silent_is_an_error(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "reconnect_timeout", 0.5)
-    with soon(), pytest.raises(llm.ModelError) as caught:
-        ask_async("[[tokens=5]] [[cut=1]] [[stall_resume=99]]")
-    assert page(server) in str(caught.value)
 
 
 # --- stopped, or deleted, elsewhere ---------------------------------------------------
@@ -211,7 +202,6 @@ def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(server
         "[[drop=before]]",
         "[[status=502*1]]",
         "[[status_after=500]]",
-        "[[status_after=502]]",
     ],
 )
 def test_message_is_sent_until_it_arrives_and_then_not_again(server: ChatUI, words: str) -> None:
@@ -239,14 +229,6 @@ async def test_message_on_a_kept_connection_is_never_doubled(server: ChatUI) -> 
     }
 
 
-@pytest.mark.parametrize("word", ["[[drop=before]]", "[[drop=after]]"])
-def test_files_are_sent_again_whole(server: ChatUI, word: str) -> None:
-    file = llm.Attachment(type="text/plain", content=b"Rex is a dog" * 9_000)
-    assert ask_sync(f"{word} [[say]]hello[[/say]]", attachments=[file]).text() == "hello"
-    for request in sends(server):
-        assert [content for _, _, content in request.files] == [b"Rex is a dog" * 9_000]
-
-
 def test_kept_connection_that_died_is_replaced(server: ChatUI) -> None:
     conversation = llm.get_model("hf-llama").conversation()
     conversation.prompt("one").text()
@@ -256,18 +238,6 @@ def test_kept_connection_that_died_is_replaced(server: ChatUI) -> None:
     server.up()
     assert conversation.prompt("three").text() == "You said: three"
     assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {}}}}
-
-
-def test_refused_connections_are_tried_again(server: ChatUI) -> None:
-    server.refuse = 2
-    assert ask_async("hello").text() == "You said: hello"
-    assert one_message_each(server)
-
-
-def test_message_that_stalls_is_looked_for(server: ChatUI) -> None:
-    server.faults["POST", "/conversation/*"] = [Fault(stall=True)]
-    assert ask_async("hello").text() == "You said: hello"
-    assert one_message_each(server)
 
 
 def test_message_that_is_never_taken_is_given_up(server: ChatUI) -> None:
@@ -298,14 +268,10 @@ def test_creation_that_stalls_is_an_error_and_not_made_twice(
     assert calls(server) == [("POST", "/conversation")]
 
 
-def test_creation_that_takes_long_is_waited_for(server: ChatUI) -> None:
-    server.faults["POST", "/conversation"] = [Fault(delay=0.6)]  # longer than a stream is silent
-    assert ask_sync("hello").text() == "You said: hello"
-    assert [path for _, path in calls(server)].count("/conversation") == 1
-
-
-@pytest.mark.parametrize("system", [None, "Be brief."])
-@pytest.mark.parametrize("fault", [Fault(drop=True, done=True), Fault(status=502, done=True)])
+@pytest.mark.parametrize(
+    ("system", "fault"),
+    [(None, Fault(drop=True, done=True)), ("Be brief.", Fault(status=502, done=True))],
+)
 def test_conversation_that_was_made_though_the_answer_was_lost_is_found(
     server: ChatUI, system: str | None, fault: Fault
 ) -> None:
@@ -316,16 +282,6 @@ def test_conversation_that_was_made_though_the_answer_was_lost_is_found(
     assert one_message_each(server)
     _, second = server.conversations.values()
     assert second.preprompt == (system or "")
-
-
-def test_conversation_that_is_not_alike_is_not_taken_for_a_lost_one(server: ChatUI) -> None:
-    qwen = server.add_conversation("session", "Qwen/Qwen3.6-27B", "")
-    brief = server.add_conversation("session", LLAMA, "Be brief.")
-    ask_sync("one", key="hf-chat=session")
-    server.faults["POST", "/conversation"] = [Fault(drop=True)]
-    ask_sync("two", key="hf-chat=session")
-    first, second = list(server.conversations)[2:]
-    assert [len(server.messages(id)) for id in (qwen.id, brief.id, first, second)] == [1, 1, 3, 3]
 
 
 async def test_conversations_whose_answers_were_lost_at_once_stay_apart(server: ChatUI) -> None:
@@ -423,12 +379,12 @@ def test_slow_upload_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(path.endswith("/stream") for _, path in calls(server))
 
 
-@pytest.mark.parametrize("words", ["hello", "[[tools]]", "[[cut=1]]", "[[err=500]]", "[[empty]]"])
+@pytest.mark.parametrize("words", ["[[tools]]", "[[cut=1]]", "[[err=500]]"])
 def test_answer_that_ended_is_not_stopped(server: ChatUI, words: str) -> None:
     try:
         ask_sync(words, web_search=True)
     except llm.ModelError:
-        assert words in ("[[err=500]]", "[[empty]]")
+        assert words == "[[err=500]]"
     ask_sync("another")
     assert server.stops == []
 

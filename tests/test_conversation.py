@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +14,6 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
-    LLAMA,
     NEVER,
     QWEN,
     TurnRequest,
@@ -35,12 +31,10 @@ from helpers import (
     seen,
     sends,
     soon,
-    stored,
     tree,
     use,
     wait_for,
 )
-from llm.parts import Message, TextPart
 
 from llm_huggingchat import reset
 
@@ -114,16 +108,6 @@ def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI) -> 
         assert answer.result().text() == "You said: two"
 
 
-def test_later_uploads_do_not_grow_with_the_conversation(server: ChatUI) -> None:
-    conversation = llm.get_model("hf-llama").conversation()
-    for number in range(20):
-        assert conversation.prompt(f"turn {number:02}").text() == f"You said: turn {number:02}"
-    sizes = {len(request.body) for request in sends(server)[1:]}
-    assert len(sizes) == 1
-    assert len(server.messages(only_conversation(server).id)) == 41
-    assert [method for method, path in calls(server) if path == "/conversation"] == ["POST"]
-
-
 def test_chat_keeps_its_connections(server: ChatUI) -> None:
     shown = run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
     assert "You said: four" in shown.stdout
@@ -132,13 +116,6 @@ def test_chat_keeps_its_connections(server: ChatUI) -> None:
     second, *_ = later = sends(server)[1:]
     opened = {request.connection for request in server.log if request.number < second.number}
     assert {request.connection for request in later} <= opened
-
-
-def test_chat_continues_a_conversation(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("chat", "-c", input="two\nthree\nquit\n")
-    run("-c", "four")
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {"three": {"four": {}}}}}
 
 
 async def test_conversation_objects_continue(server: ChatUI) -> None:
@@ -162,14 +139,6 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
     run("-c", "--async", "four")
     line: dict[str, Any] = {"one": {"two": {"three": {"four": {}}}}}
     assert [tree(server, id) for id in server.conversations] == [line, line]
-
-
-def test_response_survives_being_stored_as_json(server: ChatUI) -> None:
-    saved = json.dumps(ask_sync("one [[reason]]").to_dict())
-    response = llm.Response.from_dict(json.loads(saved))
-    assert response.text() == "You said: one [[reason]]"
-    ask_sync("two", after=response)
-    assert tree(server, only_conversation(server).id) == {"one [[reason]]": {"two": {}}}
 
 
 # --- branches -------------------------------------------------------------------------
@@ -207,17 +176,6 @@ def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
     assert tree(server, other) == {"something else": {}}
 
 
-def test_branches_of_python_and_of_the_command_line_share_a_tree(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("-c", "two")
-    entry = logged()[0]["response_json"]["huggingchat"]
-    answer = TextPart("You said: one", provider_metadata={"huggingchat": entry})
-    chain = [llm.user("one"), Message("assistant", [answer])]
-    ask_sync(messages=[*chain, llm.user("aside")])
-    run("-c", "three")
-    assert tree(server, entry["conversation_id"]) == {"one": {"two": {"three": {}}, "aside": {}}}
-
-
 # --- the answer's id ------------------------------------------------------------------
 
 
@@ -233,20 +191,6 @@ def test_answer_whose_id_cannot_be_had_is_given_and_found_next_time(
     only_conversation(server).words.clear()
     ask_async("two", after=response)
     assert tree(server, only_conversation(server).id) == {f"one {word}": {"two": {}}}
-
-
-async def test_answer_without_an_id_is_not_taken_for_the_latest(server: ChatUI) -> None:
-    first = llm.get_async_model("hf-llama").prompt("one")
-    await first
-    left = await first.reply("left [[nofetch]]")
-    await left
-    only_conversation(server).words.clear()
-    await (await first.reply("right")).text()
-    await (await left.reply("on")).text()
-    await asyncio.to_thread(server.messages, only_conversation(server).id)
-    assert tree(server, only_conversation(server).id) == {
-        "one": {"left [[nofetch]]": {"on": {}}, "right": {}}
-    }
 
 
 async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(server: ChatUI) -> None:
@@ -274,26 +218,6 @@ def test_another_model_takes_the_conversation_over(server: ChatUI) -> None:
     ]
     assert conversation.model == second.resolved_model == QWEN
     assert tree(server, conversation.id) == {"one": {"two": {}}}
-
-
-def test_change_of_the_model_that_meets_a_fault_is_tried_again(server: ChatUI) -> None:
-    first = ask_async("one")
-    server.faults["PATCH", "*"] = [Fault(status=502), Fault(drop=True)]
-    ask_async("two", after=first, model="hf-qwen")
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-    assert only_conversation(server).model == QWEN
-
-
-async def test_first_model_comes_back_on_another_branch(server: ChatUI) -> None:
-    """What counts is the conversation's model now, not that of the answer to continue after."""
-    llama, qwen = llm.get_async_model("hf-llama-3.3-70b-instruct"), llm.get_async_model("hf-qwen")
-    first = llama.prompt("one")
-    await first
-    other = llm.AsyncResponse.from_dict((await first.to_sync_response()).to_dict(), model=qwen)
-    await (await other.reply("two")).text()
-    assert only_conversation(server).model == QWEN
-    await (await first.reply("three")).text()
-    assert only_conversation(server).model == LLAMA
 
 
 def test_model_that_was_chosen_on_the_web_page_is_told(
@@ -327,35 +251,6 @@ def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
     assert messages[4] == ("user", "[[history]]")
 
 
-def test_history_from_elsewhere_is_carried(server: ChatUI) -> None:
-    history = [
-        llm.system("Be brief"),
-        llm.user("my name is Ann"),
-        llm.assistant("Hello Ann"),
-        llm.user("my dog is Rex"),
-        llm.assistant("Hello Rex"),
-    ]
-    first = ask_sync(messages=[*history, llm.user("who am I?")])
-    ask_sync("and my dog?", after=first)
-    conversation = only_conversation(server)
-    assert conversation.preprompt == "Be brief"
-    question, second = server.messages(conversation.id, "user")
-    order = ["my name is Ann", "Hello Ann", "my dog is Rex", "Hello Rex", "who am I?"]
-    places = [question["content"].index(piece) for piece in order]
-    assert places == sorted(places)
-    assert question["content"].endswith("who am I?")
-    assert "Be brief" not in question["content"]
-    assert second["content"] == "and my dog?"
-
-
-def test_system_prompt_that_comes_back_is_told_again(server: ChatUI) -> None:
-    first = ask_async("one", system="Speak French")
-    second = ask_async("two", after=first, system="Speak Dutch")
-    ask_async("three", after=second, system="Speak French")
-    *_, third = server.messages(only_conversation(server).id, "user")
-    assert "Speak French" in third["content"]
-
-
 def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
     server: ChatUI, tmp_path: pathlib.Path
 ) -> None:
@@ -373,19 +268,6 @@ def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
     assert "notes.txt" in question["content"]
     assert "Rex is a dog" not in question["content"]
     assert sends(server)[2].files == []
-
-
-def test_fragments_of_earlier_turns_are_not_sent_again(
-    server: ChatUI, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "facts.txt").write_text("The sky is blue")
-    run("-m", "hf-llama", "one", "-f", str(tmp_path / "facts.txt"))
-    run("-c", "two")
-    first, second = sends(server)
-    assert first.data is not None
-    assert second.data is not None
-    assert "The sky is blue" in first.data["inputs"]
-    assert second.data["inputs"] == "two"
 
 
 # --- conversations that are not there -------------------------------------------------
@@ -524,15 +406,6 @@ def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> 
     assert len(server.conversations) == 2
 
 
-def test_later_message_that_is_refused_leaves_the_conversation(server: ChatUI) -> None:
-    first = ask_sync("one")
-    refused = Fault(status=413, body=b"{}", content_type="application/json")
-    server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError):
-        ask_sync("two", after=first)
-    assert stored(server) == ["one", "You said: one"]
-
-
 # --- another answer -------------------------------------------------------------------
 
 
@@ -589,19 +462,6 @@ async def test_twenty_prompts_go_at_once(server: ChatUI) -> None:
     assert len(server.conversations) == 20
 
 
-def test_threads_talk_at_once(server: ChatUI) -> None:
-    model = llm.get_model("hf-llama")
-
-    def talk(number: int) -> list[str]:
-        conversation = model.conversation()
-        return [conversation.prompt(f"{number} {word}").text() for word in ("one", "two")]
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(talk, range(8)))
-    assert answers == [[f"You said: {n} one", f"You said: {n} two"] for n in range(8)]
-    assert [len(server.messages(id)) for id in server.conversations] == [5] * 8
-
-
 # --- sessions -------------------------------------------------------------------------
 
 
@@ -615,27 +475,3 @@ def test_anonymous_session_is_kept_for_the_next_process(
     reset()
     run("-c", "two")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-
-
-def test_session_that_cannot_be_kept_is_used_all_the_same(
-    server: ChatUI, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (user_path / ".keys.json.lock").mkdir()  # so that nobody can lock it, root neither
-    first = ask_sync("one")
-    ask_sync("two", after=first)
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-    assert caplog.text.count("session is not kept") == 1
-    assert not (user_path / "keys.json").exists()
-
-
-@pytest.mark.process
-def test_first_prompts_of_several_processes_use_one_session(server: ChatUI) -> None:
-    run("logs", "status")
-    server.faults["POST", "/conversation"] = [Fault(delay=0.3)] * 3
-    command = [sys.executable, "-m", "llm", "-m", "hf-llama", "hello"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-    shown = [process.communicate(timeout=60)[0] for process in processes]
-    assert shown == [b"You said: hello\n"] * 3
-    assert len({conversation.session for conversation in server.conversations.values()}) == 1
-    run("-c", "two")
-    assert len(server.conversations) == 3

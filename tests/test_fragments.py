@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
 
 import llm
 import pytest
@@ -18,11 +16,7 @@ from helpers import (
     only_conversation,
     run,
     sends,
-    soon,
-    wait_for,
 )
-
-import llm_huggingchat
 
 
 def asked(server: ChatUI) -> str:
@@ -92,13 +86,6 @@ def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
     assert "## You" in shown
 
 
-def test_shared_by_somebody_else_is_not_copied(server: ChatUI) -> None:
-    link = run("huggingchat", "share", answered(server)).stdout.strip()
-    before = len(server.conversations)
-    assert "Mars" in load(link)
-    assert len(server.conversations) == before
-
-
 def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
     response = ask_sync("Name a planet [[say]]Mars[[/say]]")
     id = str(kept(response)["conversation_id"])
@@ -125,50 +112,3 @@ def test_what_is_not_there_is_told(server: ChatUI, name: str, says: str) -> None
     assert "Could not load fragment" in said
     assert says in said
     assert sends(server) == []
-
-
-def test_conversation_without_an_answer_is_refused(server: ChatUI) -> None:
-    ask_sync("hi")
-    mine = only_conversation(server)
-    empty = server.add_conversation(mine.session, "omni", "")
-    said = failure("-m", "hf-llama", "-f", f"huggingchat:{empty.id}", "Why?")
-    assert "no answer yet" in said
-
-
-def test_conversation_behind_a_login_wants_one(server: ChatUI) -> None:
-    id = answered(server)
-    server.login_required = True
-    assert "llm huggingchat login" in failure("-m", "hf-qwen", "-f", f"huggingchat:{id}", "Why?")
-
-
-def test_conversation_without_a_network(server: ChatUI, quick: None) -> None:
-    id = answered(server)
-    server.down()
-    said = failure("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?")
-    assert "No connection to 127.0.0.1" in said
-
-
-def test_loader_explains_itself(server: ChatUI) -> None:
-    shown = run("fragments", "loaders").stdout
-    assert "huggingchat:\n" in shown
-    assert "llm -f huggingchat:https://" in shown
-    assert "\b" not in shown
-
-
-def test_ctrl_c_while_loading(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_huggingchat.limits, "id_timeout", 0.01)
-    id = answered(server, "[[slowfetch=600]] hello [[say]]Mars[[/say]]")
-    begun = len(server.log)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def interrupt() -> None:
-        wait_for(lambda: len(server.log) > begun)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    terminal = threading.Thread(target=interrupt)
-    terminal.start()
-    with soon():
-        run("-m", "hf-llama", "-f", f"huggingchat:{id}", "Why?", status=1)
-    terminal.join()
-    signal.signal(signal.SIGINT, before)
-    assert len(sends(server)) == 1

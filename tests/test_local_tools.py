@@ -14,7 +14,6 @@ import pytest
 from chat_ui import ChatUI
 from helpers import (
     ask_async,
-    ask_sync,
     failure,
     logged,
     only_conversation,
@@ -154,30 +153,6 @@ def test_calls_are_parts_of_the_answer(server: ChatUI) -> None:
     assert tools.calls == []
 
 
-class Shelf(llm.Toolbox):
-    """Books on a shelf."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.books: list[str] = []
-
-    def put(self, title: str) -> str:
-        """Put a book on the shelf."""
-        self.books.append(title)
-        return f"{len(self.books)} on {self.name}"
-
-
-def test_toolbox_keeps_its_state(server: ChatUI) -> None:
-    shelf = Shelf("oak")
-    put = call("Shelf_put", title="Emma")
-    assert texts(chain_async(says(put, put, "Done."), tools=[shelf]))[-1] == "Done."
-    assert shelf.books == ["Emma", "Emma"]
-    assert questions(server)[1:] == [
-        answered("Shelf_put", "1 on oak"),
-        answered("Shelf_put", "2 on oak"),
-    ]
-
-
 def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
     def notes() -> llm.ToolOutput:
         """My notes."""
@@ -188,21 +163,6 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
     first, second = sends(server)
     assert not first.files
     assert [content for _, _, content in second.files] == [b"Rex is four"]
-
-
-def test_artifact_in_an_argument_is_as_the_model_wrote_it(server: ChatUI) -> None:
-    page = '<artifact identifier="a" type="html">\n<p>\n</artifact>'
-
-    def keep(text: str) -> str:
-        return text
-
-    (made,) = ask_sync(says(call("keep", text=page)), tools=[keep]).tool_calls()
-    assert made.arguments == {"text": page}
-
-
-def test_text_about_calls_is_text_where_there_are_no_tools(server: ChatUI) -> None:
-    text = f"Write {call('add', a=1)} to call."
-    assert run("-m", "hf-llama", says(text)).stdout == f"{text}\n"
 
 
 # --- calls that fail ------------------------------------------------------------------
@@ -227,15 +187,6 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI, broken: str) -> N
     assert result == answered("place_of", "Rex's place")
 
 
-def test_unknown_tool_and_wrong_arguments_go_back_to_the_model(server: ChatUI) -> None:
-    tools = Counted()
-    prompt = says(call("fly", to="Paris") + call("place_of", cat="Rex"), "So be it.")
-    assert texts(chain_async(prompt, tools=[tools.place_of]))[-1] == "So be it."
-    _, results = questions(server)
-    assert 'Error: tool \\"fly\\" does not exist' in results
-    assert "unexpected keyword argument 'cat'" in results
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=3]]", "[[cut=6,2]]", "[[cut=9,1]]", "[[split]]"])
 def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) -> None:
@@ -248,24 +199,6 @@ def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) ->
 
 
 # --- with other turns, schemas, and the server's own tools ----------------------------
-
-
-def test_other_tools_are_told_anew_and_no_tools_as_well(server: ChatUI) -> None:
-    tools = Counted()
-    conversation = llm.get_model("hf-llama").conversation()
-    prompt = says(call("place_of", dog="Rex"), "There.", call("key_of", place="a"), "Here.", "So.")
-    assert conversation.chain(prompt, tools=[tools.place_of]).text() == "There."
-    assert conversation.chain("The key?", tools=[tools.key_of]).text() == "Here."
-    assert conversation.prompt("And now?").text() == "So."
-    assert conversation.prompt("And again?").text() == "So."
-    asked = questions(server)
-    assert asked[2].startswith("[Instructions]\n")
-    assert '"name": "key_of"' in asked[2]
-    assert '"name": "place_of"' not in asked[2]
-    assert asked[2].endswith("\n\nThe key?")
-    assert asked[4].startswith("[Instructions]\n")
-    assert asked[4].endswith("\n\nAnd now?")
-    assert asked[5] == "And again?"
 
 
 def test_local_and_server_side_tools_together(server: ChatUI) -> None:
@@ -313,22 +246,6 @@ def test_retry_after_a_chain_answers_its_last_question_anew(server: ChatUI) -> N
     assert "Give the same -T and --functions" in failure(*retry)
     assert run(*retry, "--functions", ADD).stdout == "It is five.\n"
     assert questions(server) == [prompt, answered("add", "5")]
-
-
-def test_retried_answer_may_call_tools(server: ChatUI) -> None:
-    tools = Counted()
-    prompt = says(call("place_of", dog="Rex"), "There.")
-    conversation = llm.get_model("hf-llama").conversation(tools=[tools.place_of])
-    conversation.prompt(prompt).text()
-    conversation.chain(None, options={"retry": True}).text()
-    assert tools.calls == [("place_of", "Rex")]
-    assert questions(server) == [prompt, answered("place_of", "Rex's place")]
-
-
-def test_retry_refuses_other_tools(server: ChatUI) -> None:
-    run("-m", "hf-llama", "Hello")
-    assert "--functions" in failure("-c", "", "-o", "retry", "true", "--functions", ADD)
-    assert len(sends(server)) == 1
 
 
 def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:

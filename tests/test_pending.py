@@ -11,6 +11,7 @@ from helpers import ask_sync, calls, described, only_conversation
 
 from llm_huggingchat import TurnLock, reset
 
+pytestmark = pytest.mark.usefixtures("quick")
 TOKEN = "t-ada-0123456789"
 
 

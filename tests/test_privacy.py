@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import errno
 import gzip
 import itertools
 import json
 import logging
-import os
 import pathlib
 import re
 import socketserver
@@ -23,7 +21,6 @@ import click.testing
 import llm
 import llm.cli
 import pytest
-import sqlite_utils
 from chat_ui import PICTURE, ChatUI, Conversation, Fault, Request
 from helpers import (
     COOKIES,
@@ -34,9 +31,7 @@ from helpers import (
     ask_sync,
     both,
     failure,
-    host,
     kept_files,
-    keys,
     make_logs,
     only_conversation,
     run,
@@ -100,43 +95,13 @@ def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: TurnRequest) -> None:
     ("method", "path"),
     [("POST", "/conversation"), ("POST", "/conversation/*"), ("GET", "/api/mcp/servers")],
 )
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_not_followed(server: ChatUI, method: str, path: str, status: int) -> None:
+def test_redirects_are_not_followed(server: ChatUI, method: str, path: str) -> None:
     with ChatUI() as other:
         location = (("location", f"{other.url}/conversation"),)
-        server.faults[method, path] = [Fault(status=status, headers=location)] * 9
+        server.faults[method, path] = [Fault(status=307, headers=location)] * 9
         with pytest.raises(llm.ModelError):
             ask_sync("hello", key=COOKIES, web_search=True)
         assert other.connections == 0
-
-
-def test_token_does_not_follow_a_login_to_another_origin(guarded: ChatUI) -> None:
-    with ChatUI() as other:
-        guarded.tokens[TOKEN] = "ann"
-        guarded.login_wants = f"{other.url}/login/callback"
-        with pytest.raises(llm.ModelError):
-            ask_sync("hello", key=f"token={TOKEN}")
-        assert other.connections == 0
-
-
-def test_cookies_set_by_the_server_are_not_taken(server: ChatUI) -> None:
-    header = (("set-cookie", "hf-chat=new; Path=/"), ("set-cookie", "evil=1; Path=/"))
-    server.faults["POST", "/conversation"] = [Fault(status=502, headers=header)]
-    conversation = llm.get_model("hf-llama").conversation()
-    conversation.prompt("one", key=COOKIES).text()
-    conversation.prompt("two", key=COOKIES).text()
-    sent = [request.cookies for request in server.log if request.cookies]
-    assert all(cookies == {"hf-chat": SESSION, "token": TOKEN} for cookies in sent)
-
-
-def test_worthless_session_is_not_kept(guarded: ChatUI) -> None:
-    for _ in range(2):
-        failure("-m", "hf-llama", "hello")
-    assert keys() == {}
-    use(guarded, f"hf-chat={SESSION}")
-    before = keys()
-    failure("-m", "hf-llama", "hello")
-    assert keys() == before
 
 
 def test_key_of_one_server_is_not_sent_to_another(
@@ -178,20 +143,15 @@ SECRET = "sesame-sesame"
     "url",
     [
         f"https://ann:{SECRET}@mcp.example/x",
-        f"https://{SECRET}@mcp.example/x",
         f"http://mcp.example/x?key={SECRET}#{SECRET}",
-        f"ann:{SECRET}@mcp.example/x",
-        f"https:ann:{SECRET}@mcp.example/x",
         f"https://[{SECRET}",
         "https://$LOGIN@mcp.example/x",
-        "https://$HOST/x",
     ],
 )
 def test_name_and_password_in_an_address_are_refused_unseen(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
-    monkeypatch.setenv("HOST", f"ann:{SECRET}@mcp.example")
     with pytest.raises(llm.ModelError, match="MCP") as caught:
         ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
     assert "sesame" not in str(caught.value)
@@ -213,12 +173,11 @@ def test_query_of_an_address_is_sent_but_not_logged(
     assert len(sends(server)) == 1
 
 
-@pytest.mark.parametrize("name", ["LLM_HUGGINGCHAT_KEY", "huggingchat", "huggingchat_other"])
 @pytest.mark.parametrize(
-    "tool",
+    ("name", "tool"),
     [
-        'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})',
-        'MCP("https://mcp.example/x?key=$NAME")',
+        ("huggingchat", 'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})'),
+        ("LLM_HUGGINGCHAT_KEY", 'MCP("https://mcp.example/x?key=$NAME")'),
     ],
 )
 def test_cookies_of_the_chat_are_put_into_no_header(
@@ -254,22 +213,7 @@ def raw() -> Iterator[tuple[int, list[bytes]]]:
         thread.join()
 
 
-ADDRESSES = ["gopher://127.0.0.1:{}/_chosen", "dict://127.0.0.1:{}/chosen", "file:///etc/passwd"]
-
-
-@pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "127.0.0.1:{}", "http:/x", " "])
-def test_attachment_comes_over_http_alone(
-    server: ChatUI, raw: tuple[int, list[bytes]], address: str
-) -> None:
-    port, heard = raw
-    attachment = llm.Attachment(type="text/plain", url=address.format(port))
-    with pytest.raises(llm.ModelError, match="http"):
-        ask_sync("hello", attachments=[attachment])
-    assert heard == []
-    assert server.log == []
-
-
-@pytest.mark.parametrize("address", [*ADDRESSES, "ftp://127.0.0.1:{}/a.txt"])
+@pytest.mark.parametrize("address", ["gopher://127.0.0.1:{}/_chosen", "file:///etc/passwd"])
 def test_attachment_is_not_redirected_to_another_protocol(
     server: ChatUI, raw: tuple[int, list[bytes]], address: str
 ) -> None:
@@ -283,23 +227,7 @@ def test_attachment_is_not_redirected_to_another_protocol(
     assert server.conversations == {}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no pipes with names")
-@pytest.mark.parametrize("type", ["text/plain", "audio/wav"])
-@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
-def test_attachment_that_is_no_file_is_not_waited_for(
-    server: ChatUI, type: str, kind: str, tmp_path: pathlib.Path
-) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    path = {"pipe": str(pipe), "device": "/dev/zero", "directory": str(tmp_path)}[kind]
-    with soon(), pytest.raises(llm.ModelError, match="cannot be read"):
-        ask_sync("hello", attachments=[llm.Attachment(type=type, path=path)])
-    assert server.log == []
-
-
-@pytest.mark.parametrize(
-    "type", ["text/plain\r\nX-Evil: 1", "text/plain\r\n\r\nevil", 'text/plain"', "text", "\r\n"]
-)
+@pytest.mark.parametrize("type", ["text/plain\r\nX-Evil: 1", 'text/plain"'])
 def test_type_of_an_attachment_ends_no_header(server: ChatUI, type: str) -> None:
     ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
     (request,) = sends(server)
@@ -331,29 +259,6 @@ writing = pytest.mark.parametrize(
 
 
 @writing
-def test_link_stays_a_link_and_modes_stay_modes(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    real, link, other = tmp_path / "real", tmp_path / "link", tmp_path / "other"
-    link.symlink_to("real")
-    for _ in range(2):  # nothing is there at first
-        run(*command, "-o", str(link), input="y\n")
-        assert link.is_symlink()
-        assert real.read_bytes() == content
-        real.write_text("mine")
-    real.chmod(0o664)
-    umask = os.umask(0o027)
-    try:
-        run(*command, "-o", str(real), input="y\n")
-        run(*command, "-o", str(other))
-    finally:
-        os.umask(umask)
-    assert real.read_bytes() == other.read_bytes() == content
-    assert [path.stat().st_mode & 0o777 for path in (real, other)] == [0o664, 0o640]
-
-
-@writing
 def test_dash_is_standard_output(
     server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
 ) -> None:
@@ -363,45 +268,13 @@ def test_dash_is_standard_output(
     assert list(tmp_path.glob("-*")) == []
 
 
-@writing
-def test_pipe_gets_what_is_written(
-    server: ChatUI, tmp_path: pathlib.Path, writing: Writing
-) -> None:
-    command, content = writing(server)
-    pipe, read = tmp_path / "pipe", list[bytes]()
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
-    reader.start()
-    run(*command, "-o", str(pipe), input="")  # there is nothing to overwrite
-    assert pipe.is_fifo()
-    reader.join(5)
-    assert read == [content]
-
-
-@writing
-def test_file_that_cannot_be_written_whole_stays_as_it_was(
-    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
-) -> None:
-    command, _ = writing(server)
-    file = tmp_path / "folder" / "file"
-    file.parent.mkdir()
-    file.write_text("mine")
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.replace", full)
-    shown = run(*command, "-o", str(file), input="y\n", status=1)
-    assert "Error: No space left on device" in shown.stderr
-    assert [path.name for path in file.parent.iterdir()] == ["file"]
-    assert file.read_text() == "mine"
-
-
 OUTPUT = "GET", "/conversation/*/output/*"
 
 
-@pytest.mark.parametrize("output", ["good.png", "-", ""])
-@pytest.mark.parametrize("fault", [Fault(status=500, body=b"broken" * 10_000), Fault(drop=True)])
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [("good.png", Fault(drop=True)), ("-", Fault(status=500, body=b"broken" * 10_000))],
+)
 def test_refused_file_is_written_nowhere(
     server: ChatUI,
     tmp_path: pathlib.Path,
@@ -433,77 +306,12 @@ def test_file_whose_download_broke_is_whole(server: ChatUI, tmp_path: pathlib.Pa
 # --- files of llm ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"null",
-        b'{"servers": 1}',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"servers": {"URL": {"time": "soon", "models": [1, {"id": 2}]}}}',
-        b'{"servers": {"URL": {"time": 1e999, "models": []}}}',
-        b'{"servers": {"URL": {"time": NaN, "models": [{"id": "a/b"}]}}}',
-    ],
-)
-def test_broken_cache_is_mended(server: ChatUI, user_path: pathlib.Path, content: bytes) -> None:
-    cache = user_path / "huggingchat_models.json"
-    cache.write_bytes(content.replace(b"URL", server.url.encode()))
-    shown = run("-m", "hf-llama", "hello")
-    assert (shown.stdout, shown.stderr) == ("You said: hello\n", "")
-    run("huggingchat", "refresh")
-    assert "servers" in json.loads(cache.read_text())
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000, b"[]", b"5", b"null"])
-def test_broken_key_store_is_told_and_left_alone(
-    server: ChatUI, user_path: pathlib.Path, content: bytes
-) -> None:
-    (user_path / "keys.json").write_bytes(content)
-    said = failure("-m", "hf-llama", "hello")
-    assert "keys.json" in said
-    assert run("huggingchat", "status", status=1).stderr == said
-    assert (user_path / "keys.json").read_bytes() == content
-    assert server.log == []
-
-
-def test_key_store_that_is_a_link_stays_one(server: ChatUI, user_path: pathlib.Path) -> None:
-    real = user_path.parent / "dotfiles"
-    real.mkdir()
-    (real / "keys").write_text('{"openai": "sk-mine"}')
-    (user_path / "keys.json").symlink_to(real / "keys")
-    run("-m", "hf-llama", "hello")  # it keeps an anonymous session
-    assert (user_path / "keys.json").is_symlink()
-    kept = json.loads((real / "keys").read_text())
-    assert kept["openai"] == "sk-mine"
-    assert f"huggingchat:{host(server)}" in kept
-    assert [path.name for path in real.iterdir()] == ["keys"]
-
-
-@pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
-def test_logs_that_hold_what_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
-    id = stored_conversation(server).id
-    make_logs()
-    db = sqlite_utils.Database(llm.user_dir() / "logs.db")
-    odd = f'{{"huggingchat": {value}}}'
-    db.execute("update parts set payload = replace(payload, '\"chat-ui\"', ?)", [odd])
-    db.conn.commit()
-    assert db.execute("select count(*) from parts where not json_valid(payload)").fetchone()[0]
-    db.close()
-    assert id in run("huggingchat", "open", "--print").stdout
-    assert f"{id} *" in run("huggingchat", "conversations").stdout
-    assert " 0 turns added" in run("huggingchat", "import", id).stdout
-
-
 # --- a hostile server -----------------------------------------------------------------
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-@pytest.mark.parametrize("name", ["title", "name", "message", "route"])
-def test_words_of_the_server_move_no_cursor(server: ChatUI, name: str) -> None:
+def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     uuid = "11111111-1111-4111-8111-111111111111"
     call = {"type": "tool", "subtype": "call", "uuid": uuid, "call": {"name": evil}}
@@ -536,63 +344,27 @@ FLOODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", FLOODS)
-@pytest.mark.parametrize(
-    ("path", "command"),
-    [
-        ("/api/v2/models", ["refresh"]),
-        ("/api/v2/conversations", ["conversations"]),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_answer_without_end_is_given_up(
-    server: ChatUI, path: str, command: list[str], what: str
-) -> None:
+def test_answer_without_end_is_given_up(server: ChatUI, what: str) -> None:
+    path = "/api/v2/models"
     server.faults["GET", path] = [Fault(**{"content_type": "application/json"} | FLOODS[what])]
-    said = failure("huggingchat", *command)
+    said = failure("huggingchat", "refresh")
     assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
     assert [r.path for r in server.log].count(path) == 1  # it is not asked again
     wait_for(lambda: server.open_connections == 0)
 
 
-@pytest.mark.parametrize("what", ["a line", "an error"])
-def test_stream_without_end_is_given_up(server: ChatUI, what: str) -> None:
-    fault = Fault(**{"content_type": "application/jsonl"} | FLOODS[what])
+def test_stream_without_end_is_given_up(server: ChatUI) -> None:
+    fault = Fault(flood=JUNK, content_type="application/jsonl")
     server.faults["POST", "/conversation/*"] = [fault]
     with pytest.raises(llm.ModelError, match="sent a line of more than"):
         ask_sync("hello")
     assert len(sends(server)) == 1
 
 
-def test_log_without_end_is_given_up(server: ChatUI) -> None:
-    server.faults["GET", "/conversation/*/stream"] = [Fault(flood=JUNK)] * 9
-    with pytest.raises(llm.ModelError, match="sent a line of more than"):
-        ask_sync("one two three [[cut=2]]")
-
-
 def test_little_that_becomes_very_much_is_given_up(server: ChatUI) -> None:
     body, header = gzip.compress(b"[" * 30_000_000, 1), (("content-encoding", "gzip"),)
     server.faults["GET", "/api/v2/models"] = [Fault(status=200, body=body, headers=header)]
     assert "sent more than 8 MB" in failure("huggingchat", "refresh")
-
-
-@pytest.mark.parametrize("id", ["a/b", "../x", "\ud800", "a\n", "", "x" * 300, 5, None])
-def test_ids_that_could_lead_elsewhere_are_refused(server: ChatUI, id: object) -> None:
-    def answers(method: str, path: str, value: object) -> None:
-        body = json.dumps({"json": value} if "/api/" in path else value).encode()
-        fault = Fault(status=200, body=body, content_type="application/json")
-        server.faults[method, path] = [fault]
-
-    root = json.dumps({"json": {"rootMessageId": "root"}})
-    answers("POST", "/conversation", {"conversationId": id, "conversation": root})
-    failure("-m", "hf-llama", "hello", "-n")
-    root = json.dumps({"json": {"rootMessageId": id}})
-    answers("POST", "/conversation", {"conversationId": "c", "conversation": root})
-    failure("-m", "hf-llama", "hello", "-n")
-    assert sends(server) == []
-    run("-m", "hf-llama", "hello", "-n")
-    mine = stored_conversation(server).id
-    answers("POST", "/conversation/*/share", {"shareId": id})
-    failure("huggingchat", "share", mine)
 
 
 def run_anyhow(*arguments: str) -> str:
@@ -643,7 +415,7 @@ COMMANDS = [
 ]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, suppress_health_check=list(HealthCheck))
 @given(path=st.lists(st.integers(0, 20), max_size=5), new=ODD, first=st.integers(0, 3))
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_whatever_the_server_answers(

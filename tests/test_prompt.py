@@ -8,6 +8,7 @@ import pathlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -38,11 +39,12 @@ from helpers import (
     run,
     sends,
     soon,
-    stored,
     tree,
     use,
     wait_for,
 )
+
+from llm_huggingchat import load_catalogue, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 ways = pytest.mark.parametrize("way", [(), ("--async",), ("--no-stream",)], ids=" ".join)
@@ -96,23 +98,6 @@ def test_requests_say_where_they_come_from_and_what_they_take(server: ChatUI) ->
         assert request.headers["origin"] == server.url.removesuffix("/chat")
         assert request.cookies == ({} if public else {"hf-chat": "session", "token": "login"})
     assert {request.headers["accept-encoding"] for request in sends(server)} == {"identity"}
-
-
-def test_key_is_taken_from_where_people_put_it(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def used(*options: str) -> str:
-        run("-m", "hf-llama", "hello", "-n", *options)
-        return sends(server)[-1].cookies["hf-chat"]
-
-    anonymous = used()
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=from-environment")
-    assert used() == "from-environment" != anonymous
-    use(server, '{"hf-chat": "from-store"}')
-    assert used() == "from-store"
-    assert used("--key", "hf-chat=from-option") == "from-option"
-    run("keys", "set", "work", "--value", "hf-chat=by-name")
-    assert used("--key", "work") == "by-name"
 
 
 # --- what comes back ------------------------------------------------------------------
@@ -185,10 +170,6 @@ def test_nothing_waits_after_the_final_answer(
     assert list(server.runs.values()) == ["running"] or "hold" in words
 
 
-def test_title_that_comes_first_is_kept(server: ChatUI) -> None:
-    assert described(ask_sync("[[title=A poem]] [[title_first]]"))["title"] == "A poem"
-
-
 def test_router_says_who_answered(server: ChatUI) -> None:
     response = ask_async("hello", model="hf-omni", system="Be brief")
     found = described(response)
@@ -216,8 +197,6 @@ THOUGHTS = "Let me think about\n\nthis carefully."
     ("words", "thought", "said"),
     [
         ("[[reason]]", THOUGHTS, "You said: [[reason]]"),
-        ("[[reason]] [[split]]", THOUGHTS, "You said: [[reason]] [[split]]"),
-        ("[[think]]", "pondering deeply", "\n\nDone."),
         ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
         ("[[reasoning_events]]", "Let me think.", "You said: [[reasoning_events]]"),
     ],
@@ -242,36 +221,9 @@ def test_reasoning_is_shown_on_standard_error_and_logged_apart(server: ChatUI) -
     assert (hidden.stdout, hidden.stderr) == ("You said: [[reason]]\n", "")
 
 
-def test_words_that_only_look_like_tags_stay(server: ChatUI) -> None:
-    prompt = "a <think> b </think> c <thin"
-    assert ask_sync(prompt).text() == f"You said: {prompt}"
-
-
 # --- odd streams ----------------------------------------------------------------------
 
 UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 literal\nnew\u2028line next\u0085line 😀"
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["", "[[noise]]", "[[split]]", "[[noise]] [[split=5]]", "[[unstreamed]]"],
-)
-@pytest.mark.parametrize(
-    ("steering", "said"),
-    [
-        ("[[unicode]]", UNICODE),
-        ("[[surrogates]]", "Look: 😀 there"),
-        ("[[tokens=12]]", "".join(f"w{number} " for number in range(12))),
-    ],
-    ids=["unicode", "surrogates", "tokens"],
-)
-def test_answer_is_what_the_model_said(
-    server: ChatUI, words: str, steering: str, said: str
-) -> None:
-    ask = ask_async if "split" in words else ask_sync
-    response = ask(f"{steering} {words}")
-    assert response.text() == said
-    assert stored(server)[1].rstrip() == said.rstrip()
 
 
 @ways
@@ -329,17 +281,8 @@ def check_told(said: str) -> None:
     ("fault", "says"),
     [
         (refusal(400, "Invalid request"), "llm huggingchat refresh"),
-        (refusal(400, "Message too long."), "too long"),
         (Fault(status=401, body=b"You have to be logged in.", content_type="text/plain"), "login"),
-        (Fault(status=302, headers=(("location", "https://sso.example/login"),)), "Not logged in"),
-        (Fault(status=302, headers=(("location", "https://new.example/"),)), "redirects to"),
-        (refusal(403, "Invalid referer"), "403"),
-        (refusal(404, "Not there"), "LLM_HUGGINGCHAT_URL"),
-        (refusal(410, "Model not available anymore"), "llm huggingchat refresh"),
-        (refusal(413, "File too large, should be <10MB"), "too large"),
         (refusal(429, "You are sending too many messages."), "Try again later"),
-        (refusal(500, "An error occurred"), "Try again later"),
-        (Fault(status=405), "405"),
         (Fault(status=418, body=b"\x1b[31mteapot\x07", content_type="text/plain"), "teapot"),
         (Fault(status=200), "web page"),
         (Fault(status=503), "503"),
@@ -358,10 +301,7 @@ def test_refusal_is_told_in_words(server: ChatUI, path: str, fault: Fault, says:
     ("words", "says"),
     [
         ("[[err=429]]", "HTTP 429"),
-        ("[[err=500]]", "Try again later"),
-        ("[[err=402]]", "402 upstream says 402"),
         ("[[err=429]] [[cut_bytes=30]]", "HTTP 429"),
-        ("[[empty]]", "empty answer"),
         ("[[empty]] [[cut_bytes=30]]", "empty answer"),
         ("[[die=0]]", "empty answer"),
     ],
@@ -373,7 +313,7 @@ def test_failure_of_the_model_is_told(server: ChatUI, words: str, says: str) -> 
     assert server.stops == []
 
 
-@pytest.mark.parametrize("words", ["[[err=429]]", "[[empty]]", "[[status=429]]", "[[html]]"])
+@pytest.mark.parametrize("words", ["[[err=429]]", "[[html]]"])
 @ways
 def test_command_fails_in_words_and_logs_nothing(
     server: ChatUI, words: str, way: tuple[str, ...]
@@ -382,11 +322,10 @@ def test_command_fails_in_words_and_logs_nothing(
     assert logged() == []
 
 
-@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
-def test_conversation_goes_on_after_a_failure(server: ChatUI, way: tuple[str, ...]) -> None:
-    run("-m", "hf-llama", "one", *way)
-    failure("-c", "two [[err=500]]", *way)
-    run("-c", "three", *way)
+def test_conversation_goes_on_after_a_failure(server: ChatUI) -> None:
+    run("-m", "hf-llama", "one")
+    failure("-c", "two [[err=500]]")
+    run("-c", "three")
     questions = tree(server, only_conversation(server).id)["one"]
     assert set(questions) == {"two [[err=500]]", "three"}
 
@@ -402,16 +341,6 @@ def test_model_that_is_gone_is_told(server: ChatUI) -> None:
     server.models = [model for model in server.models if "Llama-4" not in model["id"]]
     assert "llm huggingchat refresh" in failure("-c", "two")
     assert "llm huggingchat refresh" in failure("-m", "hf-llama", "three")
-
-
-def test_last_line_of_a_stream_needs_no_end(server: ChatUI) -> None:
-    body = b'{"type":"status","status":"started"}\n'
-    body += b'{"type":"status","status":"error","message":"full"}'
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    with pytest.raises(llm.ModelError, match="failed: full"):
-        ask_sync("hello")
 
 
 # --- notes ----------------------------------------------------------------------------
@@ -475,21 +404,7 @@ def test_nobody_listening_is_told_after_a_few_attempts(monkeypatch: pytest.Monke
     assert "LLM_HUGGINGCHAT_URL" in said
 
 
-def test_host_that_does_not_exist_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://nosuch.invalid/chat")
-    run("keys", "set", "huggingchat:nosuch.invalid", "--value", COOKIES)
-    said = failure("-m", "hf-llama", "hello")
-    assert "nosuch.invalid" in said
-    assert "name cannot be resolved" in said
-    check_told(said)
-
-
-BAD = ["nonsense", "ftp://example.org", "http://example.org/chat", "https://[::1", "https://"]
-BAD += ["http://127.0.0.1.example.org", "https://ann:sesame@example.org/chat"]
-BAD += ["https://example.org/chat?x=1", "https://example.org:99999/", "https://exa mple.org/"]
-
-
-@pytest.mark.parametrize("address", BAD)
+@pytest.mark.parametrize("address", ["nonsense", "https://ann:sesame@example.org/chat"])
 def test_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", address)
     monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", COOKIES)
@@ -499,17 +414,11 @@ def test_address_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, address: 
     check_told(said)
 
 
-def test_server_that_is_no_chat_ui_is_told(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url.removesuffix("/chat") + "/other")
-    assert "LLM_HUGGINGCHAT_URL" in failure("-m", "hf-llama", "hello")
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "ALL_PROXY"])
 def test_this_machine_is_asked_without_a_proxy(
-    server: ChatUI, name: str, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ChatUI(base_path="") as proxy:
-        monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
         assert ask_async("hello").text() == "You said: hello"
         assert proxy.connections == 0
 
@@ -526,11 +435,10 @@ def test_other_machines_are_asked_through_the_proxy(monkeypatch: pytest.MonkeyPa
 # --- logged in, and out ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [(), ("--async",)])
-def test_both_cookies_let_in(guarded: ChatUI, way: tuple[str, ...]) -> None:
+def test_both_cookies_let_in(guarded: ChatUI) -> None:
     use(guarded, COOKIES)
-    assert run("-m", "hf-llama", "hello", *way).stdout == "You said: hello\n"
-    run("-c", "two", *way)
+    assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
+    run("-c", "two", "--async")
     assert tree(guarded, only_conversation(guarded).id) == {"hello": {"two": {}}}
 
 
@@ -539,10 +447,7 @@ def test_both_cookies_let_in(guarded: ChatUI, way: tuple[str, ...]) -> None:
     [
         (f"hf-chat={SESSION}", "'token' is missing"),
         ("token=stale", "expired"),
-        ("aws-waf-token=stale", "'token' is missing"),
-        ("hf-chat=stale; token=stale", "expired"),
         ("some words that are no cookie", "'token'"),
-        ('{"cookies": []}', "'token'"),
         ("hf-chat=a\x01b; token=x", "characters that no cookie has"),
     ],
 )
@@ -554,12 +459,6 @@ def test_cookies_that_do_not_let_in_are_told(guarded: ChatUI, key: str, says: st
     for secret in (SESSION, TOKEN, "stale", "no cookie\n"):
         assert secret not in said
     assert not sends(guarded)
-
-
-def test_error_without_a_key_says_how_to_set_one(guarded: ChatUI) -> None:
-    said = failure("-m", "hf-llama", "hello")
-    assert "there is no key" in said
-    assert f"llm keys set huggingchat:{host(guarded)}" in said
 
 
 def test_service_wants_a_key_before_anything_is_asked() -> None:
@@ -610,11 +509,16 @@ def test_new_session_is_kept_under_the_key_that_was_used(guarded: ChatUI) -> Non
 def test_catalogue_is_refreshed_beside_a_prompt_once_a_day(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetched() -> int:
-        run("-m", "hf-llama", "hello [[delay=0.02]]", "-n")
+    def prompt(until: Callable[[], bool]) -> int:
+        """As a new process; how often the catalogue has been fetched then."""
+        for _ in llm.get_model("hf-llama").prompt("[[tokens=6000]] [[delay=0.01]]"):
+            if until():
+                break
+        reset()
         return [request.path for request in server.log].count("/api/v2/models")
 
-    assert [fetched(), fetched()] == [1, 1]
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 1
+    assert prompt(lambda: True) == 1
     later = time.time() + 90_000
     monkeypatch.setattr("time.time", lambda: later)
-    assert fetched() == 2
+    assert prompt(lambda: not load_catalogue(server.url).is_old) == 2

@@ -62,13 +62,6 @@ def test_question_is_shown_on_the_command_line_with_its_page(
     assert entry["response"].endswith('accept {"city": "Rome"}')
 
 
-def test_question_that_is_declined_on_the_page(server: ChatUI) -> None:
-    with meanwhile(run, *ASK, "[[elicit]]") as command:
-        wait_for(lambda: server.elicitations)
-        server.reply("decline")
-        assert command.result().stdout == "Let me ask.\n\nThe person said: decline {}\n"
-
-
 def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server: ChatUI) -> None:
     server.elicitation_timeout = 0.2
     assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
@@ -81,15 +74,6 @@ def test_connection_that_breaks_around_a_question_is_healed(server: ChatUI, word
         server.reply(city="Rome")
         text = answer.result().text()
     assert text == 'Let me ask.\n\nThe person said: accept {"city": "Rome"}'
-
-
-def test_conversation_goes_on_after_a_question(server: ChatUI) -> None:
-    with meanwhile(run, *ASK, "[[elicit]]") as command:
-        wait_for(lambda: server.elicitations)
-        server.reply(city="Rome")
-        command.result()
-    run("-c", "two")
-    assert stored(server)[2:] == ["two", "You said: two"]
 
 
 # --- the run ends with the question ---------------------------------------------------
@@ -114,13 +98,6 @@ def test_question_that_ends_the_run_on_the_command_line(
     assert page(server) in shown.stderr
     assert "Traceback" not in shown.stderr
     assert shown.stdout.startswith("Let me ask.")
-
-
-@pytest.mark.parametrize("words", ["[[cut=1]]", "[[cut_bytes=300]]"])
-def test_question_that_ends_the_run_is_told_after_a_cut(server: ChatUI, words: str) -> None:
-    with pytest.raises(llm.ModelError, match="Which city do you mean") as caught:
-        ask_sync(f"[[elicit_ends]] {words}", web_search=True)
-    assert page(server) in str(caught.value)
 
 
 def test_conversation_goes_on_elsewhere_after_a_question_that_ended_it(server: ChatUI) -> None:

@@ -18,7 +18,6 @@ from helpers import (
     failure,
     logged,
     only_conversation,
-    reasoning,
     run,
     sends,
     tree,
@@ -108,23 +107,6 @@ def test_document_comes_whole_over_a_broken_connection(server: ChatUI, fault: st
     assert len(sends(server)) == 1
 
 
-@pytest.mark.parametrize("model", ["hf-deepseek", "hf-llama"])
-@pytest.mark.parametrize(
-    "text",
-    [
-        '<artifact name="lib" type="jar"/>',
-        '<artifact identifier="a" type="html"><p></artifact>',
-        '<tool_call>{"name": "a", "arguments": {}}</tool_call>',
-        "<think>hm</think>",
-    ],
-)
-def test_tags_in_a_string_of_a_document_stay(server: ChatUI, model: str, text: str) -> None:
-    document = json.dumps({"xml": text})
-    said = run("-m", model, "--schema", "xml str", says(f"Here: {document}")).stdout
-    assert json.loads(said) == {"xml": text}
-    assert len(sends(server)) == 1
-
-
 # --- answers that do not fit ----------------------------------------------------------
 
 
@@ -168,75 +150,10 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server: ChatUI) -> No
     assert len(sends(server)) == 1
 
 
-def test_reasoning_stays_apart_also_when_repaired(server: ChatUI) -> None:
-    response = ask_async(says(f"<think>One</think>{WRONG}", f"<think>Two</think>{REX}"), schema=DOG)
-    assert response.text() == REX
-    assert reasoning(response) == "OneTwo"
-
-
-def test_repair_sends_no_attachment_again(server: ChatUI) -> None:
-    note = llm.Attachment(type="text/plain", content=b"Rex is four")
-    ask_sync(says(WRONG, REX), schema=DOG, attachments=[note])
-    assert [len(request.files) for request in sends(server)] == [1, 0]
-
-
 # --- how the model is told ------------------------------------------------------------
 
 
-def test_schema_is_in_the_system_prompt_of_a_first_turn(server: ChatUI) -> None:
-    response = ask_sync(says(REX), schema=DOG, system="Be brief")
-    preprompt = only_conversation(server).preprompt
-    assert preprompt.startswith("Be brief\n\n")
-    assert json.dumps(DOG) in preprompt
-    assert questions(server) == [says(REX)]
-    assert "schema" not in described(response)
-
-
-def test_schema_of_a_later_turn_is_in_its_message(server: ChatUI) -> None:
-    run("-m", "hf-llama", says("Hi", prompt="Hello"))
-    for prompt in (says(REX), "Another"):
-        assert run("-c", "--schema", "name, age int", prompt).stdout == f"{REX}\n"
-    run("-c", "And in words?")
-    first, second, third, fourth = questions(server)
-    assert first == says("Hi", prompt="Hello")
-    assert second.startswith("[Instructions]\n")
-    assert '"required": ["name", "age"]' in second
-    assert second.endswith(f"\n[End of instructions]\n\n{says(REX)}")
-    assert third == "Another"  # it knows
-    assert fourth.startswith("[Instructions]\n")
-    assert "JSON" in fourth  # that none is wanted any more
-    assert only_conversation(server).preprompt == ""
-
-
-def test_retry_with_a_schema_tells_it_when_the_answer_does_not_fit(server: ChatUI) -> None:
-    run("-m", "hf-llama", says("Hi", REX))
-    options = ["-c", "--schema", "name, age int"]
-    assert run(*options, "", "-o", "retry", "true").stdout == f"{REX}\n"
-    assert run(*options, "Another").stdout == f"{REX}\n"
-    assert "no JSON document" in questions(server)[-2]
-    assert questions(server)[-1] == "Another"
-
-
-def test_retry_keeps_the_schema_of_the_question(server: ChatUI) -> None:
-    asks(says(f"Sure: {REX}"))
-    assert run("-c", "", "-o", "retry", "true").stdout == f"{REX}\n"
-    assert len(questions(server)) == 1
-
-
-def test_retry_refuses_a_system_prompt(server: ChatUI) -> None:
-    run("-m", "hf-llama", "Hello")
-    assert "system prompt" in failure("-c", "", "-o", "retry", "true", "-s", "Be brief")
-    assert len(sends(server)) == 1
-
-
 # --- what is refused ------------------------------------------------------------------
-
-
-def test_what_is_no_schema_is_refused_before_anything_is_sent(server: ChatUI) -> None:
-    error = failure("-m", "hf-llama", "--schema", '{"type": "dog"}', "Hello")
-    assert "JSON schema" in error
-    assert "'dog' is not valid" in error
-    assert not sends(server)
 
 
 def test_reference_of_a_schema_is_not_fetched(server: ChatUI) -> None:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import pathlib
-import re
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import click.testing
 import filelock
 import llm
 import llm.cli
 import pytest
-from chat_ui import ChatUI, Fault, Request
+from chat_ui import ChatUI, Fault
 from helpers import (
     TurnRequest,
     ask_async,
@@ -26,7 +21,6 @@ from helpers import (
     both,
     described,
     failure,
-    kept_files,
     only_conversation,
     run,
     sends,
@@ -141,31 +135,6 @@ def test_deleted_conversation_is_not_taken_for_an_ended_session(chat: ChatUI) ->
     assert logins(chat) == LOGIN
 
 
-def test_session_is_renewed_once(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    ask_async("one")
-    for path in ("/conversation/?*", "/conversation"):
-        chat.log.clear()
-        chat.faults["POST", path] = [NO] * 9
-        with pytest.raises(llm.ModelError, match="Not logged in"):
-            ask_async("two")
-        assert logins(chat) == LOGIN
-        chat.faults.clear()
-
-
-def test_token_alone_where_nobody_wants_a_login(server: ChatUI) -> None:
-    keep(server, token=TOKEN)
-    run("-m", "hf-llama", "one")
-    run("-c", "two")
-    assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
-
-
-def test_without_token_there_is_nothing_to_make_a_session_from(chat: ChatUI) -> None:
-    keep(chat, hf_chat=ENDED)
-    assert "'token' is missing" in failure("-m", "hf-llama", "hi")
-    assert logins(chat) == []
-
-
 # --- logins that a person has to see to -----------------------------------------------
 
 
@@ -197,42 +166,6 @@ def test_login_that_leads_nowhere_wants_a_person(
     refused(chat)
     assert len(chat.log) < 20
     assert keys(user_path)[key_of(chat)] == {"hf-chat": ENDED, "token": TOKEN}
-
-
-@pytest.mark.parametrize("token", [TOKEN, "t-wrong"])
-def test_page_of_the_provider_wants_a_person(chat: ChatUI, token: str) -> None:
-    chat.login_wants = "consent"  # of those that it knows
-    keep(chat, token=token)
-    refused(chat)
-    assert ("GET", "/login/callback") not in asked(chat)
-
-
-def test_another_origin_is_not_followed(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    with ChatUI() as other:
-        for address in (other.url, f"http://localhost:{chat.port}/", f"//127.0.0.1:{other.port}/"):
-            chat.login_wants = f"{address}/login/callback"
-            refused(chat)
-            chat.faults["GET", "/login"] = [Fault(status=302, headers=(("location", address),))]
-            refused(chat)
-        assert other.log == []
-    assert ("GET", "/login/callback") not in asked(chat)
-
-
-def test_callback_that_begins_again(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    again = (("location", "/chat/login"), ("set-cookie", "hfChat-loginRetry=1"))
-    chat.faults["GET", "/login/callback"] = [Fault(status=302, headers=again)]
-    ask_sync("hello")
-    assert logins(chat) == LOGIN * 2
-
-
-def test_servers_own_problem_is_not_taken_for_a_wrong_login(chat: ChatUI) -> None:
-    keep(chat, token=TOKEN)
-    chat.faults["GET", "/login"] = [Fault(status=500)] * 9
-    said = failure("-m", "hf-llama", "hi")
-    assert "500" in said
-    assert "Not logged in" not in said
 
 
 # --- one for all ----------------------------------------------------------------------
@@ -308,62 +241,6 @@ def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI, user_path: path
     assert f'"sk-{TOKEN}"' in (user_path / "keys.json").read_text()
 
 
-@pytest.mark.parametrize("way", ["--key", "environment"])
-def test_session_of_a_key_that_is_not_kept_is_for_this_process(
-    chat: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path, way: str
-) -> None:
-    keep(chat, hf_chat="s-bob", token="t-bob")
-    chat.sessions["s-bob"] = ("bob", "t-bob")
-    key = ("--key", f"token={TOKEN}") if way == "--key" else ()
-    if not key:
-        (user_path / "keys.json").unlink()
-        monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", f"token={TOKEN}")
-    run("-m", "hf-llama", "one", *key)
-    run("-c", "two", *key)
-    assert logins(chat) == LOGIN
-    assert {conversation.session for conversation in chat.conversations.values()} == {"ada"}
-    assert TOKEN not in "".join(path.read_text() for path in user_path.glob("keys.json"))
-
-
-SPOILT: dict[str, Callable[[bytes], bytes]] = {
-    "cut": lambda raw: raw[: len(raw) // 2],
-    "noise": lambda raw: b"\0\xff" * 9,
-    "page": lambda raw: b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>",
-    "names": lambda raw: re.sub(
-        rb'\\?"(json|conversation|conversationId|token)\\?":', b'"x":', raw
-    ),
-    "cookies": lambda raw: raw.replace(b"\r\n\r\n", b"\r\nset-cookie: token=\x1b[31m\r\n\r\n", 1),
-    "away": lambda raw: b"HTTP/1.1 302 X\r\nlocation: http://127.0.0.2:9/login\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
-def test_no_cookie_is_shown_whatever_the_server_says(
-    chat: ChatUI,
-    user_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
-    spoil: Callable[[bytes], bytes],
-) -> None:
-    caplog.set_level(0)
-    spoilt = 0  # which answer
-
-    def spoiled(request: Request, raw: bytes) -> bytes:
-        return spoil(raw) if len(chat.log) == spoilt else raw
-
-    chat.spoil = spoiled
-    for spoilt in range(1, 7):  # noqa: B007
-        keep(chat, hf_chat=ENDED, token=TOKEN)
-        chat.sessions.clear()
-        chat.log.clear()
-        result = click.testing.CliRunner().invoke(llm.cli.cli, ["-m", "hf-llama", "hi"])
-        assert isinstance(result.exception, SystemExit | None)
-        kept = [path.read_bytes() for path in kept_files()]
-        shown = result.output + caplog.text + str(kept)
-        assert "Traceback" not in result.output
-        for secret in (TOKEN, ENDED, *chat.sessions):
-            assert secret not in shown
-
-
 # --- the firewall ---------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><title>Human Verification</title><script>x-secret</script>"
@@ -416,12 +293,6 @@ def test_firewalls_cookie_goes_to_its_host_alone(
 # --- looking like a browser -----------------------------------------------------------
 
 
-def test_plugin_says_who_it_is(server: ChatUI) -> None:
-    ask_sync("hello")
-    assert {request.headers["user-agent"] for request in server.log} == {"llm-huggingchat"}
-    assert not any("sec-fetch-mode" in request.headers for request in server.log)
-
-
 @pytest.mark.parametrize(
     ("name", "agent"), [("chrome", "Chrome/"), ("firefox", "Firefox/"), ("safari", "Version/")]
 )
@@ -444,54 +315,3 @@ def test_requests_are_as_the_pages_own(
         assert "huggingchat" not in str(request.headers).lower()
     (sent,) = sends(server)
     assert ("geckoform" if name == "firefox" else "WebKitForm") in sent.headers["content-type"]
-
-
-def test_browser_that_is_not_known_is_an_error(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(BROWSER, "mosaic")
-    said = failure("-m", "hf-llama", "hello")
-    assert "'mosaic'" in said
-    assert "chrome" in said
-    assert server.log == []
-
-
-@pytest.fixture
-def hellos(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """The first words of TLS that a server hears, which hangs up."""
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        monkeypatch.setenv(
-            "LLM_HUGGINGCHAT_URL", f"https://127.0.0.1:{listening.getsockname()[1]}/chat"
-        )
-
-        def listen() -> None:
-            while True:
-                try:
-                    connection = listening.accept()[0]
-                except OSError:
-                    return
-                with connection, connection.makefile("rb") as file:
-                    head = file.read(5)  # type, version, length
-                    heard.append(file.read(int.from_bytes(head[3:], "big")))
-
-        threading.Thread(target=listen, daemon=True).start()
-        yield heard
-
-
-# Extensions of a ClientHello: Chrome's application settings, Firefox's limit of a record's size.
-CHROME, FIREFOX = b"\x44\xcd\0\5\0\3\2h2", b"\0\x1c\0\2\x40\1"
-
-
-@pytest.mark.parametrize(
-    ("name", "signs"), [("", set()), ("chrome", {CHROME}), ("firefox", {FIREFOX})]
-)
-def test_handshake_is_the_browsers(
-    hellos: list[bytes], quick: None, monkeypatch: pytest.MonkeyPatch, name: str, signs: set[bytes]
-) -> None:
-    monkeypatch.setenv(BROWSER, name)
-    assert "encrypted connection" in failure("-m", "hf-llama", "hello")
-    assert hellos
-    for hello in hellos:
-        assert {sign for sign in (CHROME, FIREFOX) if sign in hello} == signs
-        assert b"\2h2" in hello  # HTTP/2 is offered

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from chat_ui import ChatUI
 from helpers import TurnRequest, ask_async, ask_sync, both, reasoning, run
-from llm.utils import extract_fenced_code_block
 from markdown_it import MarkdownIt
 
 FENCE = "`" * 16
@@ -56,53 +53,6 @@ def test_first_artifact_is_what_llm_extracts(server: ChatUI) -> None:
     assert run("-m", WRITES, "-x", says(f"Here. {CLOCK} Open it.")).stdout.strip() == PAGE
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("", ""), ("Here:", "There."), ("Here:\n\n", "\n\nThere."), ("- Here:\n  ", "\n- There.")],
-)
-def test_artifact_stands_by_itself_whatever_is_around_it(
-    server: ChatUI, before: str, after: str
-) -> None:
-    text = shown(f"{before}{CLOCK}{after}")
-    assert fences(text) == [("html", PAGE + "\n")]
-    assert "\n\n\n" not in text
-    assert text.split()[: len(before.split())] == before.split()
-    assert text.split()[-len(after.split()) or len(text) :] == after.split()
-
-
-def test_update_is_a_diff(server: ChatUI) -> None:
-    text = shown(f"Bigger: {BIGGER} Done.")
-    assert "**clock** (update of `clock`)" in text
-    assert fences(text) == [("diff", "-<title>Clock</title>\n+<title>Big clock</title>\n")]
-    assert text.endswith("\nDone.")
-
-
-def test_fences_inside_an_artifact_do_not_end_it(server: ChatUI) -> None:
-    content = "# How to\n```python\nprint()\n```\n````\n~~~\n  ``````````"
-    page = f'<artifact identifier="a" type="markdown" title="T">\n{content}\n</artifact>'
-    text = shown(f"{page}\nDone.\n```py\n1\n```")
-    assert fences(text) == [("markdown", content + "\n"), ("py", "1\n")]
-    assert extract_fenced_code_block(text) == content + "\n"
-
-
-def test_fence_that_the_model_put_around_an_artifact_is_not_doubled(server: ChatUI) -> None:
-    assert shown(f"Here:\n```html\n{CLOCK}\n```\nDone.") == f"Here:\n```html\n{PAGE}\n```\nDone."
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<artifacts type='html'>x</artifacts>",
-        "< artifact>x</artifact>",
-        "a << b <art> <artifac>",
-        "The tag <artifact",
-        "```html\n<p>hi</p>\n```",
-    ],
-)
-def test_what_only_looks_like_an_artifact_is_text(server: ChatUI, text: str) -> None:
-    assert shown(text) == text
-
-
 @pytest.mark.parametrize("rest", ["", "<", "</artifa"])
 def test_artifact_that_is_never_closed_ends_with_the_answer(server: ChatUI, rest: str) -> None:
     text = shown(f"Here. {CLOCK.removesuffix('</artifact>').rstrip()}{rest}")
@@ -123,13 +73,6 @@ def test_artifact_in_reasoning_stays_reasoning(server: ChatUI) -> None:
     response = ask_async(says(f"<think>I could write {CLOCK} now</think>Yes."), model=WRITES)
     assert reasoning(response) == f"I could write {CLOCK} now"
     assert response.text() == "Yes."
-
-
-def test_file_comes_after_the_artifact_that_it_came_in(server: ChatUI) -> None:
-    long = CLOCK.replace(PAGE, PAGE + "\n<p>" * 20)
-    text = ask_sync(f"[[file]] {says(long)}", model=WRITES).text()
-    assert fences(text) == [("html", PAGE + "\n<p>" * 20 + "\n")]
-    assert re.search(rf"{FENCE}\n\[picture\.png\]\(\S+\)\n?$", text)
 
 
 @pytest.mark.parametrize("text", ['<artifact name="lib" type="jar"/>', CLOCK, BIGGER])

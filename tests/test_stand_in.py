@@ -7,8 +7,6 @@ import itertools
 import json
 import pathlib
 import re
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 from chat_ui import ChatUI
-from helpers import AT_ONCE, wait_for
+from helpers import wait_for
 
 SESSION = {"cookie": "hf-chat=session"}
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
@@ -350,29 +348,3 @@ def test_all_is_stored_when_the_first_reader_leaves_and_the_run_goes_on(chat: Ch
     chat.stop(generation, 6)
     assert entries(chat.log(generation).rest().body)[-1][1] == {"status": "interrupted"}
     assert chat.stored()[-1] == ("assistant", "w0 w1 ")
-
-
-@pytest.mark.parametrize("word", ["elicit", "elicit_ends"])
-def test_question_is_waited_for_or_ends_the_run(chat: Chat, word: str) -> None:
-    stream = chat.send(f"[[{word}]]", chat.root)
-    stream.until(b'"elicitationId"')
-    chat.server.reply(city="Rome")
-    kinds = [u.get("subtype") or u.get("status") or u["type"] for u in updates(stream.rest().body)]
-    assert kinds[-1] == "finished"
-    assert ("resolved" in kinds) is ("finalAnswer" in kinds) is (word == "elicit")
-
-
-@pytest.mark.process
-def test_command_runs_with_a_login_and_its_status_is_passed_on(tmp_path: pathlib.Path) -> None:
-    log, program = tmp_path / "log", pathlib.Path(__file__).with_name("chat_ui.py")
-    code = (
-        "import os, urllib.request as web; assert os.path.isdir(os.environ['LLM_USER_PATH']);"
-        "web.urlopen(os.environ['LLM_HUGGINGCHAT_URL'] + '/api/v2/models'); raise SystemExit(7)"
-    )
-    command = [sys.executable, str(program), "--login", "--log", str(log), sys.executable, "-c"]
-    done = subprocess.run([*command, code], capture_output=True, text=True, timeout=AT_ONCE)
-    assert done.returncode == 7, done.stderr
-    assert "is a stand-in" in done.stderr
-    assert "Token to paste: stand-in-token" in done.stderr
-    (request,) = [json.loads(line) for line in log.read_text().splitlines()]
-    assert (request["method"], request["path"], request["number"]) == ("GET", "/api/v2/models", 1)

@@ -116,11 +116,3 @@ def test_redirect_is_not_followed_and_said_to_be_one(
         assert words in said
     assert "Not logged in" not in said
     assert "x-secret" not in said
-
-
-def test_redirect_to_a_login_says_that_one_is_wanted(server: ChatUI) -> None:
-    location = ("location", "https://id.example.org/openid-connect?client_id=x")
-    server.faults["POST", "/conversation"] = [Fault(status=302, headers=(location,))] * 3
-    said = failure("-m", "hf-llama", "hello", "--key", "hf-chat=s-ada")
-    assert "llm huggingchat login" in said
-    assert "redirects to" not in said

@@ -19,15 +19,12 @@ from helpers import (
     ask_sync,
     both,
     calls,
-    described,
     failure,
-    logged,
     make_logs,
     only_conversation,
     parts,
     run,
     sends,
-    tree,
 )
 
 import llm_huggingchat
@@ -35,7 +32,6 @@ from llm_huggingchat import MCP, HuggingFace, WebSearch
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
-NO_TOOLS = "hf-deepseek-r1-distill-llama-70b"
 
 
 def selected(server: ChatUI) -> list[Any]:
@@ -51,13 +47,6 @@ def added(server: ChatUI) -> list[dict[str, Any]]:
 
 
 # --- which tools ----------------------------------------------------------------------
-
-
-def test_tools_are_listed_for_models_that_can_use_them(server: ChatUI) -> None:
-    shown = run("tools", "-m", "hf-llama").stdout
-    for name in ("WebSearch(", "HuggingFace(", "MCP("):
-        assert name in shown
-    assert "WebSearch(" not in run("tools", "-m", NO_TOOLS).stdout
 
 
 @pytest.mark.parametrize(
@@ -86,12 +75,6 @@ def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(server: 
     assert server.conversations == {}
 
 
-def test_model_without_tools_refuses_them(server: ChatUI) -> None:
-    assert "Distill" in failure("-m", NO_TOOLS, "-o", "web_search", "true", "hi")
-    run("-m", NO_TOOLS, "-T", "WebSearch", "hi", status=1)
-    assert server.log == []
-
-
 def test_tools_cost_one_request_before_the_first_turn(server: ChatUI) -> None:
     ask_sync("[[tool]]", web_search=True)
     id = only_conversation(server).id
@@ -109,13 +92,6 @@ def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, 
     run("-c", "two", *way)
     run("-c", "three", "-T", "HuggingFace", *way)
     assert selected(server) == [[SEARCH], [SEARCH], [HUB]]
-
-
-def test_chat_uses_tools_in_every_turn(server: ChatUI) -> None:
-    shown = run("chat", "-m", "hf-llama", "-T", "WebSearch", input="[[tool]] a\n[[tool]] b\nquit\n")
-    assert shown.stdout.count("The tool said: 1. first page") == 2
-    run("chat", "-m", "hf-llama", "-o", "web_search", "true", input="one\ntwo\nquit\n")
-    assert selected(server) == [[SEARCH]] * 4
 
 
 # --- MCP servers by address -----------------------------------------------------------
@@ -145,14 +121,6 @@ def test_own_server_is_selected_by_its_address(
     assert sorted(selected(server)[0]) == sorted(["Mine", second["name"], SEARCH])
 
 
-@pytest.mark.parametrize("address", ["http://mcp.example/x", "https://ada:sesame@10.0.0.1/x"])
-def test_own_server_has_to_be_public(server: ChatUI, address: str) -> None:
-    said = failure("-m", "hf-llama", "-T", f'MCP("{address}")', "hi")
-    assert "MCP" in said
-    assert "sesame" not in said
-    assert server.log == []
-
-
 def test_secrets_of_an_own_server_are_sent_but_never_logged(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
@@ -173,71 +141,11 @@ def test_secrets_of_an_own_server_are_sent_but_never_logged(
     assert b"typed-secret" not in kept
 
 
-def test_secret_may_be_a_key_of_llm(server: ChatUI) -> None:
-    run("keys", "set", "DOCS_TOKEN", "--value", "sesame")
-    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "$DOCS_TOKEN"})'
-    run("-m", "hf-llama", "-T", tool, "hi")
-    assert added(server)[0]["headers"] == [{"key": "X-Key", "value": "sesame"}]
-
-
-@pytest.mark.parametrize("name", ["NO_SUCH_NAME", "LLM_HUGGINGCHAT_KEY", "huggingchat"])
-def test_secret_that_is_not_to_be_had_is_an_error(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "hf-chat=s-ada")
-    run("keys", "set", "huggingchat", "--value", "hf-chat=s-ada")
-    tool = f'MCP(url="https://mcp.example/x", headers={{"X-Key": "${name}"}})'
-    said = failure("-m", "hf-llama", "-T", tool, "one")
-    assert f"${name}" in said
-    assert "s-ada" not in said
-    assert server.log == []
-
-
 def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
     tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
     run("-m", "hf-llama", "-T", tool, "one")
     assert "X-Key" in failure("-c", "two")
     assert len(sends(server)) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("X Key", "v"),
-        ("", "v"),
-        ("X-Key:", "v"),
-        ("X-Kéy", "v"),
-        ("X-Key", "one\\ntwo"),
-        ("X-Key", "日本"),
-        ("X-Key", "$MCP_SECRET"),
-    ],
-)
-def test_header_that_http_cannot_carry_is_refused(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv("MCP_SECRET", "sesame\r\nX-Evil: 1")
-    tool = f'MCP(url="https://mcp.example/x", headers={{"{name}": "{value}"}})'
-    said = failure("-m", "hf-llama", "-T", tool, "hi")
-    assert "header" in said
-    assert "sesame" not in said
-    assert server.log == []
-
-
-@pytest.mark.parametrize(
-    "tool",
-    [
-        "MCP",
-        "MCP()",
-        "MCP(7)",
-        'MCP(url="https://mcp.example/x", colour="red")',
-        'MCP(url="https://mcp.example/x", headers="X-Key: v")',
-        'MCP(url="https://mcp.example/x", name=7)',
-        'WebSearch("cats")',
-    ],
-)
-def test_wrong_argument_of_a_tool_is_an_error_in_words(server: ChatUI, tool: str) -> None:
-    assert tool.partition("(")[0] in failure("-m", "hf-llama", "-T", tool, "hi")
-    assert server.log == []
 
 
 # --- what tools give ------------------------------------------------------------------
@@ -275,38 +183,6 @@ def test_parts_come_in_their_order_whatever_the_connection_does(
     assert len(sends(server)) == 1
 
 
-def test_parts_keep_their_order_in_the_logs(server: ChatUI) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "-T", "HuggingFace", "[[tools]] one")
-    run("-c", "two")
-    conversation = llm.cli.load_conversation(None)
-    assert conversation
-    assert conversation.loaded_messages
-    question, answer, *_ = conversation.loaded_messages
-    assert question.role == "user"
-    found = [part.to_dict() for part in answer.parts]
-    ids = [part.pop("tool_call_id", None) for part in found]
-    for part in found:
-        part.pop("provider_metadata", None)
-    assert found == MIXED
-    assert ids[2] == ids[3] != ids[5] == ids[6]
-    assert tree(server, only_conversation(server).id) == {"[[tools]] one": {"two": {}}}
-
-
-def test_tool_calls_are_in_the_logs(server: ChatUI) -> None:
-    run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
-    shown = run("logs").stdout
-    assert "web_search_exa" in shown
-    assert "https://example.org/docs" in shown
-    (entry,) = logged()
-    (call,) = entry["tool_calls"]
-    (result,) = entry["tool_results"]
-    assert call["name"] == "web_search_exa"
-    assert call["arguments"] == {"query": "chat-ui"}
-    assert call["server_executed"]
-    assert result["output"] == RESULTS
-    assert result["tool_call_id"] == call["tool_call_id"]
-
-
 def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     response = ask_sync("[[tool_error]]", web_search=True)
     assert parts(response) == [
@@ -315,29 +191,6 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
         returned("Error: The tool could not be reached"),
         {"type": "text", "text": "\n\nThe tool failed."},
     ]
-
-
-def test_router_with_tools_says_which_model_answered(server: ChatUI) -> None:
-    response = ask_async("[[tools]]", model="hf-omni", web_search=True)
-    found = described(response)
-    assert response.resolved_model == "moonshotai/Kimi-K2.6"
-    assert found["route"] == "agentic"
-    assert found["provider"] == "novita"
-
-
-def test_question_of_a_tool_that_ended_the_run_is_shown_with_its_page(server: ChatUI) -> None:
-    with pytest.raises(llm.ModelError) as caught:
-        ask_sync("[[elicit_ends]]", web_search=True)
-    said = str(caught.value)
-    assert "Which city do you mean?" in said
-    assert f"{server.url}/conversation/{only_conversation(server).id}" in said
-    assert server.stops == []
-
-
-def test_question_of_a_tool_on_the_command_line(server: ChatUI) -> None:
-    shown = run("-m", "hf-llama", "-T", "WebSearch", "[[elicit_ends]]", status=1)
-    assert "Which city do you mean?" in shown.stderr
-    assert only_conversation(server).id in shown.stderr
 
 
 def on_a_terminal(*arguments: str) -> str:

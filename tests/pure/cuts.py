@@ -5,12 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import AnyStr
 
-from hypothesis import settings
 from hypothesis import strategies as st
-
-# The same examples every time, and as long as they take: no test depends on chance or time.
-settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=100)
-settings.load_profile("suite")
 
 CUTS = st.lists(st.integers(0, 10_000), max_size=8)
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
 
@@ -22,7 +22,6 @@ from llm_huggingchat import (
     JsonLinesDecoder,
     PromptedFeatures,
     ReasoningUpdate,
-    RouterMetadata,
     StatusUpdate,
     StoredMessage,
     StreamUpdate,
@@ -168,7 +167,6 @@ def without_ids(given_: Given) -> list[tuple[str, str]]:
     return [(kind, chunk) for kind, chunk, *_ in given_]
 
 
-@settings(max_examples=400)
 @given(
     st.lists(THINGS, max_size=12),
     st.booleans(),
@@ -288,12 +286,6 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
     assert think.feed("b") == [("reasoning", "</b")]
 
 
-def test_after_a_tool_the_model_may_think_again():
-    got = told(*map(StreamUpdate, ("Look.", "<think>")), *TOOL, StreamUpdate("<think>a</think>b"))
-    assert got.joined("text") == "Look.<think>\n\nb"
-    assert got.joined("reasoning") == "a"
-
-
 # --- tools and files ---
 
 
@@ -319,29 +311,7 @@ def test_text_around_a_tool_is_two_paragraphs(tokens, text):
     assert text_of(*tokens) == text
 
 
-def test_tool_that_comes_twice_is_given_once_and_a_result_has_its_calls_name():
-    got = told(CALL, CALL, RESULT, RESULT, ToolUpdate("eta", "u"), ToolUpdate("progress", "u"))
-    assert got.given == [
-        ("tool_call_name", "t", "u", None),
-        ("tool_call_args", "{}", "u", None),
-        ("tool_result", "x", "u", "t"),
-    ]
-
-
-def test_failure_of_a_tool_is_in_its_output_and_its_metadata():
-    failed = ToolUpdate("error", "u", ToolCallBody("s"), message="no\ud83c network")
-    (event,) = Follower().answer.add(failed)
-    assert (event.chunk, event.server_executed) == ("Error: no\ufffd network", True)
-    assert event.provider_metadata == {"huggingchat": {"error": "no\ufffd network"}}
-
-
 OPEN = '<artifact type="svg" identifier="i">'
-
-
-def test_file_inside_an_artifact_stands_after_it():
-    got = text_of("a", OPEN, "<svg", FILE, "/></artifact>", "b", FinalAnswer("-"))
-    assert got.count(LINK.strip()) == 1
-    assert got.index(LINK.strip()) > got.index("<svg/>")
 
 
 @pytest.mark.parametrize("end", [FinalAnswer("", True), None])
@@ -392,12 +362,6 @@ def test_calls_are_taken_out_of_the_text_and_of_a_schemas_answer():
     assert told(StreamUpdate(call), FinalAnswer(call)).answer.calls == []
 
 
-def test_call_that_a_stop_cut_is_text():
-    said = 'a <tool_call>{"name": "do", "argu'
-    got = told(StreamUpdate(said), FinalAnswer("a", True), features=TOOLS)
-    assert (got.joined("text"), got.answer.calls) == (said, [])
-
-
 # --- what an answer knows of itself ---
 
 
@@ -405,19 +369,6 @@ def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
     assert got.end().answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1 + 1
-
-
-def test_nothing_known_is_overwritten_by_nothing():
-    got = told(
-        RouterMetadata("default", "a/b"),
-        TitleUpdate("<think>a\nT</think>\x1b"),
-        RouterMetadata("", None, "novita"),
-        TitleUpdate(""),
-        FinalAnswer("x"),
-        RouterMetadata("", "", ""),
-    ).answer
-    assert got.router == RouterMetadata("default", "a/b", "novita")
-    assert got.title == "a T"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import pathlib
 import time
@@ -153,35 +152,6 @@ def test_special_model_where_its_family_has_no_general_one(id: str, alias: str) 
     assert short_aliases(id)[alias] == id
 
 
-def test_vision_where_only_special_models_see() -> None:
-    seeing = ModelInfo("Qwen/Qwen3-VL-235B-A22B-Instruct", multimodal=True)
-    guard = ModelInfo("meta-llama/Llama-Guard-4-12B", multimodal=True)
-    assert short_aliases(guard, seeing)["hf-vision"] == seeing.id
-    assert "hf-vision" not in short_aliases(guard, SERVICE[0])
-
-
-def test_no_coder_no_vision_no_router_no_alias() -> None:
-    assert short_aliases("microsoft/phi-4") == {"hf-phi": "microsoft/phi-4"}
-
-
-def test_unlisted_model_has_only_its_own_name() -> None:
-    hidden = ModelInfo("Qwen/Qwen3-Coder-1", multimodal=True, unlisted=True)
-    assert aliases([hidden]) == {"hf-qwen3-coder-1": "Qwen/Qwen3-Coder-1"}
-
-
-def test_of_two_models_with_one_name_one_has_the_alias_in_any_order() -> None:
-    first, second = ModelInfo("a/Same-1"), ModelInfo("b/Same-1")
-    hidden = ModelInfo("0/Same-1", unlisted=True)
-    for models in itertools.permutations([first, second, hidden]):
-        assert aliases(models)["hf-same-1"] == "a/Same-1"
-
-
-def test_no_model_of_others_takes_the_name_of_a_family() -> None:
-    ours = "google/gemma-4-31B-it"
-    assert aliases([ModelInfo("x/Gemma"), ModelInfo(ours)])["hf-gemma"] == ours
-    assert aliases([ModelInfo("x/omni"), ModelInfo("r", router=True)])["hf-omni"] == "r"
-
-
 MODELS = st.builds(
     ModelInfo,
     st.from_regex(
@@ -265,20 +235,6 @@ def test_model_that_cannot_be_used_is_named_with_the_reason(id: str | None, reas
     assert told.isprintable()
     with pytest.raises(ValueError, match=reason.rpartition(": ")[2]):
         read_catalogue([{"id": id}])
-
-
-def test_odd_fields_of_a_model_are_passed_over() -> None:
-    entries = [
-        None,
-        "a/b",
-        {"id": "a/b", "multimodal": "yes", "supportsTools": 1, "description": ["d"]},
-        {"id": "a/b", "multimodal": True},
-        {"id": "c/d", "description": "two\nlines\x1b[31m", "unlisted": True, "removed": True},
-    ]
-    assert read_catalogue({"json": entries}).models == (
-        ModelInfo("a/b"),
-        ModelInfo("c/d", unlisted=True, description="two lines[31m"),
-    )
 
 
 JSON = st.recursive(

@@ -42,7 +42,6 @@ URL = "https://huggingface.co/chat"
 PICTURE = llm.Attachment(type="image/png", content=b"png")
 NOTES = llm.Attachment(type="text/plain", path="notes/my notes.txt")
 FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
-NOBODY = PromptedFeatures()
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
 BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
@@ -129,12 +128,6 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
     assert make_plan(messages, URL) == plan
 
 
-def test_whole_history_goes_into_a_new_conversation():
-    messages = [system("Be brief"), user("1"), ours("one"), user("2")]
-    told = earlier("User: 1", "Assistant: one")
-    assert make_plan(messages, None) == Plan(None, "Be brief", f"{told}\n\n2")
-
-
 @pytest.mark.parametrize(
     ("metadata", "found"),
     [
@@ -156,15 +149,6 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
     part = ReasoningPart(text="", provider_metadata=metadata)
     assert parent_of(assistant(part, "text"), URL) == found
     assert parent_of(Message("user", [part]), URL) is None
-
-
-@pytest.mark.parametrize(
-    "messages", [[], [user("")], [system("Be brief")], [user("1"), ours("one")]]
-)
-def test_nothing_to_send(messages):
-    for url in (URL, None):
-        with pytest.raises(llm.ModelError, match="There is nothing to send"):
-            make_plan(messages, url)
 
 
 # --- system prompts of their own ------------------------------------------------------
@@ -257,26 +241,6 @@ def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
 
 
-def test_history_that_ends_in_results_is_gone_on_from():
-    messages = [user("1"), calling(call()), tool_message(result(attachments=[PICTURE]))]
-    named = CALLED[1].replace("noon", "noon [attachment: attachment.png]")
-    told = earlier("User: 1", CALLED[0], named)
-    assert make_plan(messages, None) == Plan(None, None, f"{told}\n\nGo on from there.", (PICTURE,))
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        [tool_message(result(attachments=[PICTURE, NOTES]))],
-        [tool_message(result()), user(PICTURE, NOTES)],
-    ],
-)
-def test_attachments_of_results_are_sent(after):
-    plan = make_plan([user("1"), calling(call()), *after], URL)
-    assert plan.attachments == (PICTURE, NOTES)
-    assert plan.text.startswith('<tool_response>\n{"name": "now", "content": "noon"')
-
-
 def test_malformed_call_is_answered_with_what_was_wrong():
     bad = ToolCallPart(name=MALFORMED, arguments={"text": ""}, tool_call_id="t")
     bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
@@ -354,15 +318,6 @@ def test_retry_after_a_chain_of_calls():
     assert plan == Plan(parent(2), None, "", retry=True)
 
 
-def test_retried_answer_that_calls_tools_gets_their_results():
-    """llm passes the options of the retry with each message of the chain."""
-    messages = [user("1"), calling(call(), **BOTH.sent.metadata()), tool_message(result())]
-    for chain in (messages, [*messages, user(PICTURE)]):
-        plan = make_plan(chain, URL, retry=True, features=BOTH)
-        assert plan == make_plan(chain, URL, features=BOTH)
-        assert (plan.retry, plan.text) == (False, NOON)
-
-
 # --- recordings -----------------------------------------------------------------------
 
 MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
@@ -396,12 +351,6 @@ def test_what_earlier_turns_heard_stands_where_the_recording_was():
     text = transcript([Message("tool", [result])], {MEMO.id(): "Buy milk"})
     named = "Tool: [the tool record returned: done [attachment: attachment.mp3]]"
     assert text == earlier(f"{named}\n{SPOKEN}")
-
-
-def test_recording_that_is_not_there_any_more_is_named():
-    gone = llm.Attachment(type="audio/mpeg", path="/nowhere/memo.mp3")
-    text = make_plan([user("1", gone), heard(MEMO, "Buy milk"), user("2")], URL).text
-    assert "User: 1\n[attachment: memo.mp3]" in text
 
 
 # --- any history ----------------------------------------------------------------------

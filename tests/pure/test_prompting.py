@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import re
 import threading
 from typing import Any
 
@@ -23,7 +22,6 @@ from llm_huggingchat import (
     ToolCallFilter,
     find_document,
     instructions,
-    repair_request,
     schema_checker,
     tool_definition,
     tool_response,
@@ -135,14 +133,6 @@ def test_malformed_call_says_what_was_wrong(inside, problem):
     assert json.dumps(call.arguments)
 
 
-def test_a_good_call_before_a_malformed_one_stands():
-    _, (good, bad) = read(block(PARIS + '\n{"name": "now", "arguments": {oops}}'))
-    assert (good.name, good.problem) == ("get_weather", "")
-    assert bad.name == MALFORMED
-    assert bad.arguments == {"text": '{"name": "now", "arguments": {oops}}'}
-    assert good.id != bad.id
-
-
 def test_call_that_the_model_was_stopped_in_is_not_made():
     half = '<tool_call>{"name": "now", "argum'
     stopped = told(f"{block(PARIS)} So {half}", interrupted=True)
@@ -229,16 +219,6 @@ def test_document_is_found_whatever_stands_around_it(text):
     assert document(text.replace(REX, lenient)) == '{"name": "a\\nb", "age": 4}'
 
 
-TAGS = ['<artifact name=\\"lib\\" type=\\"jar\\"/>', "<tool_call>{}</tool_call>", "<think>", "```"]
-
-
-@pytest.mark.parametrize("tag", TAGS)
-def test_tags_in_a_string_stay(tag):
-    text = f'{{"name": "{tag} {{", "age": 4}}'
-    assert document(f"Here:\n```json\n{text}\n```") == text
-    assert document(f'"{tag}"', schema={"type": "string"}) == f'"{tag}"'
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -311,25 +291,6 @@ def test_references_are_never_fetched():
     assert asked == []
 
 
-def test_formats_are_checked_and_a_schema_is_no_document_of_its_own():
-    schema: dict[str, Any] = {"type": ["object", "string"], "format": "date"}
-    assert schema_checker(schema)("2026-08-01") == ""
-    assert "is not a 'date'" in schema_checker(schema)("August")
-    assert schema_checker(schema)(schema) == "it is the schema itself"
-
-
-@pytest.mark.parametrize(
-    ("schema", "why"),
-    [
-        ({"type": "text"}, "$.type: 'text' is not valid"),
-        ({"properties": {"a": {"pattern": "("}}}, "$.properties.a.pattern: '(' is not a 'regex'"),
-    ],
-)
-def test_what_is_no_schema_is_told(schema, why):
-    with pytest.raises(llm.ModelError, match="not a JSON schema. " + re.escape(why)):
-        schema_checker(schema)
-
-
 HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
 LEAVES = st.none() | st.booleans() | st.integers() | HUGE | st.text(max_size=5) | TYPES
 VALUES = st.recursive(
@@ -391,12 +352,6 @@ def test_instructions_say_what_is_different(before, features, said):
         assert words in text
     kept = SentInstructions(**features.sent.metadata())
     assert instructions(features, kept) == ""
-
-
-def test_repair_says_what_was_wrong_and_the_schema():
-    text = repair_request(PromptedFeatures(schema=PERSON), "'age' is missing")
-    assert "'age' is missing" in text
-    assert json.dumps(PERSON) in text
 
 
 # --- results of tools -----------------------------------------------------------------

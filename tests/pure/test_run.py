@@ -349,15 +349,6 @@ def test_log_is_taken_up_where_it_broke_and_only_its_end_once_the_answer_is_ther
     assert starts[0] == 0 < starts[1] < len(ANSWER) < starts[2]
 
 
-@pytest.mark.parametrize("kind", ["cut", "broken"])
-def test_answered_run_that_is_never_stored_is_left_to_the_next_turn(kind):
-    world = World((kind, 700), lag=1e9)
-    assert world.drive() is None
-    assert not world.run.is_settled
-    assert world.seconds == pytest.approx(limits.store_timeout, abs=limits.reconnect_timeout)
-    assert world.text == "".join(WORDS)
-
-
 def test_message_that_the_server_lost_is_sent_again_and_its_new_log_read_from_the_start():
     """Only a sign of life and a title had come: nothing of an answer is given twice."""
 

@@ -6,13 +6,12 @@ import re
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_huggingchat import (
     SERVICE,
     Server,
-    browser_headers,
     current_server,
     form_boundary,
     impersonated_browser,
@@ -91,7 +90,6 @@ def test_password_in_an_address_is_not_repeated(text: str) -> None:
 PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from([*PIECES, *"80?#%.\\é\n \uff19\ud83c"]), max_size=8))
 def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
     try:
@@ -220,12 +218,3 @@ def test_form_is_that_of_the_browser(
     monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", browser)
     assert form_boundary().startswith(boundary)
     assert form_boundary() != form_boundary()
-
-
-def test_headers_of_a_browser_are_those_of_a_fetch() -> None:
-    server = Server(SERVICE)
-    got = browser_headers("chrome", server, "GET")
-    assert got["Referer"] == "https://huggingface.co/chat/"
-    assert "Origin" not in got
-    assert browser_headers("chrome", server, "POST")["Origin"] == "https://huggingface.co"
-    assert browser_headers("firefox", server, "GET")["Priority"] == "u=4"

@@ -24,7 +24,6 @@ from llm_huggingchat import (
     ModelInfo,
     Server,
     anonymous_session,
-    cookies_of_key,
     find_key,
     forget_session,
     is_anonymous,
@@ -104,11 +103,6 @@ def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
-def test_file_where_there_is_no_directory_is_told(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(OSError, match="nowhere"):
-        write(tmp_path / "nowhere" / "file", b"x")
-
-
 # --- keys -----------------------------------------------------------------------------
 
 
@@ -167,12 +161,6 @@ def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "of-the-service")
     with pytest.raises(llm.ModelError, match=r"Run: llm keys set huggingchat:chat\.example\.org"):
         find_key(OTHER)
-
-
-def test_key_that_holds_no_cookies_says_where_to_log_in() -> None:
-    assert cookies_of_key(HERE, TOKEN) == Cookies(None, TOKEN)
-    with pytest.raises(llm.ModelError, match=r"Run: llm huggingchat login$"):
-        cookies_of_key(HERE, "what")
 
 
 def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
@@ -245,16 +233,6 @@ def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
     assert QWEN.id in load_catalogue(SERVICE).removed
 
 
-def test_remembering_what_is_known_writes_nothing(user_path: pathlib.Path) -> None:
-    remember_models(SERVICE, [PHI.id])
-    before = (user_path / CACHE).stat()
-    remember_models(SERVICE, [PHI.id])
-    assert (user_path / CACHE).stat().st_mtime_ns == before.st_mtime_ns
-    (user_path / CACHE).unlink()
-    (user_path / CACHE).mkdir()
-    remember_models(SERVICE, [PHI.id])  # nothing is raised where nothing can be written
-
-
 def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
     entry = {
         "id": "a/b",
@@ -320,13 +298,6 @@ def test_broken_cache_is_as_none_and_is_mended(content: bytes, user_path: pathli
     assert load_catalogue(SERVICE).models == BUILT_IN
     keep_catalogue(SERVICE, [PHI])
     assert load_catalogue(SERVICE).models == (PHI,)
-
-
-def test_cache_that_cannot_be_written_is_told(user_path: pathlib.Path) -> None:
-    (user_path / CACHE).mkdir()
-    assert load_catalogue(SERVICE).models == BUILT_IN
-    with pytest.raises(llm.ModelError, match="The catalogue cannot be kept in"):
-        keep_catalogue(SERVICE, [PHI])
 
 
 @given(st.binary(max_size=60))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from typing import Any
 
@@ -12,13 +11,11 @@ from llm.utils import instantiate_from_spec
 
 from llm_huggingchat import (
     MCP,
-    HuggingChatTool,
     HuggingFace,
     WebSearch,
     mcp_servers,
     parse_server,
     tool_server_name,
-    with_unique_names,
 )
 
 SERVER = parse_server("https://huggingface.co/chat")
@@ -64,22 +61,6 @@ def test_tool_that_the_server_lacks_is_told(offered):
     there = "Weather" if offered else "none"
     with pytest.raises(llm.ModelError, match=f"no web search. Its tool servers: {there}"):
         tool_server_name(offered, WebSearch())
-
-
-def test_servers_have_names_of_their_own():
-    tools: list[HuggingChatTool] = [
-        MCP("https://mcp.example/x"),
-        MCP("https://mcp.example/y"),
-        MCP("https://other.example/", "Hugging Face"),
-        MCP("https://mcp.example/x"),
-        WebSearch(),
-    ]
-    servers = with_unique_names(mcp_servers(tools, SERVER), ["Hugging Face"])
-    assert [(server["name"], server["url"]) for server in servers] == [
-        ("mcp.example", "https://mcp.example/x"),
-        ("mcp.example 2", "https://mcp.example/y"),
-        ("Hugging Face 2", "https://other.example/"),
-    ]
 
 
 def test_headers_are_sent_with_their_secrets(monkeypatch):
@@ -171,8 +152,3 @@ def test_secret_is_not_logged_but_asked_for_again(tool):
     with pytest.raises(llm.ModelError, match="not kept in the logs"):
         mcp_servers([again], SERVER)
     assert "$SECRET" in logged(MCP(f"{URL}?key=$SECRET"))
-
-
-def test_signatures_have_types_in_them():
-    assert str(inspect.signature(WebSearch)) == "()"
-    assert str(inspect.signature(MCP)).startswith("(url: str, name: str | None = None, headers:")
