@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,6 +319,24 @@ def test_server_without_logs_is_read_until_the_answer_is_stored(lag, grows):
     assert world.drive() is None
     assert world.text == "".join(WORDS)
     assert lag <= world.seconds < lag + limits.reconnect_timeout
+
+
+def test_answer_that_is_saved_on_the_way_is_given_but_is_not_yet_stored():
+    """chat-ui saves an answer alone every few seconds, and the conversation only at the end."""
+
+    class Saving(World):
+        async def conversation(self, *arguments: Any) -> Any:
+            found = await super().conversation(*arguments)
+            if answer := self.arrivals and found.answer_of("g"):
+                ends = [FINAL] if self.seconds < 5 else [FINAL, FINISHED]
+                answer.content = "".join(WORDS)
+                answer.updates = msgspec.Raw(json.dumps(ends).encode())
+            return found
+
+    world = Saving(("cut", 300), lag=1e6, log=False)
+    assert world.drive() is None
+    assert world.text == "".join(WORDS)
+    assert 5 <= world.seconds < 5 + limits.reconnect_timeout
 
 
 def test_answer_that_stays_half_is_an_error_in_bounded_time():
