@@ -66,12 +66,18 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def ctrl_c(when: Callable[[], object]) -> Iterator[None]:
-    """Press Ctrl-C as soon as something holds; it has to come up in this block, and at once."""
+def ctrl_c(when: Callable[[], object], another_thread: bool = False) -> Iterator[None]:
+    """Press Ctrl-C as soon as something holds; it has to come up in this block, and at once.
+
+    The system gives the signal to a thread that it chooses: to the main one, or to another.
+    """
 
     def press() -> None:
         wait_for(when)
-        os.kill(os.getpid(), signal.SIGINT)
+        if another_thread:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
 
     assert threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -189,9 +195,10 @@ def test_ctrl_c_in_a_sync_prompt(server: ChatUI) -> None:
     assert stored(server)[1].startswith(shown.strip())
 
 
+@pytest.mark.parametrize("another_thread", [False, True])
 @pytest.mark.parametrize("words", [SILENT, STALLED], ids=["thinks", "stalls"])
-def test_ctrl_c_while_nothing_comes(server: ChatUI, words: str) -> None:
-    with ctrl_c(lambda: server.all_runs):
+def test_ctrl_c_while_nothing_comes(server: ChatUI, words: str, another_thread: bool) -> None:
+    with ctrl_c(lambda: server.all_runs, another_thread):
         ask_sync(words)
     wait_for(lambda: interrupted(server))
 
