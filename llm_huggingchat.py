@@ -6085,6 +6085,16 @@ def run_in_background(work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
 TurnWork = Callable[["Client", Channel], Coroutine[Any, Any, TurnResult]]
 
 
+def _next(items: queue.SimpleQueue[Any]) -> Any:
+    """The next item. Ctrl-C comes up between two waits, if another thread gets the signal.
+
+    A function of its own: where it comes up here, the caller's `finally` is sure to run.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return items.get(timeout=0.25)
+
+
 def take_turn(
     work: TurnWork, on_note: Callable[[str], None]
 ) -> Generator[StreamEvent, None, TurnResult]:
@@ -6098,10 +6108,7 @@ def take_turn(
     future.add_done_callback(items.put)
     try:
         while True:
-            try:
-                item = items.get(timeout=0.25)  # on Windows, Ctrl-C comes up between two waits
-            except queue.Empty:
-                continue
+            item = _next(items)
             if item is future:
                 return cast(TurnResult, future.result())
             event, length = item
