@@ -227,7 +227,9 @@ UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 li
 
 
 @ways
-def test_answer_is_printed_as_it_is_but_for_control_characters(server: ChatUI, way: tuple[str, ...]) -> None:
+def test_answer_is_printed_as_it_is_but_for_control_characters(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
     shown = UNICODE.replace("\u0085", "")  # which is a control character
     assert run("-m", "hf-llama", "[[unicode]]", *way).stdout == f"{shown}\n"
 
