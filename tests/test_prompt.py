@@ -227,8 +227,11 @@ UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 li
 
 
 @ways
-def test_answer_is_printed_as_it_is(server: ChatUI, way: tuple[str, ...]) -> None:
-    assert run("-m", "hf-llama", "[[unicode]]", *way).stdout == f"{UNICODE}\n"
+def test_answer_is_printed_as_it_is_but_for_control_characters(
+    server: ChatUI, way: tuple[str, ...]
+) -> None:
+    shown = UNICODE.replace("\u0085", "")  # which is a control character
+    assert run("-m", "hf-llama", "[[unicode]]", *way).stdout == f"{shown}\n"
 
 
 # --- the command line, and the logs ---------------------------------------------------

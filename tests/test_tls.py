@@ -99,10 +99,8 @@ def test_bundle_that_is_not_there_is_named(
 @pytest.mark.parametrize(
     ("status", "location", "shown"),
     [
-        (301, "https://new.example.org/chat/conversation?x-secret=1#x", "new.example.org/chat/con"),
-        (302, "/elsewhere", "/elsewhere"),
-        (303, "https://x-secret@new.example.org/", "https://new.example.org/"),
-        (307, "https://login.example.org/chat", "login.example.org"),
+        (301, "https://new.example.org/chat/x-secret?x-secret=1#x", "https://new.example.org ("),
+        (303, "https://x-secret@new.example.org/", "https://new.example.org ("),
         (308, "http://[", "another page"),
     ],
 )
