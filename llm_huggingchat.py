@@ -1475,6 +1475,7 @@ class _Traits(msgspec.Struct, frozen=True):
     date: tuple[int, ...]
 
 
+@functools.cache
 def _traits(name: str) -> _Traits:
     name = name.lower()
     size = 0.0
@@ -1507,6 +1508,7 @@ def is_general(model: ModelInfo) -> bool:
     return not _SPECIAL.search(model.name.lower())
 
 
+@functools.cache
 def family(model: ModelInfo) -> str:
     """The short name of a model's kin: `qwen` for Qwen/Qwen3-235B, `gemma` for any Gemma.
 
