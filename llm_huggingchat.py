@@ -4190,7 +4190,6 @@ class SessionClient(Connection):
         body: bytes | None = None,
         content_type: str = "application/json",
         idempotent: bool = True,
-        attempts: int | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
         into: BinaryIO | None = None,
@@ -4204,7 +4203,7 @@ class SessionClient(Connection):
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         credentials = await self.with_session(credentials)
-        backoff = Backoff(attempts or limits.max_attempts)
+        backoff = Backoff(limits.max_attempts)
         upload = len(body or b"") / limits.slowest_upload
         deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
         renewed = False

@@ -25,8 +25,10 @@ import llm_huggingchat
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-# What needs a terminal, a signal, a pipe or a file's mode.
-collect_ignore = ["test_posix.py", "test_signals.py"] if sys.platform == "win32" else []
+# What cannot be loaded or run without pseudo-terminals and signals.
+collect_ignore = (
+    ["test_cli_export.py", "test_interrupt.py", "test_tools.py"] if sys.platform == "win32" else []
+)
 
 
 # The same examples every time, and as long as they take: no test depends on chance or time.
