@@ -62,7 +62,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -1599,7 +1599,6 @@ def aliases_of(models: Iterable[ModelInfo]) -> dict[str, list[str]]:
 # --- artifacts: tags in an answer's text -> Markdown; versions -> files ----------------
 
 UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an identifier
-TAG_LIMIT = 2000  # characters of attributes; a longer `<artifact ...` is text
 FENCE = "`" * 16  # longer than the fences that models write inside an artifact
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
@@ -1610,10 +1609,6 @@ _KINDS = _table(
     update update
     """
 )
-_CODE_TYPES = ("code", "application/vnd.ant.code")
-# The kind -> the word after a fence. Code has the name of its language there.
-_FENCE_WORDS = _table("html html; svg svg; jsx react; mermaid mermaid; markdown markdown")
-_LANGUAGE_WORDS = _table("cpp c++; csharp c#; fsharp f#")
 _FILE_ENDINGS = _table(
     """
     bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
@@ -1625,38 +1620,28 @@ _FILE_ENDINGS = _table(
     """
 )
 
-_TAG_FLAGS = re.IGNORECASE | re.ASCII
-
 
 def _beginning_of(word: str) -> str:
     """A pattern for any beginning of `word`, from none of it to all of it."""
-    pattern = ""
-    for char in reversed(word):
-        pattern = f"(?:{re.escape(char)}{pattern})?"
-    return pattern
+    return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
 
 
-# Models double the bracket of a tag. The line end before a closing tag is not content.
-_OPENING = re.compile(rf"(?<!<)<+artifact\b([^>]{{0,{TAG_LIMIT}}})>", _TAG_FLAGS)
-_OPENING_BEGUN = re.compile(
-    rf"(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,{TAG_LIMIT}}})\Z", _TAG_FLAGS
-)
-_CLOSING = re.compile(r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>", _TAG_FLAGS)
-_CLOSING_BEGUN = re.compile(
-    rf"(\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z", _TAG_FLAGS
-)
-_ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
+# Patterns of tags. Models double the bracket. A tag with more than 2,000 characters of
+# attributes is text. The line end before a closing tag is not content.
+_OPENING = r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
+_OPENING_BEGUN = rf"(?ai)(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}})\Z"
+_CLOSING = r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
+_CLOSING_BEGUN = rf"(?ai)(\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
 # Models swap the closing tags of a pair, so either will do.
 # Neither text contains a tag of a pair, so that an update without end is read only once.
 _UPDATE_TEXT = r"((?:(?!(?<!<)<+/?(?:old|new)_str>).)*+)"
-_UPDATE_PAIR = re.compile(
-    rf"(?<!<)<+old_str>{_UPDATE_TEXT}<+/(?:old|new)_str>\s*<+new_str>"
-    rf"{_UPDATE_TEXT}<+/(?:old|new)_str>",
-    re.DOTALL,
+_UPDATE_PAIR = (
+    rf"(?s)(?<!<)<+old_str>{_UPDATE_TEXT}<+/(?:old|new)_str>\s*<+new_str>"
+    rf"{_UPDATE_TEXT}<+/(?:old|new)_str>"
 )
 # A fence that a model put around an artifact, against its instructions. With no word after
 # it, it could be the end of another.
-_WRAPPING_FENCE = re.compile(r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z")
+_OWN_FENCE = r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z"
 
 
 class OpeningTag(msgspec.Struct, frozen=True):
@@ -1673,25 +1658,59 @@ class OpeningTag(msgspec.Struct, frozen=True):
 
 def opening_tag(attributes: str) -> OpeningTag:
     """The opening tag with these attributes, as they stand in it."""
-    given = {name.lower(): value for name, value in _ATTRIBUTE.findall(attributes)}
+    found = re.findall(r'([\w-]+)\s*=\s*"([^"]*)"', attributes)
+    given = {name.lower(): value for name, value in found}
     type = given.get("type", "").strip().lower()
     kind = _KINDS.get(type, "code")
     language = given.get("language", "").strip().lower()
-    if kind == "code" and not language and type not in _CODE_TYPES:
+    if kind == "code" and not language and type not in ("code", "application/vnd.ant.code"):
         language = type if re.fullmatch(r"[\w+#-]+", type) else ""  # type="python"
     identifier = given.get("identifier") or given.get("id") or UNNAMED
     return OpeningTag(identifier, kind, given.get("title", ""), language)
 
 
 def _fence_word(kind: str, language: str) -> str:
-    language = _LANGUAGE_WORDS.get(language, language)
-    return _FENCE_WORDS.get(kind) or re.sub(r"\W", "", language, flags=re.ASCII)[:30]
+    """The word after a fence: the kind, or the name of a language."""
+    if kind != "code":
+        return {"react": "jsx", "update": "diff"}.get(kind, kind)
+    language = {"c++": "cpp", "c#": "csharp", "f#": "fsharp"}.get(language, language)
+    return re.sub(r"(?a)\W", "", language)[:30]
 
 
 def _without_start(content: str) -> str:
     """Content without the line end after the opening tag, or a doubled bracket (`<<svg`)."""
     content = re.sub(r"\A\r?\n", "", content)
     return re.sub(r"\A(\s*)<{2,}(?=[!/a-zA-Z])", r"\1<", content)
+
+
+class Paragraphs:
+    """Sets paragraphs apart by an empty line, in text that comes in pieces.
+
+    chat-ui stores as one text what the web page shows before and after a tool or a file.
+    """
+
+    def __init__(self) -> None:
+        self._missing = ""  # the line ends that make an empty line; none before the first word
+        self._space: str | None = None  # white space that begins a new paragraph
+
+    def feed(self, text: str) -> str:
+        """`text`, with what is missing before it."""
+        if self._space is not None:
+            text = self._space + text
+            if not text.strip():
+                self._space = text
+                return ""
+            self._space = None
+            text = self._missing + re.sub(r"\A(\s*\n|[ \t\r]+)", "", text)
+        words = text.rstrip()
+        missing = "\n\n" if words else self._missing
+        self._missing = missing[text.count("\n", len(words)) :]
+        return text
+
+    def end(self) -> str:
+        """What was held back of a paragraph: nothing. Text that follows begins another one."""
+        self._space = self._space or ""
+        return ""
 
 
 class ArtifactFilter:
@@ -1702,134 +1721,94 @@ class ArtifactFilter:
     """
 
     def __init__(self) -> None:
+        self._paragraphs = Paragraphs()
         self._held = ""  # may be the beginning of a tag
+        self._outside_end = ""  # the last characters that were shown outside
         self._tag: OpeningTag | None = None  # the artifact that is open
-        self._wrapping_fence = ""  # the model's own fence around it
-        self._content: list[str] = []  # an update, or how content begins
+        self._content = ""  # an update, or how content begins
         self._content_begun = False
-        self._links: list[str] = []  # inserted inside an artifact
-        self._tail = ""  # the end of what was shown
-        self._after_fence = False  # an artifact ended, and no text followed yet
+        self._own_fence = ""  # the one that the model put around it
 
     def feed(self, text: str) -> str:
-        """What to show of the next piece of the model's text.
-
-        Slices keep each search short: during one, Ctrl-C is not noticed.
-        """
-        starts = range(0, len(text), 65_536)
-        return "".join(self._feed_slice(text[start : start + 65_536]) for start in starts)
-
-    def _feed_slice(self, text: str) -> str:
-        shown: list[str] = []
-        text = self._held + text
+        """What to show of the next piece of the model's text."""
+        text, shown = self._held + text, ""
         while True:
             whole, begun = (_CLOSING, _CLOSING_BEGUN) if self._tag else (_OPENING, _OPENING_BEGUN)
-            tag = whole.search(text) if ">" in text else None
-            found = tag or begun.search(text)
+            tag = re.search(whole, text)
+            found = tag or re.search(begun, text)
             before = text[: found.start()] if found else text
-            shown.append(self._inside(before) if self._tag else self._outside(before))
+            shown += self._inside(self._tag, before) if self._tag else self._outside(before)
             if tag is None:
                 self._held = text[len(before) :]
-                return "".join(shown)
-            shown.append(self._close(self._tag) if self._tag else self._open(tag[1]))
+                return shown
+            shown += self._close(self._tag) if self._tag else self._open(opening_tag(tag[1]))
             text = text[tag.end() :]
 
-    def insert(self, link: str) -> str:
-        """What to show where text that is not the model's comes, with line ends of its own.
-
-        Inside an artifact nothing: a later call shows it after the artifact's fence.
-        """
-        if self._tag:
-            self._links.append(link)
-            return ""
-        held, self._held = self._outside(self._held), ""
-        self._tail, self._after_fence = link, False
-        return held + link
-
     def end(self) -> str:
-        """The rest of a piece of text: a server-side tool is called, or the answer has ended.
+        """The rest of a paragraph: a server-side tool is called, or the answer has ended.
 
         An artifact that is open ends, as on the web page. More text may be fed afterwards.
         """
         held, self._held = self._held, ""
-        if self._tag is None:
-            return self._outside(held)
-        return self._inside(held.partition("<")[0]) + self._close(self._tag, cut=True)
+        if self._tag:
+            inside = self._inside(self._tag, held.partition("<")[0])
+            return inside + self._close(self._tag, cut=True)
+        return self._outside(held) + self._paragraphs.end()
 
-    def _open(self, attributes: str) -> str:
+    def _outside(self, text: str) -> str:
+        text = self._paragraphs.feed(text)
+        self._outside_end = (self._outside_end + text)[-200:]
+        return text
+
+    def _open(self, tag: OpeningTag) -> str:
         """The title in a paragraph of its own, and the fence's first line."""
-        self._tag = tag = opening_tag(attributes)
-        self._content, self._content_begun = [], False
-        wrapping = _WRAPPING_FENCE.search(self._tail)
-        self._wrapping_fence = wrapping[1] if wrapping else ""
-        self._after_fence = False
-        if wrapping:
+        own = re.search(_OWN_FENCE, self._outside_end)
+        self._tag, self._own_fence = tag, own[1] if own else ""
+        self._content, self._content_begun, self._outside_end = "", False, ""
+        if own:
             return ""
-        words = self._tail.rstrip()
-        space = self._tail[len(words) :]
-        line_ends = max((2 if words else 0) - space.count("\n"), 0)
-        if space and not space.endswith("\n"):
-            line_ends = max(line_ends, 1)
         identifier = one_line(tag.identifier, 100).replace("`", "'")
         title = one_line(tag.title, 200) or identifier
-        what, word = f"`{identifier}`", _fence_word(tag.kind, tag.language)
-        if tag.kind == "update":
-            what, word = f"update of {what}", "diff"
-        return "\n" * line_ends + f"**{title}** ({what})\n\n{FENCE}{word}\n"
+        what = f"update of `{identifier}`" if tag.kind == "update" else f"`{identifier}`"
+        self._paragraphs.end()
+        word = _fence_word(tag.kind, tag.language)
+        return self._paragraphs.feed(f"**{title}** ({what})\n\n{FENCE}{word}\n")
 
-    def _inside(self, text: str) -> str:
+    def _inside(self, tag: OpeningTag, text: str) -> str:
         if self._content_begun:
             return text
-        self._content.append(text)
-        is_update = self._tag is not None and self._tag.kind == "update"
-        if is_update or not re.search(r"[^\s<]", text):
+        self._content += text
+        if tag.kind == "update" or not re.search(r"[^\s<]", self._content):
             return ""
         self._content_begun = True
-        return _without_start("".join(self._content))
+        return _without_start(self._content)
 
     def _close(self, tag: OpeningTag, cut: bool = False) -> str:
-        """The rest of the content, the fence's last line, and the links inserted meanwhile.
+        """The rest of the content and the fence's last line.
 
         The model ends its own fence, unless the artifact was cut.
         """
         if tag.kind == "update":
-            shown = _diff("".join(self._content))
-        elif self._content_begun:
-            shown = "\n"
+            shown = _diff(self._content)
         else:
-            shown = _without_start("".join(self._content))
-            shown += "\n" if shown else ""
-        if cut or not self._wrapping_fence:
-            shown += self._wrapping_fence or FENCE
-            self._wrapping_fence = ""
-        links = "".join(self._links)
-        self._tag, self._links = None, []
-        self._tail, self._after_fence = links or FENCE, not links
-        return shown + links
-
-    def _outside(self, text: str) -> str:
-        if self._after_fence:
-            text = text.lstrip(" \t\r")
-            if not text:
-                return ""
-            self._after_fence = False
-            if self._wrapping_fence:
-                text = text.removeprefix("\n")
-            elif text[0] != "\n":
-                text = f"\n\n{text}"
-        self._tail = (self._tail + text)[-200:]
-        return text
+            shown = "" if self._content_begun else _without_start(self._content)
+            shown += "\n" if shown or self._content_begun else ""
+        self._tag = None
+        if self._own_fence and not cut:
+            return shown.removesuffix("\n")
+        shown += self._paragraphs.feed(self._own_fence or FENCE)
+        return shown + self._paragraphs.end()
 
 
 def read_pairs(update: str) -> list[tuple[str, str]]:
     """The changes in an update: in each, the first text is to become the second."""
-    return _UPDATE_PAIR.findall(update)
+    return re.findall(_UPDATE_PAIR, update)
 
 
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
     lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
-    rest = _UPDATE_PAIR.sub("", update).strip("\r\n")
+    rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
     return lines + (_marked(" ", rest) if rest.strip() else "")
 
 
@@ -1943,16 +1922,15 @@ def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
 def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
     """Each artifact's opening tag, what is inside, and whether it was never closed."""
     # The web page's panel takes any <think> for reasoning, wherever it stands.
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", answer, flags=_TAG_FLAGS | re.DOTALL)
-    while opening := _OPENING.search(text):
+    text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
+    while opening := re.search(_OPENING, text):
         text = text[opening.end() :]
-        if closing := _CLOSING.search(text):
-            yield opening_tag(opening[1]), text[: closing.start()], False
-            text = text[closing.end() :]
-        else:
-            inside = re.sub(rf"<+{_beginning_of('/artifact')}\Z", "", text, flags=_TAG_FLAGS)
-            yield opening_tag(opening[1]), inside, True
-            return
+        closing = re.search(_CLOSING, text)
+        inside = text[: closing.start()] if closing else text
+        if not closing:
+            inside = re.sub(rf"(?ai)<+{_beginning_of('/artifact')}\Z", "", inside)
+        yield opening_tag(opening[1]), inside, not closing
+        text = text[closing.end() :] if closing else ""
 
 
 def _updated_artifact(identifier: str, names: list[str]) -> str:
@@ -2104,26 +2082,19 @@ def tool_response(result: ToolResultPart, problem: str = "") -> str:
 
     `problem` says what was wrong with a call that could not be read.
     """
-    value: dict[str, Any]
+    content: Any = result.output or result.exception or ""
+    if content.startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(content)
+    value = {"name": result.name, "content": content}
     if problem:
-        value = {"error": f"This was no call: {problem}. Write it again, like this: "}
-        value["error"] += f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
-    else:
-        value = {"name": result.name, "content": _value_of(result.output or result.exception or "")}
-    if names := [attachment_name(attachment) for attachment in result.attachments]:
-        value["attachments"] = names
+        form = f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
+        value = {"error": f"This was no call: {problem}. Write it again, like this: {form}"}
+    if result.attachments:
+        value["attachments"] = list(map(attachment_name, result.attachments))
     # A result must not be able to end its own block.
     text = json.dumps(value, ensure_ascii=False).replace("</tool_response", "<\\/tool_response")
     return f"<tool_response>\n{text}\n</tool_response>"
-
-
-def _value_of(output: str) -> Any:
-    """A tool's output: as JSON where it is an object or a list, else the text."""
-    try:
-        value = json.loads(output)
-    except (ValueError, RecursionError):
-        return output
-    return value if isinstance(value, (dict, list)) else output
 
 
 def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
@@ -2131,19 +2102,19 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
 
     Raises HuggingChatError when `schema` is not a JSON schema.
     """
-    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.exceptions import best_match
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
+
+    def in_words(error: Any) -> str:
+        path, message = getattr(error, "json_path", "$"), getattr(error, "message", error)
+        return f"{one_line(path, 100)}: {one_line(message, 200)}"
 
     try:
         kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema)
-    except SchemaError as error:
-        why = f"{error.json_path}: {one_line(error.message, 200)}"
-        raise HuggingChatError(f"That is not a JSON schema. {why}") from None
     except Exception as error:  # jsonschema trips over what makes no sense at all
-        raise HuggingChatError(f"That is not a JSON schema. {one_line(error, 200)}") from None
+        raise HuggingChatError(f"That is not a JSON schema. {in_words(error)}") from None
     # With a registry of its own, jsonschema does not fetch references from the network.
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
@@ -2152,17 +2123,9 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
             if value == schema:
                 return "it is the schema itself"
             errors = [best_match([error]) for error in validator.iter_errors(value)]
-        except Unresolvable as error:
-            return f"the schema refers to something that is not in it: {one_line(error, 200)}"
-        except RecursionError:
-            return "it is nested too deeply"
-        except Exception as error:
+        except Exception as error:  # a reference to elsewhere, or one without end
             return f"the schema cannot be used to check it: {one_line(error, 200)}"
-        return "; ".join(
-            f"{one_line(error.json_path, 100)}: {one_line(error.message, 200)}"
-            for error in errors[:3]
-            if error
-        )
+        return "; ".join(map(in_words, errors[:3]))
 
     return problem_of
 
@@ -2183,12 +2146,6 @@ class LocalToolCall(msgspec.Struct, frozen=True):
 _lenient_json = json.JSONDecoder(
     parse_float=finite_number, parse_constant=finite_number, strict=False
 )
-_CALL_FENCE = re.compile(r"\s*(?:```\w*\s*)?")
-# What a block of calls contains up to its closing tag: a tag in a string is part of it.
-_CALL_BLOCK = re.compile(
-    rf'((?:[^"<]++|"(?:[^"\\]|\\.)*+"|<(?!{CALL_END[1:]}))*+){CALL_END}', re.DOTALL
-)
-_BETWEEN_CALLS = re.compile(r"\A(?:[\s,]|```\w*|</?tool_call>)*+")
 
 
 class ToolCallFilter:
@@ -2200,101 +2157,61 @@ class ToolCallFilter:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._starts = ("{", "[", '"', "<function", CALL, *names)
+        starts = "|".join(map(re.escape, ("{", "[", '"', "<function", *names)))
+        self._block = rf"{CALL}(?:\s|```\w*|{CALL})*+(?={starts})"
         self._held = ""
-        self._pieces: list[str] = []  # a block, and all that comes after it
 
     def feed(self, text: str) -> str:
-        """The text before the first block; what may begin a block is held back."""
-        if self._pieces:
-            self._pieces.append(text)
-            return ""
-        held = self._held + text
-        at, begins = self._find_block(held, 0)
-        if begins is False:
-            at = len(held) - _overlap(held, CALL)
-        at = len(held[:at].rstrip())  # white space before a block belongs to it
-        self._held = held[at:]
-        if begins:
-            self._pieces, self._held = [self._held], ""
-        return held[:at]
+        """The text before the first `<tool_call>`: what comes after it is read at the end."""
+        text = self._held + text
+        at = text.find(CALL)
+        if at < 0:
+            at = len(text) - _overlap(text, CALL)
+        at = len(text[:at].rstrip())  # white space before a block may belong to it
+        self._held = text[at:]
+        return text[:at]
 
     def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
         """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
 
-        If the model was `interrupted`, the call that it was writing is text.
+        If the model was `interrupted`, a call whose tag it had not closed is text.
         """
-        text = self._held + "".join(self._pieces)
-        self._held, self._pieces = "", []
-        words: list[str | None] = []  # None stands for a block
+        text, self._held = self._held, ""
+        unclosed = text.rfind(CALL) if interrupted else -1
+        if unclosed < 0 or CALL_END in text[unclosed:]:
+            unclosed = len(text)
+        rest, unread = text[:unclosed], text[unclosed:]
+        words = ""
         calls: list[LocalToolCall] = []
-        while True:
-            at, begins = self._find_block(text, 0)
-            if not begins:
-                return _joined([*words, text]), calls
-            words.append(text[:at])
-            block, text = text[at + len(CALL) :], ""
-            if whole := _CALL_BLOCK.match(block):
-                found, text = read_calls(whole[1])
-                text += block[whole.end() :]
-            else:
-                found, text = _read_unclosed(block, interrupted)
+        while block := re.search(self._block, rest):
+            words = _joined(words, rest[: block.start()])
+            found, rest = _read_block(rest[block.end() :])
             calls += found
-            words.append(None if found else CALL)
-
-    def _find_block(self, text: str, at: int) -> tuple[int, bool | None]:
-        """Where a block begins, or may begin if more text comes (None); else False."""
-        while (at := text.find(CALL, at)) >= 0:
-            inside = _CALL_FENCE.sub("", text[at + len(CALL) :], count=1)
-            if inside.startswith(self._starts):
-                return at, True
-            if any(start.startswith(inside) for start in ("```", *self._starts)):
-                return at, None
-            at += len(CALL)
-        return len(text), False
+        rest += unread
+        if calls and not rest.strip():
+            return words.rstrip(), calls
+        return _joined(words, rest), calls
 
 
-def _joined(pieces: list[str | None]) -> str:
-    """Text without the blocks in it, which are None.
-
-    White space around blocks belongs to them, but not all of it where text is on both sides.
-    """
-    joined = space = ""
-    before: str | None = None  # white space before the blocks, if no text followed them yet
-    for piece in pieces:
-        if piece is None:
-            before, space = before or space, ""
-        elif words := piece.strip():
-            start = piece.index(words)
-            joined += (space + piece[:start] or before or "") + words
-            space, before = piece[start + len(words) :], None
-        else:
-            space += piece
-    return joined + space if before is None else joined
+def _joined(before: str, after: str) -> str:
+    """The text around a block: if there is white space on both sides, one side keeps it."""
+    if not after.strip():
+        return before or after
+    return before + (after.lstrip() if before[-1:].isspace() else after)
 
 
-def read_calls(text: str) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block, at least one, and the words that stand after them."""
+def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
+    """The calls in a block, at least one, and the text after it."""
     calls: list[LocalToolCall] = []
-    rest = _BETWEEN_CALLS.sub("", text, count=1)
-    while rest and (not calls or rest[0] in "{["):
+    while not calls or text.startswith(("{", "[")):
         try:
-            value, end = _lenient_json.raw_decode(rest)
-            calls += map(_local_call, value if isinstance(value, list) else [value])
+            value, end = _lenient_json.raw_decode(text)
         except (ValueError, RecursionError) as error:
-            return [*calls, _malformed(rest, f"it is not valid JSON ({one_line(error)})")], ""
-        rest = _BETWEEN_CALLS.sub("", rest[end:], count=1)
-    return calls or [_malformed(text, "it is empty")], rest if rest.strip("]} \n`") else ""
-
-
-def _read_unclosed(block: str, interrupted: bool) -> tuple[list[LocalToolCall], str]:
-    """The calls in a block whose end was not found, and the text after them."""
-    inside, tag, after = block.partition(CALL_END)
-    if tag:  # in a string that is never closed
-        calls, rest = read_calls(inside)
-        return calls, rest + after
-    calls, rest = read_calls(block[: len(block) - _overlap(block, CALL_END)])
-    return ([], block) if interrupted and calls[-1].problem else (calls, rest)
+            inside, _, text = text.partition(CALL_END)
+            return [*calls, _malformed(inside, f"it is not valid JSON ({one_line(error)})")], text
+        calls += map(_local_call, value if value and isinstance(value, list) else [value])
+        text = re.sub(rf"\A(?:[\s,\]}}]|```\w*|{CALL})*+", "", text[end:])
+    return calls, "" if CALL_END.startswith(text) else text.removeprefix(CALL_END)
 
 
 def _local_call(value: Any) -> LocalToolCall:
@@ -2305,20 +2222,19 @@ def _local_call(value: Any) -> LocalToolCall:
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError, RecursionError):
             arguments = _lenient_json.decode(arguments)
-    arguments = arguments or {}
     if not name:
         return _malformed(_printable_json(value), 'it is not an object with a "name"')
-    if not isinstance(arguments, dict):
+    if arguments and not isinstance(arguments, dict):
         return _malformed(_printable_json(value), 'its "arguments" are not an object')
-    arguments = json.loads(_printable_json(arguments))
-    return LocalToolCall(_new_id(), join_surrogates(name), arguments)
+    arguments = json.loads(_printable_json(arguments or {}))
+    return LocalToolCall(_new_call_id(), join_surrogates(name), arguments)
 
 
 def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(_new_id(), MALFORMED, {"text": text.strip()}, problem)
+    return LocalToolCall(_new_call_id(), MALFORMED, {"text": text.strip()}, problem)
 
 
-def _new_id() -> str:
+def _new_call_id() -> str:
     return f"call_{uuid.uuid4().hex}"
 
 
@@ -2326,72 +2242,44 @@ def _printable_json(value: Any) -> str:
     return join_surrogates(json.dumps(value, ensure_ascii=False))
 
 
-# A bracket that begins a document, and not words in brackets.
-_DOCUMENT_START = re.compile(r'\{\s*(?=["}])|\[\s*(?=[\[\]{"0-9tfn-])')
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
-_PARTNERS = {"}": "{", "]": "["}
-_FENCED = re.compile(r"```\w*\n(.*)\n[ \t]*```", re.DOTALL)
-
-
-class Document(msgspec.Struct, frozen=True):
-    """The JSON document of an answer; without one, `problem` says why."""
-
-    text: str | None
-    problem: str = ""
-
-
-def find_document(text: str, problem_of: Callable[[Any], str]) -> Document:
+def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
-    Words, a fence or an artifact's tags may stand around it. It is returned as the model wrote
-    it, unless only a lenient reader could read it. The problem is that of the longest candidate.
+    Returns the document and "", or "" and what is wrong with the longest candidate. Words, a
+    fence or an artifact's tags may stand around a document. It is returned as the model wrote
+    it, unless only a lenient reader could read it. What is inside a broken one is none.
     """
-    problem, longest, at = "there is no JSON document in it", 0, 0
-    fenced = _FENCED.fullmatch(text.strip())
-    whole = (fenced[1] if fenced else text).strip()
-    if not whole.startswith(("{", "[")):
-        with contextlib.suppress(ValueError):  # it need not be JSON; a string or a number is
+    problems = [(-1, "there is no JSON document in it")]
+    # A bracket that begins a document, or words in brackets.
+    start = re.compile(r'\{\s*["}]|\[\s*[\[\]{"\dtfn-]')
+    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
+    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
+        with contextlib.suppress(ValueError):
             value = _lenient_json.decode(whole)
-            problem, longest = problem_of(value), len(whole)
-            if not problem:
-                return Document(_as_strict_json(whole, value))
-    while start := _DOCUMENT_START.search(text, at):
-        end = _closing_bracket(text, start.start())
-        candidate = text[start.start() : end]
-        if end is None:
-            incomplete = len(candidate) > longest
-            return Document(None, "the document is not complete" if incomplete else problem)
-        at = end
+            if not (problem := problem_of(value)):
+                return _strict_json(whole, value), ""
+            problems.append((len(whole), problem))
+    at = 0
+    while match := start.search(text, at):
+        at = match.start()
         try:
-            value = _lenient_json.decode(candidate)
-        except RecursionError:
-            wrong = "it is nested too deeply"
-        except ValueError as error:
-            if candidate[0] == "[" and not candidate[1 : getattr(error, "pos", end)].strip():
-                at = start.start() + 1  # words in brackets
+            value, end = _lenient_json.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            if match[0][0] == "[" and match[0][-1] not in '[{"' and isinstance(error, ValueError):
+                at += 1  # words in brackets
                 continue
-            wrong = f"it is not valid JSON ({one_line(error)})"
+            end = text.find("```", at)
+            end = len(text) if end < 0 else end
+            problem = f"it is not valid JSON ({one_line(error)})"
         else:
-            wrong = problem_of(value)
-            if not wrong:
-                return Document(_as_strict_json(candidate, value))
-        if len(candidate) >= longest:
-            problem, longest = wrong, len(candidate)
-    return Document(None, problem)
+            if not (problem := problem_of(value)):
+                return _strict_json(text[at:end], value), ""
+        problems.append((end - at, problem))
+        at = end
+    return "", max(problems)[1]
 
 
-def _closing_bracket(text: str, at: int) -> int | None:
-    """The end of what the bracket at `at` opens, or of the bracket that cannot close it."""
-    opened: list[str] = []
-    for match in _STRING_OR_BRACKET.finditer(text, at):
-        if match[0] in "{[":
-            opened.append(match[0])
-        elif match[0] in "}]" and (opened.pop() != _PARTNERS[match[0]] or not opened):
-            return match.end()
-    return None
-
-
-def _as_strict_json(text: str, value: Any) -> str:
+def _strict_json(text: str, value: Any) -> str:
     """A document as the model wrote it, or anew if only a lenient reader could read that."""
     try:
         json.loads(text)
@@ -2474,7 +2362,7 @@ def _split(
 
 
 def _only_results(messages: list[Message]) -> bool:
-    """Is this what llm adds after local tools were called: results, and their attachments?"""
+    """Whether llm adds this after it called local tools: results, and their attachments."""
     return any(message.role == "tool" for message in messages) and all(
         isinstance(part, AttachmentPart)
         for message in messages
@@ -2492,22 +2380,17 @@ def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] |
     return parent.sent.schema if parent and _only_results(after) else None
 
 
-def _transcribed_attachment(part: Part) -> str:
-    """The id of the attachment that a part is the transcription of, if it is one."""
-    return _string(_metadata(part).get("heard"))
-
-
 def earlier_transcripts(messages: Iterable[Message]) -> dict[str, str]:
     """The transcripts that earlier turns made of the chain's recordings, by attachment id."""
     return {
-        _transcribed_attachment(part): part.output
+        _string(_metadata(part).get("heard")): part.output
         for message in messages
         for part in message.parts
-        if isinstance(part, ToolResultPart) and _transcribed_attachment(part)
+        if isinstance(part, ToolResultPart) and _metadata(part).get("heard")
     }
 
 
-def _labelled_transcript(attachment: llm.Attachment | None, transcripts: Mapping[str, str]) -> str:
+def _transcript_of(attachment: llm.Attachment | None, transcripts: Mapping[str, str]) -> str:
     """A recording as its transcript; "" for an attachment that has none."""
     text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
@@ -2518,35 +2401,33 @@ def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
     """A message as text: attachments and tools are named, reasoning is left out."""
     texts: list[str] = []
     for part in message.parts:
-        if _transcribed_attachment(part):
-            continue  # it stands where the attachment is
+        attachments: list[llm.Attachment | None] = []
+        if _metadata(part).get("heard"):
+            continue  # the transcript stands where the attachment is
         if isinstance(part, TextPart):
             texts.append(part.text)
         elif isinstance(part, AttachmentPart):
-            name = f"[attachment: {attachment_name(part.attachment)}]"
-            texts.append(_labelled_transcript(part.attachment, transcripts) or name)
+            attachments = [part.attachment]
         elif isinstance(part, ToolCallPart):
             arguments = json.dumps(part.arguments, ensure_ascii=False)
             texts.append(f"[used the tool {part.name} with {arguments}]")
         elif isinstance(part, ToolResultPart):
-            names = "".join(f" [attachment: {attachment_name(a)}]" for a in part.attachments)
-            output = part.exception or part.output
-            texts.append(f"[the tool {part.name} returned: {output}{names}]")
-            texts += [_labelled_transcript(a, transcripts) for a in part.attachments]
+            texts.append(f"[the tool {part.name} returned: {part.exception or part.output}]")
+            attachments = [*part.attachments]
+        for attachment in attachments:
+            name = f"[attachment: {attachment_name(attachment)}]"
+            texts.append(_transcript_of(attachment, transcripts) or name)
     return "\n".join(filter(None, texts))
 
 
-def transcript(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
-    """Messages as labelled text, for a model that has not seen them.
+def render_history(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+    """Messages as labelled text, for a model that has not seen them; "" for none.
 
     `transcripts` of recordings, by attachment id, stand where the recordings were.
     """
-    turns = [
-        f"{message.role.capitalize()}: {_text_of(message, transcripts)}" for message in messages
-    ]
-    if not turns:
-        return ""
-    return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
+    turns = [f"{each.role.capitalize()}: {_text_of(each, transcripts)}" for each in messages]
+    lines = ["[Earlier messages]", *turns, "[End of the earlier messages]"]
+    return "\n\n".join(lines) if turns else ""
 
 
 def make_plan(
@@ -2568,38 +2449,35 @@ def make_plan(
     Raises HuggingChatError when there is nothing to send, or nothing to retry.
     """
     parent, answer, after = _split(messages, server_url)
-    is_new_system = bool(system) and not _knows_system(str(system), parent, messages)
+    sent = parent.sent if parent else SentInstructions()
+    new_system = system if system and not _knows_system(system, sent, messages) else ""
     if retry and not _only_results(after):
-        return _plan_retry(parent, after, features, is_new_system)
+        return _plan_retry(parent, after, features, new_system)
     question = after.pop() if after and after[-1].role == "user" else Message("user")
     text = "\n".join(part.text for part in question.parts if isinstance(part, TextPart))
-    responses, attachments, after = _tool_responses(answer, after)
+    responses, results, after = _tool_responses(answer, after)
     if after and after[-1].role == "tool":  # results of calls that this server has not seen
-        results = [part for part in after[-1].parts if isinstance(part, ToolResultPart)]
-        attachments += [attachment for part in results for attachment in part.attachments]
-        text = text or ("Go on from there." if results else "")
-    attachments += [
-        part.attachment
-        for part in question.parts
-        if isinstance(part, AttachmentPart) and part.attachment
-    ]
+        results += [part for part in after[-1].parts if isinstance(part, ToolResultPart)]
+        text = text or "Go on from there."
+    attachments = _attachments_of([*results, *question.parts])
     if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
     transcripts = {**earlier_transcripts(messages), **transcripts}
-    spoken = [_labelled_transcript(attachment, transcripts) for attachment in attachments]
-    sent_system = parent.sent.system if parent else ""
-    if is_new_system:
-        new = Message("system", [TextPart(str(system))])
+    spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
+    told, sent_system, preprompt = instructions(features, sent), sent.system, None
+    if new_system:
         if parent or any(message.role == "system" for message in messages):
-            after, sent_system = [*after, new], _digest(str(system))
+            after.append(Message("system", [TextPart(new_system)]))
+            sent_system = _digest(new_system)
         else:
-            after.insert(0, new)
-    preprompt, changes = None, ""
+            after.insert(0, Message("system", [TextPart(new_system)]))
     if parent is None:
-        preprompt, after = _preprompt(after, features)
-    elif changes := instructions(features, parent.sent):
-        changes = f"[Instructions]\n{changes}\n[End of instructions]"
-    texts = [*responses, transcript(after, transcripts), *spoken, changes, text]
+        leading = list(itertools.takewhile(lambda message: message.role == "system", after))
+        preprompt = "\n\n".join(filter(None, [*map(_text_of, leading), told])) or None
+        after, told = after[len(leading) :], ""
+    elif told:
+        told = f"[Instructions]\n{told}\n[End of instructions]"
+    texts = [*responses, render_history(after, transcripts), *spoken, told, text]
     return Plan(
         parent,
         preprompt,
@@ -2610,83 +2488,66 @@ def make_plan(
     )
 
 
-def _preprompt(
-    messages: list[Message], features: PromptedFeatures
-) -> tuple[str | None, list[Message]]:
-    """A new conversation's system prompt, and the messages that are not part of it."""
-    leading = list(itertools.takewhile(lambda message: message.role == "system", messages))
-    texts = [*map(_text_of, leading), instructions(features, SentInstructions())]
-    return "\n\n".join(filter(None, texts)) or None, messages[len(leading) :]
-
-
-def _knows_system(system: str, parent: Parent | None, messages: list[Message]) -> bool:
-    """Has the model been given this system prompt already, or is it in the chain?"""
-    if parent and parent.sent.system:
-        return parent.sent.system == _digest(system)
+def _knows_system(system: str, sent: SentInstructions, messages: list[Message]) -> bool:
+    """Whether the model has been given this system prompt already, or it is in the chain."""
+    if sent.system:
+        return sent.system == _digest(system)
     return any(system in _text_of(message) for message in messages if message.role == "system")
+
+
+def _attachments_of(parts: Iterable[Part]) -> list[llm.Attachment]:
+    attachments: list[llm.Attachment] = []
+    for part in parts:
+        if isinstance(part, ToolResultPart):
+            attachments += part.attachments
+        elif isinstance(part, AttachmentPart) and part.attachment:
+            attachments.append(part.attachment)
+    return attachments
 
 
 def _tool_responses(
     answer: Message | None, after: list[Message]
-) -> tuple[list[str], list[llm.Attachment], list[Message]]:
-    """Results of the calls in `answer`, for its model; their attachments; other messages."""
-    calls = [
-        part
+) -> tuple[list[str], list[Part], list[Message]]:
+    """What the model is told of the calls in `answer`; their results; the other messages."""
+    calls = {
+        part.tool_call_id: part
         for part in (answer.parts if answer else ())
         if isinstance(part, ToolCallPart) and not part.server_executed
-    ]
+    }
     responses: list[str] = []
-    attachments: list[llm.Attachment] = []
-    messages = list(after)
-    for message in itertools.takewhile(lambda message: message.role == "tool", after):
+    results: list[Part] = []
+    messages: list[Message] = []
+    for message in after:
         others: list[Part] = []
         for part in message.parts:
-            call = next((each for each in calls if _is_result(part, each)), None)
-            if call is None or not isinstance(part, ToolResultPart):
+            if isinstance(part, ToolResultPart) and part.tool_call_id in calls:
+                problem = _metadata(calls.pop(part.tool_call_id)).get("problem")
+                responses.append(tool_response(part, _string(problem)))
+                results.append(part)
+            else:
                 others.append(part)
-                continue
-            calls.remove(call)
-            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
-            attachments += part.attachments
-        if others != message.parts:
-            index = messages.index(message)
-            messages[index : index + 1] = [Message("tool", others)] if others else []
-    return responses, attachments, messages
-
-
-def _is_result(part: Part, call: ToolCallPart) -> bool:
-    """Is a part the result of this call: by its id, or by its name if it has none?"""
-    if not isinstance(part, ToolResultPart) or part.tool_call_id != call.tool_call_id:
-        return False
-    return bool(call.tool_call_id) or part.name == call.name
+        if others:
+            messages.append(replace(message, parts=others))
+    return responses, results, messages
 
 
 def _plan_retry(
-    parent: Parent | None, after: list[Message], features: PromptedFeatures, new_system: bool
+    parent: Parent | None, after: list[Message], features: PromptedFeatures, new_system: str
 ) -> Plan:
     """Another answer to the same question: chat-ui takes no other text with it."""
-    if any(message.role == "user" for message in after):
-        raise HuggingChatError(
-            "-o retry true asks again for the last answer, so it takes no words of its own. "
-            "Run: llm -c '' -o retry true"
-        )
-    if parent is None or after:
+    is_question = any(message.role == "user" for message in after)
+    sent = parent.sent if parent else SentInstructions()
+    if not is_question and (parent is None or after):
         raise HuggingChatError(
             "There is nothing to retry: the last answer did not come from this server."
         )
-    if new_system:
+    if is_question or new_system or features.sent.tools != sent.tools:
         raise HuggingChatError(
-            "-o retry true asks the last question again as it was, so it takes no system prompt."
+            "-o retry true asks the last question again as it was, so it takes no words and no "
+            "system prompt.\nGive the same -T and --functions as before: llm -c '' -o retry true"
         )
-    if features.sent.tools != parent.sent.tools:
-        given = "the same -T and --functions" if parent.sent.tools else "no -T and no --functions"
-        raise HuggingChatError(
-            "-o retry true asks the last question again as it was, with the same local tools. "
-            f"Give {given}."
-        )
-    schema = features.schema or parent.sent.schema
-    features = msgspec.structs.replace(features, schema=schema)
-    return Plan(parent, None, "", sent=parent.sent, features=features, retry=True)
+    features = msgspec.structs.replace(features, schema=features.schema or sent.schema)
+    return Plan(parent, None, "", sent=sent, features=features, retry=True)
 
 
 # --- answer: updates, each once -> llm's stream events ------------------------------------
@@ -2712,20 +2573,17 @@ class ReplayedText:
     @property
     def text(self) -> str:
         """All that came, once."""
-        self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
+        return "".join(self._pieces)
 
     def rewind(self) -> None:
         """From here on, all that came comes again."""
         self._half, self._skip = "", len(self.text)
 
-    def take(self, text: str) -> str:
+    def feed(self, text: str) -> str:
         """What is new in the next piece."""
         text = self._half + text.replace("\0", "")
-        self._half = ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._half = text[:-1], text[-1]
-        return self._new(text)
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return self._new(text.removesuffix(self._half))
 
     def end(self) -> str:
         """What is new when nothing follows the last piece: half an emoji stands for itself."""
@@ -2734,12 +2592,12 @@ class ReplayedText:
 
     def _new(self, text: str) -> str:
         text = join_surrogates(text)
-        skipped = min(self._skip, len(text))
-        self._skip -= skipped
-        if text := text[skipped:]:
-            self._pieces.append(text)
-            self.length += utf16_length(text)
-        return text
+        new = text[self._skip :]
+        self._skip -= len(text) - len(new)
+        if new:
+            self._pieces.append(new)
+            self.length += utf16_length(new)
+        return new
 
 
 class ThinkTags:
@@ -2751,96 +2609,39 @@ class ThinkTags:
 
     def __init__(self) -> None:
         self._state = "start"
-        self._held = ""
-
-    def restart(self) -> None:
-        """A tool was called: the model may think again."""
-        self._state = "start"
-
-    def end(self) -> list[tuple[str, str]]:
-        """What was held back."""
-        held, self._held = self._held, ""
-        return [("reasoning" if self._state == "thinking" else "text", held)] if held else []
+        self._held = ""  # may be the beginning of a tag
 
     def feed(self, text: str) -> list[tuple[str, str]]:
         """The pieces of `text`, each with its kind: text or reasoning."""
-        if self._state == "text":
-            return [("text", text)] if text else []
         pieces: list[tuple[str, str]] = []
-        self._held += text
-        before = None
-        while self._held and before != (self._state, self._held):  # else it may be half a tag
-            before = self._state, self._held
-            piece = self._thinking() if self._state == "thinking" else self._outside()
-            if piece[1]:
-                pieces.append(piece)
+        rest, self._held = self._held + text, ""
+        while rest:
+            kind, piece = "text", rest
+            if self._state == "thinking":
+                kind = "reasoning"
+                piece, closed, rest = rest.partition(CLOSE)
+                if closed:
+                    self._state = "start"
+                elif held := _overlap(piece, CLOSE):
+                    piece, self._held = piece[:-held], piece[-held:]
+            elif self._state == "start" and rest.lstrip().startswith(OPEN):
+                self._state = "thinking"
+                piece, _, rest = rest.partition(OPEN)
+            else:
+                words, rest = rest.lstrip(), ""
+                if self._state == "start" and OPEN.startswith(words):
+                    piece, self._held = piece.removesuffix(words), words
+                else:
+                    self._state = "text"
+            if piece:
+                pieces.append((kind, piece))
         return pieces
 
-    def _outside(self) -> tuple[str, str]:
-        body = self._held.lstrip()
-        space = self._held[: len(self._held) - len(body)]
-        if body.startswith(OPEN):
-            self._state, self._held = "thinking", body[len(OPEN) :]
-        elif OPEN.startswith(body):
-            self._held = body
-        else:
-            self._state, self._held, space = "text", "", space + body
-        return "text", space
-
-    def _thinking(self) -> tuple[str, str]:
-        inside, closed, rest = self._held.partition(CLOSE)
-        if closed:
-            self._state, self._held = "start", rest
-        else:
-            shown = len(inside) - _overlap(inside, CLOSE)
-            inside, self._held = inside[:shown], inside[shown:]
-        return "reasoning", inside
-
-
-class Paragraphs:
-    """Sets the text before a server-side tool and the text after it apart by an empty line.
-
-    The web page shows the tool between them; chat-ui stores them as one text.
-    """
-
-    def __init__(self) -> None:
-        self._said = False  # something other than white space
-        self._newlines = 0  # at the end of what was given
-        self._after_tool = False
-        self._space = ""  # how the text after a tool begins
-
-    def tool(self) -> None:
-        """A tool was called."""
-        self._after_tool = True
-
-    def link(self) -> str:
-        """What is missing before a link, which stands in a line of its own."""
-        missing = self._after_tool and self._said and not self._newlines
-        given = self.end() + ("\n" if missing else "")
-        self._said, self._newlines, self._after_tool = True, 1, False
-        return given
-
-    def feed(self, text: str) -> str:
-        """`text`, with what is missing before it."""
-        if self._after_tool:
-            self._space += text
-            if not self._space.strip():
-                return ""
-            text, self._space, self._after_tool = self._space, "", False
-            begins = text[: len(text) - len(text.lstrip())].count("\n")
-            if self._said:
-                text = "\n" * (2 - self._newlines - begins) + text
-        words = text.rstrip()
-        newlines = text[len(words) :].count("\n")
-        self._newlines = newlines if words else self._newlines + newlines
-        self._said = self._said or bool(words)
-        return text
-
-    def end(self) -> str:
-        """What was held back."""
-        space, self._space = self._space, ""
-        self._newlines += space.count("\n")
-        return space
+    def end(self) -> list[tuple[str, str]]:
+        """What was held back. A tool was called, or a file came: the model may think again."""
+        kind = "reasoning" if self._state == "thinking" else "text"
+        held, self._held, self._state = self._held, "", "start"
+        return [(kind, held)] if held else []
 
 
 class Answer:
@@ -2848,6 +2649,10 @@ class Answer:
 
     `file_url` gives the address of a file by its SHA; `features` are those that the question was
     asked with; `artifacts` says whether the model writes them.
+
+    The model's text goes through filters, one after the other: a replay's part that is known,
+    reasoning, calls of local tools, artifacts. What they hold back comes out where a paragraph
+    ends, as it does where the server calls a tool.
     """
 
     def __init__(
@@ -2860,17 +2665,16 @@ class Answer:
         self._schema = features.schema
         self._seen_text = ReplayedText()  # as the model wrote it, tags included
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
-        self._segment = 0  # where the text after the last tool begins
-        self._given_once: Counter[object] = Counter()  # what came beside text
-        self._repeated: Counter[object] = Counter()  # since the last rewind
-        self._tool_names: dict[str | None, str] = {}  # by the call's id
+        self._seen_others: set[tuple[str | None, str]] = set()  # calls, results and files
         self._think = ThinkTags()
-        self._paragraphs = Paragraphs()
         self._calls = ToolCallFilter(features.tool_names) if features.tools else None
-        self._artifacts = ArtifactFilter() if artifacts else None
-        self._document: list[str] = []  # the text that a document is looked for in
+        self._layout = ArtifactFilter() if artifacts and not self._schema else Paragraphs()
+        self._after_tool = 0  # where the text after the last tool begins
+        self._tool_names: dict[str | None, str] = {}  # by the call's id
+        self._events: list[StreamEvent] = []  # what the last update adds
         self._size = 0
-        self._last_char = ""  # of the text that was given
+        self.raw_text = ""  # the text in which a document is looked for
+        self._has_text = False
         self.calls: list[LocalToolCall] = []
         self.problem = ""  # why there is no document, where a schema wants one
         self.title = ""
@@ -2880,52 +2684,37 @@ class Answer:
 
     @property
     def begun(self) -> bool:
-        """Has the model said or done anything?"""
-        return bool(self._seen_text.length or self._seen_reasoning.length or self._given_once)
+        """Whether the model has said or done anything."""
+        return bool(self._seen_text.length or self._seen_reasoning.length or self._seen_others)
 
     @property
     def is_reasoning_alone(self) -> bool:
-        """Is there reasoning, and nothing else?"""
-        others = self._last_char or self.calls or self._given_once or self._document
-        return self.begun and not others
+        """Whether there is reasoning, and nothing else."""
+        return self.begun and not (self._has_text or self.calls or self._seen_others)
 
     @property
     def seen_length(self) -> int:
         """Length of the text so far in UTF-16 units: chat-ui's `seenContentLength`."""
         return self._seen_text.length
 
-    @property
-    def raw_text(self) -> str:
-        """The text that a document was looked for in."""
-        return "".join(self._document)
-
     def rewind(self) -> None:
         """From here on, the run's updates come again from the first."""
         self._seen_text.rewind()
         self._seen_reasoning.rewind()
-        self._repeated.clear()
-
-    def _is_new(self, key: object) -> bool:
-        """Whether what is known by `key` comes for the first time, not again after a rewind."""
-        self._repeated[key] += 1
-        if self._repeated[key] <= self._given_once[key]:
-            return False
-        self._given_once[key] += 1
-        return True
 
     def add(self, update: Update) -> list[StreamEvent]:
         """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
         match update:
             case StreamUpdate(token=token):
-                return self._count(self._text(self._seen_text.take(token)))
+                self._add_text(self._seen_text.feed(token))
             case ReasoningUpdate(token=token):
-                return self._count(self._reasoning(self._seen_reasoning.take(token)))
+                self._give("reasoning", self._seen_reasoning.feed(token))
             case ToolUpdate():
-                return self._count(self._tool(update))
+                self._add_tool(update)
             case FileUpdate():
-                return self._count(self._file(update))
+                self._add_file(update)
             case FinalAnswer():
-                return self._count(self._final(update))
+                self._add_final(update)
             case TitleUpdate(title=title):
                 self.title = one_line(re.sub(r"</?think>", "", title), 200) or self.title
             case RouterMetadata(route=route, model=model, provider=provider):
@@ -2938,111 +2727,98 @@ class Answer:
                 pass  # they say what becomes of the run
             case _:
                 assert_never(update)
-        return []
+        return self._take_events()
 
     def end(self) -> list[StreamEvent]:
         """What was held back when the run breaks off: an open fence is closed."""
-        return self._count(self._end_segment(interrupted=True))
+        self._end_paragraph(interrupted=True)
+        return self._take_events()
 
-    def _count(self, events: list[StreamEvent]) -> list[StreamEvent]:
+    def _take_events(self) -> list[StreamEvent]:
+        events, self._events = self._events, []
         for event in events:
             self._size += len(event.chunk)
-            if event.type == "text":
-                self._last_char = event.chunk[-1:] or self._last_char
             if event.chunk or event.type == "tool_result":
                 self.last_type = event.type
         if self._size > ANSWER_LIMIT:
             raise TooLarge(f"The answer has no end: it has {self._size:,} characters so far.")
         return events
 
-    def _reasoning(self, text: str) -> list[StreamEvent]:
-        return [StreamEvent(type="reasoning", chunk=without_controls(text))] if text else []
+    def _give(self, kind: str, text: str) -> None:
+        """Add text or reasoning to what llm is given."""
+        if text:
+            self._events.append(StreamEvent(type=cast(Any, kind), chunk=without_controls(text)))
 
-    def _text(self, text: str) -> list[StreamEvent]:
-        return self._pieces(self._think.feed(text))
+    def _add_text(self, text: str, ends: bool = False) -> None:
+        """Text of the model's, in which reasoning and calls may be."""
+        pieces = self._think.feed(text) + (self._think.end() if ends else [])
+        for kind, piece in pieces:
+            if kind == "reasoning":
+                self._give(kind, piece)
+            else:
+                words = without_controls(piece)
+                self._add_words(self._calls.feed(words) if self._calls else words)
 
-    def _pieces(self, pieces: list[tuple[str, str]]) -> list[StreamEvent]:
-        events: list[StreamEvent] = []
-        for kind, text in pieces:
-            events += self._reasoning(text) if kind == "reasoning" else self._words(text)
-        return events
-
-    def _words(self, text: str) -> list[StreamEvent]:
-        text = self._paragraphs.feed(without_controls(text))
-        return self._shown(self._calls.feed(text) if self._calls else text)
-
-    def _shown(self, text: str) -> list[StreamEvent]:
+    def _add_words(self, words: str) -> None:
+        """Text as it is shown or, with a schema, as a document is looked for in it."""
+        text = self._layout.feed(words)
+        self._has_text = self._has_text or bool(text)
         if self._schema:
-            self._document.append(text)
-            return []
-        if self._artifacts:
-            text = self._artifacts.feed(text)
-        return [StreamEvent(type="text", chunk=text)] if text else []
+            self.raw_text += text
+        else:
+            self._give("text", text)
 
-    def _end_segment(self, interrupted: bool = False) -> list[StreamEvent]:
+    def _end_paragraph(self, interrupted: bool = False) -> None:
         """A tool follows, or nothing: what was held back belongs to the text before it."""
-        events = self._reasoning(self._seen_reasoning.end())
-        events += self._text(self._seen_text.end())
-        events += self._pieces(self._think.end())
-        text, calls = self._paragraphs.end(), list[LocalToolCall]()
-        if self._calls:
-            text = self._calls.feed(text)
-            rest, calls = self._calls.end(interrupted)
-            text += rest
-        events += self._shown(text)
-        if self._artifacts and (rest := self._artifacts.end()):
-            events.append(StreamEvent(type="text", chunk=rest))
+        self._give("reasoning", self._seen_reasoning.end())
+        self._add_text(self._seen_text.end(), ends=True)
+        words, calls = self._calls.end(interrupted) if self._calls else ("", [])
+        self._add_words(words)
+        self._give("text", self._layout.end())
+        self.calls += calls
         for call in calls:
-            self.calls.append(call)
             metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
-            events += tool_call_events(call.id, call.name, call.arguments, metadata=metadata)
-        return events
+            self._events += tool_call_events(call.id, call.name, call.arguments, metadata=metadata)
 
-    def _tool(self, update: ToolUpdate) -> list[StreamEvent]:
+    def _add_tool(self, update: ToolUpdate) -> None:
         subtype = "result" if update.subtype == "error" else update.subtype
-        key = (update.uuid, subtype)
-        if subtype not in ("call", "result") or key in self._given_once:
-            return []
-        self._given_once[key] += 1
-        events = self._end_segment()
+        if subtype not in ("call", "result") or (update.uuid, subtype) in self._seen_others:
+            return
+        self._seen_others.add((update.uuid, subtype))
+        self._end_paragraph()
+        self._after_tool = len(self._seen_text.text)
         name = self._tool_names[update.uuid] = update.name or self._tool_names.get(update.uuid, "")
-        self._segment = len(self._seen_text.text)
-        self._think.restart()
-        self._paragraphs.tool()
         if subtype == "call":
-            return events + tool_call_events(update.uuid, name, update.arguments, executed=True)
-        return [*events, tool_result_event(update.uuid, name, update.output, update.error)]
+            self._events += tool_call_events(update.uuid, name, update.arguments, executed=True)
+        else:
+            event = tool_result_event(update.uuid, name, update.output, update.error)
+            self._events.append(event)
 
-    def _file(self, update: FileUpdate) -> list[StreamEvent]:
-        if not self._is_new(update.sha):
-            return []
-        events = self._text(self._seen_text.end()) + self._pieces(self._think.end())
-        if self._schema:
-            return events
-        label = re.sub(r"[\[\]]", "", one_line(update.name or "file", 200))
-        link = f"{self._paragraphs.link()}\n[{label}]({self._file_url(update.sha)})\n"
-        text = self._artifacts.insert(link) if self._artifacts else link
-        return [*events, StreamEvent(type="text", chunk=text)] if text else events
+    def _add_file(self, update: FileUpdate) -> None:
+        """A link to a file, in a paragraph of its own."""
+        if (update.sha, "file") in self._seen_others:
+            return
+        self._seen_others.add((update.sha, "file"))
+        self._end_paragraph()
+        if not self._schema:
+            label = re.sub(r"[\[\]<>]", "", one_line(update.name or "file", 200))
+            self._add_words(f"[{label}]({self._file_url(update.sha)})")
+            self._give("text", self._layout.end())
 
-    def _final(self, final: FinalAnswer) -> list[StreamEvent]:
+    def _add_final(self, final: FinalAnswer) -> None:
         """The end of the answer; text that was never streamed is in the final answer alone."""
         everything = self._seen_text.text
         # After a stop chat-ui gives the whole text, cut where the stop says.
-        segment = everything if final.interrupted else everything[self._segment :]
+        known = everything if final.interrupted else everything[self._after_tool :]
         text = join_surrogates((final.text or "").replace("\0", ""))
-        events: list[StreamEvent] = []
-        if not everything.endswith(text) and text.startswith(segment):
+        if not everything.endswith(text) and text.startswith(known):
             self._seen_text.rewind()
-            events += self._text(self._seen_text.take(everything + text[len(segment) :]))
-        events += self._end_segment(bool(final.interrupted))
+            self._add_text(self._seen_text.feed(everything + text[len(known) :]))
+        self._end_paragraph(bool(final.interrupted))
         self.final = final
         if self._schema and not self.calls:
-            document = find_document(self.raw_text, schema_checker(self._schema))
-            self.problem = document.problem
-            if document.text is not None:
-                self.problem = ""
-                events.append(StreamEvent(type="text", chunk=document.text))
-        return events
+            document, self.problem = find_document(self.raw_text, schema_checker(self._schema))
+            self._give("text", document)
 
 
 def tool_call_events(
@@ -3081,7 +2857,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     `llm logs` shows it below the attachments, and later turns find it there. `name` and `id`
     are the attachment's.
     """
-    call_id = f"call_{uuid.uuid4().hex}"
+    call_id = _new_call_id()
     events = tool_call_events(call_id, TRANSCRIBE, {"file": name}, executed=True)
     events.append(tool_result_event(call_id, TRANSCRIBE, text))
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]

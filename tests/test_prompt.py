@@ -179,11 +179,11 @@ def test_router_says_who_answered(server: ChatUI) -> None:
 
 def test_file_in_an_answer_is_a_link_where_it_came(server: ChatUI, tmp_path: pathlib.Path) -> None:
     text = ask_sync("[[file]] look here").text()
-    before, link, after = re.split(r"\n\[picture\.png\]\((\S+)\)\n", text)
+    before, link, after = re.split(r"\n\n\[picture\.png\]\((\S+)\)\n\n", text)
     assert link.startswith(f"{server.url}/conversation/{only_conversation(server).id}/output/")
     assert before.strip()
     assert after.strip()
-    assert before + after == "You said: [[file]] look here"
+    assert (before + after).replace(" ", "") == "Yousaid:[[file]]lookhere"
     run("huggingchat", "download", link, "-o", str(tmp_path / "picture.png"))
     assert (tmp_path / "picture.png").read_bytes() == PICTURE
 

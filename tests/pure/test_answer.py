@@ -40,7 +40,7 @@ CALL = ToolUpdate("call", "u", ToolCallBody("t"))
 RESULT = ToolUpdate("result", "u", result=ToolResultBody("success", outputs=[{"text": "x"}]))
 TOOL = (CALL, RESULT)
 FILE = FileUpdate("111", "one [1].png")
-LINK = "\n[one 1.png](https://chat.example/output/111)\n"
+LINK = "\n\n[one 1.png](https://chat.example/output/111)"
 
 
 def only(scenario: str) -> bytes:
@@ -281,7 +281,7 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
     think = ThinkTags()
     assert think.feed("<thi") == []
     assert think.feed("s") == [("text", "<this")]
-    think.restart()
+    assert think.end() == []
     assert think.feed("<think>a</") == [("reasoning", "a")]
     assert think.feed("b") == [("reasoning", "</b")]
 
@@ -296,15 +296,15 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
         (["a\n", *TOOL, "b"], "a\n\nb"),
         (["a\n\n", *TOOL, "b"], "a\n\nb"),
         (["a\n", *TOOL, "\nb"], "a\n\nb"),
-        (["a", *TOOL, "\n", "\n", "\n", "b"], "a\n\n\nb"),
-        (["a", *TOOL, " b"], "a\n\n b"),
+        (["a", *TOOL, "\n", "\n", "\n", "b"], "a\n\nb"),
+        (["a", *TOOL, " b"], "a\n\nb"),
         ([*TOOL, "b"], "b"),
         ([" ", *TOOL, "b"], " b"),
         (["a", CALL, "b", RESULT, "c"], "a\n\nb\n\nc"),
-        (["a", *TOOL, "\n", FinalAnswer("")], "a\n"),
-        (["a", *TOOL, FILE, "b"], f"a\n{LINK}b"),
-        (["a", FILE, *TOOL, "b"], f"a{LINK}\nb"),
-        (["a", FILE, FILE, "b"], f"a{LINK}{LINK}b"),
+        (["a", *TOOL, "\n", FinalAnswer("")], "a"),
+        (["a", *TOOL, FILE, "b"], f"a{LINK}\n\nb"),
+        (["a", FILE, *TOOL, "b"], f"a{LINK}\n\nb"),
+        (["a", FILE, FILE, "b"], f"a{LINK}\n\nb"),
     ],
 )
 def test_text_around_a_tool_is_two_paragraphs(tokens, text):
@@ -337,7 +337,7 @@ TOOLS = PromptedFeatures((DO,))
         (f'{{"n": "{OPEN[:9]}/>"}}', f'{{"n": "{OPEN[:9]}/>"}}', ""),
         ("nothing", "", "there is no JSON document in it"),
         ('{"m": 1}', "", "'n' is a required property"),
-        ('{"n": ', "", "the document is not complete"),
+        ('{"n": ', "", "it is not valid JSON"),
     ],
 )
 def test_answer_to_a_schema_is_its_document(said, text, problem):

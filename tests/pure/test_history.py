@@ -34,8 +34,8 @@ from llm_huggingchat import (
     make_plan,
     parent_of,
     pending_schema,
+    render_history,
     tool_definition,
-    transcript,
 )
 
 URL = "https://huggingface.co/chat"
@@ -87,7 +87,7 @@ ELSEWHERE_TEXT = earlier(
     "User: Look\n[attachment: attachment.png]\n[attachment: my notes.txt]\n"
     "[attachment: far away.jpg]",
     'Assistant: I will search.\n[used the tool search with {"q": "é"}]',
-    "Tool: [the tool search returned: found [attachment: attachment.png]]\n"
+    "Tool: [the tool search returned: found]\n[attachment: attachment.png]\n"
     "[the tool fetch returned: no network]",
     "Assistant: There it is.",
 )
@@ -297,14 +297,14 @@ MANY = [user("1"), calling(call()), tool_message(result()), ours("noon", 2)]
 @pytest.mark.parametrize(
     ("messages", "options", "says"),
     [
-        ([user("1"), ours("one"), user("2")], {}, r"takes no words of its own.\s+Run: llm -c"),
-        ([user("1"), ours("one"), user(PICTURE)], {}, "takes no words of its own"),
-        ([*MANY[:3], user("2")], {}, "takes no words of its own"),
+        ([user("1"), ours("one"), user("2")], {}, r"takes no words .*\n.* llm -c"),
+        ([user("1"), ours("one"), user(PICTURE)], {}, "takes no words"),
+        ([*MANY[:3], user("2")], {}, "takes no words"),
         ([], {}, "There is nothing to retry"),
         ([ours("one", server="https://chat.example.org")], {}, "There is nothing to retry"),
         ([ours("one"), assistant("two")], {}, "There is nothing to retry"),
-        (MANY, {"system": "Rhyme"}, "takes no system prompt"),
-        (MANY, {"features": TOOLS}, "Give no -T and no --functions"),
+        (MANY, {"system": "Rhyme"}, "no system prompt"),
+        (MANY, {"features": TOOLS}, "Give the same -T and --functions"),
         ([ours("one", **TOOLS.sent.metadata())], {}, "Give the same -T and --functions"),
     ],
 )
@@ -348,9 +348,8 @@ def test_what_earlier_turns_heard_stands_where_the_recording_was():
     before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
     assert make_plan(messages, URL) == Plan(None, None, f"{before}\n\nWhen?")
     result = ToolResultPart(name="record", output="done", attachments=[MEMO])
-    text = transcript([Message("tool", [result])], {MEMO.id(): "Buy milk"})
-    named = "Tool: [the tool record returned: done [attachment: attachment.mp3]]"
-    assert text == earlier(f"{named}\n{SPOKEN}")
+    text = render_history([Message("tool", [result])], {MEMO.id(): "Buy milk"})
+    assert text == earlier(f"Tool: [the tool record returned: done]\n{SPOKEN}")
 
 
 # --- any history ----------------------------------------------------------------------

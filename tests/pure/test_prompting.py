@@ -15,7 +15,6 @@ from llm.parts import ToolResultPart
 
 from llm_huggingchat import (
     MALFORMED,
-    Document,
     LocalToolCall,
     PromptedFeatures,
     SentInstructions,
@@ -116,7 +115,7 @@ def test_text_that_only_looks_like_a_call_is_text(text):
         ('{"name": 5}', 'not an object with a "name"'),
         ("now()", "not valid JSON"),
         ("<function=now>\n</function>", "not valid JSON"),
-        ("[]", "empty"),
+        ("[]", 'not an object with a "name"'),
         ('{"name": "now, "arguments": {"a": "b}}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         # Logged, they would make rows that SQLite and others cannot read.
@@ -137,7 +136,7 @@ def test_call_that_the_model_was_stopped_in_is_not_made():
     half = '<tool_call>{"name": "now", "argum'
     stopped = told(f"{block(PARIS)} So {half}", interrupted=True)
     assert stopped == (f" So {half}", [CALL_PARIS])
-    assert told(f"<tool_call>{PARIS}", interrupted=True) == ("", [CALL_PARIS])
+    assert told(f"<tool_call>{PARIS}", interrupted=True) == (f"<tool_call>{PARIS}", [])
 
 
 def test_text_is_given_as_soon_as_it_is_sure():
@@ -192,9 +191,9 @@ REX = '{"name": "Rex", "age": 4}'
 
 def document(text: str, schema: dict[str, Any] | None = None) -> str:
     """The document in an answer, or what is wrong with it."""
-    found = find_document(text, schema_checker(schema or PERSON))
-    assert (found.text is None) == bool(found.problem)
-    return found.problem if found.text is None else found.text
+    found, problem = find_document(text, schema_checker(schema or PERSON))
+    assert bool(found) != bool(problem)
+    return found or problem
 
 
 @pytest.mark.parametrize(
@@ -224,12 +223,12 @@ def test_document_is_found_whatever_stands_around_it(text):
     [
         ("No.", "there is no JSON document in it"),
         ("", "there is no JSON document in it"),
-        ('{"name": "Rex", "age": 4', "the document is not complete"),
+        ('{"name": "Rex", "age": 4', "it is not valid JSON ("),
         ('{"name": "Rex"}', "$: 'age' is a required property"),
         ('{"name": 1, "age": "x"} as in [1]', "$.name: 1 is not of type 'string'; $.age: 'x' is"),
         ('{"name": "Rex", "age": 4,}', "it is not valid JSON ("),
         ('{"name": "Rex", "age": NaN}', "it is not valid JSON (NaN is not a JSON value)"),
-        ("[" * 50_000 + "]" * 50_000, "it is nested too deeply"),
+        ("[" * 50_000 + "]" * 50_000, "it is not valid JSON ("),
         ("42", "$: 42 is not of type 'object'"),
     ],
 )
@@ -245,19 +244,22 @@ def test_wrong_document_says_what_is_wrong(text, problem):
         ({"type": "integer"}, " 42\n", "42"),
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
         ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
-        ({"$ref": "#"}, "7", "it is nested too deeply"),
     ],
 )
 def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
 
 
+def test_schema_without_end_is_said_to_be_of_no_use():
+    assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
+
+
 @given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
 def test_any_text_has_a_document_or_a_problem(text):
-    found = find_document(text, schema_checker(PERSON))
-    assert isinstance(found, Document)
-    assert found.text is None or json.loads(found.text)["age"] == 4
-    assert find_document(text, lambda value: "no").text is None
+    found, problem = find_document(text, schema_checker(PERSON))
+    assert bool(found) != bool(problem)
+    assert not found or json.loads(found)["age"] == 4
+    assert not find_document(text, lambda value: "no")[0]
 
 
 # --- schemas --------------------------------------------------------------------------
@@ -287,7 +289,7 @@ def test_references_are_never_fetched():
         wrong = schema_checker({"$ref": url})(1)
         server.shutdown()
         thread.join()
-    assert "refers to something that is not in it" in wrong
+    assert url in wrong
     assert asked == []
 
 
