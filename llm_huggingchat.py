@@ -1725,8 +1725,7 @@ class ArtifactFilter:
         self._held = ""  # may be the beginning of a tag
         self._outside_end = ""  # the last characters that were shown outside
         self._tag: OpeningTag | None = None  # the artifact that is open
-        self._content = ""  # an update, or how content begins
-        self._content_begun = False
+        self._content: str | None = ""  # an update, or how content begins until that is shown
         self._own_fence = ""  # the one that the model put around it
 
     def feed(self, text: str) -> str:
@@ -1764,7 +1763,7 @@ class ArtifactFilter:
         """The title in a paragraph of its own, and the fence's first line."""
         own = re.search(_OWN_FENCE, self._outside_end)
         self._tag, self._own_fence = tag, own[1] if own else ""
-        self._content, self._content_begun, self._outside_end = "", False, ""
+        self._content = self._outside_end = ""
         if own:
             return ""
         identifier = one_line(tag.identifier, 100).replace("`", "'")
@@ -1775,24 +1774,26 @@ class ArtifactFilter:
         return self._paragraphs.feed(f"**{title}** ({what})\n\n{FENCE}{word}\n")
 
     def _inside(self, tag: OpeningTag, text: str) -> str:
-        if self._content_begun:
+        if self._content is None:
             return text
-        self._content += text
-        if tag.kind == "update" or not re.search(r"[^\s<]", self._content):
+        self._content = begun = self._content + text
+        if tag.kind == "update" or not re.search(r"[^\s<]", begun):
             return ""
-        self._content_begun = True
-        return _without_start(self._content)
+        self._content = None
+        return _without_start(begun)
 
     def _close(self, tag: OpeningTag, cut: bool = False) -> str:
         """The rest of the content and the fence's last line.
 
         The model ends its own fence, unless the artifact was cut.
         """
-        if tag.kind == "update":
+        if self._content is None:
+            shown = "\n"
+        elif tag.kind == "update":
             shown = _diff(self._content)
         else:
-            shown = "" if self._content_begun else _without_start(self._content)
-            shown += "\n" if shown or self._content_begun else ""
+            shown = _without_start(self._content)
+            shown += "\n" if shown else ""
         self._tag = None
         if self._own_fence and not cut:
             return shown.removesuffix("\n")
@@ -1813,10 +1814,7 @@ def _diff(update: str) -> str:
 
 
 def _marked(mark: str, text: str) -> str:
-    lines = re.split(r"\r\n?|\n", text)
-    if lines[-1] == "":
-        lines.pop()
-    return "".join(f"{mark}{line}\n" for line in lines)
+    return "".join(f"{mark}{line}\n" for line in text.splitlines())
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -1885,38 +1883,38 @@ def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tu
     return content, tuple(missed)
 
 
-def artifacts_of(answers: Iterable[str]) -> tuple[list[Artifact], list[str]]:
+def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
     """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
 
-    `answers` are texts as the server stores them. The second list has the identifiers of
-    updates that came before any artifact, and so change nothing.
+    `answers` are texts as the server stores them. An update before any artifact does nothing.
     """
     made: dict[str, list[Version]] = {}
-    lost: list[str] = []
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
-        if tag.kind == "update":
-            identifier = _updated_artifact(tag.identifier, list(made))
-            if not identifier:
-                lost.append(tag.identifier)
-                continue
+        identifier = tag.identifier
+        if tag.kind != "update":
+            operation = "rewrite" if identifier in made else "create"
+            title, content = tag.title or identifier, _without_start(inside)
+            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+        elif made:
+            if identifier not in made:  # models change names; else it is the one made last
+                named = identifier.strip().lower()
+                alike = [name for name in made if name.strip().lower() == named]
+                identifier = (alike or list(made))[-1]
             base, pairs = made[identifier][-1], read_pairs(inside)
-            content, missed = apply_pairs(base.content, pairs)
+            content, missed = apply_pairs(base.content, pairs or [("", "")])
             version = msgspec.structs.replace(
                 base,
                 operation="update",
                 title=tag.title or base.title,
                 content=content,
                 cut=cut,
-                missed=missed if pairs else ("",),
+                missed=missed,
             )
         else:
-            identifier = tag.identifier
-            operation = "rewrite" if identifier in made else "create"
-            title, content = tag.title or identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+            continue
         versions = made.setdefault(identifier, [])
         versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
-    return [Artifact(name, tuple(versions)) for name, versions in made.items()], lost
+    return [Artifact(name, tuple(versions)) for name, versions in made.items()]
 
 
 def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
@@ -1931,15 +1929,6 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
             inside = re.sub(rf"(?ai)<+{_beginning_of('/artifact')}\Z", "", inside)
         yield opening_tag(opening[1]), inside, not closing
         text = text[closing.end() :] if closing else ""
-
-
-def _updated_artifact(identifier: str, names: list[str]) -> str:
-    """The artifact that an update is about: models change names, so else the one made last."""
-    if identifier in names:
-        return identifier
-    wanted = identifier.strip().lower()
-    alike = [name for name in names if name.strip().lower() == wanted]
-    return alike[0] if len(alike) == 1 else next(reversed(names), "")
 
 
 def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
@@ -2002,11 +1991,6 @@ class PromptedFeatures(msgspec.Struct, frozen=True):
 
     tools: tuple[dict[str, Any], ...] = ()
     schema: dict[str, Any] | None = None
-
-    @property
-    def tool_names(self) -> list[str]:
-        """The names of the local tools."""
-        return [str(tool["function"]["name"]) for tool in self.tools]
 
     @property
     def sent(self) -> SentInstructions:
@@ -2120,8 +2104,6 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
 
     def problem_of(value: Any) -> str:
         try:
-            if value == schema:
-                return "it is the schema itself"
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Exception as error:  # a reference to elsewhere, or one without end
             return f"the schema cannot be used to check it: {one_line(error, 200)}"
@@ -2136,10 +2118,10 @@ class LocalToolCall(msgspec.Struct, frozen=True):
     `problem` says why a call could not be read; `arguments` hold its text then.
     """
 
-    id: str
     name: str
     arguments: dict[str, Any]
     problem: str = ""
+    id: str = msgspec.field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
 
 
 # Models write line ends into strings. What is logged must be readable by others: no NaN.
@@ -2174,23 +2156,18 @@ class ToolCallFilter:
     def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
         """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
 
-        If the model was `interrupted`, a call whose tag it had not closed is text.
+        If the model was `interrupted`, it calls nothing: what it wrote is text.
         """
         text, self._held = self._held, ""
-        unclosed = text.rfind(CALL) if interrupted else -1
-        if unclosed < 0 or CALL_END in text[unclosed:]:
-            unclosed = len(text)
-        rest, unread = text[:unclosed], text[unclosed:]
         words = ""
         calls: list[LocalToolCall] = []
-        while block := re.search(self._block, rest):
-            words = _joined(words, rest[: block.start()])
-            found, rest = _read_block(rest[block.end() :])
+        while not interrupted and (block := re.search(self._block, text)):
+            words = _joined(words, text[: block.start()])
+            found, text = _read_block(text[block.end() :])
             calls += found
-        rest += unread
-        if calls and not rest.strip():
+        if calls and not text.strip():
             return words.rstrip(), calls
-        return _joined(words, rest), calls
+        return _joined(words, text), calls
 
 
 def _joined(before: str, after: str) -> str:
@@ -2227,15 +2204,11 @@ def _local_call(value: Any) -> LocalToolCall:
     if arguments and not isinstance(arguments, dict):
         return _malformed(_printable_json(value), 'its "arguments" are not an object')
     arguments = json.loads(_printable_json(arguments or {}))
-    return LocalToolCall(_new_call_id(), join_surrogates(name), arguments)
+    return LocalToolCall(join_surrogates(name), arguments)
 
 
 def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(_new_call_id(), MALFORMED, {"text": text.strip()}, problem)
-
-
-def _new_call_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
+    return LocalToolCall(MALFORMED, {"text": text.strip()}, problem)
 
 
 def _printable_json(value: Any) -> str:
@@ -2390,7 +2363,13 @@ def earlier_transcripts(messages: Iterable[Message]) -> dict[str, str]:
     }
 
 
-def _transcript_of(attachment: llm.Attachment | None, transcripts: Mapping[str, str]) -> str:
+def _attachments_of(part: Part) -> list[llm.Attachment]:
+    if isinstance(part, ToolResultPart):
+        return part.attachments
+    return [part.attachment] if isinstance(part, AttachmentPart) and part.attachment else []
+
+
+def _transcript_of(attachment: llm.Attachment, transcripts: Mapping[str, str]) -> str:
     """A recording as its transcript; "" for an attachment that has none."""
     text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
@@ -2401,20 +2380,16 @@ def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
     """A message as text: attachments and tools are named, reasoning is left out."""
     texts: list[str] = []
     for part in message.parts:
-        attachments: list[llm.Attachment | None] = []
         if _metadata(part).get("heard"):
             continue  # the transcript stands where the attachment is
         if isinstance(part, TextPart):
             texts.append(part.text)
-        elif isinstance(part, AttachmentPart):
-            attachments = [part.attachment]
         elif isinstance(part, ToolCallPart):
             arguments = json.dumps(part.arguments, ensure_ascii=False)
             texts.append(f"[used the tool {part.name} with {arguments}]")
         elif isinstance(part, ToolResultPart):
             texts.append(f"[the tool {part.name} returned: {part.exception or part.output}]")
-            attachments = [*part.attachments]
-        for attachment in attachments:
+        for attachment in _attachments_of(part):
             name = f"[attachment: {attachment_name(attachment)}]"
             texts.append(_transcript_of(attachment, transcripts) or name)
     return "\n".join(filter(None, texts))
@@ -2459,7 +2434,7 @@ def make_plan(
     if after and after[-1].role == "tool":  # results of calls that this server has not seen
         results += [part for part in after[-1].parts if isinstance(part, ToolResultPart)]
         text = text or "Go on from there."
-    attachments = _attachments_of([*results, *question.parts])
+    attachments = [each for part in [*results, *question.parts] for each in _attachments_of(part)]
     if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
     transcripts = {**earlier_transcripts(messages), **transcripts}
@@ -2493,16 +2468,6 @@ def _knows_system(system: str, sent: SentInstructions, messages: list[Message]) 
     if sent.system:
         return sent.system == _digest(system)
     return any(system in _text_of(message) for message in messages if message.role == "system")
-
-
-def _attachments_of(parts: Iterable[Part]) -> list[llm.Attachment]:
-    attachments: list[llm.Attachment] = []
-    for part in parts:
-        if isinstance(part, ToolResultPart):
-            attachments += part.attachments
-        elif isinstance(part, AttachmentPart) and part.attachment:
-            attachments.append(part.attachment)
-    return attachments
 
 
 def _tool_responses(
@@ -2667,7 +2632,8 @@ class Answer:
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
         self._seen_others: set[tuple[str | None, str]] = set()  # calls, results and files
         self._think = ThinkTags()
-        self._calls = ToolCallFilter(features.tool_names) if features.tools else None
+        names = [tool["function"]["name"] for tool in features.tools]
+        self._calls = ToolCallFilter(names) if names else None
         self._layout = ArtifactFilter() if artifacts and not self._schema else Paragraphs()
         self._after_tool = 0  # where the text after the last tool begins
         self._tool_names: dict[str | None, str] = {}  # by the call's id
@@ -2717,12 +2683,10 @@ class Answer:
                 self._add_final(update)
             case TitleUpdate(title=title):
                 self.title = one_line(re.sub(r"</?think>", "", title), 200) or self.title
-            case RouterMetadata(route=route, model=model, provider=provider):
-                self.router = RouterMetadata(
-                    one_line(route or "", 200) or self.router.route,
-                    one_line(model or "", 200) or self.router.model,
-                    one_line(provider or "", 200) or self.router.provider,
-                )
+            case RouterMetadata():
+                given = msgspec.structs.asdict(update).items()
+                said = {name: one_line(value, 200) for name, value in given if value}
+                self.router = msgspec.structs.replace(self.router, **said)
             case StatusUpdate() | ElicitationUpdate():
                 pass  # they say what becomes of the run
             case _:
@@ -2857,7 +2821,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     `llm logs` shows it below the attachments, and later turns find it there. `name` and `id`
     are the attachment's.
     """
-    call_id = _new_call_id()
+    call_id = f"call_{uuid.uuid4().hex}"
     events = tool_call_events(call_id, TRANSCRIBE, {"file": name}, executed=True)
     events.append(tool_result_event(call_id, TRANSCRIBE, text))
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
@@ -7747,7 +7711,7 @@ def artifacts(
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
     branch = next(iter(branches_of(tree.conversation)), [])
-    found, lost = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
+    found = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
     files = _write_artifacts(artifact_names(found, every), output, show)
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
@@ -7757,7 +7721,7 @@ def artifacts(
     else:
         for artifact in found:
             _echo_artifact(artifact, every)
-    for line in _artifact_notes(found, lost):
+    for line in _artifact_notes(found):
         note(line)
     pages = [path for path, version in files if version.kind in BROWSER_KINDS]
     if show and not pages:
@@ -7799,7 +7763,7 @@ def _echo_artifact(artifact: Artifact, every: bool) -> None:
         click.echo(f"  {version.number}: {version.operation}, {size} bytes: {about}")
 
 
-def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
+def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
     """What did not go as the model meant it."""
     if not found:
         yield "there are no artifacts in this conversation"
@@ -7811,8 +7775,6 @@ def _artifact_notes(found: list[Artifact], lost: list[str]) -> Iterator[str]:
                 yield f"{which} is an update that did not match: {why or 'it replaces nothing'}"
             if version.cut:
                 yield f"{which} was never closed"
-    for identifier in lost:
-        yield f"an update of {one_line(identifier, 100)} has nothing to change"
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:

@@ -57,12 +57,12 @@ def fences(text: str) -> list[tuple[str, str]]:
 
 def artifact(*answers: str) -> Artifact:
     """The only artifact in these answers."""
-    (only,) = artifacts_of(answers)[0]
+    (only,) = artifacts_of(answers)
     return only
 
 
 def names(*texts: str, every: bool = False) -> list[str]:
-    return [name for _, name in artifact_names(artifacts_of(texts)[0], every)]
+    return [name for _, name in artifact_names(artifacts_of(texts), every)]
 
 
 # --- in the answer ---
@@ -269,7 +269,7 @@ def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
 
 
 def test_reasoning_holds_no_artifacts():
-    assert artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == ([], [])
+    assert artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
 
 
 # --- file names ---
@@ -337,7 +337,7 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
 
 @given(TAGGED, TAGGED)
 def test_any_answers_have_artifacts_or_none(one, two):
-    found, _ = artifacts_of([one, two])
+    found = artifacts_of([one, two])
     file_names = [name for _, name in artifact_names(found, True)]
     assert len(set(file_names)) == sum(len(each.versions) for each in found)
     assert all(pathlib.PurePath(name).name == name for name in file_names)

@@ -134,9 +134,8 @@ def test_malformed_call_says_what_was_wrong(inside, problem):
 
 def test_call_that_the_model_was_stopped_in_is_not_made():
     half = '<tool_call>{"name": "now", "argum'
-    stopped = told(f"{block(PARIS)} So {half}", interrupted=True)
-    assert stopped == (f" So {half}", [CALL_PARIS])
-    assert told(f"<tool_call>{PARIS}", interrupted=True) == (f"<tool_call>{PARIS}", [])
+    for text in (f"So {half}", f"{block(PARIS)} So {half}"):
+        assert told(text, interrupted=True) == (text, [])
 
 
 def test_text_is_given_as_soon_as_it_is_sure():
