@@ -2439,26 +2439,21 @@ def make_plan(
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
     transcripts = {**earlier_transcripts(messages), **transcripts}
     spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
-    told, sent_system, preprompt = instructions(features, sent), sent.system, None
-    if new_system:
-        if parent or any(message.role == "system" for message in messages):
-            after.append(Message("system", [TextPart(new_system)]))
-            sent_system = _digest(new_system)
-        else:
-            after.insert(0, Message("system", [TextPart(new_system)]))
+    told, preprompt = instructions(features, sent), None
     if parent is None:
         leading = list(itertools.takewhile(lambda message: message.role == "system", after))
-        preprompt = "\n\n".join(filter(None, [*map(_text_of, leading), told])) or None
+        preprompt = "\n\n".join(filter(None, [*map(_text_of, leading), new_system, told])) or None
         after, told = after[len(leading) :], ""
-    elif told:
-        told = f"[Instructions]\n{told}\n[End of instructions]"
+    else:
+        after += [Message("system", [TextPart(new_system)])] if new_system else []
+        told = f"[Instructions]\n{told}\n[End of instructions]" if told else ""
     texts = [*responses, render_history(after, transcripts), *spoken, told, text]
     return Plan(
         parent,
         preprompt,
         "\n\n".join(filter(None, texts)),
         tuple(each for each, said in zip(attachments, spoken, strict=True) if not said),
-        msgspec.structs.replace(features.sent, system=sent_system),
+        msgspec.structs.replace(features.sent, system=_digest(new_system) or sent.system),
         features,
     )
 

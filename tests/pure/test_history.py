@@ -164,8 +164,8 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
         ([user("1"), ours("one"), user("2")], None, earlier("System: Rhyme") + "\n\n2"),
         (
             [system("Be brief"), user("1"), assistant("one"), user("2")],
-            "Be brief",
-            earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2",
+            "Be brief\n\nRhyme",
+            None,
         ),
     ],
 )
