@@ -1626,12 +1626,16 @@ def _beginning_of(word: str) -> str:
     return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
 
 
-# Patterns of tags. Models double the bracket. A tag with more than 2,000 characters of
-# attributes is text. The line end before a closing tag is not content.
-_OPENING = r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
-_OPENING_BEGUN = rf"(?ai)(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}})\Z"
-_CLOSING = r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
-_CLOSING_BEGUN = rf"(?ai)(\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
+# Tags; what a text may end with of one, if only nothing. Models double the bracket. A tag with
+# more than 2,000 characters of attributes is text. The line end before a closing tag is no content.
+_OPENING = (
+    r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
+    rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}))?\Z"
+)
+_CLOSING = (
+    r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
+    rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
+)
 # Models swap the closing tags of a pair, so either will do.
 # Neither text contains a tag of a pair, so that an update without end is read only once.
 _UPDATE_TEXT = r"((?:(?!(?<!<)<+/?(?:old|new)_str>).)*+)"
@@ -1730,18 +1734,15 @@ class ArtifactFilter:
 
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
-        text, shown = self._held + text, ""
-        while True:
-            whole, begun = (_CLOSING, _CLOSING_BEGUN) if self._tag else (_OPENING, _OPENING_BEGUN)
-            tag = re.search(whole, text)
-            found = tag or re.search(begun, text)
-            before = text[: found.start()] if found else text
+        shown, text, self._held = "", self._held + text, ""
+        while tag := re.search(_CLOSING if self._tag else _OPENING, text):
+            before, text = text[: tag.start()], text[tag.end() :]
             shown += self._inside(self._tag, before) if self._tag else self._outside(before)
-            if tag is None:
-                self._held = text[len(before) :]
-                return shown
+            if not tag[0].endswith(">"):
+                self._held = tag[0]
+                break
             shown += self._close(self._tag) if self._tag else self._open(opening_tag(tag[1]))
-            text = text[tag.end() :]
+        return shown
 
     def end(self) -> str:
         """The rest of a paragraph: a server-side tool is called, or the answer has ended.
@@ -1750,8 +1751,7 @@ class ArtifactFilter:
         """
         held, self._held = self._held, ""
         if self._tag:
-            inside = self._inside(self._tag, held.partition("<")[0])
-            return inside + self._close(self._tag, cut=True)
+            return self._close(self._tag, cut=True)
         return self._outside(held) + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
@@ -1921,14 +1921,11 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
     """Each artifact's opening tag, what is inside, and whether it was never closed."""
     # The web page's panel takes any <think> for reasoning, wherever it stands.
     text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
-    while opening := re.search(_OPENING, text):
+    while (opening := re.search(_OPENING, text)) and opening[0].endswith(">"):
         text = text[opening.end() :]
-        closing = re.search(_CLOSING, text)
-        inside = text[: closing.start()] if closing else text
-        if not closing:
-            inside = re.sub(rf"(?ai)<+{_beginning_of('/artifact')}\Z", "", inside)
-        yield opening_tag(opening[1]), inside, not closing
-        text = text[closing.end() :] if closing else ""
+        closing = cast("re.Match[str]", re.search(_CLOSING, text))
+        yield opening_tag(opening[1]), text[: closing.start()], not closing[0].endswith(">")
+        text = text[closing.end() :]
 
 
 def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
