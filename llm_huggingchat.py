@@ -2220,8 +2220,8 @@ def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str
     it, unless only a lenient reader could read it. What is inside a broken one is none.
     """
     problems = [(-1, "there is no JSON document in it")]
-    # A bracket that begins a document, or words in brackets.
-    start = re.compile(r'\{\s*["}]|\[\s*[\[\]{"\dtfn-]')
+    # A bracket and what makes it the beginning of a document; after `[` it may be words.
+    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
     whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
     if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
         with contextlib.suppress(ValueError):
@@ -2786,7 +2786,7 @@ def tool_call_events(
     metadata: dict[str, Any] | None = None,
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
-    text = join_surrogates(json.dumps(arguments, ensure_ascii=False))
+    text = _printable_json(arguments)
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
         StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
