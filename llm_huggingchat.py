@@ -1041,12 +1041,6 @@ class FeatureFlags(Struct):
     transcription_enabled: bool | None = None
 
 
-class PublicConfig(Struct):
-    """The part of the server's configuration that its pages need."""
-
-    assets: str | None = msgspec.field(default=None, name="PUBLIC_APP_ASSETS")
-
-
 class Provider(Struct):
     """An inference provider of a model."""
 
@@ -6523,33 +6517,24 @@ class ConversationRef(msgspec.Struct, frozen=True):
         return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
-class ConversationTree(msgspec.Struct, frozen=True):
-    """A conversation and where it is."""
-
-    ref: ConversationRef
-    conversation: Conversation
-
-    @property
-    def title(self) -> str:
-        """The title, as it may be shown."""
-        return one_line(self.conversation.title, 200) or "Untitled"
-
-    @property
-    def model(self) -> str:
-        """The id of the model that the next turn would use."""
-        return one_line(self.conversation.model, 200)
-
-    @property
-    def preprompt(self) -> str:
-        """The system prompt, or ""."""
-        return join_surrogates(self.conversation.preprompt or "")
-
-
 class StoredTurn(msgspec.Struct, frozen=True):
     """A stored answer, and what the person said since the answer before it."""
 
     questions: list[StoredMessage]
     answer: StoredMessage
+
+
+class ConversationTree(msgspec.Struct, frozen=True):
+    """A conversation, its texts as they may be shown, and its branches, the newest one first.
+
+    `model` is the id of the model that the next turn would use; `preprompt` may be "".
+    """
+
+    ref: ConversationRef
+    title: str
+    model: str
+    preprompt: str
+    branches: list[list[StoredTurn]]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -6681,7 +6666,7 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for turn in next(iter(branches_of(tree.conversation)), []):
+    for turn in next(iter(tree.branches), []):
         for message in turn.questions:
             pieces.append("## User" if for_model else "## You")
             pieces += _markdown(question_of(tree, message))
@@ -6787,8 +6772,8 @@ class Importer:
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            preprompt = tree.preprompt
-            return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
+            said: list[Part] = [TextPart(text=tree.preprompt)]
+            return [Message("system", said)] if tree.preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -7072,26 +7057,18 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     try:
         store = importlib.import_module("browser_cookie3")
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = list(getattr(store, browser)(**options))
+            jar = sorted(getattr(store, browser)(**options), key=lambda each: len(each.domain))
+        exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
+        return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
         raise HuggingChatError(
             "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
         ) from None
-    except Exception as error:  # its own errors are many, and may show what is in the store
+    except Exception:  # browser-cookie3's own errors are many, and may show what is in the store
         raise HuggingChatError(
-            f"The cookies of {name} cannot be read ({type(error).__name__}). Close it and try "
-            "again, or paste them instead, without --browser."
+            f"No login for {host} can be read from {name}. Log in at {server.url} with it, close "
+            "it and try again; or paste the cookie, without --browser."
         ) from None
-    exported = [
-        {"domain": cookie.domain, "name": cookie.name, "value": cookie.value}
-        for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
-    ]
-    with contextlib.suppress(HuggingChatError):
-        return parse_cookies(json.dumps(exported), server.host)
-    raise HuggingChatError(
-        f"{name} has no cookie 'token' of {host}. "
-        f"Log in at {server.url} with {name}, and run this again."
-    )
 
 
 @huggingchat.command()
@@ -7432,7 +7409,10 @@ async def read_tree(
 ) -> ConversationTree:
     """A conversation, with its latest answer. Raises NotFound."""
     await settle(client, credentials, ref)
-    return ConversationTree(ref, await client.conversation(credentials, ref.id))
+    found: Conversation = await client.conversation(credentials, ref.id)
+    title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
+    model, branches = one_line(found.model, 200), branches_of(found)
+    return ConversationTree(ref, title or "Untitled", model, preprompt, branches)
 
 
 async def list_conversations(
@@ -7442,19 +7422,18 @@ async def list_conversations(
 
     Each is there once, even if the pages shift meanwhile.
     """
-    found: dict[str, ConversationSummary] = {}
-    seen: set[str] = set()
-    page = 0
+    listed: dict[str, ConversationSummary] = {}
+    number, page = number or sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
-        listed = await client.get(credentials, path, ConversationPage)
-        new = [entry for entry in listed.conversations if entry.id not in seen]
-        if not seen and not new and await require_login(client, credentials):
+        got = await client.get(credentials, path, ConversationPage)
+        if not listed and not got.conversations and await require_login(client, credentials):
             continue  # now the account is asked
-        seen.update(entry.id for entry in new)
-        found |= {e.id: e for e in new if query.casefold() in e.title.casefold()}
-        if not new or not listed.has_more or 0 < number <= len(found):
-            return list(found.values())[: number or None]
+        before = len(listed)
+        listed |= {entry.id: entry for entry in got.conversations}
+        found = [e for e in listed.values() if query.casefold() in e.title.casefold()]
+        if len(listed) == before or not got.has_more or len(found) >= number:
+            return found[:number]
         page += 1
 
 
@@ -7575,18 +7554,17 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names or [None], credentials, every=every)
 
-    def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
-        return branches_of(tree.conversation)[: None if every_branch else 1]
+    wanted = slice(None if every_branch else 1)
 
     async def work(client: Client, credentials: Credentials) -> None:
         async def fetch(ref: ConversationRef) -> ConversationTree:
             tree = await read_tree(client, credentials, ref)
-            if ref.shared and credentials.cookies and not importer.knows(branches(tree)):
+            if ref.shared and credentials.cookies and not importer.knows(tree.branches[wanted]):
                 tree = await copy_shared(client, credentials, ref)
             return tree
 
         def add(tree: ConversationTree) -> None:
-            added = importer.add(tree, branches(tree))
+            added = importer.add(tree, tree.branches[wanted])
             for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
                 click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
             if not added:
@@ -7676,12 +7654,6 @@ def share(name: str | None) -> None:
     click.echo(call_server(credentials, work))
 
 
-class ConversationTitle(Struct):
-    """The part of a conversation by which a person knows it."""
-
-    title: str = ""
-
-
 @huggingchat.command()
 @names_argument
 @click.option("every", "--all", is_flag=True, help="Delete all your conversations")
@@ -7703,7 +7675,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     refs = find_conversations(names, credentials, every=every, shared=False)
 
     async def title(client: Client, credentials: Credentials) -> str:
-        found = await client.conversation(credentials, refs[0].id, ConversationTitle)
+        found: Conversation = await client.conversation(credentials, refs[0].id)
         return f"{one_line(found.title, 200)!r} ({refs[0].id})"
 
     async def work(client: Client, credentials: Credentials) -> None:
@@ -7777,7 +7749,7 @@ def load_conversation(name: str) -> llm.Fragment:
     work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
     tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
-    if not branches_of(tree.conversation):
+    if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
     return llm.Fragment(to_markdown(tree, for_model=True), source=tree.ref.page)
 
@@ -7813,7 +7785,7 @@ def artifacts(
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
-    branch = next(iter(branches_of(tree.conversation)), [])
+    branch = next(iter(tree.branches), [])
     found, lost = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
     files = _write_artifacts(artifact_names(found, every), output, show)
     if json_:
