@@ -6651,8 +6651,8 @@ def ulid_of(time: datetime.datetime | None, *names: str) -> str:
     """An id that sorts by its time, as llm's do, and is always the same for the same names."""
     from ulid import ULID
 
-    now = datetime.datetime.now(datetime.UTC)
-    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
+    time = time or datetime.datetime.now(datetime.UTC)
+    milliseconds = max(int(time.timestamp() * 1000), 0)
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
     return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 
@@ -7365,13 +7365,9 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
                 named = name is None or logged.thread_id == text.lower()
                 if named and logged.conversation_id:
                     return ConversationRef(server, logged.conversation_id)
-        if name is None:
-            raise HuggingChatError(
-                f"llm's logs hold no conversation of {server.host}. Give an id or an address."
-            )
+    if name is None:
         raise HuggingChatError(
-            f"{one_line(name, 100)!r} names no conversation on {server.host}. Give an id of "
-            "24 hexadecimal digits, the address of its page, or its id in llm's logs."
+            f"llm's logs hold no conversation of {server.host}. Give an id or an address."
         )
     if server.is_service:
         text = re.sub(r"^https?://hf\.co/", f"{server.origin}/", text)  # as its shared links say
@@ -7379,8 +7375,9 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     match = re.fullmatch(pattern, text)
     if not match:
         raise HuggingChatError(
-            f"{one_line(text, 200)} is not the address of a conversation on {server.url}. "
-            f"For another server, set {SERVER_VARIABLE}."
+            f"{one_line(name, 200)!r} names no conversation on {server.url}. Give an id of 24 "
+            "hexadecimal digits, the address of its page, or its id in llm's logs. For another "
+            f"server, set {SERVER_VARIABLE}."
         )
     # Ids of shared conversations have 7 characters, and are accepted in either place.
     ref = ConversationRef(server, match[2], match[1] == "r" or len(match[2]) == 7)
@@ -7559,9 +7556,13 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     async def work(client: Client, credentials: Credentials) -> None:
         async def fetch(ref: ConversationRef) -> ConversationTree:
             tree = await read_tree(client, credentials, ref)
-            if ref.shared and credentials.cookies and not importer.knows(tree.branches[wanted]):
-                tree = await copy_shared(client, credentials, ref)
-            return tree
+            if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
+                return tree
+            # Only a copy in the account can be continued there.
+            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+            response = await client.change(credentials, "POST", path, value, idempotent=False)
+            copy = read_body(response, Envelope[ImportedShare], ref.server).json.conversation_id
+            return await read_tree(client, credentials, ConversationRef(ref.server, copy))
 
         def add(tree: ConversationTree) -> None:
             added = importer.add(tree, tree.branches[wanted])
@@ -7576,16 +7577,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     with open_logs() as store:
         importer = Importer(store, credentials.server)
         call_server(credentials, work)
-
-
-async def copy_shared(
-    client: Client, credentials: Credentials, ref: ConversationRef
-) -> ConversationTree:
-    """The account's own copy of a shared conversation: only that can be continued there."""
-    path = "/api/v2/conversations/import-share"
-    response = await client.change(credentials, "POST", path, {"shareId": ref.id}, idempotent=False)
-    copy = read_body(response, Envelope[ImportedShare], credentials.server).json
-    return await read_tree(client, credentials, ConversationRef(ref.server, copy.conversation_id))
 
 
 @huggingchat.command(name="open")

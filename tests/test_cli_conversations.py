@@ -143,7 +143,7 @@ def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> 
     for id, said in (
         (foreign, "o such conversation"),
         ("../../settings", "names no conversation"),
-        (f"https://evil.example/chat/conversation/{NO_ID}", "is not the address"),
+        (f"https://evil.example/chat/conversation/{NO_ID}", "names no conversation"),
     ):
         assert said in refused(*(word.format(id) for word in words))
     assert foreign in logged_in.conversations
