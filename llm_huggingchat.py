@@ -6837,9 +6837,9 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
-def output_option(help: str, **options: Any) -> Callable[..., Any]:
+def output_option(help: str, *, file_okay: bool = True, **options: Any) -> Callable[..., Any]:
     """The option -o, for a file or directory to write."""
-    type = click.Path(path_type=pathlib.Path, file_okay=options.pop("file_okay", True))
+    type = click.Path(path_type=pathlib.Path, file_okay=file_okay)
     return click.option("-o", "--output", type=type, help=help, **options)
 
 
@@ -7225,12 +7225,12 @@ OVERRIDES = {
 
 def settings_of(account: dict[str, Any], id: str) -> dict[str, Any]:
     """A model's settings by their names; None is what the model or the server does by default."""
-    kept = {name: _mapping(account.get(key)).get(id) for name, key in OVERRIDES.items()}
-    known = (bool, str)
-    return {
-        name: value if isinstance(value, known) and value != "auto" else None
-        for name, value in kept.items()
-    }
+    found = dict.fromkeys(OVERRIDES)
+    for name, key in OVERRIDES.items():
+        value = _mapping(account.get(key)).get(id)
+        if isinstance(value, bool | str) and value != "auto":
+            found[name] = value
+    return found
 
 
 async def account_settings(client: Client, credentials: Credentials) -> dict[str, Any]:
@@ -7550,7 +7550,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
         raise click.UsageError("Give either conversations or --all.")
     credentials = current_credentials()
     refs = find_conversations(names or [None], credentials, every=every)
-
     wanted = slice(None if every_branch else 1)
 
     async def work(client: Client, credentials: Credentials) -> None:
