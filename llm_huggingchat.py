@@ -136,6 +136,7 @@ class Limits:
     settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
     rate_window: float = 60.0  # for which chat-ui counts a message
     catalogue_age: float = 86_400.0  # after which the catalogue is refreshed
+    paste_pause: float = 1.0  # without input, after a line: what is pasted is whole
     transcribe_timeout: float = 90.0  # for a recording: chat-ui gives up after 60
 
 
@@ -1038,12 +1039,6 @@ class FeatureFlags(Struct):
 
     login_enabled: bool | None = None
     transcription_enabled: bool | None = None
-
-
-class PublicConfig(Struct):
-    """The part of the server's configuration that its pages need."""
-
-    assets: str | None = msgspec.field(default=None, name="PUBLIC_APP_ASSETS")
 
 
 class Provider(Struct):
@@ -6192,11 +6187,6 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
 
-# A field of the plugin's metadata. SQLite evaluates no row once one has a malformed payload.
-METADATA = (
-    "case when json_valid(parts.payload) "
-    "then json_extract(parts.payload, '$.provider_metadata.huggingchat.{}') end"
-)
 WRITING = 60  # seconds: an answer that is still being written is saved more often
 
 
@@ -6212,77 +6202,51 @@ def open_logs() -> Iterator[LogStore]:
         yield LogStore(db)
 
 
-def latest_logged(store: LogStore, server: Server, thread_id: str | None = None) -> str | None:
-    """Id of the server's conversation that was logged last, in one thread or in all."""
-    conversation_id = METADATA.format("conversation_id")
-    row = store.db.execute(
-        f"""
-        select {conversation_id}
-        from turns join parts on parts.message_hash = turns.tip_message_hash
-        where parts.payload like '%"huggingchat"%' and {conversation_id} is not null
-            and {METADATA.format("server")} = :server
-            and (:thread is null or turns.thread_id = :thread)
-        order by turns.id desc, parts.position desc limit 1
-        """,
-        {"thread": thread_id, "server": server.url},
-    ).fetchone()
-    return known_id(row[0]) or None if row else None
+class LoggedAnswer(msgspec.Struct, frozen=True):
+    """An answer of a server in llm's logs. `thread_id` is None if it ends no turn."""
+
+    hash: str
+    thread_id: str | None
+    conversation_id: str
+    message_id: str
+    generation_id: str
 
 
-def logged_threads(store: LogStore, server: Server) -> dict[str, str]:
-    """Conversation id -> the latest thread in llm's logs that has a turn of it."""
+def logged_answers(store: LogStore, server: Server) -> list[LoggedAnswer]:
+    """The server's answers in llm's logs, in the order of their turns. Raises sqlite3.Error."""
     rows = store.db.execute(
-        f"""
-        select {METADATA.format("conversation_id")}, max(turns.thread_id)
-        from parts join turns on turns.tip_message_hash = parts.message_hash
-        where parts.payload like '%"huggingchat"%' and {METADATA.format("server")} = ?
-        group by 1
-        """,
-        [server.url],
+        """
+        select parts.message_hash, turns.thread_id, parts.payload
+        from parts left join turns on turns.tip_message_hash = parts.message_hash
+        where parts.payload like '%"huggingchat"%'
+        order by turns.id, parts.position
+        """
     )
-    return {str(id): str(thread) for id, thread in rows if id}
+    found = []
+    for hash, thread_id, payload in rows:
+        with contextlib.suppress(ValueError, RecursionError):
+            metadata = _mapping(_mapping(json.loads(payload)).get("provider_metadata"))
+            about = _mapping(metadata.get("huggingchat"))
+            ids = map(known_id, map(about.get, ("conversation_id", "message_id", "generation_id")))
+            if about.get("server") == server.url:
+                found.append(LoggedAnswer(hash, thread_id, *ids))
+    return found
 
 
 # Conversations as a server stores them
 
 
 class ConversationRef(msgspec.Struct, frozen=True):
-    """A conversation that somebody names; `shared` if by the link it was shared with."""
-
-    id: str
-    shared: bool = False
-
-    def page(self, server: Server) -> str:
-        """The address of its web page."""
-        return server.shared_page(self.id) if self.shared else server.page(self.id)
-
-
-class ConversationTree(msgspec.Struct, frozen=True):
-    """A conversation and where it is. A shared one is somebody else's: it is only read."""
+    """A conversation that somebody names. A `shared` one is somebody else's: it is only read."""
 
     server: Server
-    ref: ConversationRef
-    conversation: Conversation
+    id: str
+    shared: bool = False
 
     @property
     def page(self) -> str:
         """The address of its web page."""
-        return self.ref.page(self.server)
-
-    @property
-    def title(self) -> str:
-        """The title, as it may be shown."""
-        return one_line(self.conversation.title, 200) or "Untitled"
-
-    @property
-    def model(self) -> str:
-        """The id of the model that the next turn would use."""
-        return one_line(self.conversation.model, 200)
-
-    @property
-    def preprompt(self) -> str:
-        """The system prompt, or ""."""
-        return join_surrogates(self.conversation.preprompt or "")
+        return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
 class StoredTurn(msgspec.Struct, frozen=True):
@@ -6290,6 +6254,19 @@ class StoredTurn(msgspec.Struct, frozen=True):
 
     questions: list[StoredMessage]
     answer: StoredMessage
+
+
+class ConversationTree(msgspec.Struct, frozen=True):
+    """A conversation, its texts as they may be shown, and its branches, the newest one first.
+
+    `model` is the id of the model that the next turn would use; `preprompt` may be "".
+    """
+
+    ref: ConversationRef
+    title: str
+    model: str
+    preprompt: str
+    branches: list[list[StoredTurn]]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -6326,18 +6303,14 @@ def branches_of(conversation: Conversation) -> list[list[StoredTurn]]:
 
 
 def _is_answer(message: StoredMessage) -> bool:
+    """Whether a message is an answer, and no longer being written."""
     if message.sender != "assistant":
         return False
     updates, complete = stored_updates(message)
     updated = parse_time(message.updated_at)
-    if not complete and message.generation_id and updated:
+    if message.generation_id and updated and not (complete or message.is_settled):
         age = datetime.datetime.now(datetime.UTC) - updated
-        ended = any(
-            isinstance(update, ElicitationUpdate)
-            or (isinstance(update, StatusUpdate) and update.status == "error")
-            for update in updates
-        )
-        if age.total_seconds() < WRITING and not ended:
+        if age.total_seconds() < WRITING:
             return False
     return any(map(is_content, updates))
 
@@ -6348,19 +6321,18 @@ def _is_answer(message: StoredMessage) -> bool:
 def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
     """A stored question as llm's message; its files become the addresses they have."""
     text = join_surrogates(message.content)
-    attachments = [
-        llm.Attachment(
-            # Without a type, llm asks the server for it.
-            type=one_line(file.mime or "", 100) or "application/octet-stream",
-            url=tree.server.file_page(tree.ref.id, file.value),
+    files: list[Part] = [
+        AttachmentPart(
+            attachment=llm.Attachment(
+                # Without a type, llm asks the server for it.
+                type=one_line(file.mime or "", 100) or "application/octet-stream",
+                url=tree.ref.server.file_page(tree.ref.id, file.value),
+            )
         )
         for file in message.files or ()
         if file.type == "hash" and file.value
     ]
-    parts: list[Part] = [AttachmentPart(attachment=attachment) for attachment in attachments]
-    if text or not attachments:
-        parts.insert(0, TextPart(text=text))
-    return Message("user", parts)
+    return Message("user", [TextPart(text=text), *files] if text or not files else files)
 
 
 def response_of(
@@ -6370,7 +6342,8 @@ def response_of(
 
     `history` is what was said before, the question included.
     """
-    answer = Answer(functools.partial(tree.server.file_page, tree.ref.id))
+    server, ref = tree.ref.server, tree.ref
+    answer = Answer(functools.partial(server.file_page, ref.id))
     updates, complete = stored_updates(message)
     answer.add(message.router_metadata or RouterMetadata())
     # When a conversation changes its model, earlier answers keep the name of theirs here.
@@ -6382,9 +6355,9 @@ def response_of(
     for event in itertools.chain.from_iterable(map(answer.add, updates)):
         response._process_chunk(event)
     result = TurnResult(
-        tree.server.url,
+        server.url,
         tree.model,
-        conversation_id=None if tree.ref.shared else tree.ref.id,  # nobody else can continue it
+        conversation_id=None if ref.shared else ref.id,  # nobody else can continue it
         message_id=message.id,
         generation_id=message.generation_id,
         title=tree.title,
@@ -6394,15 +6367,15 @@ def response_of(
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
-    if tree.ref.shared and response.response_json:
-        response.response_json["huggingchat"]["url"] = tree.page
+    if ref.shared and response.response_json:
+        response.response_json["huggingchat"]["url"] = ref.page
     response.set_resolved_model(answer.router.model or model)
     begun, ended = parse_time(message.created_at), parse_time(message.updated_at)
     response._start_utcnow = begun
     response._start = 0.0
     response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
     response._done = True
-    response.id = ulid_of(begun, "turn", tree.server.url, tree.ref.id, message.id)
+    response.id = ulid_of(begun, "turn", server.url, ref.id, message.id)
     return response
 
 
@@ -6410,8 +6383,8 @@ def ulid_of(time: datetime.datetime | None, *names: str) -> str:
     """An id that sorts by its time, as llm's do, and is always the same for the same names."""
     from ulid import ULID
 
-    now = datetime.datetime.now(datetime.UTC)
-    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
+    time = time or datetime.datetime.now(datetime.UTC)
+    milliseconds = max(int(time.timestamp() * 1000), 0)
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
     return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 
@@ -6422,10 +6395,10 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     A model does not see what others thought, as in llm's own histories, and the person is not
     called "You" there: that would be the model.
     """
-    pieces = [f"# {tree.title}", f"<{tree.page}>"]
+    pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for turn in next(iter(branches_of(tree.conversation)), []):
+    for turn in next(iter(tree.branches), []):
         for message in turn.questions:
             pieces.append("## User" if for_model else "## You")
             pieces += _markdown(question_of(tree, message))
@@ -6465,24 +6438,15 @@ class Importer:
 
     def __init__(self, store: LogStore, server: Server) -> None:
         self._store = store
-        self._server = server
         self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
-        threads = store.db.execute("select id, tip_message_hash from threads order by id")
-        self._tips = {str(tip): str(id) for id, tip in threads if tip}
-        rows = store.db.execute(
-            f"""
-            select message_hash, {METADATA.format("message_id")},
-                {METADATA.format("generation_id")}
-            from parts
-            where payload like '%"huggingchat"%' and {METADATA.format("server")} = ?
-            """,
-            [server.url],
-        )
-        for hash, *ids in rows:
-            self._remember(str(hash), ids)
+        self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
+        rows = store.db.execute("select tip_message_hash, id from threads order by id")
+        self._tips = {str(tip): str(id) for tip, id in rows if tip}
+        for logged in logged_answers(store, server):
+            self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
     def knows(self, branches: list[list[StoredTurn]]) -> bool:
-        """Is everything in these branches logged?"""
+        """Whether everything in these branches is logged."""
         return all(self._logged(branch[-1].answer) for branch in branches)
 
     def add(
@@ -6495,48 +6459,36 @@ class Importer:
         models: set[str] = set()
         with self._store.db.atomic():
             added = [self._add(tree, branch, models) for branch in branches]
-        if models:
-            remember_models(self._server.url, models)
+        remember_models(tree.ref.server.url, models)
         return added
 
-    def _remember(self, hash: str, ids: Iterable[object]) -> None:
-        for id in ids:
-            if id:
-                self._hashes.setdefault(str(id), []).append(hash)
+    def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
+        if thread_id:
+            self._threads[hash] = thread_id
+        for id in filter(None, ids):
+            self._hashes.setdefault(id, []).append(hash)
 
     def _logged(self, answer: StoredMessage) -> str | None:
         """The logged message that is this answer; preferably the last one of a thread."""
-        ids = (answer.id, answer.generation_id)
-        hashes = [hash for id in ids if id for hash in self._hashes.get(id, ())]
+        ids = filter(None, (answer.id, answer.generation_id))
+        hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
         return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
-
-    def _owner(self, tip: str) -> str | None:
-        row = self._store.db.execute(
-            "select thread_id from turns where tip_message_hash = ? order by id desc", [tip]
-        ).fetchone()
-        return str(row[0]) if row and row[0] else None
 
     def _add(
         self, tree: ConversationTree, branch: list[StoredTurn], models: set[str]
     ) -> tuple[str, int]:
-        tip, start = None, 0
-        for index in range(len(branch), 0, -1):
-            if tip := self._logged(branch[index - 1].answer):
-                start = index
-                break
-        thread_id = (self._tips.get(tip) or self._owner(tip) or "") if tip else ""
-        if tip and start == len(branch):
+        logged = [self._logged(turn.answer) or "" for turn in branch]
+        start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
+        tip = logged[start - 1] if start else ""
+        thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
+        if start == len(branch):
             return thread_id, 0
-        if tip is None or tip not in self._tips:
+        if tip not in self._tips:
             leaf = branch[-1].answer
-            names = ("thread", tree.server.url, tree.ref.id, leaf.id)
-            thread_id = self._store.create_thread(
-                name=tree.title,
-                tip=tip,
-                forked_from=thread_id or None,
-                id=ulid_of(parse_time(leaf.created_at), *names),
-            )
-        self._tips.pop(tip or "", None)
+            names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
+            id = ulid_of(parse_time(leaf.created_at), *names)
+            thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
+        self._tips.pop(tip, None)
         history = self._history(tree, tip)
         for turn in branch[start:]:
             history += [question_of(tree, message) for message in turn.questions]
@@ -6544,16 +6496,16 @@ class Importer:
             self._store.log(response, thread_id)
             history += response.messages()
             models.add(response.model.model_id.removeprefix("huggingchat/"))
-            tip = self._store.thread_tip(thread_id)
-            self._remember(cast(str, tip), (turn.answer.id, turn.answer.generation_id))
-        self._tips[cast(str, tip)] = thread_id
+            tip = str(self._store.thread_tip(thread_id))
+            self._remember(tip, thread_id, turn.answer.id, turn.answer.generation_id)
+        self._tips[tip] = thread_id
         return thread_id, len(branch) - start
 
-    def _history(self, tree: ConversationTree, tip: str | None) -> list[Message]:
+    def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
-        if tip is None:
-            preprompt = tree.preprompt
-            return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
+        if not tip:
+            said: list[Part] = [TextPart(text=tree.preprompt)]
+            return [Message("system", said)] if tree.preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -6603,6 +6555,7 @@ def huggingchat() -> None:
 
 json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation")
+names_argument = click.argument("names", nargs=-1, metavar="[ID|URL]...")
 
 
 def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
@@ -6614,6 +6567,12 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
     help = inspect.cleandoc(command.__doc__ or "")
     command.__doc__ = help.replace("\b", f"{text}\n\n\b", 1)
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
+
+
+def output_option(help: str, *, file_okay: bool = True, **options: Any) -> Callable[..., Any]:
+    """The option -o, for a file or directory to write."""
+    type = click.Path(path_type=pathlib.Path, file_okay=file_okay)
+    return click.option("-o", "--output", type=type, help=help, **options)
 
 
 def current_credentials() -> Credentials:
@@ -6648,7 +6607,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
 
 
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
-    """Does the server want a login, and who is logged in? An expired session is renewed."""
+    """Whether the server wants a login, and who is logged in. Renews an expired session."""
     login_needed = await client.wants_login(credentials)
     for new_session in (client.with_session, client.renew):
         try:
@@ -6662,7 +6621,10 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, Use
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Was the session expired, and is renewed now? Raises HuggingChatError for no login."""
+    """Whether the session was expired, and is renewed now.
+
+    Raises HuggingChatError if nobody is logged in where that is necessary.
+    """
     before = client.current(credentials)
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
@@ -6670,18 +6632,8 @@ async def require_login(client: Client, credentials: Credentials) -> bool:
     return client.current(credentials) != before
 
 
-def progress(label: str, length: int, shown: bool = True) -> Any:
-    """A progress bar on standard error, if that is a terminal."""
-    file = sys.stderr if shown and sys.stderr.isatty() else io.StringIO()
-    return click.progressbar(length=length, label=label, show_pos=True, file=file)
-
-
 def may_write(path: pathlib.Path) -> None:
-    """Ask before a file is overwritten. Raises click.Abort, or click.ClickException."""
-    if not path.parent.is_dir():
-        raise click.ClickException(f"There is no directory {path.parent}")
-    if path.is_dir():
-        raise click.ClickException(f"{path} is a directory")
+    """Ask before a file is overwritten. Raises click.Abort."""
     if path.is_file() or (path.is_symlink() and not path.exists()):
         click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
 
@@ -6731,8 +6683,7 @@ PASTE_HELP = """\
 1. Log in at {url} with your browser.
 2. Open its developer tools (F12): Application or Storage, then Cookies.
 3. Copy the value of the cookie 'token' of {host}, paste it here and press Enter.
-   A whole Cookie header or what a cookie extension exports will do as well: press
-   Enter twice after several lines.
+   A whole Cookie header or what a cookie extension exports will do as well.
 What you paste is not shown. 'token' opens your whole account: give it to nobody."""
 
 
@@ -6766,14 +6717,12 @@ def login(browser: str | None) -> None:
     if browser:
         given = browser_cookies(browser, server)
     with paste_cookies(server) if asks else contextlib.nullcontext(given) as cookies:
-        user, catalogue = call_server(Credentials(server, cookies), log_in)
-    if catalogue:
-        keep_catalogue(server.url, catalogue.models)
+        user = call_server(Credentials(server, cookies), log_in)
     click.echo(f"Logged in on {server.host} as {user}. The cookies are in llm's key store.")
 
 
-async def log_in(client: Client, credentials: Credentials) -> tuple[str, Catalogue | None]:
-    """Keep cookies if the server accepts them: the account's name, and the models.
+async def log_in(client: Client, credentials: Credentials) -> str:
+    """Keep cookies if the server accepts them, and refresh the models: the account's name.
 
     Raises HuggingChatError if it does not.
     """
@@ -6781,28 +6730,28 @@ async def log_in(client: Client, credentials: Credentials) -> tuple[str, Catalog
     _, user = await find_user(client, credentials)
     cookies = client.current(credentials).cookies
     if user is None or cookies is None:
-        why = "the cookie 'token' is expired or wrong, or has to be confirmed first"
-        if not cookies or not cookies.token:
-            why = "the cookie 'token' is missing beside 'hf-chat'"
         raise HuggingChatError(
-            f"Not logged in on {server.host}: {why}. These cookies are not kept.\n"
+            f"Not logged in on {server.host}: the cookie 'token' is missing, expired or wrong, or "
+            "has to be confirmed first. These cookies are not kept.\n"
             f"Open {server.url}/login in your browser, then copy the cookie again."
         )
     keep_key(server.key_name, cookies.to_key())
     with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
-        return user.name, await client.catalogue(credentials)
-    return user.name, None
+        await client.refresh(credentials)
+    return user.name
 
 
 @contextlib.contextmanager
 def paste_cookies(server: Server) -> Iterator[Cookies]:
     """The cookies that a person pastes on the terminal, which shows nothing meanwhile.
 
-    What arrives later of a slow paste is thrown away before a shell can read it.
+    A paste ends with Ctrl-D, or with a line after which `limits.paste_pause` seconds pass. What
+    arrives later is thrown away before a shell can read it.
     """
     click.echo(PASTE_HELP.format(url=server.url, host=server.host), err=True)
     open_in_browser(server.url)
     try:
+        import select
         import termios
     except ImportError:  # Windows
         typed = click.prompt("token", "", hide_input=True, show_default=False, err=True)
@@ -6811,51 +6760,19 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
     terminal = sys.stdin.fileno()
     before, hidden = termios.tcgetattr(terminal), termios.tcgetattr(terminal)
     hidden[3] &= ~(termios.ECHO | termios.ICANON)  # ICANON cuts lines after 4,095 characters
+    pasted = b""
     try:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
         click.echo("token: ", nl=False, err=True)
-        try:
-            pasted = read_paste(terminal, server.host)
-        finally:
-            click.echo(err=True)
-        yield parse_cookies(pasted, server.host)
+        while b"\x04" not in pasted and len(pasted) < PASTE_LIMIT:
+            pause = limits.paste_pause if pasted.endswith(b"\n") else None
+            if not select.select([terminal], [], [], pause)[0]:
+                break
+            pasted += os.read(terminal, 65_536) or b"\x04"
+        click.echo(err=True)
+        yield parse_cookies(pasted.partition(b"\x04")[0], server.host)
     finally:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
-
-
-def read_paste(terminal: int, host: str) -> bytes:
-    """What is pasted on a terminal that gives every byte as it comes.
-
-    Ctrl-D ends it, or a pause: a short one after one line or an empty one, a long one after
-    several lines with cookies in them, as the last one may still be on its way.
-    """
-    import select
-
-    text = b""
-    while len(text) < PASTE_LIMIT:
-        if not select.select([terminal], [], [], _pause_after(text, host))[0]:
-            break
-        typed = os.read(terminal, 65_536)
-        for piece in re.findall(rb"[\x08\x7f]|[^\x08\x7f]+", typed):
-            text = text[:-1] if piece in (b"\x08", b"\x7f") else text + piece  # typed by hand
-        if not typed or b"\x04" in typed:
-            break
-    return text.partition(b"\x04")[0]
-
-
-def _pause_after(text: bytes, host: str) -> float | None:
-    """How many seconds without input mean that a paste is whole; None if it cannot be."""
-    if not text.endswith(b"\n"):
-        return None
-    continues = text.startswith((b"#", b"{", b"[")) or text.endswith(b"\\\n")
-    if not continues and b"\n" not in text.strip():
-        return 0.3
-    found = False
-    with contextlib.suppress(HuggingChatError):
-        found = bool(parse_cookies(text, host))
-    if text.endswith(b"\n\n"):
-        return 0.3 if found else 2.0
-    return 2.0 if found else None
 
 
 def browser_cookies(browser: str, server: Server) -> Cookies:
@@ -6864,53 +6781,26 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
 
     name = browser.replace("_", " ").title()
     host = urlsplit(server.url).hostname or ""
+    config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config")
+    stores = config.glob("mozilla/firefox/*/cookies.sqlite") if browser == "firefox" else ()
+    # The new place of Firefox, which browser-cookie3 0.20 does not know.
+    newest = max(stores, key=lambda path: path.stat().st_mtime, default=None)
+    options = {"domain_name": host} | ({"cookie_file": str(newest)} if newest else {})
     try:
         store = importlib.import_module("browser_cookie3")
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = list(getattr(store, browser)(domain_name=host, **_new_place(browser)))
+            jar = sorted(getattr(store, browser)(**options), key=lambda each: len(each.domain))
+        exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
+        return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
         raise HuggingChatError(
             "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
         ) from None
-    except Exception as error:  # its own errors are many, and not all of one kind
+    except Exception:  # browser-cookie3's own errors are many, and may show what is in the store
         raise HuggingChatError(
-            f"The cookies of {name} cannot be read: {_browser_problem(error)}. "
-            "You can paste them instead, without --browser."
+            f"No login for {host} can be read from {name}. Log in at {server.url} with it, close "
+            "it and try again; or paste the cookie, without --browser."
         ) from None
-    exported = [
-        {"domain": cookie.domain, "name": cookie.name, "value": cookie.value}
-        for cookie in sorted(jar, key=lambda cookie: len(cookie.domain))
-    ]
-    with contextlib.suppress(HuggingChatError):
-        return parse_cookies(json.dumps(exported), server.host)
-    raise HuggingChatError(
-        f"{name} has no cookie 'token' of {host}. "
-        f"Log in at {server.url} with {name}, and run this again."
-    )
-
-
-def _new_place(browser: str) -> dict[str, str]:
-    """Where a new Firefox keeps its cookies: browser-cookie3 0.20 knows the old place alone."""
-    home = pathlib.Path.home()
-    if browser != "firefox" or (home / ".mozilla" / "firefox").is_dir():
-        return {}
-    config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-    stores = sorted(
-        config.glob("mozilla/firefox/*/cookies.sqlite"), key=lambda path: path.stat().st_mtime
-    )
-    return {"cookie_file": str(stores[-1])} if stores else {}
-
-
-def _browser_problem(error: Exception) -> str:
-    """Why a browser's store cannot be read, without a byte of what is in it."""
-    said = str(error).lower()
-    if re.search("not find|to find", said):
-        return "no profile of it was found"
-    if isinstance(error, sqlite3.Error) or "unable to read" in said:
-        return "its database is locked or broken; close the browser and try again"
-    if re.search("d-?bus|key|decrypt", said):
-        return "they are encrypted, and the key is not available"
-    return f"browser-cookie3 failed ({type(error).__name__})"
 
 
 @huggingchat.command()
@@ -6956,7 +6846,6 @@ def status(ctx: click.Context, json_: bool) -> None:
     state |= {"ok": False, "cookies": "none", "models": 0}
     try:
         _fill_status(state)
-        state["ok"] = True
     except llm.ModelError as error:
         state["reason"] = str(error)
     if json_:
@@ -6981,17 +6870,17 @@ def _fill_status(state: dict[str, Any]) -> None:
     state.update(server=server.url, models=len(catalogue.models), catalogue_time=catalogue.time)
     key, source = find_key(server)
     state["cookies"] = source if key else "none"
-    credentials = Credentials(server, cookies_of_key(server, key) if key else None)
 
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
         state["user"] = user and user.name
         cookies = client.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
+        if state["login_needed"] and not user:
+            raise login_error(server, cookies)
 
-    call_server(credentials, ask)
-    if state["login_needed"] and not state["user"]:
-        raise login_error(server, credentials.cookies)
+    call_server(Credentials(server, cookies_of_key(server, key) if key else None), ask)
+    state["ok"] = True
 
 
 # Models
@@ -7064,111 +6953,69 @@ OVERRIDES = {
     "provider": "providerOverrides",
     "artifacts": "artifactsOverrides",
 }
-Account = dict[str, Any]  # an account's settings, most of which are not for here
 
 
-def _overrides(account: Account, name: str) -> dict[str, Any]:
-    """Model id -> its value of a setting."""
-    kept = account.get(OVERRIDES[name])
-    return kept if isinstance(kept, dict) else {}
-
-
-def settings_of(account: Account, id: str) -> dict[str, Any]:
+def settings_of(account: dict[str, Any], id: str) -> dict[str, Any]:
     """A model's settings by their names; None is what the model or the server does by default."""
-    kept = {name: _overrides(account, name).get(id) for name in OVERRIDES}
-    for name in ("reasoning_effort", "provider"):
-        kept[name] = one_line(kept[name], 80) if isinstance(kept[name], str) else None
-    return kept | {
-        "provider": kept["provider"] if kept["provider"] != "auto" else None,
-        "artifacts": kept["artifacts"] if isinstance(kept["artifacts"], bool) else None,
-    }
+    found = dict.fromkeys(OVERRIDES)
+    for name, key in OVERRIDES.items():
+        value = _mapping(account.get(key)).get(id)
+        if isinstance(value, bool | str) and value != "auto":
+            found[name] = value
+    return found
 
 
-def changed_account(account: Account, id: str, changes: dict[str, Any]) -> Account:
-    """The account's settings to send back, with a model's changed; None restores a default.
-
-    The rest goes back as it came: what is left out would go back to its default. But a null
-    is superjson's undefined, and refused (captures/settings.json).
-    """
-    changed = {name: value for name, value in account.items() if value is not None}
-    for name, value in changes.items():
-        others = {key: kept for key, kept in _overrides(account, name).items() if key != id}
-        changed[OVERRIDES[name]] = others if value is None else others | {id: value}
-    return changed
-
-
-async def account_settings(client: Client, credentials: Credentials) -> Account:
-    """The account's settings. Raises HuggingChatError, also if nobody is logged in."""
+async def account_settings(client: Client, credentials: Credentials) -> dict[str, Any]:
+    """The account's settings, by the server's names. Raises HuggingChatError."""
     # Who is not logged in gets the defaults. Sent back later, they would replace the account's.
     await require_login(client, credentials)
-    account: Account = await client.get(credentials, SETTINGS_PATH, dict[str, Any])
-    if not any(isinstance(account.get(key), dict) for key in OVERRIDES.values()):
-        raise HuggingChatError(f"{credentials.server.host} has no settings for models.")
-    return account
-
-
-async def checked_provider(
-    client: Client, credentials: Credentials, info: ModelInfo, provider: str
-) -> str | None:
-    """A provider as the server spells it; None for auto.
-
-    Raises HuggingChatError if the server says that it would not use it.
-    """
-    wanted = provider.lower()
-    if wanted == "auto":
-        return None
-    if info.router:
-        raise HuggingChatError(
-            f"{info.id} chooses a model for each message, so no provider can be set for it."
-        )
-    config = await client.get(credentials.public, "/api/v2/public-config", PublicConfig)
-    if config.assets not in (None, "huggingchat"):
-        raise HuggingChatError(
-            f"{credentials.server.host} has no choice of providers: only HuggingChat has one."
-        )
-    if wanted in POLICIES:
-        return wanted
-    path = f"/api/v2/models/{quote(info.id)}"
-    details = await client.get(credentials.public, path, ModelDetails)
-    names = [entry.provider for entry in details.providers or () if entry.provider]
-    if names and wanted not in map(str.lower, names):
-        offered = ", ".join(one_line(name, 80) for name in names)
-        raise HuggingChatError(
-            f"{info.id} has no provider {provider!r}. It has: {offered}; "
-            f"or choose {', '.join(POLICIES)}."
-        )
-    return next((name for name in names if name.lower() == wanted), provider)
+    return cast("dict[str, Any]", await client.get(credentials, SETTINGS_PATH, dict[str, Any]))
 
 
 async def change_settings(
-    client: Client,
-    credentials: Credentials,
-    info: ModelInfo,
-    account: Account,
-    changes: dict[str, Any],
-) -> Account:
-    """Change a model's settings: the account's afterwards. Raises HuggingChatError."""
-    if effort := changes.get("reasoning_effort"):
-        own = account.get("reasoningOverrides")  # on the web page, people can say that it reasons
-        reasons = own.get(info.id, info.reasoning) if isinstance(own, dict) else info.reasoning
-        if effort != "default" and reasons is not True:
+    client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Change a model's settings; None restores a default. The account's settings afterwards.
+
+    The rest goes back as it came: what is left out would go back to its default. But a null
+    is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
+    """
+    host, provider = credentials.server.host, changes.get("provider")
+    if provider and provider not in POLICIES:
+        path = f"/api/v2/models/{quote(id)}"
+        details = await client.get(credentials.public, path, ModelDetails)
+        offered = [one_line(entry.provider, 80) for entry in details.providers or ()]
+        if provider not in offered:
             raise HuggingChatError(
-                f"{info.id} does not reason, so it has no reasoning effort. "
-                "See: llm huggingchat models"
+                f"{id} has no provider {provider!r}. It has: {', '.join(offered) or 'none'}; "
+                f"or choose {', '.join(POLICIES)}."
             )
-        changes = changes | {"reasoning_effort": None if effort == "default" else effort}
-    if provider := changes.get("provider"):
-        provider = await checked_provider(client, credentials, info, provider)
-        changes = changes | {"provider": provider}
-    for name in changes:
-        if not isinstance(account.get(OVERRIDES[name]), dict):
-            raise HuggingChatError(f"{credentials.server.host} has no such setting: {name}")
+    account = await account_settings(client, credentials)
+    changed = {key: value for key, value in account.items() if value is not None}
+    for name, value in changes.items():
+        kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
+        changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
     if credentials.cookies is None:  # without a session, nobody would have these settings
         session = anonymous_session(credentials.server, note)
         credentials = Credentials(credentials.server, session)
-    value = changed_account(account, info.id, changes)
-    await client.call(credentials, "POST", SETTINGS_PATH, value)
-    return await account_settings(client, credentials)
+    await client.call(credentials, "POST", SETTINGS_PATH, changed)
+    account = await account_settings(client, credentials)
+    if not changes.items() <= settings_of(account, id).items():
+        raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
+    return account
+
+
+def _model_named(name: str) -> ModelInfo:
+    """The model with this id or alias. Raises HuggingChatError."""
+    for each in (name, f"huggingchat/{name}"):
+        with contextlib.suppress(llm.UnknownModelError):
+            model = llm.get_model(each)
+            if isinstance(model, HuggingChat):
+                return model.info
+    raise HuggingChatError(
+        f"{one_line(name, 100)!r} is not a model of {current_server().host}. "
+        "See: llm huggingchat models"
+    )
 
 
 @huggingchat.command(name="settings")
@@ -7199,55 +7046,37 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         llm huggingchat settings hf-deepseek --provider fastest --no-artifacts
         llm huggingchat settings hf-deepseek --reasoning-effort default --provider auto
     """
-    wanted = {setting: value for setting, value in options.items() if value is not None}
-    if wanted and not name:
+    given = {setting: value for setting, value in options.items() if value is not None}
+    changes = {k: None if value in ("default", "auto") else value for k, value in given.items()}
+    if changes and not name:
         raise click.UsageError("Which model? Give an alias or an id.")
-    if not re.fullmatch(r"[\w.-]+", wanted.get("provider", "auto"), re.ASCII):
-        raise click.UsageError("A provider's name has letters, digits, dots and dashes.")
-    id = (name or "").removeprefix("huggingchat/")
-    with contextlib.suppress(llm.UnknownModelError):
-        if isinstance(model := name and llm.get_model(name), HuggingChat):
-            id = model.info.id
-
-    async def work(client: Client, credentials: Credentials) -> tuple[Account, Catalogue]:
-        account = await account_settings(client, credentials)
-        catalogue = await client.catalogue(credentials)
-        model = next((model for model in catalogue.models if model.id == id), None)
-        if id and not model:
-            raise HuggingChatError(
-                f"{one_line(name, 100)!r} is not a model of {credentials.server.host}. "
-                "See: llm huggingchat models"
-            )
-        if model and wanted:
-            account = await change_settings(client, credentials, model, account, wanted)
-        return account, catalogue
-
-    account, catalogue = call_server(current_credentials(), work)
-    ids = [id] if id else sorted({each for name in OVERRIDES for each in _overrides(account, name)})
-    found = {each: settings_of(account, each) for each in ids}
+    id = _model_named(name).id if name else ""
+    credentials = current_credentials()
+    work: Work[dict[str, Any]] = account_settings
+    if changes:
+        work = functools.partial(change_settings, id=id, changes=changes)
+    account = call_server(credentials, work)
+    overridden = {each for key in OVERRIDES.values() for each in _mapping(account.get(key))}
+    found = {each: settings_of(account, each) for each in ([id] if id else sorted(overridden))}
     if not id:
         found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
-    elif found:
-        models = {model.id: model for model in catalogue.models}
-        for each, kept in found.items():
-            _echo_settings(each, kept, models.get(each))
+        return
+    models = {model.id: model for model in load_catalogue(credentials.server.url).models}
+    on = {True: "on", False: "off"}
+    for each, kept in found.items():
+        info = models.get(each)
+        default = f"default ({on[info.artifacts]})" if info else "default"
+        click.echo(f"huggingchat/{one_line(each, 200)}" + ("" if info else " (no longer offered)"))
+        click.echo(f"  reasoning effort: {one_line(kept['reasoning_effort'] or 'default')}")
+        click.echo(f"  provider: {one_line(kept['provider'] or 'auto')}")
+        click.echo(f"  artifacts: {on.get(kept['artifacts'], default)}")
+    if found:
         click.echo("These are settings of your account: they apply on the web page too.")
     else:
         note("no model has settings of its own")
-
-
-def _echo_settings(id: str, kept: dict[str, Any], info: ModelInfo | None) -> None:
-    """Print a model's settings. `info` is None for one that the server no longer offers."""
-    on = {True: "on", False: "off"}
-    effort = "default" if info is None or info.reasoning else "none, it does not reason"
-    default = f"default ({on[info.artifacts]})" if info else "default"
-    click.echo(f"huggingchat/{one_line(id, 200)}" + ("" if info else " (no longer offered)"))
-    click.echo(f"  reasoning effort: {kept['reasoning_effort'] or effort}")
-    click.echo(f"  provider: {kept['provider'] or 'auto'}")
-    click.echo(f"  artifacts: {on.get(kept['artifacts'], default)}")
 
 
 # Conversations
@@ -7261,19 +7090,16 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     """
     text = (name or "").strip()
     if re.fullmatch(r"[0-9a-fA-F]{24}", text):
-        return ConversationRef(text.lower())
+        return ConversationRef(server, text.lower())
     if "://" not in text:
         with open_logs() as store:
-            id = latest_logged(store, server, None if name is None else text.lower())
-        if id:
-            return ConversationRef(id)
-        if name is None:
-            raise HuggingChatError(
-                f"llm's logs hold no conversation of {server.host}. Give an id or an address."
-            )
+            for logged in reversed(logged_answers(store, server)):
+                named = name is None or logged.thread_id == text.lower()
+                if named and logged.conversation_id:
+                    return ConversationRef(server, logged.conversation_id)
+    if name is None:
         raise HuggingChatError(
-            f"{one_line(name, 100)!r} names no conversation on {server.host}. Give an id of "
-            "24 hexadecimal digits, the address of its page, or its id in llm's logs."
+            f"llm's logs hold no conversation of {server.host}. Give an id or an address."
         )
     if server.is_service:
         text = re.sub(r"^https?://hf\.co/", f"{server.origin}/", text)  # as its shared links say
@@ -7281,11 +7107,12 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     match = re.fullmatch(pattern, text)
     if not match:
         raise HuggingChatError(
-            f"{one_line(text, 200)} is not the address of a conversation on {server.url}. "
-            f"For another server, set {SERVER_VARIABLE}."
+            f"{one_line(name, 200)!r} names no conversation on {server.url}. Give an id of 24 "
+            "hexadecimal digits, the address of its page, or its id in llm's logs. For another "
+            f"server, set {SERVER_VARIABLE}."
         )
     # Ids of shared conversations have 7 characters, and are accepted in either place.
-    ref = ConversationRef(match[2], match[1] == "r" or len(match[2]) == 7)
+    ref = ConversationRef(server, match[2], match[1] == "r" or len(match[2]) == 7)
     if ref.shared and not shared:
         raise HuggingChatError(
             f"{one_line(text, 200)} is a shared link. This needs a conversation of your own; "
@@ -7299,28 +7126,22 @@ async def settle(client: Client, credentials: Credentials, ref: ConversationRef)
 
     Until then the server has an older conversation, and overwrites what is changed in it.
     """
-    if not ref.shared and turn_is_pending(ref.page(credentials.server)):
+    if not ref.shared and turn_is_pending(ref.page):
         with contextlib.suppress(TimeoutError, ConnectionLost, NotFound):
             async with asyncio.timeout(limits.settle_timeout):
                 session = await client.with_session(credentials)
                 await client.wait_until_stored(session, ref.id)
 
 
-async def read_conversation(
-    client: Client, credentials: Credentials, ref: ConversationRef, type: type[T]
-) -> T:
-    """A conversation, or a part of it, as the server has it. Raises NotFound."""
-    await settle(client, credentials, ref)
-    conversation: T = await client.conversation(credentials, ref.id, type)
-    return conversation
-
-
 async def read_tree(
     client: Client, credentials: Credentials, ref: ConversationRef
 ) -> ConversationTree:
-    """A conversation and where it is. Raises NotFound."""
-    conversation = await read_conversation(client, credentials, ref, Conversation)
-    return ConversationTree(credentials.server, ref, conversation)
+    """A conversation, with its latest answer. Raises NotFound."""
+    await settle(client, credentials, ref)
+    found: Conversation = await client.conversation(credentials, ref.id)
+    title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
+    model, branches = one_line(found.model, 200), branches_of(found)
+    return ConversationTree(ref, title or "Untitled", model, preprompt, branches)
 
 
 async def list_conversations(
@@ -7330,20 +7151,65 @@ async def list_conversations(
 
     Each is there once, even if the pages shift meanwhile.
     """
-    found: dict[str, ConversationSummary] = {}
-    seen: set[str] = set()
-    page = 0
+    listed: dict[str, ConversationSummary] = {}
+    number, page = number or sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
-        listed = await client.get(credentials, path, ConversationPage)
-        new = [entry for entry in listed.conversations if entry.id not in seen]
-        if not seen and not new and await require_login(client, credentials):
+        got = await client.get(credentials, path, ConversationPage)
+        if not listed and not got.conversations and await require_login(client, credentials):
             continue  # now the account is asked
-        seen.update(entry.id for entry in new)
-        found |= {e.id: e for e in new if query.casefold() in e.title.casefold()}
-        if not new or not listed.has_more or 0 < number <= len(found):
-            return list(found.values())[: number or None]
+        before = len(listed)
+        listed |= {entry.id: entry for entry in got.conversations}
+        found = [e for e in listed.values() if query.casefold() in e.title.casefold()]
+        if len(listed) == before or not got.has_more or len(found) >= number:
+            return found[:number]
         page += 1
+
+
+def find_conversations(
+    names: Iterable[str | None], credentials: Credentials, *, every: bool, shared: bool = True
+) -> list[ConversationRef]:
+    """The conversations that `names` mean, each once, or every one of the account's."""
+    server = credentials.server
+    if every:
+        listed = call_server(credentials, list_conversations)
+        return [ConversationRef(server, entry.id) for entry in listed]
+    return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
+
+
+async def for_each(
+    client: Client,
+    credentials: Credentials,
+    refs: list[ConversationRef],
+    work: Callable[[ConversationRef], Coroutine[Any, Any, T]],
+    label: str,
+    done: Callable[[T], None] = lambda _: None,
+) -> None:
+    """Do `work` for conversations, a few at a time, and give the results to `done` in order.
+
+    With a `label`, shows a progress bar on a terminal. At the end, raises HuggingChatError if
+    some conversations were not there.
+    """
+
+    async def work_if_there(ref: ConversationRef) -> list[T]:
+        with contextlib.suppress(NotFound):
+            return [await work(ref)]
+        return []
+
+    missing = []
+    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
+    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
+            async for ref, result in results:
+                bar.update(1)
+                missing += [] if result else [ref.id]
+                for each in result:
+                    done(each)
+    if missing:
+        await require_login(client, credentials)
+        host = credentials.server.host
+        ids = ", ".join(missing)
+        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
 
 
 @huggingchat.command()
@@ -7370,17 +7236,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     work = functools.partial(list_conversations, number=number, query=query)
     found = call_server(credentials, work)
     with open_logs() as store:
-        threads = logged_threads(store, credentials.server)
+        answers = logged_answers(store, credentials.server)
+    threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
     now = datetime.datetime.now(datetime.UTC)
-    shown: list[dict[str, Any]] = []
+    shown = []
     for entry in found:
         title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        shown.append({"id": entry.id, "title": title, "model": model})
-        shown[-1] |= {
-            "updated_at": one_line(entry.updated_at, 60),
-            "url": credentials.server.page(entry.id),
-            "thread_id": threads.get(entry.id),
-        }
+        about = {"id": entry.id, "title": title, "model": model}
+        about["updated_at"] = one_line(entry.updated_at, 60)
+        about["url"] = credentials.server.page(entry.id)
+        shown.append({**about, "thread_id": threads.get(entry.id)})
         if not json_:
             updated = parse_time(entry.updated_at)
             when = age((now - updated).total_seconds()) if updated else ""
@@ -7393,7 +7258,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
 
 
 @huggingchat.command(name="import")
-@click.argument("names", nargs=-1, metavar="[ID|URL]...")
+@names_argument
 @click.option("every", "--all", is_flag=True, help="Import all your conversations")
 @click.option(
     "every_branch", "--branches", is_flag=True, help="Import every branch, as a thread of its own"
@@ -7416,68 +7281,33 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     if names and every:
         raise click.UsageError("Give either conversations or --all.")
     credentials = current_credentials()
-    wanted = [] if every else names or [None]
-    asked = [find_conversation(name, credentials.server) for name in wanted]
-
-    def branches(tree: ConversationTree) -> list[list[StoredTurn]]:
-        return branches_of(tree.conversation)[: None if every_branch else 1]
+    refs = find_conversations(names or [None], credentials, every=every)
+    wanted = slice(None if every_branch else 1)
 
     async def work(client: Client, credentials: Credentials) -> None:
-        listed = await list_conversations(client, credentials) if every else []
-        refs = dict.fromkeys([*asked, *(ConversationRef(entry.id) for entry in listed)])
-        bar = progress("Conversations imported", len(refs), not sys.stdout.isatty())
-        missing: list[ConversationRef] = []
-        with open_logs() as store, bar:
-            importer = Importer(store, credentials.server)
+        async def fetch(ref: ConversationRef) -> ConversationTree:
+            tree = await read_tree(client, credentials, ref)
+            if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
+                return tree
+            # Only a copy in the account can be continued there.
+            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+            response = await client.change(credentials, "POST", path, value, idempotent=False)
+            copy = read_body(response, Envelope[ImportedShare], ref.server).json.conversation_id
+            return await read_tree(client, credentials, ConversationRef(ref.server, copy))
 
-            async def fetch(ref: ConversationRef) -> ConversationTree | None:
-                with contextlib.suppress(NotFound):
-                    tree = await read_tree(client, credentials, ref)
-                    if ref.shared and credentials.cookies and not importer.knows(branches(tree)):
-                        tree = await copy_shared(client, credentials, ref)
-                    return tree
-                return None
+        def add(tree: ConversationTree) -> None:
+            added = importer.add(tree, tree.branches[wanted])
+            for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
+                click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
+            if not added:
+                click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
 
-            async with contextlib.aclosing(concurrently(fetch, refs)) as trees:
-                async for ref, tree in trees:
-                    bar.update(1)
-                    if tree is None:
-                        missing.append(ref)
-                    else:
-                        _echo_imported(tree, importer.add(tree, branches(tree)))
-        await check_missing(client, credentials, missing)
+        label = "" if sys.stdout.isatty() else "Conversations imported"
+        await for_each(client, credentials, refs, fetch, label, add)
 
-    call_server(credentials, work)
-
-
-async def copy_shared(
-    client: Client, credentials: Credentials, ref: ConversationRef
-) -> ConversationTree:
-    """The account's own copy of a shared conversation: only that can be continued there."""
-    path = "/api/v2/conversations/import-share"
-    response = await client.change(credentials, "POST", path, {"shareId": ref.id}, idempotent=False)
-    copy = read_body(response, Envelope[ImportedShare], credentials.server).json
-    return await read_tree(client, credentials, ConversationRef(copy.conversation_id))
-
-
-async def check_missing(
-    client: Client, credentials: Credentials, missing: list[ConversationRef]
-) -> None:
-    """Raise HuggingChatError if some of several conversations are not there."""
-    if missing:
-        await require_login(client, credentials)
-        ids = ", ".join(ref.id for ref in missing)
-        raise HuggingChatError(
-            f"No such conversation on {credentials.server.host} for this account: {ids}"
-        )
-
-
-def _echo_imported(tree: ConversationTree, added: list[tuple[str, int]]) -> None:
-    """Print what was added from a conversation: thread, number of turns, title."""
-    for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
-        click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
-    if not added:
-        click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
+    with open_logs() as store:
+        importer = Importer(store, credentials.server)
+        call_server(credentials, work)
 
 
 @huggingchat.command(name="open")
@@ -7491,8 +7321,7 @@ def open_(name: str | None, only_print: bool) -> None:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
     """
-    server = current_server()
-    page = find_conversation(name, server).page(server)
+    page = find_conversation(name, current_server()).page
     click.echo(page)
     if not only_print:
         open_in_browser(page)
@@ -7539,23 +7368,16 @@ def share(name: str | None) -> None:
     server = credentials.server
     ref = find_conversation(name, server, shared=False)
 
-    async def work(client: Client, credentials: Credentials) -> SharedConversation:
+    async def work(client: Client, credentials: Credentials) -> str:
         await settle(client, credentials, ref)
-        path = f"{chat_path(ref.id)}/share"
-        response = await client.change(credentials, "POST", path, {})
-        return cast(SharedConversation, read_body(response, SharedConversation, server))
+        response = await client.change(credentials, "POST", f"{chat_path(ref.id)}/share", {})
+        return server.shared_page(read_body(response, SharedConversation, server).share_id)
 
-    click.echo(server.shared_page(call_server(credentials, work).share_id))
-
-
-class ConversationTitle(Struct):
-    """The part of a conversation by which a person knows it."""
-
-    title: str = ""
+    click.echo(call_server(credentials, work))
 
 
 @huggingchat.command()
-@click.argument("names", nargs=-1, metavar="[ID|URL]...")
+@names_argument
 @click.option("every", "--all", is_flag=True, help="Delete all your conversations")
 @yes_option
 def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
@@ -7572,38 +7394,29 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     if bool(names) == every:
         raise click.UsageError("Give ids or addresses of conversations, or --all.")
     credentials = current_credentials()
-    server = credentials.server
-    refs = {find_conversation(name, server, shared=False): "" for name in names}
-    if every:
-        refs = {ConversationRef(e.id): "" for e in call_server(credentials, list_conversations)}
-    what = count_of(len(refs), "conversation")
-    if len(refs) == 1:
-        (ref,) = refs
-        what = f"conversation {ref.id}"
-        if not yes:
-            work = functools.partial(read_conversation, ref=ref, type=ConversationTitle)
-            what = f"{one_line(call_server(credentials, work).title, 200)!r} ({ref.id})"
+    refs = find_conversations(names, credentials, every=every, shared=False)
+
+    async def title(client: Client, credentials: Credentials) -> str:
+        found: Conversation = await client.conversation(credentials, refs[0].id)
+        return f"{one_line(found.title, 200)!r} ({refs[0].id})"
+
+    async def work(client: Client, credentials: Credentials) -> None:
+        async def delete_one(ref: ConversationRef) -> None:
+            path = api_path(ref.id)
+            try:
+                await client.change(credentials, "DELETE", path, idempotent=False)
+            except (ConnectionLost, HttpError):
+                with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
+                    await client.change(credentials, "DELETE", path)
+
+        await for_each(client, credentials, refs, delete_one, "Conversations deleted")
+
+    what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
-        click.confirm(f"Delete {what} on {server.host}?", abort=True, err=True)
-
-    async def delete_all(client: Client, credentials: Credentials) -> None:
-        async def delete_one(ref: ConversationRef) -> bool:
-            with contextlib.suppress(NotFound):
-                await settle(client, credentials, ref)
-                await client.change(credentials, "DELETE", api_path(ref.id))
-                return True
-            return False
-
-        with progress("Conversations deleted", len(refs)) as bar:
-            missing = []
-            async with contextlib.aclosing(concurrently(delete_one, refs)) as deleted:
-                async for ref, was_there in deleted:
-                    bar.update(1)
-                    missing += [] if was_there else [ref]
-        await check_missing(client, credentials, missing)
-
-    call_server(credentials, delete_all)
-    click.echo(f"Deleted {what} on {server.host}.")
+        what = call_server(credentials, title) if len(refs) == 1 else what
+        click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
+    call_server(credentials, work)
+    click.echo(f"Deleted {what} on {credentials.server.host}.")
 
 
 @huggingchat.command()
@@ -7616,13 +7429,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     show_default=True,
     help="markdown: the newest branch, to read; json: everything that the server stores",
 )
-@click.option(
-    *("-o", "--output"),
-    type=click.Path(path_type=pathlib.Path),
-    default=DASH,
-    show_default=True,
-    help="The file to write; - is standard output",
-)
+@output_option("The file to write; - is standard output", default=DASH, show_default=True)
 def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """Write a conversation as Markdown or JSON.
 
@@ -7635,10 +7442,11 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     ref = find_conversation(name, credentials.server)
 
     async def work(client: Client, credentials: Credentials) -> str:
-        if format_ == "json":
-            raw = await read_conversation(client, credentials, ref, msgspec.Raw)
-            return msgspec.json.format(bytes(raw), indent=2).decode("utf-8", "replace") + "\n"
-        return to_markdown(await read_tree(client, credentials, ref))
+        if format_ == "markdown":
+            return to_markdown(await read_tree(client, credentials, ref))
+        await settle(client, credentials, ref)
+        raw = await client.conversation(credentials, ref.id, msgspec.Raw)
+        return msgspec.json.format(bytes(raw), indent=2).decode("utf-8", "replace") + "\n"
 
     text = call_server(credentials, work)
     if output == DASH:
@@ -7663,9 +7471,9 @@ def load_conversation(name: str) -> llm.Fragment:
     work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
     tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
-    if not branches_of(tree.conversation):
-        raise HuggingChatError(f"{tree.page} holds no answer yet.")
-    return llm.Fragment(to_markdown(tree, for_model=True), source=tree.page)
+    if not tree.branches:
+        raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
+    return llm.Fragment(to_markdown(tree, for_model=True), source=tree.ref.page)
 
 
 # Artifacts
@@ -7675,11 +7483,8 @@ BROWSER_KINDS = ("html", "svg")  # artifacts that a browser can show by itself
 
 @huggingchat.command()
 @conversation_argument
-@click.option(
-    *("-o", "--output"),
-    type=click.Path(path_type=pathlib.Path, file_okay=False),
-    metavar="DIR",
-    help="Write the latest version of each to a file in this directory",
+@output_option(
+    "Write the latest version of each to a file in this directory", file_okay=False, metavar="DIR"
 )
 @click.option("every", "--all", is_flag=True, help="Every version, not only the latest")
 @click.option("show", "--open", is_flag=True, help="Show HTML and SVG in the browser")
@@ -7702,7 +7507,7 @@ def artifacts(
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
-    branch = next(iter(branches_of(tree.conversation)), [])
+    branch = next(iter(tree.branches), [])
     found = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
     files = _write_artifacts(artifact_names(found, every), output, show)
     if json_:
@@ -7750,9 +7555,9 @@ def _echo_artifact(artifact: Artifact, every: bool) -> None:
     name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
     click.echo(f"{name}  {one_line(kind, 30)}  {title} ({versions})")
     for version in artifact.versions if every else ():
-        about = one_line(version.title, 200) + (", never closed" if version.cut else "")
         size = len(version.content.encode())
-        click.echo(f"  {version.number}: {version.operation}, {size} bytes: {about}")
+        title = one_line(version.title, 200)
+        click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
 
 
 def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
@@ -7763,21 +7568,18 @@ def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
         for version in artifact.versions:
             which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
             for text in version.missed:
-                why = f"it replaces {one_line(text, 60)!r}, which is not there" if text else ""
-                yield f"{which} is an update that did not match: {why or 'it replaces nothing'}"
+                missed = f"replaces {one_line(text, 60)!r}" if text else "replaces nothing"
+                yield f"{which} is an update that did not match: it {missed}"
             if version.cut:
                 yield f"{which} was never closed"
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    def of_version(version: Version) -> dict[str, Any]:
-        names = ("number", "operation", "kind", "title", "missed", "content")
-        return {name: getattr(version, name) for name in names} | {"interrupted": version.cut}
-
-    latest = artifact.latest
-    about = {"identifier": artifact.identifier, "kind": latest.kind, "title": latest.title}
-    versions = list(map(of_version, artifact.versions))
-    return {**about, "language": latest.language or None, "versions": versions}
+    versions = msgspec.to_builtins(artifact.versions)
+    for version in versions:
+        version["interrupted"] = version.pop("cut")
+    latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
+    return {"identifier": artifact.identifier, **latest, "versions": versions}
 
 
 # Recordings, and files in answers
@@ -7809,10 +7611,8 @@ def transcribe(file: str) -> None:
 
 @huggingchat.command()
 @click.argument("url")
-@click.option(
-    *("-o", "--output"),
-    type=click.Path(path_type=pathlib.Path),
-    help="The file or directory to write; - is standard output  [default: the file's own name]",
+@output_option(
+    "The file or directory to write; - is standard output  [default: the file's own name]"
 )
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
@@ -7866,12 +7666,9 @@ def _file_name(response: HttpResponse, path: str) -> str:
 
     headers = Headers()
     headers["content-disposition"] = re.sub(r"[\r\n]", "", response.header("content-disposition"))
-    name = headers.get_filename() or path.rpartition("/")[2]
+    name = (headers.get_filename() or path).replace("\\", "/")
     type = response.header("content-type").partition(";")[0]
-    stem, dot, ending = upload_name(llm.Attachment(path=name.replace("\\", "/")), type).rpartition(
-        "."
-    )
-    return safe_stem(stem or ending) + dot + (ending if stem else "")
+    return safe_stem(upload_name(llm.Attachment(path=name), type))
 
 
 # --- hooks: what llm calls when it starts ------------------------------------------------
@@ -7889,11 +7686,9 @@ def register_models(register: Callable[..., None]) -> None:
     except llm.ModelError:
         catalogue = Catalogue()  # a prompt says what is wrong with the address
     names = aliases_of(catalogue.models)
-    for info in catalogue.models:
+    removed = (ModelInfo(id, removed=True) for id in catalogue.removed)
+    for info in (*catalogue.models, *removed):
         register(HuggingChat(info), AsyncHuggingChat(info), aliases=tuple(names.get(info.id, ())))
-    for id in catalogue.removed:
-        info = ModelInfo(id, removed=True)
-        register(HuggingChat(info), AsyncHuggingChat(info))
 
 
 @llm.hookimpl

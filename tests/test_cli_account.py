@@ -8,7 +8,7 @@ import time
 import uuid
 
 import pytest
-from chat_ui import SETTINGS, ChatUI, Fault
+from chat_ui import SETTINGS, ChatUI
 from cli import COOKIES, LLAMA, NO_ID, SESSION, TOKEN, command, refused
 from helpers import calls, run, use
 
@@ -166,16 +166,14 @@ def test_all_else_of_the_account_stays(logged_in: ChatUI) -> None:
     assert after.keys() == SETTINGS.keys()
 
 
-def test_no_provider_on_a_server_that_is_not_huggingchat(logged_in: ChatUI) -> None:
-    config = b'{"json": {"PUBLIC_APP_ASSETS": "chatui"}}'
-    logged_in.faults["GET", "/api/v2/public-config"] = [Fault(status=200, body=config)]
-    assert "no choice of providers" in refused("settings", R1, "--provider", "fastest")
+def test_provider_that_the_model_does_not_have(logged_in: ChatUI) -> None:
+    assert "has no provider 'a b'" in refused("settings", R1, "--provider", "a b")
     assert posts(logged_in) == []
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--artifacts"], [R1, "--provider", "a b"], [R1, "--reasoning-effort", "most"]],
+    [["--artifacts"], [R1, "--reasoning-effort", "most"]],
 )
 def test_options_that_make_no_sense(logged_in: ChatUI, arguments: list[str]) -> None:
     before = len(logged_in.log)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlite_utils
-from chat_ui import ChatUI, Request
+from chat_ui import ChatUI, Fault, Request
 from cli import LLAMA, NO_ID, Web, ask, command, refused
 from helpers import AT_ONCE, logged, only_conversation, run
 from helpers import command as llm_process
@@ -143,7 +143,7 @@ def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> 
     for id, said in (
         (foreign, "o such conversation"),
         ("../../settings", "names no conversation"),
-        (f"https://evil.example/chat/conversation/{NO_ID}", "is not the address"),
+        (f"https://evil.example/chat/conversation/{NO_ID}", "names no conversation"),
     ):
         assert said in refused(*(word.format(id) for word in words))
     assert foreign in logged_in.conversations
@@ -245,6 +245,13 @@ def test_delete_asks_with_the_title(logged_in: ChatUI) -> None:
         assert "Aborted!" in asked
     assert id in logged_in.conversations
     assert "About [31mowls" in command("delete", id, input="y\n").stdout
+    assert logged_in.conversations == {}
+
+
+def test_delete_whose_answer_is_lost_has_succeeded(logged_in: ChatUI) -> None:
+    id = Web(logged_in).begin("one")
+    logged_in.faults["DELETE", f"/api/v2/conversations/{id}"] = [Fault(drop=True, done=True)]
+    assert "Deleted" in command("delete", id, "--yes").stdout
     assert logged_in.conversations == {}
 
 

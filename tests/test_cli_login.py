@@ -21,7 +21,7 @@ import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import COOKIES, SESSION, TOKEN, command, refused
-from helpers import run
+from helpers import NEVER, run
 
 import llm_huggingchat
 
@@ -139,7 +139,7 @@ def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> pathlib.Path:
 def test_login_from_firefox_takes_the_servers_own_cookies(
     accounts: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path
 ) -> None:
-    assert "no profile" in refused("login", "--browser", "firefox")
+    assert "can be read from Firefox" in refused("login", "--browser", "firefox")
     firefox(
         tmp_path,
         ("evil127.0.0.1", "hf-chat", "bad"),
@@ -221,7 +221,8 @@ if sys.platform != "win32":
             return self.shown.decode()
 
     @pytest.fixture
-    def terminal() -> Iterator[Terminal]:
+    def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+        monkeypatch.setattr(llm_huggingchat.limits, "paste_pause", 0.2)
         terminal = Terminal()
         yield terminal
         os.close(terminal.ours)
@@ -244,9 +245,12 @@ if sys.platform != "win32":
     ) -> None:
         assert "Logged in on" in terminal.log_in(PASTES[form])
 
-    def test_lines_of_a_slow_paste_belong_together(accounts: ChatUI, terminal: Terminal) -> None:
+    def test_lines_of_a_slow_paste_belong_together(
+        accounts: ChatUI, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(llm_huggingchat.limits, "paste_pause", NEVER)
         first, second, *rest = EXTENSION.splitlines(keepends=True)
-        assert "Logged in on" in terminal.log_in(first, second, "".join(rest) + "\n\n")
+        assert "Logged in on" in terminal.log_in(first, second, "".join(rest) + "\n\x04")
 
     def test_what_comes_after_the_cookie_is_not_left_for_the_shell(
         accounts: ChatUI, terminal: Terminal

@@ -104,7 +104,7 @@ def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
         ("f" * 24, "no such conversation"),
         ("nonsense", "names no conversation"),
         ("", "names no conversation"),
-        ("https://example.org/conversation/" + "f" * 24, "is not the address"),
+        ("https://example.org/conversation/" + "f" * 24, "names no conversation"),
     ],
 )
 def test_what_is_not_there_is_told(server: ChatUI, name: str, says: str) -> None:

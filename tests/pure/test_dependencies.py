@@ -64,21 +64,16 @@ def test_metadata_without_text_is_kept_with_a_part_of_its_kind(kind: str) -> Non
     assert response.duration_ms() == 1500
 
 
-def test_logged_metadata_is_where_the_modules_sql_looks_for_it() -> None:
+def test_logged_metadata_is_where_the_module_looks_for_it() -> None:
     make_logs()
-    kept = {"huggingchat": {"server": "s"}}
+    kept = {"huggingchat": {"server": "s", "conversation_id": "c"}}
     response = a_response(StreamEvent(type="text", chunk="hello", provider_metadata=kept))
     with closing(sqlite_utils.Database(llm.user_dir() / "logs.db")) as db:
         store = LogStore(db)
         thread = store.create_thread(name="t")
         store.log(response, thread)
-        found = store.db.execute(
-            f"select {llm_huggingchat.METADATA.format('server')}, turns.thread_id, parts.position "
-            "from turns join parts on parts.message_hash = turns.tip_message_hash"
-        )
-        assert ("s", thread, 0) in found.fetchall()
-        malformed = llm_huggingchat.METADATA.replace("parts.payload", "'{'")
-        assert db.execute(f"select {malformed}").fetchall() == [(None,)]
+        (found,) = llm_huggingchat.logged_answers(store, llm_huggingchat.Server("s"))
+        assert (found.conversation_id, found.thread_id) == ("c", thread)
 
 
 @contextlib.contextmanager
