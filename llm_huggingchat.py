@@ -3101,30 +3101,27 @@ def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
-    stay links. What cannot be replaced (a pipe, a device, a file with several names, or one in
-    a directory where none may be made) is written in place. Raises OSError.
+    stay links. A pipe or a device is written to. Raises OSError.
     """
-    target = pathlib.Path(os.path.realpath(path))
     old = path.stat() if path.exists() else None
-    place = new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    if old and not stat.S_ISREG(old.st_mode):
+        with open(path, "wb") as file:
+            yield file
+        return
+    target = pathlib.Path(os.path.realpath(path))
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    opener = functools.partial(os.open, mode=0o600 if old else mode)
     try:
-        if old and not (stat.S_ISREG(old.st_mode) and old.st_nlink == 1):
-            raise OSError
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if old else mode))
-        if old and os.name == "posix":
-            os.chown(new, old.st_uid, old.st_gid)
-    except OSError:
-        place = path
-    try:
-        with open(place, "wb") as file:
+        with open(new, "xb", opener=opener) as file:
             yield file
             file.flush()
-            if place == new:
-                os.fsync(file.fileno())
-        if place == new:
-            if old:
-                os.chmod(new, stat.S_IMODE(old.st_mode))
-            os.replace(new, target)
+            os.fsync(file.fileno())
+        if old:
+            if os.name == "posix":
+                with contextlib.suppress(OSError):
+                    os.chown(new, old.st_uid, old.st_gid)
+            os.chmod(new, stat.S_IMODE(old.st_mode))
+        os.replace(new, target)
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
@@ -3648,10 +3645,7 @@ def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) 
 
 def too_large(name: str, most: int) -> llm.ModelError:
     """The error for a file of more than `most` bytes."""
-    does = "transcribes" if most == AUDIO_LIMIT else "takes"
-    return HuggingChatError(
-        f"{name} has more than {most >> 20} MB, the most that HuggingChat {does}."
-    )
+    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
@@ -3880,7 +3874,7 @@ def proxy_of(url: str) -> str:
 def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
     """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
     if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503, 504)
+        return idempotent and error.response.status in (502, 503)
     return not error.silent and (idempotent or not error.sent)
 
 
@@ -3977,28 +3971,22 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, deadline: float, into: BinaryIO | None = None) -> HttpResponse:
+    async def whole(self, deadline: float) -> HttpResponse:
         """The whole response, until `deadline` on the monotonic clock.
 
-        With `into` the body goes there, and takes its time. Raises what `read` does, and
-        HttpError.
+        Raises what `read` does, and HttpError for any status but 200.
         """
-        body: BinaryIO = into or io.BytesIO()
-        body.seek(0)
-        body.truncate()
-        silence = limits.call_timeout if into else None
+        body = bytearray()
         try:
-            async with self, asyncio.timeout(None if into else deadline - time.monotonic()):
-                while chunk := await self.read(silence):
-                    body.write(chunk)
+            async with self, asyncio.timeout(deadline - time.monotonic()):
+                while chunk := await self.read(None):
+                    body += chunk
         except TimeoutError:
             raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
-        response = self.response
+        response = msgspec.structs.replace(self.response, body=bytes(body))
         if response.status != 200:
             raise HttpError(response)
-        if into:
-            return response
-        return msgspec.structs.replace(response, body=cast(io.BytesIO, body).getvalue())
+        return response
 
     @property
     def response(self) -> HttpResponse:
@@ -4070,6 +4058,15 @@ class Client:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
+    def note_later(self, note: Callable[[str], None], text: str) -> asyncio.Task[None]:
+        """Call `note` with `text` after some seconds, unless the task is cancelled."""
+
+        async def tell() -> None:
+            await asyncio.sleep(sum(limits.backoff[:4]))
+            note(text)
+
+        return self.spawn(tell())
+
     def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the server to stop a run, however often the turn itself is cancelled."""
         task = self.spawn(stop)
@@ -4125,13 +4122,12 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: BinaryIO | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (by default
-        `limits.call_timeout`), but what goes to the file `into` takes its time. Raises
-        ConnectionLost, HttpError for any status but 200, TooLarge, HuggingChatError.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
+        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, TooLarge,
+        HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4145,7 +4141,7 @@ class Client:
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                return await exchange.whole(deadline, into)
+                return await exchange.whole(deadline)
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -4454,7 +4450,7 @@ def _http_error(
         )
     if response.wants_login:
         return login_error(server, credentials.cookies)
-    said = credentials.without_cookies(response.message)
+    said = credentials.without_cookies(response.message).rstrip(".")
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     words = {
         200: f"{host} answered with a web page instead of a chat. Is there a proxy or a login page "
@@ -4542,9 +4538,7 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
             )
     except RequestException as error:
         if len(content) > AUDIO_LIMIT:
-            is_recording = mime_type(attachment.type) in AUDIO_TYPES
-            most = AUDIO_LIMIT if is_recording else FILE_LIMIT
-            raise too_large(shown_name(attachment), most) from None
+            raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
         why = connection_error(error, True, url)
         raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
@@ -4597,37 +4591,24 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
     """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
 
     chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
-    on its status. As transcribing changes nothing, a broken connection is tried once more.
+    on its status and its words.
     """
     host, name = credentials.server.host, recording.name
-    call = functools.partial(
-        client.call,
-        credentials,
-        "POST",
-        "/api/transcribe",
-        body=recording.content,
-        content_type=recording.type,
-        idempotent=False,
-        timeout=limits.transcribe_timeout,
-    )
     try:
-        try:
-            response = await call()
-        except ConnectionLost as lost:
-            if lost.silent:
-                raise
-            response = await call()
+        response = await client.call(
+            credentials,
+            "POST",
+            "/api/transcribe",
+            body=recording.content,
+            content_type=recording.type,
+            timeout=limits.transcribe_timeout,
+        )
     except (ConnectionLost, HttpError) as error:
-        status, why = 0, ""
-        if isinstance(error, HttpError):
-            status, why = error.response.status, error.response.message
-        if status == 504 or (isinstance(error, ConnectionLost) and error.silent):
-            words = f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
-        elif why.startswith("Transcription failed:"):
-            words = f"{host} could not transcribe {name} (HTTP {status}): {why.partition(': ')[2]}"
-        else:
-            raise model_error(error, credentials, sent=f"the recording {name}") from None
-        raise HuggingChatError(words) from None
+        said = error.response.message if isinstance(error, HttpError) else ""
+        if said.startswith("Transcription"):
+            words = f"{host} could not transcribe {name} ({error}): {said}"
+            raise HuggingChatError(words) from None
+        raise model_error(error, credentials, sent=f"the recording {name}") from None
     text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
     if not text:
         raise HuggingChatError(f"{host} heard no words in {name}.")
@@ -4640,18 +4621,13 @@ async def transcribe_all(
     recordings: Iterable[Upload],
     note: Callable[[str], None],
 ) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order.
+    """What is said in each recording, in their order; `note` says when that takes long.
 
-    `note` is called with words when that takes long. Raises HuggingChatError when the server
-    does not transcribe, cannot, or hears nothing.
+    Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
 
-    async def note_delay(name: str) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        note(f"{name} is being transcribed")
-
     async def transcribe(recording: Upload) -> str:
-        noting = client.spawn(note_delay(recording.name))
+        noting = client.note_later(note, f"{recording.name} is being transcribed")
         try:
             return await transcribe_recording(client, credentials, recording)
         finally:
@@ -5561,7 +5537,8 @@ class ConversationLease:
         A stop that reached the server too late leaves a marker there, which stops the next
         run if that begins within `limits.stop_marker` seconds.
         """
-        noting = self._client.spawn(self._note_waiting())
+        what = "waiting for the end of another turn of this conversation"
+        noting = self._client.note_later(self._note, what)
         lock = TurnLock(self.page)
         try:
             await lock.acquire()
@@ -5573,10 +5550,6 @@ class ConversationLease:
                 lock.pending, lock.stopped = False, None
         finally:
             noting.cancel()
-
-    async def _note_waiting(self) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        self._note("waiting for the end of another turn of this conversation")
 
 
 async def select_tools(
@@ -6700,6 +6673,7 @@ class Importer:
 Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
+DOWNLOAD_TIMEOUT = 600.0  # seconds for it
 
 
 class _Commands(click.Group):
@@ -7970,27 +7944,23 @@ def download(url: str, output: pathlib.Path | None) -> None:
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        options = {"max_bytes": FILE_SIZE_LIMIT, "into": file}
+        options = {"max_bytes": FILE_SIZE_LIMIT, "timeout": DOWNLOAD_TIMEOUT}
         try:
             return await client.change(credentials, "GET", path, **options)
         except NotFound:
             await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
-    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
-    with tempfile.TemporaryFile() as file:
-        response = call_server(credentials, fetch)
-        size = file.tell()
-        file.seek(0)
-        if output == DASH:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        if output is None or output.is_dir():
-            output = (output or pathlib.Path()) / _file_name(response, path)
-        may_write(output)
-        with atomic_write(output) as place:
-            shutil.copyfileobj(file, place)
-    click.echo(f"{output} ({size} bytes)")
+    response = call_server(credentials, fetch)
+    if output == DASH:
+        sys.stdout.buffer.write(response.body)
+        return
+    if output is None or output.is_dir():
+        output = (output or pathlib.Path()) / _file_name(response, path)
+    may_write(output)
+    with atomic_write(output) as place:
+        place.write(response.body)
+    click.echo(f"{output} ({len(response.body)} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:

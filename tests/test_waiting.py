@@ -102,7 +102,7 @@ async def test_threads_and_loops_share_the_pause_of_one_server(
     monkeypatch.setattr(limits, "rate_window", 0.3)
     monkeypatch.setenv(WAIT, "1")
     for ask in (ask_sync, ask_async):
-        with pytest.raises(llm.ModelError, match=r"sending too many messages.*waited for 0 s"):
+        with pytest.raises(llm.ModelError, match=r"asks for a pause .*sending too many messages"):
             await asyncio.to_thread(ask, "hello")
     assert len(sends(busy)) == 1
     with ChatUI(store_delay=0) as other:
@@ -133,7 +133,7 @@ def test_wait_that_was_too_short_says_so_and_the_conversation_goes_on(
     with pytest.raises(llm.ModelError) as caught:
         ask("two", after=first)
     said = str(caught.value)
-    assert re.search(r"HTTP 429: .*waited for \d+ seconds?.*LLM_HUGGINGCHAT_WAIT", said)
+    assert re.search("HTTP 429: .*LLM_HUGGINGCHAT_WAIT", said)
     assert len(sends(busy)) == 3
     busy.faults.clear()
     monkeypatch.setenv(WAIT, "60")
@@ -144,12 +144,12 @@ def test_wait_that_was_too_short_says_so_and_the_conversation_goes_on(
 def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> None:
     busy.max_messages = 2
     first = ask_sync("one")
-    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
+    with pytest.raises(llm.ModelError, match=r"HTTP 429: .*Start a new one"):
         ask_sync("two", after=first)
     assert len(sends(busy)) == 2
     busy.max_conversations = 1
     ask_sync("three")
-    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
+    with pytest.raises(llm.ModelError, match=r"HTTP 429: .*Delete some to continue"):
         ask_sync("four")
     assert len(sends(busy)) == 3
     assert TOO_LONG
