@@ -3871,6 +3871,12 @@ def proxy_of(url: str) -> str:
     return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
 
 
+def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
+    """Whether a conversation, or a part of it, is not there for this account."""
+    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
+    return is_part and isinstance(error, HttpError) and error.response.is_hidden
+
+
 def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
     """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
     if isinstance(error, HttpError):
@@ -3895,8 +3901,7 @@ class Exchange:
         **options: Any,
     ) -> None:
         self._url = url
-        self._arrived = asyncio.Event()
-        self._chunks: list[bytes] = []
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self._received = 0
         self._max_bytes = max_bytes
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
@@ -3914,7 +3919,7 @@ class Exchange:
                 **options,
             )
         )
-        self._task.add_done_callback(lambda _: self._arrived.set())
+        self._task.add_done_callback(lambda _: self._chunks.put_nowait(b""))
 
     def _once(self, body: bytes) -> Iterator[bytes]:
         """The body, as an iterator, which curl cannot rewind.
@@ -3933,29 +3938,24 @@ class Exchange:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
-        self._chunks.append(chunk)
-        self._arrived.set()
+        self._chunks.put_nowait(chunk)
         return len(chunk)
 
     async def read(self, silence: float | None) -> bytes:
-        """What has arrived since the last call, after at most `silence` seconds; b"" at the end.
+        """What comes next of the body, within `silence` seconds; b"" at the end.
 
         Raises ConnectionLost, TooLarge, HuggingChatError.
         """
-        while not self._chunks:
-            if self._task.done():
-                self._check()
-                return b""
-            self._arrived.clear()
-            allowed = silence and (silence if self._received else silence + self._upload)
-            try:
-                async with asyncio.timeout(allowed):
-                    await self._arrived.wait()
-            except TimeoutError:
-                why = f"the server said nothing for {allowed:.0f} seconds"
-                raise ConnectionLost(why, sent=self.sent, silent=True) from None
-        chunks, self._chunks = self._chunks, []
-        return b"".join(chunks)
+        allowed = silence and (silence if self._received else silence + self._upload)
+        try:
+            async with asyncio.timeout(allowed):
+                chunk = await self._chunks.get()
+        except TimeoutError:
+            why = f"the server said nothing for {allowed:.0f} seconds"
+            raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        if not chunk:
+            self._check()
+        return chunk
 
     def _check(self) -> None:
         """Raise what the exchange ended with, if it failed."""
@@ -4126,8 +4126,8 @@ class Client:
         """One call, tried again where that is safe and can help.
 
         `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
-        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, TooLarge,
-        HuggingChatError.
+        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound for
+        a conversation that is not there, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4146,21 +4146,12 @@ class Client:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
                     continue
+                if is_missing(path, error):
+                    raise NotFound from None
                 pause = backoff.next() if may_retry(error, idempotent) else None
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
-
-    async def change(
-        self, credentials: Credentials, method: str, path: str, value: Any = None, **options: Any
-    ) -> HttpResponse:
-        """`call` for a part of a conversation. Raises NotFound when that is not there."""
-        try:
-            return await self.call(credentials, method, path, value, **options)
-        except HttpError as error:
-            if error.response.is_hidden:
-                raise NotFound from None
-            raise
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
         """The superjson value at `path`, checked against `type`. Raises what `call` does."""
@@ -4178,7 +4169,7 @@ class Client:
         try:
             return await self.get(credentials, api_path(id), type, max_bytes=CONVERSATION_LIMIT)
         except HttpError as error:
-            if error.response.is_hidden or error.response.status == 400:
+            if error.response.status == 400:
                 raise NotFound from None
             raise
 
@@ -4230,7 +4221,7 @@ async def stop_run(
 ) -> None:
     """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
     value = {"generationId": generation_id, "seenContentLength": seen}
-    with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
+    with contextlib.suppress(ConnectionLost, HttpError, NotFound, HuggingChatError):
         await client.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
 
 
@@ -4248,34 +4239,31 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limits.store_timeout):
             while True:
-                status = await _log_end(client, credentials, path, backoff)
-                if status is not None:
-                    return status
-                pause = backoff.next()
-                if pause is None:
-                    raise ConnectionLost("it does not answer", sent=True)
+                try:
+                    return await _log_end(client, credentials, path, backoff)
+                except ConnectionLost:
+                    pause = backoff.next()
+                    if pause is None:
+                        raise
                 await asyncio.sleep(pause)
     return ""
 
 
-async def _log_end(
-    client: Client, credentials: Credentials, path: str, backoff: Backoff
-) -> str | None:
-    """How a log says that its run ended; None if the connection ended before."""
+async def _log_end(client: Client, credentials: Credentials, path: str, backoff: Backoff) -> str:
+    """How a log says that its run ended; "" where the server refuses. Raises ConnectionLost."""
     decoder = EventStreamDecoder()
     credentials = client.sessions.current(credentials)
-    with contextlib.suppress(ConnectionLost):
-        async with client.open(credentials, "GET", path) as exchange:
-            while chunk := await exchange.read(limits.read_timeout):
-                for event in decoder.feed(chunk):
-                    backoff.reset()
-                    if isinstance(event, LogEnd):
-                        return event.status
-            error = HttpError(exchange.response)
-        if 300 <= error.response.status < 500:
-            renewed = await client.sessions.renew_after(error, credentials, path)
-            return None if renewed else ""
-    return None
+    async with client.open(credentials, "GET", path) as exchange:
+        while chunk := await exchange.read(limits.read_timeout):
+            for event in decoder.feed(chunk):
+                backoff.reset()
+                if isinstance(event, LogEnd):
+                    return event.status
+        error = HttpError(exchange.response)
+    refused = 300 <= error.response.status < 500
+    if refused and not await client.sessions.renew_after(error, credentials, path):
+        return ""
+    raise ConnectionLost("it does not answer", sent=True)
 
 
 def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
@@ -4332,9 +4320,7 @@ class Sessions:
         if not has_token or isinstance(error, ConnectionLost) or error.response.is_firewall:
             return False
         expired = error.response.wants_login
-        if error.response.is_hidden and path.startswith(
-            ("/conversation/", "/api/v2/conversations/")
-        ):
+        if is_missing(path, error):
             client = self._client
             expired = await client.wants_login(credentials) and not await client.user(credentials)
         if expired:
@@ -5527,7 +5513,7 @@ class ConversationLease:
             raise NotFound(answer=True)
         if self._client.models.get(self.id, parent.model) != self._model:
             value = {"model": self._model}
-            await self._client.change(self._credentials, "PATCH", api_path(self.id), value)
+            await self._client.call(self._credentials, "PATCH", api_path(self.id), value)
         self._client.models[self.id] = self._model
         return message_id
 
@@ -5674,7 +5660,7 @@ class Turn:
         unused = run is None or (refused and run.cannot_have_arrived)
         if not (unused and id and self._plan.parent is None):
             return False
-        delete = self._client.change(self._credentials, "DELETE", api_path(id))
+        delete = self._client.call(self._credentials, "DELETE", api_path(id))
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
         return True
 
@@ -7560,7 +7546,7 @@ async def copy_shared(
 ) -> ConversationTree:
     """The account's own copy of a shared conversation: only that can be continued there."""
     path = "/api/v2/conversations/import-share"
-    response = await client.change(credentials, "POST", path, {"shareId": ref.id}, idempotent=False)
+    response = await client.call(credentials, "POST", path, {"shareId": ref.id}, idempotent=False)
     copy = read_body(response, Envelope[ImportedShare], credentials.server).json
     return await read_tree(client, credentials, ConversationRef(copy.conversation_id))
 
@@ -7624,7 +7610,7 @@ def rename(name: str | None, title: str | None) -> None:
 
     async def work(client: Client, credentials: Credentials) -> None:
         await settle(client, credentials, ref)
-        await client.change(credentials, "PATCH", api_path(ref.id), {"title": title})
+        await client.call(credentials, "PATCH", api_path(ref.id), {"title": title})
 
     call_server(credentials, work)
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
@@ -7647,7 +7633,7 @@ def share(name: str | None) -> None:
     async def work(client: Client, credentials: Credentials) -> SharedConversation:
         await settle(client, credentials, ref)
         path = f"{chat_path(ref.id)}/share"
-        response = await client.change(credentials, "POST", path, {})
+        response = await client.call(credentials, "POST", path, {})
         return cast(SharedConversation, read_body(response, SharedConversation, server))
 
     click.echo(server.shared_page(call_server(credentials, work).share_id))
@@ -7695,7 +7681,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
         async def delete_one(ref: ConversationRef) -> bool:
             with contextlib.suppress(NotFound):
                 await settle(client, credentials, ref)
-                await client.change(credentials, "DELETE", api_path(ref.id))
+                await client.call(credentials, "DELETE", api_path(ref.id))
                 return True
             return False
 
@@ -7944,9 +7930,9 @@ def download(url: str, output: pathlib.Path | None) -> None:
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        options = {"max_bytes": FILE_SIZE_LIMIT, "timeout": DOWNLOAD_TIMEOUT}
+        most, timeout = FILE_SIZE_LIMIT, DOWNLOAD_TIMEOUT
         try:
-            return await client.change(credentials, "GET", path, **options)
+            return await client.call(credentials, "GET", path, max_bytes=most, timeout=timeout)
         except NotFound:
             await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
