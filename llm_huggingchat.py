@@ -3101,10 +3101,10 @@ def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
-    stay links. A pipe or a device is written to. Raises OSError.
+    stay links. A pipe, a device or a file with several names is written in place. Raises OSError.
     """
     old = path.stat() if path.exists() else None
-    if old and not stat.S_ISREG(old.st_mode):
+    if old and (not stat.S_ISREG(old.st_mode) or old.st_nlink > 1):
         with open(path, "wb") as file:
             yield file
         return
@@ -3830,7 +3830,7 @@ class Backoff:
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
-    5: "its name cannot be resolved",
+    5: "the proxy's name cannot be resolved",
     6: "the host's name cannot be resolved, or there is no network",
     7: "nobody is listening there",
     35: "the encrypted connection could not be set up",
@@ -3854,8 +3854,8 @@ def connection_error(
                 break
         return HuggingChatError(f"No connection to {urlsplit(url).netloc}: {why}. {hint}")
     if (refused or code in (5, 7)) and (proxy := proxy_of(url)):
-        why = "it refused the connection" if refused else why
-        why = f"the proxy {one_line(proxy, 100)}: {why}. A variable such as HTTPS_PROXY names it"
+        what = "refused the connection" if refused else "cannot be reached"
+        why = f"the proxy {one_line(proxy, 100)} {what}. A variable such as HTTPS_PROXY names it"
     return ConnectionLost(why, sent=sent and not refused and code not in _CURL_ERRORS)
 
 
@@ -4389,7 +4389,9 @@ class Sessions:
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
                 return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
-        if cookies.hf_chat is None and not await self._client.wants_login(Credentials(server)):
+        if cookies.hf_chat is None and not await self._client.wants_login(
+            Credentials(server, cookies)
+        ):
             # Without logins any value is a session.
             return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
         raise login_error(server, cookies)
@@ -4449,6 +4451,7 @@ def _http_error(
         "Run: llm huggingchat refresh, and continue with another: -m MODEL",
         413: f"{host} refused {sent} as too large ({reason}). HuggingChat takes 15 MB a message"
         + (", of which some 11 MB of files, and 10 MB a file." if "files" in sent else "."),
+        429: f"{host} has reached a limit ({reason}).{where}",
     }
     text = words.get(status, f"{host} answered {reason}.{where}")
     if status in REDIRECTS:

@@ -144,12 +144,12 @@ def test_wait_that_was_too_short_says_so_and_the_conversation_goes_on(
 def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> None:
     busy.max_messages = 2
     first = ask_sync("one")
-    with pytest.raises(llm.ModelError, match=r"HTTP 429: .*Start a new one"):
+    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
         ask_sync("two", after=first)
     assert len(sends(busy)) == 2
     busy.max_conversations = 1
     ask_sync("three")
-    with pytest.raises(llm.ModelError, match=r"HTTP 429: .*Delete some to continue"):
+    with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
         ask_sync("four")
     assert len(sends(busy)) == 3
     assert TOO_LONG

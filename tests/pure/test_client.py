@@ -141,7 +141,7 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
         (refusal(413), "refused files as too large (HTTP 413). HuggingChat takes 15 MB a message"),
         (refusal(429, LIMIT), "asks for a pause (HTTP 429: You are"),
         (refusal(429, LIMIT), "let prompts wait: LLM_HUGGINGCHAT_WAIT=600"),
-        (refusal(429, TOO_LONG), "answered HTTP 429: This conversation has more"),
+        (refusal(429, TOO_LONG), "has reached a limit (HTTP 429: This conversation has more"),
         (refusal(500, "An error occurred"), "has a problem of its own (HTTP 500: An error occ"),
         (refusal(503), "has a problem of its own (HTTP 503). Try again later. The conversation"),
         (refusal(418, "tea"), "huggingface.co answered HTTP 418: tea. The conversation is at"),
@@ -217,7 +217,7 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
     assert isinstance(refused, ConnectionLost)
     assert not refused.sent
     for error in (refused, connection_error(curl_error(7), True, url)):
-        assert bool(proxy) == (f"the proxy {proxy}: " in str(error))
+        assert bool(proxy) == (f"the proxy {proxy} " in str(error))
         assert "u:p" not in str(error)
 
 

@@ -80,11 +80,13 @@ def test_new_file_has_the_mode_that_any_has_and_an_old_one_keeps_its(
 
 @posix
 def test_links_stay_links(tmp_path: pathlib.Path) -> None:
-    target, link = tmp_path / "target", tmp_path / "link"
+    target, link, name = tmp_path / "target", tmp_path / "link", tmp_path / "name"
     link.symlink_to("target")
     write(link, b"made")
     assert link.is_symlink()
-    assert target.read_bytes() == b"made"
+    os.link(target, name)
+    write(target, b"written")
+    assert link.read_bytes() == name.read_bytes() == b"written"
 
 
 @posix
