@@ -4389,11 +4389,10 @@ class Sessions:
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
                 return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
-        if cookies.hf_chat is None and not await self._client.wants_login(
-            Credentials(server, cookies)
-        ):
-            # Without logins any value is a session.
-            return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
+        if cookies.hf_chat is None:
+            needed = await self._client.wants_login(Credentials(server, cookies))
+            if not needed:  # then any value is a session
+                return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
         raise login_error(server, cookies)
 
 
