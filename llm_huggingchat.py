@@ -131,6 +131,7 @@ class Limits:
     id_timeout: float = 2.0  # for the answer's id, after its last character
     tail_timeout: float = 0.2  # for the answer to be stored, before the prompt ends
     store_timeout: float = 180.0  # for another turn's run to be stored: chat-ui ends dead ones
+    arrival: float = 5.0  # for a message to arrive whose process was killed
     stop_marker: float = 5.5  # for which a stop also stops the conversation's next run
     settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
     rate_window: float = 60.0  # for which chat-ui counts a message
@@ -3411,18 +3412,20 @@ class TurnLock:
     chat-ui can keep only one run at a time: a message that is sent before the run before it
     is stored loses that run's answer, or is lost itself. So a file exists from when a message
     is sent until its run is known to be stored; it says when the server was told to stop the
-    run (seconds since 1970). A lock beside it is held while a turn goes on. Where no file can
-    be made there is no lock, and every turn asks the server whether a run goes on.
+    run, or when a process that died had sent the message (seconds since 1970). A lock beside it
+    is held while a turn goes on. Where no file can be made there is no lock, and every turn asks
+    the server whether a run goes on.
     """
 
     def __init__(self, page: str) -> None:
         self.pending = False
         self.stopped: float | None = None
+        self.sent = 0.0
         self._file = _turn_file(page)
         self._lock: BaseFileLock | None = None
 
     async def acquire(self) -> None:
-        """Wait for the turn before; then `pending` and `stopped` say what it has left."""
+        """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
         from filelock import FileLock, Timeout
 
         try:
@@ -3440,13 +3443,14 @@ class TurnLock:
 
     def _read(self) -> None:
         try:
-            stopped = decode(self._file.read_bytes(), dict[str, float]).get("stopped", 0.0)
+            times = decode(self._file.read_bytes(), dict[str, float])
         except FileNotFoundError:
             return
         except ValueError:
-            stopped = 0.0
+            times = {}
         self.pending = True
-        self.stopped = min(stopped, time.time()) or None
+        self.stopped = min(times.get("stopped", 0.0), time.time()) or None
+        self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
         """A message is about to be sent. Files of conversations that nobody continued go."""
@@ -3454,7 +3458,7 @@ class TurnLock:
             for file in self._file.parent.glob("[0-9a-f]*.[jl]*"):
                 if file.stat().st_mtime < time.time() - LOG_LIFETIME:
                     file.unlink()
-        self._write({})
+        self._write({"sent": time.time()})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
         """The turn is over. Unless its run is `stored`, the next turn waits for that."""
@@ -5532,6 +5536,7 @@ class ConversationLease:
             await lock.acquire()
             self.lock = lock
             if lock.pending:
+                await asyncio.sleep(lock.sent + limits.arrival - time.time())
                 ended = await wait_until_stored(self._client, self._credentials, self.id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())

@@ -287,6 +287,22 @@ def test_turn_waits_for_the_run_of_a_process_that_was_killed(server: ChatUI) -> 
 
 
 @pytest.mark.process
+def test_turn_waits_for_a_message_that_a_killed_process_had_just_sent(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "arrival", 5.0)
+    run("-m", "hf-llama", "one")
+    server.faults["POST", "/conversation/*"] = [Fault(delay=0.7)]
+    left = llm_process("-c", "left")
+    wait_for(lambda: len(sends(server)) == 2)
+    left.kill()
+    left.communicate()
+    assert run("-c", "right").stdout == "You said: right\n"
+    assert set(server.runs.values()) == {"completed"}
+    assert sorted(tree(server, only_conversation(server).id)["one"]) == ["left", "right"]
+
+
+@pytest.mark.process
 def test_turn_waits_for_one_that_goes_on_in_another_process_however_long(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

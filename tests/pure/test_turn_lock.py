@@ -43,6 +43,20 @@ async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() ->
     assert not (await entered()).pending
 
 
+async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message(
+    user_path: pathlib.Path,
+) -> None:
+    before = time.time()
+    (await entered()).begin()
+    (file,) = (user_path / "huggingchat_turns").glob("*.lock")
+    file.unlink()  # as if it were not held any more
+    lock = await entered()
+    assert lock.pending
+    assert before <= lock.sent <= time.time()
+    lock.release(stored=False)
+    assert (await entered()).sent == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
 async def test_file_that_is_broken_still_says_that_a_run_may_go_on(
     user_path: pathlib.Path, content: bytes
