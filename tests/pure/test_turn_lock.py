@@ -47,9 +47,12 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message(
     user_path: pathlib.Path,
 ) -> None:
     before = time.time()
-    (await entered()).begin()
-    (file,) = (user_path / "huggingchat_turns").glob("*.lock")
-    file.unlink()  # as if it were not held any more
+    lock = await entered()
+    lock.begin()
+    (file,) = (user_path / "huggingchat_turns").glob("*.json")
+    left = file.read_bytes()
+    lock.release(stored=True)
+    file.write_bytes(left)  # a process that dies does not release it
     lock = await entered()
     assert lock.pending
     assert before <= lock.sent <= time.time()
