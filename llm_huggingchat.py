@@ -65,7 +65,6 @@ import weakref
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
@@ -132,6 +131,7 @@ class Limits:
     id_timeout: float = 2.0  # for the answer's id, after its last character
     tail_timeout: float = 0.2  # for the answer to be stored, before the prompt ends
     store_timeout: float = 180.0  # for another turn's run to be stored: chat-ui ends dead ones
+    arrival: float = 5.0  # for a message to arrive whose process was killed
     stop_marker: float = 5.5  # for which a stop also stops the conversation's next run
     settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
     rate_window: float = 60.0  # for which chat-ui counts a message
@@ -2825,47 +2825,48 @@ def os_error_text(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
-    stay links. What cannot be replaced (a pipe, a device, a file with several names, or one in
-    a directory where none may be made) is written in place. Raises OSError.
+    stay links. A pipe, a device or a file with several names is written in place. Raises OSError.
     """
-    real = pathlib.Path(os.path.realpath(path))
-    there = path.stat() if path.exists() else None
-    place = new = real.with_name(f".{real.name}.{secrets.token_hex(4)}")
+    old = path.stat() if path.exists() else None
+    if old and (not stat.S_ISREG(old.st_mode) or old.st_nlink > 1):
+        with open(path, "wb") as file:
+            yield file
+        return
+    target = pathlib.Path(os.path.realpath(path))
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    opener = functools.partial(os.open, mode=0o600 if old else mode)
     try:
-        if there and not (stat.S_ISREG(there.st_mode) and there.st_nlink == 1):
-            raise OSError
-        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if there else mode))
-        if there and os.name == "posix":
-            os.chown(new, there.st_uid, there.st_gid)
-    except OSError:
-        place = path
-    try:
-        with open(place, "wb") as file:
+        with open(new, "xb", opener=opener) as file:
             yield file
             file.flush()
-            if place == new:
-                os.fsync(file.fileno())
-        if place == new:
-            if there:
-                os.chmod(new, stat.S_IMODE(there.st_mode))
-            os.replace(new, real)
+            os.fsync(file.fileno())
+        if old:
+            if os.name == "posix":
+                with contextlib.suppress(OSError):
+                    os.chown(new, old.st_uid, old.st_gid)
+            os.chmod(new, stat.S_IMODE(old.st_mode))
+        os.replace(new, target)
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
 
 
-@contextlib.contextmanager
-def _updating(name: str) -> Iterator[pathlib.Path]:
-    """A file of llm's user directory, locked while it is read, changed and written."""
+def _update_file(name: str, change: Callable[[bytes], bytes], mode: int = 0o666) -> None:
+    """Change a file of llm's user directory under a lock; `change` gets b"" if there is none.
+
+    Raises OSError, and what `change` does: then the file stays as it is.
+    """
     from filelock import FileLock
 
     path = llm.user_dir() / name
     with FileLock(path.with_name(f".{name}.lock"), timeout=10):
-        yield path
+        content = change(path.read_bytes() if path.exists() else b"")
+        with atomic_write(path, mode) as file:
+            file.write(content)
 
 
 # llm's own first entry in keys.json
@@ -2878,34 +2879,41 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     With `anew` a key that is there already stays. Returns the key that is there now.
     Raises llm.ModelError when the store cannot be read or written.
     """
+
+    def change(content: bytes) -> bytes:
+        nonlocal value
+        keys = json.loads(content or b"{}")
+        if not isinstance(keys, dict):
+            raise ValueError
+        if anew:
+            value = _string(keys.get(name)) or value
+        if value is None:
+            keys.pop(name, None)
+            keys = {} if keys == KEY_NOTE else keys
+        else:
+            keys = (keys or KEY_NOTE) | {name: value}
+        return json.dumps(keys, indent=2).encode() + b"\n"
+
     try:
-        with _updating("keys.json") as path:
-            keys = json.loads(path.read_bytes()) if path.exists() else {}
-            if not isinstance(keys, dict):
-                raise ValueError
-            if anew and (kept := _string(keys.get(name))):
-                return kept
-            if value is None:
-                keys.pop(name, None)
-                keys = {} if keys == KEY_NOTE else keys
-            else:
-                keys = (keys or KEY_NOTE) | {name: value}
-            with replacing(path, 0o600) as file:
-                file.write(json.dumps(keys, indent=2).encode() + b"\n")
-            return value
+        _update_file("keys.json", change, 0o600)
     except (OSError, ValueError, RecursionError) as error:
         raise _key_store_error("updated", error) from None
+    return value
 
 
 def stored_key(name: str) -> str | None:
     """The key kept under `name`, or None. Raises llm.ModelError for a broken key store."""
+    return _string(_stored_keys().get(name)) or None
+
+
+def _stored_keys() -> dict[str, Any]:
     try:
         keys = llm.load_keys()
-        if not isinstance(keys, dict):
-            raise ValueError
+        if isinstance(keys, dict):
+            return keys
+        raise ValueError
     except (OSError, ValueError, RecursionError) as error:
         raise _key_store_error("read", error) from None
-    return _string(keys.get(name)) or None
 
 
 def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
@@ -2920,21 +2928,33 @@ def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
     if they have the same session too. Raises nothing.
     """
     found: dict[str, Cookies] = {}
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        for name, value in llm.load_keys().items():
-            if not isinstance(value, str) or not cookies.token or cookies.token not in value:
+    with contextlib.suppress(llm.ModelError):
+        for name, value in _stored_keys().items():
+            if not cookies.token or cookies.token not in _string(value):
                 continue
             with contextlib.suppress(llm.ModelError):
                 kept = parse_cookies(value, server.host)
-                own = name == server.key_name
-                alias = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
-                if kept.token == cookies.token and (own or alias):
+                named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
+                if kept.token == cookies.token and (named or name == server.key_name):
                     found[name] = kept
     return found
 
 
+def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
+    """Keep a session that was made after that of `cookies` had expired.
+
+    If it cannot be kept, this process uses it, and a note says so.
+    """
+    for name, kept in keys_of(server, cookies).items():
+        value = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
+        try:
+            keep_key(name, value)
+        except llm.ModelError as error:
+            note(f"{error} The new session is for this process alone.")
+
+
 def is_anonymous(key: str | None) -> bool:
-    """Is this the key of a session that this plugin made for a server without logins?"""
+    """Whether this is the key of a session that this plugin made for a server without logins."""
     return bool(re.search(r'"(anonymous|made_up)": true', key or ""))
 
 
@@ -3010,38 +3030,20 @@ def forget_session(server: Server) -> None:
             keep_key(server.key_name, None)
 
 
-@contextlib.asynccontextmanager
-async def one_login() -> AsyncIterator[None]:
-    """Held by the one process that makes a session; others wait for `limits.reconnect_timeout`.
-
-    Without a lock they go on: two sessions do no harm.
-    """
-    from filelock import AsyncFileLock
-
-    path = llm.user_dir() / ".huggingchat_login.lock"
-    lock = AsyncFileLock(path, timeout=limits.reconnect_timeout, thread_local=False)
-    with contextlib.suppress(OSError):  # a filelock.Timeout is one, too
-        await lock.acquire()
-    try:
-        yield
-    finally:
-        await lock.release()
-
-
 CACHE = "huggingchat_models.json"
 
 
 class _CachedServer(msgspec.Struct, omit_defaults=True):
-    """What is cached of a server. `former` are ids that it offered, or that llm's logs name."""
+    """What is cached of a server. `known` are ids that it offered, or that llm's logs name."""
 
     time: float = 0.0
     models: tuple[ModelInfo, ...] = ()
-    former: list[str] = msgspec.field(default_factory=list)
+    known: list[str] = msgspec.field(default_factory=list, name="former")
 
     def remember(self, ids: Iterable[str]) -> bool:
-        """Add ids to `former`, and tell whether any is new."""
-        new = [id for id in dict.fromkeys(ids) if id not in self.former and not problem_of_id(id)]
-        self.former.extend(new)
+        """Add ids to `known`, and tell whether any is new."""
+        new = [id for id in dict.fromkeys(ids) if id not in self.known and not problem_of_id(id)]
+        self.known.extend(new)
         return bool(new)
 
 
@@ -3058,9 +3060,15 @@ def _read_cache() -> dict[str, _CachedServer]:
         return {}
 
 
-def _write_cache(path: pathlib.Path, servers: dict[str, _CachedServer]) -> None:
-    with replacing(path) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n")
+def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) -> None:
+    """Change what is cached of a server. Raises OSError."""
+
+    def update(_: bytes) -> bytes:
+        servers = _read_cache()
+        change(servers.setdefault(server_url, _CachedServer()))
+        return msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n"
+
+    _update_file(CACHE, update)
 
 
 def load_catalogue(server_url: str) -> Catalogue:
@@ -3068,21 +3076,21 @@ def load_catalogue(server_url: str) -> Catalogue:
     servers = _read_cache()
     here = servers.get(server_url, _CachedServer())
     models, when = (here.models, here.time) if here.models and here.time > 0 else (BUILT_IN, None)
-    former = dict.fromkeys(itertools.chain(*(server.former for server in servers.values())))
-    removed = former.keys() - {model.id for model in models}
-    return Catalogue(models, when, tuple(id for id in former if id in removed))
+    offered = {model.id for model in models}
+    known = dict.fromkeys(itertools.chain(*(server.known for server in servers.values())))
+    return Catalogue(models, when, tuple(id for id in known if id not in offered))
 
 
 def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     """Cache a server's models beside those of other servers. Raises llm.ModelError."""
+    offered = {model.id: model for model in models}
+
+    def change(server: _CachedServer) -> None:
+        server.remember(model.id for model in server.models if model.id not in offered)
+        server.time, server.models = time.time(), tuple(offered.values())
+
     try:
-        with _updating(CACHE) as path:
-            servers, models = _read_cache(), tuple(models)
-            here = servers.setdefault(server_url, _CachedServer())
-            offered = {model.id for model in models}
-            here.remember(model.id for model in here.models if model.id not in offered)
-            here.time, here.models = time.time(), models
-            _write_cache(path, servers)
+        _update_cache(server_url, change)
     except OSError as error:
         raise HuggingChatError(
             f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {os_error_text(error)}"
@@ -3095,25 +3103,9 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
     Raises nothing. Writes only if an id is new.
     """
     ids = list(ids)
-    if not _read_cache().get(server_url, _CachedServer()).remember(ids):
-        return
-    with contextlib.suppress(OSError), _updating(CACHE) as path:
-        servers = _read_cache()
-        servers.setdefault(server_url, _CachedServer()).remember(ids)
-        _write_cache(path, servers)
-
-
-def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
-    """Keep a session that was made after that of `cookies` had expired.
-
-    If it cannot be kept, this process uses it, and a note says so.
-    """
-    for name, kept in keys_of(server, cookies).items():
-        value = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
-        try:
-            keep_key(name, value)
-        except llm.ModelError as error:
-            note(f"{error} The new session is for this process alone.")
+    if _read_cache().get(server_url, _CachedServer()).remember(ids):
+        with contextlib.suppress(OSError):
+            _update_cache(server_url, lambda server: server.remember(ids))
 
 
 def local_timezone() -> str | None:
@@ -3129,7 +3121,6 @@ def local_timezone() -> str | None:
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
 LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
-_process_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _turn_file(page: str) -> pathlib.Path:
@@ -3138,7 +3129,7 @@ def _turn_file(page: str) -> pathlib.Path:
 
 
 def turn_is_pending(page: str) -> bool:
-    """Is a run of the conversation at `page` not known to be stored?"""
+    """Whether a run of the conversation at `page` is not known to be stored."""
     return _turn_file(page).exists()
 
 
@@ -3148,22 +3139,22 @@ class TurnLock:
     chat-ui can keep only one run at a time: a message that is sent before the run before it
     is stored loses that run's answer, or is lost itself. So a file exists from when a message
     is sent until its run is known to be stored; it says when the server was told to stop the
-    run (seconds since 1970). A lock beside it is held while a turn goes on. Where no file can
-    be made, a lock in this process has to do.
+    run, or when a process that died had sent the message (seconds since 1970). A lock beside it
+    is held while a turn goes on. Where no file can be made there is no lock, and every turn asks
+    the server whether a run goes on.
     """
 
     def __init__(self, page: str) -> None:
         self.pending = False
         self.stopped: float | None = None
+        self.sent = 0.0
         self._file = _turn_file(page)
-        self._process_lock = _process_locks.setdefault(page, asyncio.Lock())
         self._lock: BaseFileLock | None = None
 
     async def acquire(self) -> None:
-        """Wait for the turn before; then `pending` and `stopped` say what it has left."""
+        """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
         from filelock import FileLock, Timeout
 
-        await self._process_lock.acquire()
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
@@ -3176,19 +3167,17 @@ class TurnLock:
             self._read()
         except (OSError, NotImplementedError):
             self.pending = True  # nobody knows, so the server is asked
-        except BaseException:
-            self._process_lock.release()
-            raise
 
     def _read(self) -> None:
         try:
-            stopped = decode(self._file.read_bytes(), dict[str, float]).get("stopped", 0.0)
+            times = decode(self._file.read_bytes(), dict[str, float])
         except FileNotFoundError:
             return
         except ValueError:
-            stopped = 0.0
+            times = {}
         self.pending = True
-        self.stopped = min(stopped, time.time()) or None
+        self.stopped = min(times.get("stopped", 0.0), time.time()) or None
+        self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
         """A message is about to be sent. Files of conversations that nobody continued go."""
@@ -3196,7 +3185,7 @@ class TurnLock:
             for file in self._file.parent.glob("[0-9a-f]*.[jl]*"):
                 if file.stat().st_mtime < time.time() - LOG_LIFETIME:
                     file.unlink()
-        self._write({})
+        self._write({"sent": time.time()})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
         """The turn is over. Unless its run is `stored`, the next turn waits for that."""
@@ -3209,7 +3198,6 @@ class TurnLock:
                 self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
         if self._lock:
             self._lock.release()
-        self._process_lock.release()
 
     def _write(self, value: dict[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -3242,16 +3230,11 @@ TEXT_TYPES = (
     *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
     *("application/json", "application/xml", "application/csv"),
 )
-TAKES = (
-    "HuggingChat takes text, JSON, XML, CSV, images, "
-    "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
-)
 BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
 
 # Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
 # takes for something else; chat-ui then drops the file without a word.
-_MISREAD = re.compile(
-    rb"""
+_MISREAD = rb"""(?xs)
     BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
     |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
     |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
@@ -3260,9 +3243,7 @@ _MISREAD = re.compile(
     |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
     |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
     |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+"""
 
 
 class Upload(msgspec.Struct, frozen=True):
@@ -3278,7 +3259,7 @@ class Upload(msgspec.Struct, frozen=True):
 
     @property
     def is_recording(self) -> bool:
-        """Is it to be transcribed, instead of sent?"""
+        """Whether it is to be transcribed, instead of sent."""
         return self.type in AUDIO_TYPES
 
 
@@ -3317,20 +3298,13 @@ def mime_type(content_type: str | None) -> str:
     return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
 
 
-def _cut(text: str, size: int) -> str:
-    """The beginning of `text` that has at most `size` bytes."""
-    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
-
-
 def upload_name(attachment: llm.Attachment, type: str) -> str:
     """A safe file name: no path, no control characters, nothing that ends a header."""
     name = re.split(r"[/\\]", attachment_name(attachment))[-1]
     name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
-    stem, dot, ending = name.rpartition(".")
-    if not dot:
-        return _cut(name, 100) + (mimetypes.guess_extension(type) or "")
-    ending = _cut(ending, 20)
-    return f"{_cut(stem, 99 - len(ending.encode()))}.{ending}"
+    if "." not in name:
+        name += mimetypes.guess_extension(type) or ""
+    return name[-100:]  # with its ending
 
 
 def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
@@ -3358,40 +3332,32 @@ def upload_of(
     text = decode_text(content, charset[1] if charset else "", guess=not is_media)
     if text is not None and not content.startswith(b"%PDF-"):
         content = text.encode()
-        while _MISREAD.match(content):
+        while re.match(_MISREAD, content):
             content = b"\n" + content
         type = type if type.startswith("text/") or type in TEXT_TYPES else "text/plain"
     elif type in AUDIO_TYPES:
         return recording_of(attachment, content, type)
     elif type.startswith("image/"):
-        type = _image_type(model, name, type)
+        if not model.multimodal:
+            raise HuggingChatError(
+                f"huggingchat/{model.id} takes no images ({name}). Try -m hf-vision, or see which "
+                "models do: llm huggingchat models"
+            )
+        if type not in IMAGE_TYPES:
+            raise HuggingChatError(f"{name} is {one_line(type, 60)}; send png, jpeg, webp or gif.")
+        type = IMAGE_TYPES[type]
     elif type.startswith("text/") or type in TEXT_TYPES:
         raise HuggingChatError(
             f"{name} is {one_line(type, 60)}, but its encoding cannot be told. Save it as UTF-8."
         )
     else:
-        raise HuggingChatError(f"{name} is {one_line(type, 60)}; {TAKES}")
+        raise HuggingChatError(
+            f"{name} is {one_line(type, 60)}; HuggingChat takes text, JSON, XML, CSV, images, "
+            "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
+        )
     if len(content) > FILE_LIMIT:
         raise too_large(name, FILE_LIMIT)
     return Upload(upload_name(attachment, type), type, content)
-
-
-def _image_type(model: ModelInfo, name: str, type: str) -> str:
-    """The type of image `name` as chat-ui takes it. Raises llm.ModelError."""
-    if not model.multimodal:
-        try:
-            models = load_catalogue(current_server().url).models
-        except llm.ModelError:
-            models = BUILT_IN
-        able = [f"huggingchat/{model.id}" for model in models if model.multimodal]
-        more = f" and {len(able) - 5} more" if len(able) > 5 else ""
-        raise HuggingChatError(
-            f"huggingchat/{model.id} takes no images ({name}). "
-            f"These do: {', '.join(able[:5])}{more}"
-        )
-    if type not in IMAGE_TYPES:
-        raise HuggingChatError(f"{name} is {one_line(type, 60)}; send png, jpeg, webp or gif.")
-    return IMAGE_TYPES[type]
 
 
 def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) -> Upload:
@@ -3410,10 +3376,7 @@ def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) 
 
 def too_large(name: str, most: int) -> llm.ModelError:
     """The error for a file of more than `most` bytes."""
-    does = "transcribes" if most == AUDIO_LIMIT else "takes"
-    return HuggingChatError(
-        f"{name} has more than {most >> 20} MB, the most that HuggingChat {does}."
-    )
+    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
@@ -3433,7 +3396,7 @@ def read_file(attachment: llm.Attachment) -> bytes:
         raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
 
 
-# --- client: one coroutine a call; errors in words -----------------------------------------
+# --- client: HTTP over curl_cffi, one coroutine a call; errors in words -----------------------
 
 JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
 CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
@@ -3449,17 +3412,13 @@ class ConnectionLost(Exception):
     """A connection could not be made, broke, or fell silent.
 
     `sent`: the whole request left, so it may have arrived. `silent`: nothing was heard, not
-    even an end. `final`: trying again cannot help. `proxy` is the proxy that failed, if it did.
+    even an end.
     """
 
-    def __init__(
-        self, why: str, *, sent: bool, final: bool = False, silent: bool = False, proxy: str = ""
-    ) -> None:
+    def __init__(self, why: str, *, sent: bool, silent: bool = False) -> None:
         super().__init__(why)
         self.sent = sent
-        self.final = final
         self.silent = silent
-        self.proxy = proxy
 
 
 class HttpResponse(msgspec.Struct, frozen=True):
@@ -3477,38 +3436,35 @@ class HttpResponse(msgspec.Struct, frozen=True):
         return next((value for known, value in self.headers if known.lower() == name), "")
 
     @property
+    def set_cookies(self) -> dict[str, str]:
+        """The cookies that the server sets, as far as they are valid."""
+        found = {}
+        for header, text in self.headers:
+            name, _, value = text.partition(";")[0].partition("=")
+            valid = re.fullmatch(HTTP_TOKEN, name.strip()) and re.fullmatch(_COOKIE_VALUE, value)
+            if header.lower() == "set-cookie" and valid:
+                found[name.strip()] = value
+        return found
+
+    @property
     def is_html(self) -> bool:
-        """Is this a page, which chat-ui never answers an API call with?"""
+        """Whether this is a page, which chat-ui never answers an API call with."""
         return "html" in self.header("content-type").lower()
 
     @property
-    def set_cookies(self) -> dict[str, str]:
-        """The cookies that the server sets, as far as they are valid."""
-        pairs = (
-            value.partition(";")[0].partition("=")
-            for name, value in self.headers
-            if name.lower() == "set-cookie"
-        )
-        return {
-            name.strip(): value
-            for name, _, value in pairs
-            if HTTP_TOKEN.fullmatch(name.strip()) and _COOKIE_VALUE.fullmatch(value)
-        }
-
-    @property
     def wants_login(self) -> bool:
-        """Does chat-ui refuse this because nobody is logged in?"""
+        """Whether chat-ui refuses this because nobody is logged in."""
         redirects = self.status in REDIRECTS and leads_to_login(self.header("location"))
         return self.status == 401 or redirects
 
     @property
     def is_hidden(self) -> bool:
-        """Is something not there, or somebody else's?"""
+        """Whether something is not there, or somebody else's."""
         return self.status in (403, 404) and not self.is_firewall
 
     @property
     def is_firewall(self) -> bool:
-        """Did a firewall in front of the server refuse this client?
+        """Whether a firewall in front of the server refused this client.
 
         It answers with a challenge (202) or a captcha (405), with a header that says so, or
         with a page.
@@ -3518,7 +3474,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
     @property
     def is_rate_limit(self) -> bool:
-        """Will the same message be taken after a pause?
+        """Whether the same message will be taken after a pause.
 
         chat-ui has three reasons for 429. Too many messages in a conversation, or too many
         conversations, is not helped by waiting.
@@ -3534,20 +3490,15 @@ class HttpResponse(msgspec.Struct, frozen=True):
             said = decode(text, dict[str, Any])
         except ValueError:
             return "" if self.is_html or text.lstrip().startswith("<") else one_line(text, 300)
-        words = said.get("message") or said.get("error")
-        return one_line(words, 300) if isinstance(words, str) else ""
+        return one_line(_string(said.get("message") or said.get("error")), 300)
 
 
 class HttpError(Exception):
-    """The server answered with a status other than 200.
+    """The server answered with a status other than 200."""
 
-    `waited` is how many seconds a message has waited for the pause that the server wants.
-    """
-
-    def __init__(self, response: HttpResponse, waited: float | None = None) -> None:
+    def __init__(self, response: HttpResponse) -> None:
         super().__init__(f"HTTP {response.status}")
         self.response = response
-        self.waited = waited
 
 
 class NotFound(Exception):
@@ -3607,6 +3558,63 @@ class Backoff:
         return min(pause, left) if left > 0 else None
 
 
+CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+# libcurl's errors before a request is sent.
+_CURL_ERRORS = {
+    5: "the proxy's name cannot be resolved",
+    6: "the host's name cannot be resolved, or there is no network",
+    7: "nobody is listening there",
+    35: "the encrypted connection could not be set up",
+    60: "its certificate is not trusted",
+    77: "the certificates to trust cannot be read",
+}
+
+
+def connection_error(
+    error: RequestException, sent: bool, url: str
+) -> ConnectionLost | HuggingChatError:
+    """A libcurl error in words; HuggingChatError where trying again cannot help."""
+    code = int(error.code or 0)
+    refused = "CONNECT tunnel failed" in str(error)
+    why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
+    if code in (60, 77):
+        hint = f"To trust another, name a file in {', '.join(CERTIFICATE_VARIABLES)}"
+        for name in CERTIFICATE_VARIABLES:  # in curl_cffi's order
+            if path := os.environ.get(name):
+                hint = f"{name} names the trusted ones: {one_line(path, 200)}"
+                break
+        return HuggingChatError(f"No connection to {urlsplit(url).netloc}: {why}. {hint}")
+    if (refused or code in (5, 7)) and (proxy := proxy_of(url)):
+        what = "refused the connection" if refused else "cannot be reached"
+        why = f"the proxy {one_line(proxy, 100)} {what}. A variable such as HTTPS_PROXY names it"
+    return ConnectionLost(why, sent=sent and not refused and code not in _CURL_ERRORS)
+
+
+def proxy_of(url: str) -> str:
+    """HOST:PORT of the proxy that requests to `url` go through, or ""."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    if _is_loopback(parts.hostname or "") or proxy_bypass(parts.hostname or ""):
+        return ""
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
+
+
+def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
+    """Whether a conversation, or a part of it, is not there for this account."""
+    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
+    return is_part and isinstance(error, HttpError) and error.response.is_hidden
+
+
+def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
+    """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
+    if isinstance(error, HttpError):
+        return idempotent and error.response.status in (502, 503)
+    return not error.silent and (idempotent or not error.sent)
+
+
 class Exchange:
     """One HTTP exchange, whose body is read as it comes.
 
@@ -3624,19 +3632,17 @@ class Exchange:
         **options: Any,
     ) -> None:
         self._url = url
-        self._arrived = asyncio.Event()
-        self._chunks: list[bytes] = []
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self._received = 0
         self._max_bytes = max_bytes
-        self.sent = body is None
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
         self._head = bytearray()  # how the body begins: what a refusal says
-        content = None if body is None else self._once(body)
+        self.sent = body is None
         self._task = asyncio.create_task(
             session.request(
                 cast(Any, method),
                 url,
-                content=cast(Any, content),
+                content=cast(Any, None if body is None else self._once(body)),
                 content_callback=self._receive,
                 allow_redirects=False,  # a redirect could take the cookies elsewhere
                 verify=True,
@@ -3644,7 +3650,7 @@ class Exchange:
                 **options,
             )
         )
-        self._task.add_done_callback(lambda _: self._arrived.set())
+        self._task.add_done_callback(lambda _: self._chunks.put_nowait(b""))
 
     def _once(self, body: bytes) -> Iterator[bytes]:
         """The body, as an iterator, which curl cannot rewind.
@@ -3663,29 +3669,24 @@ class Exchange:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
-        self._chunks.append(chunk)
-        self._arrived.set()
+        self._chunks.put_nowait(chunk)
         return len(chunk)
 
     async def read(self, silence: float | None) -> bytes:
-        """What has arrived since the last call, after at most `silence` seconds; b"" at the end.
+        """What comes next of the body, within `silence` seconds; b"" at the end.
 
-        Raises ConnectionLost, TooLarge.
+        Raises ConnectionLost, TooLarge, HuggingChatError.
         """
-        while not self._chunks:
-            if self._task.done():
-                self._check()
-                return b""
-            self._arrived.clear()
-            allowed = silence and (silence if self._received else silence + self._upload)
-            try:
-                async with asyncio.timeout(allowed):
-                    await self._arrived.wait()
-            except TimeoutError:
-                why = f"the server said nothing for {allowed:.0f} seconds"
-                raise ConnectionLost(why, sent=self.sent, silent=True) from None
-        chunks, self._chunks = self._chunks, []
-        return b"".join(chunks)
+        allowed = silence and (silence if self._received else silence + self._upload)
+        try:
+            async with asyncio.timeout(allowed):
+                chunk = await self._chunks.get()
+        except TimeoutError:
+            why = f"the server said nothing for {allowed:.0f} seconds"
+            raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        if not chunk:
+            self._check()
+        return chunk
 
     def _check(self) -> None:
         """Raise what the exchange ended with, if it failed."""
@@ -3699,7 +3700,24 @@ class Exchange:
                     f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
-            raise connection_lost(error, self.sent, self._url) from None
+            raise connection_error(error, self.sent, self._url) from None
+
+    async def whole(self, deadline: float) -> HttpResponse:
+        """The whole response, until `deadline` on the monotonic clock.
+
+        Raises what `read` does, and HttpError for any status but 200.
+        """
+        body = bytearray()
+        try:
+            async with self, asyncio.timeout(deadline - time.monotonic()):
+                while chunk := await self.read(None):
+                    body += chunk
+        except TimeoutError:
+            raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
+        response = msgspec.structs.replace(self.response, body=bytes(body))
+        if response.status != 200:
+            raise HttpError(response)
+        return response
 
     @property
     def response(self) -> HttpResponse:
@@ -3717,88 +3735,39 @@ class Exchange:
             self._task.exception()  # seen, so asyncio does not report it
 
 
-CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-_CURL_ERRORS = {
-    3: "the address is not valid",
-    5: "its name cannot be resolved",
-    6: "the host's name cannot be resolved, or there is no network",
-    7: "nobody is listening there",
-    35: "the encrypted connection could not be set up",
-    60: "its certificate is not trusted",
-    77: "the certificates to trust cannot be read",
-}
+def _open_session() -> AsyncSession[Any]:
+    """curl_cffi's connections for one event loop."""
+    from curl_cffi import CurlOpt
+    from curl_cffi.requests import AsyncSession
 
-
-def connection_lost(error: RequestException, sent: bool, url: str) -> ConnectionLost:
-    """A libcurl error in words that say what a person can do."""
-    code = int(error.code or 0)
-    refused = "CONNECT tunnel failed" in str(error)
-    why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
-    if refused:
-        why = "it refused the connection"
-    if code in (60, 77):
-        why += _certificate_hint()
-    unsent = refused or code in _CURL_ERRORS
-    proxy = proxy_of(url) if refused or code in (5, 7) else ""
-    return ConnectionLost(why, sent=sent and not unsent, final=code in (3, 60, 77), proxy=proxy)
-
-
-def proxy_of(url: str) -> str:
-    """HOST:PORT of the proxy that requests to `url` go through, or ""."""
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if _is_loopback(host) or proxy_bypass(host):
-        return ""
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
-
-
-def _certificate_hint() -> str:
-    """Where the certificates to trust come from, in curl_cffi's order of variables."""
-    for name in CERTIFICATE_VARIABLES:
-        if path := os.environ.get(name):
-            missing = "" if os.path.isfile(path) else ", which is not a file"
-            return f". {name} names the trusted ones: {one_line(path, 200)}{missing}"
-    return (
-        ". To trust a company's own certificate, name a file that holds it in "
-        f"{', '.join(CERTIFICATE_VARIABLES[:-1])} or {CERTIFICATE_VARIABLES[-1]}"
+    session: AsyncSession[Any] = AsyncSession(
+        max_clients=1000,
+        discard_cookies=True,
+        curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
     )
+    release = session.release_curl
 
-
-def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
-    """Can trying again help? Only an `idempotent` call may reach the server twice."""
-    if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503, 504)
-    return not (error.final or error.silent) and (idempotent or not error.sent)
-
-
-class Connection:
-    """HTTP to chat servers over curl_cffi: the connections and tasks of one event loop."""
-
-    def __init__(self) -> None:
-        from curl_cffi import CurlOpt
-        from curl_cffi.requests import AsyncSession
-
-        self._session: AsyncSession[Any] = AsyncSession(
-            max_clients=1000,
-            discard_cookies=True,
-            curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
-        )
+    def remove_first(curl: Any) -> None:
         # curl_cffi frees a request's callbacks before curl, which still calls them when the
         # request ends in the middle of a head: the process would abort.
-        session, release = self._session, self._session.release_curl
+        if not session._closed:
+            session.acurl.remove_handle(curl)
+        release(curl)
 
-        def remove_first(curl: Any) -> None:
-            if not session._closed:
-                session.acurl.remove_handle(curl)
-            release(curl)
+    cast(Any, session).release_curl = remove_first
+    return session
 
-        cast(Any, session).release_curl = remove_first
+
+class Client:
+    """Calls to chat servers: the connections, sessions and tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self.sessions = Sessions(self)
+        self.models: dict[str, str] = {}  # conversation id -> its model at the server
         self.stops: set[asyncio.Task[None]] = set()
+        self._http = _open_session()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._refreshing: asyncio.Task[Catalogue] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -3809,14 +3778,25 @@ class Connection:
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks))
-        await self._session.close()
+        await self._http.close()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` beside the turn. If nobody awaits it, its failure is nobody's."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(self._tasks.discard)
+        # Seen, so asyncio does not report it.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
+
+    def note_later(self, note: Callable[[str], None], text: str) -> asyncio.Task[None]:
+        """Call `note` with `text` after some seconds, unless the task is cancelled."""
+
+        async def tell() -> None:
+            await asyncio.sleep(sum(limits.backoff[:4]))
+            note(text)
+
+        return self.spawn(tell())
 
     def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the server to stop a run, however often the turn itself is cancelled."""
@@ -3825,12 +3805,7 @@ class Connection:
         task.add_done_callback(self.stops.discard)
         return task
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, so asyncio does not report it
-
-    def exchange(
+    def open(
         self,
         credentials: Credentials,
         method: str,
@@ -3838,74 +3813,33 @@ class Connection:
         body: bytes | None = None,
         content_type: str = "application/json",
         *,
-        stream: bool = False,
+        stream: bool = True,
         max_bytes: int = STREAM_LIMIT,
     ) -> Exchange:
-        """Begin an exchange. `path` follows the server's address."""
-        server = credentials.server
+        """Begin an exchange, with the latest session. `path` follows the server's address."""
+        server, cookies = credentials.server, self.sessions.current(credentials).cookies
         browser = impersonated_browser()
         headers: dict[str, str | None] = {
             "Accept": "*/*",  # one that prefers HTML gets 405 and a page
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        if browser:
-            headers = browser_headers(browser, server, method)
-        if credentials.cookies:
-            headers["Cookie"] = credentials.cookies.header()
-        if body is not None:
-            headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         # A compressor could hold the events of a stream back.
         encoding = "identity" if stream else "gzip, deflate, br"
         options: dict[str, Any] = {"accept_encoding": encoding}
         if browser:
+            headers = browser_headers(browser, server, method)
             options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
+        if cookies:
+            headers["Cookie"] = cookies.header()
+        if body is not None:
+            headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
         url = server.url + path
-        return Exchange(self._session, method, url, body, max_bytes, headers=headers, **options)
-
-    async def whole(
-        self, exchange: Exchange, deadline: float, into: BinaryIO | None = None
-    ) -> HttpResponse:
-        """The whole response of an exchange; its body is in `into`, if that is given.
-
-        Raises ConnectionLost, TooLarge, HttpError.
-        """
-        body: BinaryIO = into or io.BytesIO()
-        body.seek(0)
-        body.truncate()
-        silence = limits.call_timeout if into else None
-        try:
-            async with exchange, asyncio.timeout(None if into else deadline - time.monotonic()):
-                while chunk := await exchange.read(silence):
-                    body.write(chunk)
-                response = exchange.response
-        except TimeoutError:
-            raise ConnectionLost(
-                "it did not answer in time", sent=exchange.sent, silent=True
-            ) from None
-        if response.status != 200:
-            raise HttpError(response)
-        if into:
-            return response
-        return msgspec.structs.replace(response, body=cast(io.BytesIO, body).getvalue())
-
-
-class SessionClient(Connection):
-    """Calls to chat servers, with sessions that are renewed on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # (key name, hf-chat, token) of an expired session -> the session made after it
-        self._renewed: dict[tuple[str, str | None, str | None], Cookies] = {}
-        self._renewing: dict[tuple[str, str], asyncio.Task[None]] = {}
-
-    def open(self, credentials: Credentials, method: str, path: str, *args: Any) -> Exchange:
-        """Begin an exchange whose body is a stream of updates."""
-        return self.exchange(self.current(credentials), method, path, *args, stream=True)
+        return Exchange(self._http, method, url, body, max_bytes, headers=headers, **options)
 
     async def call(
         self,
@@ -3919,51 +3853,56 @@ class SessionClient(Connection):
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: BinaryIO | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all (by default
-        `limits.call_timeout`), but what goes to the file `into` takes its time. Raises
-        ConnectionLost, HttpError for any status but 200, TooLarge, HuggingChatError.
+        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
+        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound for
+        a conversation that is not there, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-        credentials = await self.with_session(credentials)
+        credentials = await self.sessions.ready(credentials)
         backoff = Backoff(limits.max_attempts)
         upload = len(body or b"") / limits.slowest_upload
         deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
         renewed = False
         while True:
-            exchange = self.exchange(
-                credentials, method, path, body, content_type, max_bytes=max_bytes
+            exchange = self.open(
+                credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                return await self.whole(exchange, deadline, into)
+                return await exchange.whole(deadline)
             except (ConnectionLost, HttpError) as error:
-                if not renewed and await self.renews_session(credentials, error, path):
-                    credentials, renewed = self.current(credentials), True
+                if not renewed and await self.sessions.renew_after(error, credentials, path):
+                    renewed = True
                     continue
+                if is_missing(path, error):
+                    raise NotFound from None
                 pause = backoff.next() if may_retry(error, idempotent) else None
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
 
-    async def change(
-        self, credentials: Credentials, method: str, path: str, value: Any = None, **options: Any
-    ) -> HttpResponse:
-        """`call` for a part of a conversation. Raises NotFound when that is not there."""
-        try:
-            return await self.call(credentials, method, path, value, **options)
-        except HttpError as error:
-            if error.response.is_hidden:
-                raise NotFound from None
-            raise
-
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
         """The superjson value at `path`, checked against `type`. Raises what `call` does."""
         response = await self.call(credentials, "GET", path, **options)
         return read_body(response, Envelope[type], credentials.server).json
+
+    async def conversation(
+        self, credentials: Credentials, id: str, type: Any = Conversation
+    ) -> Any:
+        """A conversation with its messages, or what `type` names of it.
+
+        Raises NotFound, and what `get` does: 400 is a malformed id, 403 another account's
+        conversation, 404 a deleted one.
+        """
+        try:
+            return await self.get(credentials, api_path(id), type, max_bytes=CONVERSATION_LIMIT)
+        except HttpError as error:
+            if error.response.status == 400:
+                raise NotFound from None
+            raise
 
     async def user(self, credentials: Credentials) -> User | None:
         """The account that is logged in."""
@@ -3974,109 +3913,198 @@ class SessionClient(Connection):
         path = "/api/v2/feature-flags"
         return cast(FeatureFlags, await self.get(credentials.public, path, FeatureFlags))
 
+    async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
+        """The tool servers that the chat server offers. This answer is plain JSON."""
+        response = await self.call(credentials, "GET", "/api/mcp/servers")
+        return cast("list[McpServer]", read_body(response, list[McpServer], credentials.server))
+
     async def wants_login(self, credentials: Credentials) -> bool:
-        """Has the server accounts at all?"""
+        """Whether the server has accounts at all."""
         return (await self.feature_flags(credentials)).login_enabled is not False
 
-    # Sessions
+    def refresh_if_old(self, credentials: Credentials) -> None:
+        """Refresh the cached catalogue beside what goes on, if that is due."""
+        idle = self._refreshing is None or self._refreshing.done()
+        if idle and load_catalogue(credentials.server.url).is_old:
+            self._refreshing = self.spawn(refresh_catalogue(self, credentials))
+
+
+async def fetch_catalogue(client: Client, credentials: Credentials) -> Catalogue:
+    """The server's models; no login is needed, so none is sent."""
+    try:
+        return read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
+    except ValueError as error:
+        raise HuggingChatError(
+            f"{credentials.server.url} lists no model that can be used ({error}). "
+            f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
+        ) from None
+
+
+async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
+    """Fetch the server's models and cache them. Raises what `fetch_catalogue` does."""
+    catalogue = await fetch_catalogue(client, credentials)
+    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
+    return catalogue
+
+
+async def stop_run(
+    client: Client, credentials: Credentials, id: str, generation_id: str, seen: int
+) -> None:
+    """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
+    value = {"generationId": generation_id, "seenContentLength": seen}
+    with contextlib.suppress(ConnectionLost, HttpError, NotFound, HuggingChatError):
+        await client.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
+
+
+async def wait_until_stored(client: Client, credentials: Credentials, id: str) -> str:
+    """Wait until the conversation's newest run is stored: how its log says that it ended.
+
+    chat-ui (src/routes/conversation/[id]/stream) follows the newest run when none is
+    named. Beyond its last event nothing is repeated: there is a heartbeat, and the end.
+    The wait ends with "" where the server refuses (3xx, 4xx), and after `limits.store_timeout`
+    seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
+    """
+    path = f"{chat_path(id)}/stream?fromSeq={PAST_END}"
+    credentials = await client.sessions.ready(credentials)
+    backoff = Backoff()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.store_timeout):
+            while True:
+                try:
+                    return await _log_end(client, credentials, path, backoff)
+                except ConnectionLost:
+                    pause = backoff.next()
+                    if pause is None:
+                        raise
+                await asyncio.sleep(pause)
+    return ""
+
+
+async def _log_end(client: Client, credentials: Credentials, path: str, backoff: Backoff) -> str:
+    """How a log says that its run ended; "" where the server refuses. Raises ConnectionLost."""
+    decoder = EventStreamDecoder()
+    credentials = client.sessions.current(credentials)
+    async with client.open(credentials, "GET", path) as exchange:
+        while chunk := await exchange.read(limits.read_timeout):
+            for event in decoder.feed(chunk):
+                backoff.reset()
+                if isinstance(event, LogEnd):
+                    return event.status
+        error = HttpError(exchange.response)
+    refused = 300 <= error.response.status < 500
+    if refused and not await client.sessions.renew_after(error, credentials, path):
+        return ""
+    raise ConnectionLost("it does not answer", sent=True)
+
+
+def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
+    """The JSON of a response. Raises HuggingChatError when it is not what chat-ui sends."""
+    try:
+        return decode(response.body, type)
+    except ValueError as error:
+        raise HuggingChatError(
+            f"{server.host} gave an answer that is not a chat-ui server's: {one_line(error, 200)}. "
+            f"Is {SERVER_VARIABLE} right?"
+        ) from None
+
+
+# Sessions
+
+
+class Sessions:
+    """The sessions of logins: made from `token`, and renewed when they have expired.
+
+    Each is made once for all who ask for it at the same time, and kept in llm's key store,
+    where other processes find it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._latest: dict[tuple[str, str | None], Cookies] = {}  # by server's address and `token`
+        self._renewing: dict[tuple[str, str | None], asyncio.Task[None]] = {}
 
     def current(self, credentials: Credentials) -> Credentials:
-        """`credentials` with the session that was made after their own had expired."""
-        name, cookies = credentials.server.key_name, credentials.cookies
-        while cookies and (newer := self._renewed.get((name, cookies.hf_chat, cookies.token))):
-            cookies = msgspec.structs.replace(cookies, hf_chat=newer.hf_chat, since=newer.since)
-        return Credentials(credentials.server, cookies)
+        """`credentials` with the latest session that is known of their login."""
+        server, cookies = credentials.server, credentials.cookies
+        latest = cookies and self._latest.get((server.url, cookies.token))
+        if cookies and latest and (latest.since or 0) >= (cookies.since or 0):
+            cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
+        return Credentials(server, cookies)
 
-    async def with_session(self, credentials: Credentials) -> Credentials:
-        """`credentials` with their latest session, which is made if there is only `token`."""
+    async def ready(self, credentials: Credentials) -> Credentials:
+        """`credentials` with a session, which is made if there is only `token`."""
         credentials = self.current(credentials)
         cookies = credentials.cookies
         if cookies and cookies.token and cookies.hf_chat is None:
             return await self.renew(credentials)
         return credentials
 
-    async def renews_session(
-        self, credentials: Credentials, error: ConnectionLost | HttpError, path: str = ""
+    async def renew_after(
+        self, error: ConnectionLost | HttpError, credentials: Credentials, path: str = ""
     ) -> bool:
-        """Was a call refused because the session had expired? If so, renew it.
+        """Whether a call was refused because its session had expired, and there is a new one.
 
         Someone who is not logged in is told that a conversation is not there. Raises what
         `renew` does.
         """
-        renewable = credentials.cookies and credentials.cookies.token
-        if not renewable or isinstance(error, ConnectionLost) or error.response.is_firewall:
+        has_token = credentials.cookies and credentials.cookies.token
+        if not has_token or isinstance(error, ConnectionLost) or error.response.is_firewall:
             return False
         expired = error.response.wants_login
-        if error.response.is_hidden and path.startswith(
-            ("/conversation/", "/api/v2/conversations/")
-        ):
-            expired = await self.wants_login(credentials) and not await self.user(credentials)
+        if is_missing(path, error):
+            client = self._client
+            expired = await client.wants_login(credentials) and not await client.user(credentials)
         if expired:
             await self.renew(credentials)
         return expired
 
     async def renew(self, credentials: Credentials) -> Credentials:
-        """`credentials` with a new session, made from `token`.
+        """`credentials` with another session than theirs, made from `token`.
 
-        It is made once for all who ask at the same time, in this process and in others.
         Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
         """
-        newer, cookies = self.current(credentials), credentials.cookies
-        if newer != credentials:
-            return newer
-        if cookies is None or cookies.token is None:
-            raise login_error(credentials.server, cookies)
-        name = credentials.server.key_name, cookies.token
-        if name not in self._renewing:
-            self._renewing[name] = self.spawn(self._renew(credentials, cookies))
-            self._renewing[name].add_done_callback(lambda _: self._renewing.pop(name, None))
-        await asyncio.shield(self._renewing[name])  # if one leaves, the others still get theirs
+        server, cookies = credentials.server, credentials.cookies
+        if self.current(credentials) == credentials:
+            if cookies is None or cookies.token is None:
+                raise login_error(server, cookies)
+            login = server.url, cookies.token
+            if login not in self._renewing:
+                self._renewing[login] = self._client.spawn(self._renew(server, cookies))
+                self._renewing[login].add_done_callback(lambda _: self._renewing.pop(login))
+            await asyncio.shield(self._renewing[login])  # if one leaves, the others get theirs
         return self.current(credentials)
 
-    async def _renew(self, credentials: Credentials, cookies: Cookies) -> None:
-        server = credentials.server
-        async with one_login():
-            made = await self._session_of_other_process(credentials, cookies)
-            if made is None:
-                try:
-                    made = await self._log_in(server, cookies)
-                except (HttpError, HuggingChatError):
-                    if cookies.hf_chat or await self.wants_login(credentials):
-                        raise
-                    # Without logins any value is a session.
-                    made = msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
-                await asyncio.to_thread(replace_session, server, cookies, made)
-        name = server.key_name
-        self._renewed.pop((name, made.hf_chat, made.token), None)  # none comes after itself
-        if made.hf_chat != cookies.hf_chat:
-            self._renewed[name, cookies.hf_chat, cookies.token] = made
+    async def _renew(self, server: Server, cookies: Cookies) -> None:
+        made = await self._kept_by_other_process(server, cookies)
+        if made is None:
+            made = await self._log_in(server, cookies)
+            await asyncio.to_thread(replace_session, server, cookies, made)
+        since = made.since or time.time()
+        self._latest[server.url, cookies.token] = msgspec.structs.replace(made, since=since)
 
-    async def _session_of_other_process(
-        self, credentials: Credentials, cookies: Cookies
-    ) -> Cookies | None:
-        """The session that another process has kept meanwhile, if it is one."""
-        server = credentials.server
+    async def _kept_by_other_process(self, server: Server, cookies: Cookies) -> Cookies | None:
         kept = keys_of(server, cookies).get(server.key_name)
         if kept is None or kept.hf_chat in (None, cookies.hf_chat):
             return None
-        jar = tuple(msgspec.structs.replace(cookies, hf_chat=kept.hf_chat).pairs().items())
+        passing = Cookies(None, passing=tuple(kept.pairs().items()))  # it is not to be renewed
         with contextlib.suppress(HttpError):
-            if await self.user(Credentials(server, Cookies(None, passing=jar))):
+            if await self._client.user(Credentials(server, passing)):
                 return kept
         return None
 
     async def _log_in(self, server: Server, cookies: Cookies) -> Cookies:
-        """A session from `token`: GET BASE/login and where it leads (login_renewed.json).
+        """`cookies` with a session from `token`: GET BASE/login and where it leads.
 
         The service's login provider is on the service's own origin. Nothing else is followed:
-        `token` opens the whole account.
+        `token` opens the whole account. (captures/login_renewed.json)
         """
         jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
         url = f"{server.url}/login"
         for _ in range(LOGIN_STEPS):
             step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
             try:
-                response = await self.call(step, "GET", url.removeprefix(server.origin))
+                path = url.removeprefix(server.origin)
+                response = await self._client.call(step, "GET", path)
             except HttpError as error:
                 response = error.response
                 if response.is_firewall or response.status == 429 or response.status >= 500:
@@ -4092,139 +4120,11 @@ class SessionClient(Connection):
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
                 return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
+        if cookies.hf_chat is None:
+            needed = await self._client.wants_login(Credentials(server, cookies))
+            if not needed:  # then any value is a session
+                return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
         raise login_error(server, cookies)
-
-
-class Client(SessionClient):
-    """The calls of chat-ui's that the plugin makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.models: dict[str, str] = {}  # conversation id -> its model at the server
-        self._refreshing: asyncio.Task[Catalogue] | None = None
-
-    def refresh_if_old(self, credentials: Credentials) -> None:
-        """Refresh the cached catalogue beside what goes on, if that is due."""
-        idle = self._refreshing is None or self._refreshing.done()
-        if idle and load_catalogue(credentials.server.url).is_old:
-            self._refreshing = self.spawn(self.refresh(credentials))
-
-    async def refresh(self, credentials: Credentials) -> Catalogue:
-        """Fetch the server's models and cache them. Raises what `catalogue` does."""
-        catalogue = await self.catalogue(credentials)
-        await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
-        return catalogue
-
-    async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
-        """The tool servers that the chat server offers. This answer is plain JSON."""
-        response = await self.call(credentials, "GET", "/api/mcp/servers")
-        return cast("list[McpServer]", read_body(response, list[McpServer], credentials.server))
-
-    async def catalogue(self, credentials: Credentials) -> Catalogue:
-        """The server's models; no login is needed, so none is sent."""
-        try:
-            return read_catalogue(await self.get(credentials.public, "/api/v2/models", Any))
-        except ValueError as error:
-            raise HuggingChatError(
-                f"{credentials.server.url} lists no model that can be used ({error}). "
-                f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
-            ) from None
-
-    async def transcribe(self, credentials: Credentials, recording: Upload) -> str:
-        """What is said in a recording; "" for silence.
-
-        chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks. As
-        transcribing changes nothing, a broken connection is tried once more, silence is not.
-        """
-        call = functools.partial(
-            self.call,
-            credentials,
-            "POST",
-            "/api/transcribe",
-            body=recording.content,
-            content_type=recording.type,
-            idempotent=False,
-            timeout=limits.transcribe_timeout,
-        )
-        try:
-            response = await call()
-        except ConnectionLost as lost:
-            if lost.silent or not lost.sent:
-                raise
-            response = await call()
-        text = read_body(response, Transcript, credentials.server).text
-        return join_surrogates(text).strip()
-
-    async def conversation(
-        self, credentials: Credentials, id: str, type: Any = Conversation
-    ) -> Any:
-        """A conversation with its messages, or what `type` names of it.
-
-        Raises NotFound, and what `get` does.
-
-        400 is a malformed id, 403 another account's conversation, 404 a deleted one.
-        """
-        try:
-            return await self.get(credentials, api_path(id), type, max_bytes=CONVERSATION_LIMIT)
-        except HttpError as error:
-            if error.response.is_hidden or error.response.status == 400:
-                raise NotFound from None
-            raise
-
-    async def stop(self, credentials: Credentials, id: str, generation_id: str, seen: int) -> None:
-        """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
-        value = {"generationId": generation_id, "seenContentLength": seen}
-        with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
-            await self.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
-
-    async def wait_until_stored(self, credentials: Credentials, id: str) -> str:
-        """Wait until the conversation's newest run is stored: how its log says that it ended.
-
-        chat-ui (src/routes/conversation/[id]/stream) follows the newest run when none is
-        named. Beyond its last event nothing is repeated: there is a heartbeat, and the end.
-        The wait ends with "" where the server refuses (3xx, 4xx), and after `limits.store_timeout`
-        seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
-        """
-        path = f"{chat_path(id)}/stream?fromSeq={PAST_END}"
-        backoff = Backoff()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.store_timeout):
-                while True:
-                    status = await self._log_end(credentials, path, backoff)
-                    if status is not None:
-                        return status
-                    pause = backoff.next()
-                    if pause is None:
-                        raise ConnectionLost("it does not answer", sent=True)
-                    await asyncio.sleep(pause)
-        return ""
-
-    async def _log_end(self, credentials: Credentials, path: str, backoff: Backoff) -> str | None:
-        """How a log says that its run ended; None if the connection ended before."""
-        decoder = EventStreamDecoder()
-        with contextlib.suppress(ConnectionLost):
-            async with self.open(credentials, "GET", path) as exchange:
-                while chunk := await exchange.read(limits.read_timeout):
-                    for event in decoder.feed(chunk):
-                        backoff.reset()
-                        if isinstance(event, LogEnd):
-                            return event.status
-                error = HttpError(exchange.response)
-            if 300 <= error.response.status < 500:
-                renewed = await self.renews_session(self.current(credentials), error, path)
-                return None if renewed else ""
-        return None
-
-
-def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
-    """The JSON of a response. Raises HuggingChatError when it is not what chat-ui sends."""
-    try:
-        return decode(response.body, type)
-    except ValueError as error:
-        raise HuggingChatError(
-            f"{server.host} gave an answer that is not a chat-ui server's: {one_line(error, 200)}. "
-            f"Is {SERVER_VARIABLE} right?"
-        ) from None
 
 
 # Errors in words
@@ -4242,89 +4142,61 @@ def model_error(
 
     `page` is the conversation's address; `sent` is what was sent, where it may be too large.
     """
-    host = credentials.server.host
+    server, host = credentials.server, credentials.server.host
     where = f" The conversation is at {page}" if page else ""
     if isinstance(error, HttpError):
-        return _http_error(error, credentials, model, where, sent)
+        return _http_error(error.response, credentials, model, where, sent)
     if isinstance(error, IncompleteAnswer):
         return HuggingChatError(f"{error}{where}")
     if isinstance(error, NotFound):
         what = "answer to continue after" if error.answer else "conversation"
         return HuggingChatError(f"There is no such {what} on {host} for this account.")
-    if error.proxy:
-        return HuggingChatError(
-            f"No connection to the proxy {one_line(error.proxy, 100)}: {error}. "
-            "A variable such as HTTPS_PROXY names it."
-        )
-    hint = "" if credentials.server.is_service else f" {SERVER_VARIABLE} names that server."
     verb = "No answer from" if error.sent else "No connection to"
+    hint = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
     return HuggingChatError(f"{verb} {host}: {error}.{hint}{where}")
 
 
 def _http_error(
-    error: HttpError, credentials: Credentials, model: str, where: str, sent: str
+    response: HttpResponse, credentials: Credentials, model: str, where: str, sent: str
 ) -> HuggingChatError:
-    server, response = credentials.server, error.response
-    status, host = response.status, server.host
-    said = credentials.without_cookies(response.message)
-    reason = f"HTTP {status}" + (f": {said}" if said else "")
+    server, host, status = credentials.server, credentials.server.host, response.status
     if response.is_firewall:
-        return firewall_error(server, status)
+        return HuggingChatError(
+            f"A firewall in front of {host} refused this client (HTTP {status}). Name another "
+            f"browser in {BROWSER_VARIABLE}, such as chrome or firefox;\nor open {server.url} in "
+            "your browser and log in with its cookie 'aws-waf-token' too: llm huggingchat login"
+        )
     if response.wants_login:
         return login_error(server, credentials.cookies)
-    if status in REDIRECTS:
-        return _redirect_error(server, response)
-    if status == 429:
-        return _rate_limit_error(error, host, reason, model, where)
-    if status == 400 and "too long" in response.message.lower():
-        return HuggingChatError(f"{host} refused the message: it is too long. Shorten it.")
-    if status >= 500:
-        return HuggingChatError(
-            f"{host} has a problem of its own ({reason}). Try again later.{where}"
-        )
-    about = repr(model) if model else "the request"
+    said = credentials.without_cookies(response.message).rstrip(".")
+    reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     words = {
         200: f"{host} answered with a web page instead of a chat. Is there a proxy or a login page "
         f"in between, or is {SERVER_VARIABLE} wrong?",
-        400: f"{host} refused {about} ({reason}). If it does not know the model, run: "
-        "llm huggingchat refresh",
-        403: f"{host} refused access ({reason}).{where}",
+        400: f"{host} refused {model or 'the request'} ({reason}). If it does not know the model, "
+        "run: llm huggingchat refresh",
         404: f"{server.url} has no such page ({reason}). Is {SERVER_VARIABLE} the address of a "
         f"chat-ui server?{where}",
         410: f"The model {model or 'of this conversation'} is no longer offered. "
         "Run: llm huggingchat refresh, and continue with another: -m MODEL",
         413: f"{host} refused {sent} as too large ({reason}). HuggingChat takes 15 MB a message"
         + (", of which some 11 MB of files, and 10 MB a file." if "files" in sent else "."),
+        429: f"{host} has reached a limit ({reason}).{where}",
     }
-    return HuggingChatError(words.get(status, f"{host} answered {reason}.{where}"))
-
-
-def _redirect_error(server: Server, response: HttpResponse) -> HuggingChatError:
-    address = "another page"
-    with contextlib.suppress(ValueError):
-        target = urlsplit(urljoin(server.url, response.header("location")))
-        address = f"{target.scheme}://{target.netloc.rpartition('@')[2]}"
-    return HuggingChatError(
-        f"{server.host} redirects to {one_line(address, 200)} (HTTP {response.status}). Cookies go "
-        f"to the configured host alone, so this is not followed. Is {SERVER_VARIABLE} right? "
-        "If that page asks for a login, run: llm huggingchat login"
-    )
-
-
-def _rate_limit_error(
-    error: HttpError, host: str, reason: str, model: str, where: str
-) -> HuggingChatError:
-    if not error.response.is_rate_limit:
-        return HuggingChatError(f"{host} has reached a limit ({reason}).{where}")
-    advice = "Try again later."
-    if error.waited is not None:
-        advice = (
-            f"The message has waited for {error.waited:.0f} seconds; the next attempt would be "
-            f"later than {WAIT_VARIABLE} allows."
+    text = words.get(status, f"{host} answered {reason}.{where}")
+    if status in REDIRECTS:
+        target = re.match(r"(https?://)(?:[^/?#]*@)?([^/?#]+)", response.header("location"))
+        address = one_line(target[1] + target[2], 200) if target else "another page"
+        text = (
+            f"{host} redirects to {address} (HTTP {status}). Cookies go to the configured host "
+            f"alone, so this is not followed. Is {SERVER_VARIABLE} right?"
         )
-    elif model:
-        advice = f"Try again later, or let prompts wait: {WAIT_VARIABLE}=600 (seconds)."
-    return HuggingChatError(f"{host} asks for a pause ({reason}). {advice}")
+    elif response.is_rate_limit:
+        wait = f", or let prompts wait: {WAIT_VARIABLE}=600 (seconds)" if model else ""
+        text = f"{host} asks for a pause ({reason}). Try again later{wait}."
+    elif status >= 500:
+        text = f"{host} has a problem of its own ({reason}). Try again later.{where}"
+    return HuggingChatError(text)
 
 
 def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -> HuggingChatError:
@@ -4337,32 +4209,18 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-def firewall_error(server: Server, status: int) -> HuggingChatError:
-    """A firewall lets browsers pass, but not this client: what helps."""
-    browser = impersonated_browser() or ""
-    other = f"a browser other than {browser}" if browser else "a browser"
-    example = "firefox" if browser.startswith("chrome") else "chrome"
-    return HuggingChatError(
-        f"A firewall in front of {server.host} refused this client (HTTP {status}). Name {other} "
-        f"in {BROWSER_VARIABLE}, such as {example};\nor open {server.url} in your browser and "
-        "log in with its cookie 'aws-waf-token' too: llm huggingchat login"
-    )
-
-
 def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
     """Why the server does not accept the cookies, and how to give it better ones."""
     again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
     if cookies is None or cookies.anonymous:
         return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
-    if cookies.token is None:
-        return HuggingChatError(
-            f"Not logged in on {server.host}: the cookie 'token' is missing beside 'hf-chat'. "
-            f"{again}"
+    why = "the cookie 'token' is missing beside 'hf-chat'."
+    if cookies.token:
+        why = (
+            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
+            f"Open {server.url}/login in your browser."
         )
-    return HuggingChatError(
-        f"Not logged in on {server.host}: the cookie 'token' is expired or wrong, or has to be "
-        f"confirmed first. Open {server.url}/login in your browser.\n{again}"
-    )
+    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
 
 
 # Attachments: reading them, and what is said in them
@@ -4389,22 +4247,18 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
         content.extend(chunk)
         return len(chunk) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
 
+    browser: Any = impersonated_browser()
     try:
         async with AsyncSession[Any](
             timeout=limits.call_timeout, max_redirects=3, curl_options=cast(Any, only)
         ) as session:
             response = await session.get(
-                url,
-                content_callback=receive,
-                verify=True,
-                impersonate=cast(Any, impersonated_browser()),
+                url, content_callback=receive, verify=True, impersonate=browser
             )
     except RequestException as error:
         if len(content) > AUDIO_LIMIT:
-            is_recording = mime_type(attachment.type) in AUDIO_TYPES
-            most = AUDIO_LIMIT if is_recording else FILE_LIMIT
-            raise too_large(shown_name(attachment), most) from None
-        why = connection_lost(error, True, url)
+            raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
+        why = connection_error(error, True, url)
         raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
@@ -4452,80 +4306,62 @@ async def concurrently(
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
 
 
+async def transcribe_recording(client: Client, credentials: Credentials, recording: Upload) -> str:
+    """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
+
+    chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
+    on its status and its words.
+    """
+    host, name = credentials.server.host, recording.name
+    try:
+        response = await client.call(
+            credentials,
+            "POST",
+            "/api/transcribe",
+            body=recording.content,
+            content_type=recording.type,
+            timeout=limits.transcribe_timeout,
+        )
+    except (ConnectionLost, HttpError) as error:
+        said = error.response.message if isinstance(error, HttpError) else ""
+        if said.startswith("Transcription"):
+            words = f"{host} could not transcribe {name} ({error}): {said}"
+            raise HuggingChatError(words) from None
+        raise model_error(error, credentials, sent=f"the recording {name}") from None
+    text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
+    if not text:
+        raise HuggingChatError(f"{host} heard no words in {name}.")
+    return text
+
+
 async def transcribe_all(
     client: Client,
     credentials: Credentials,
     recordings: Iterable[Upload],
     note: Callable[[str], None],
 ) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order.
+    """What is said in each recording, in their order; `note` says when that takes long.
 
-    `note` is called with words when that takes long. Raises HuggingChatError when the server
-    does not transcribe, cannot, or hears nothing.
+    Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
-    host = credentials.server.host
-
-    async def note_delay(name: str) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        note(f"{name} is being transcribed")
 
     async def transcribe(recording: Upload) -> str:
-        noting = client.spawn(note_delay(recording.name))
+        noting = client.note_later(note, f"{recording.name} is being transcribed")
         try:
-            text = await client.transcribe(credentials, recording)
-        except (ConnectionLost, HttpError) as error:
-            raise _transcription_error(error, credentials, recording, flags) from None
+            return await transcribe_recording(client, credentials, recording)
         finally:
             noting.cancel()
-        if not text:
-            raise HuggingChatError(f"{host} heard no words in {recording.name}.")
-        return text
 
     try:
         flags = await client.feature_flags(credentials)
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, credentials) from None
     if flags.transcription_enabled is not True:
+        host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
         async for recording, text in texts:
             yield recording, text
-
-
-def _transcription_error(
-    error: ConnectionLost | HttpError,
-    credentials: Credentials,
-    recording: Upload,
-    flags: FeatureFlags,
-) -> HuggingChatError:
-    """Why a recording was not transcribed.
-
-    chat-ui hands on the status of the service that it asks, with words before its answer.
-    """
-    host, name = credentials.server.host, recording.name
-    if isinstance(error, ConnectionLost):
-        if error.silent:
-            return HuggingChatError(f"{name} was not transcribed by {host}: {error}.")
-        return model_error(error, credentials)
-    status, message = error.response.status, error.response.message
-    if error.response.is_firewall:
-        return model_error(error, credentials)
-    if message.startswith("Transcription failed:"):
-        why = message.partition(":")[2].strip() or "its transcription service gave no reason"
-        return HuggingChatError(f"{host} could not transcribe {name} (HTTP {status}): {why}")
-    if status == 413:
-        size = f"{len(recording.content) / 1_000_000:.1f} MB"
-        return HuggingChatError(
-            f"The recording {name} is too large for {host}, with {size}. "
-            "Many servers take no more than 15."
-        )
-    if status == 504:
-        return HuggingChatError(
-            f"{name} takes {host} too long to transcribe. Cut it into shorter pieces."
-        )
-    if status == 401 and flags.login_enabled is False:
-        return HuggingChatError(f"{host} has no key for the service that transcribes.")
-    return model_error(error, credentials)
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -4746,8 +4582,6 @@ class Delivery:
             await self._read_stream()
         except ConnectionLost as lost:
             self.sent = lost.sent or self.accepted
-            if lost.final:
-                raise
             problem = lost
         except HttpError as error:
             if error.response.status < 500:
@@ -4772,7 +4606,7 @@ class Delivery:
                     self._note(f"{host} asks for a pause; waiting, for {most:.0f} seconds at most")
             waited = now - self._waiting_since
             if waited + pause > target.max_wait:
-                raise HttpError(limiter.refusal, waited)
+                raise HttpError(limiter.refusal)
             await asyncio.sleep(pause)
 
     async def _pause_before_resending(self, problem: ConnectionLost | HttpError) -> None:
@@ -4800,7 +4634,7 @@ class Delivery:
     async def _renews_session(self, error: HttpError) -> bool:
         """Had the session expired, and is there a new one? That can help once."""
         first, self._renewed = not self._renewed, True
-        return first and await self._client.renews_session(self._target.credentials, error)
+        return first and await self._client.sessions.renew_after(error, self._target.credentials)
 
     async def _read_stream(self) -> None:
         """Send the message and take the updates that answer it."""
@@ -4888,9 +4722,8 @@ class Run(Delivery):
         """Do a step of following the run; pause if it brought no end. Raises what ends it."""
         try:
             await step()
-        except ConnectionLost as lost:
-            if lost.final:
-                raise
+        except ConnectionLost:
+            pass
         except HttpError as error:
             if error.response.status == 404 and not self._log_unavailable:
                 self._log_unavailable = True  # a server without logs
@@ -5413,7 +5246,7 @@ class ConversationLease:
             raise NotFound(answer=True)
         if self._client.models.get(self.id, parent.model) != self._model:
             value = {"model": self._model}
-            await self._client.change(self._credentials, "PATCH", api_path(self.id), value)
+            await self._client.call(self._credentials, "PATCH", api_path(self.id), value)
         self._client.models[self.id] = self._model
         return message_id
 
@@ -5423,23 +5256,20 @@ class ConversationLease:
         A stop that reached the server too late leaves a marker there, which stops the next
         run if that begins within `limits.stop_marker` seconds.
         """
-        noting = self._client.spawn(self._note_waiting())
+        what = "waiting for the end of another turn of this conversation"
+        noting = self._client.note_later(self._note, what)
         lock = TurnLock(self.page)
         try:
             await lock.acquire()
             self.lock = lock
             if lock.pending:
-                credentials = await self._client.with_session(self._credentials)
-                ended = await self._client.wait_until_stored(credentials, self.id)
+                await asyncio.sleep(lock.sent + limits.arrival - time.time())
+                ended = await wait_until_stored(self._client, self._credentials, self.id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
                 lock.pending, lock.stopped = False, None
         finally:
             noting.cancel()
-
-    async def _note_waiting(self) -> None:
-        await asyncio.sleep(sum(limits.backoff[:4]))
-        self._note("waiting for the end of another turn of this conversation")
 
 
 async def select_tools(
@@ -5553,7 +5383,8 @@ class Turn:
             return
         self._stopped = time.time()
         id, generation_id = self._lease.id, self._result.generation_id or ""
-        stop = self._client.stop(self._credentials, id, generation_id, self._channel.delivered)
+        seen = self._channel.delivered
+        stop = stop_run(self._client, self._credentials, id, generation_id, seen)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
@@ -5563,7 +5394,7 @@ class Turn:
         unused = run is None or (refused and run.cannot_have_arrived)
         if not (unused and id and self._plan.parent is None):
             return False
-        delete = self._client.change(self._credentials, "DELETE", api_path(id))
+        delete = self._client.call(self._credentials, "DELETE", api_path(id))
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
         return True
 
@@ -5752,7 +5583,6 @@ class Background:
 
     def _start(self) -> None:
         self._process, self._client, self._work = os.getpid(), None, set()
-        _process_locks.clear()  # a fork has those of its parent's loop
         self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="llm-huggingchat", daemon=True
@@ -6520,6 +6350,7 @@ class Importer:
 Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
+DOWNLOAD_TIMEOUT = 600.0  # seconds for it
 
 
 class _Commands(click.Group):
@@ -6609,7 +6440,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
     login_needed = await client.wants_login(credentials)
-    for new_session in (client.with_session, client.renew):
+    for new_session in (client.sessions.ready, client.sessions.renew):
         try:
             credentials = await new_session(credentials)
         except HuggingChatError:
@@ -6625,11 +6456,11 @@ async def require_login(client: Client, credentials: Credentials) -> bool:
 
     Raises HuggingChatError if nobody is logged in where that is necessary.
     """
-    before = client.current(credentials)
+    before = client.sessions.current(credentials)
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
         raise login_error(credentials.server, credentials.cookies)
-    return client.current(credentials) != before
+    return client.sessions.current(credentials) != before
 
 
 def may_write(path: pathlib.Path) -> None:
@@ -6728,7 +6559,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     """
     server = credentials.server
     _, user = await find_user(client, credentials)
-    cookies = client.current(credentials).cookies
+    cookies = client.sessions.current(credentials).cookies
     if user is None or cookies is None:
         raise HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing, expired or wrong, or "
@@ -6737,7 +6568,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
         )
     keep_key(server.key_name, cookies.to_key())
     with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
-        await client.refresh(credentials)
+        await refresh_catalogue(client, credentials)
     return user.name
 
 
@@ -6874,7 +6705,7 @@ def _fill_status(state: dict[str, Any]) -> None:
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
         state["user"] = user and user.name
-        cookies = client.current(credentials).cookies
+        cookies = client.sessions.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
         if state["login_needed"] and not user:
             raise login_error(server, cookies)
@@ -6899,7 +6730,7 @@ def refresh() -> None:
     with contextlib.suppress(llm.ModelError):
         credentials = current_credentials()  # a firewall may want its cookie
     before = {model.id for model in load_catalogue(server.url).models}
-    catalogue = call_server(credentials, Client.refresh)
+    catalogue = call_server(credentials, refresh_catalogue)
     after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
@@ -7129,8 +6960,7 @@ async def settle(client: Client, credentials: Credentials, ref: ConversationRef)
     if not ref.shared and turn_is_pending(ref.page):
         with contextlib.suppress(TimeoutError, ConnectionLost, NotFound):
             async with asyncio.timeout(limits.settle_timeout):
-                session = await client.with_session(credentials)
-                await client.wait_until_stored(session, ref.id)
+                await wait_until_stored(client, credentials, ref.id)
 
 
 async def read_tree(
@@ -7291,7 +7121,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
                 return tree
             # Only a copy in the account can be continued there.
             path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-            response = await client.change(credentials, "POST", path, value, idempotent=False)
+            response = await client.call(credentials, "POST", path, value, idempotent=False)
             copy = read_body(response, Envelope[ImportedShare], ref.server).json.conversation_id
             return await read_tree(client, credentials, ConversationRef(ref.server, copy))
 
@@ -7348,7 +7178,7 @@ def rename(name: str | None, title: str | None) -> None:
 
     async def work(client: Client, credentials: Credentials) -> None:
         await settle(client, credentials, ref)
-        await client.change(credentials, "PATCH", api_path(ref.id), {"title": title})
+        await client.call(credentials, "PATCH", api_path(ref.id), {"title": title})
 
     call_server(credentials, work)
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
@@ -7370,7 +7200,7 @@ def share(name: str | None) -> None:
 
     async def work(client: Client, credentials: Credentials) -> str:
         await settle(client, credentials, ref)
-        response = await client.change(credentials, "POST", f"{chat_path(ref.id)}/share", {})
+        response = await client.call(credentials, "POST", f"{chat_path(ref.id)}/share", {})
         return server.shared_page(read_body(response, SharedConversation, server).share_id)
 
     click.echo(call_server(credentials, work))
@@ -7404,10 +7234,10 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
         async def delete_one(ref: ConversationRef) -> None:
             path = api_path(ref.id)
             try:
-                await client.change(credentials, "DELETE", path, idempotent=False)
+                await client.call(credentials, "DELETE", path, idempotent=False)
             except (ConnectionLost, HttpError):
                 with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
-                    await client.change(credentials, "DELETE", path)
+                    await client.call(credentials, "DELETE", path)
 
         await for_each(client, credentials, refs, delete_one, "Conversations deleted")
 
@@ -7453,7 +7283,7 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
         echo_text(text)
     else:
         may_write(output)
-        with replacing(output) as file:
+        with atomic_write(output) as file:
             file.write(text.encode())
 
 
@@ -7542,7 +7372,7 @@ def _write_artifacts(
     for path, _ in files:
         may_write(path)
     for path, version in files:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(version.content.encode())
     return files
 
@@ -7637,27 +7467,23 @@ def download(url: str, output: pathlib.Path | None) -> None:
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        options = {"max_bytes": FILE_SIZE_LIMIT, "into": file}
+        most, timeout = FILE_SIZE_LIMIT, DOWNLOAD_TIMEOUT
         try:
-            return await client.change(credentials, "GET", path, **options)
+            return await client.call(credentials, "GET", path, max_bytes=most, timeout=timeout)
         except NotFound:
             await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
-    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
-    with tempfile.TemporaryFile() as file:
-        response = call_server(credentials, fetch)
-        size = file.tell()
-        file.seek(0)
-        if output == DASH:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        if output is None or output.is_dir():
-            output = (output or pathlib.Path()) / _file_name(response, path)
-        may_write(output)
-        with replacing(output) as place:
-            shutil.copyfileobj(file, place)
-    click.echo(f"{output} ({size} bytes)")
+    response = call_server(credentials, fetch)
+    if output == DASH:
+        sys.stdout.buffer.write(response.body)
+        return
+    if output is None or output.is_dir():
+        output = (output or pathlib.Path()) / _file_name(response, path)
+    may_write(output)
+    with atomic_write(output) as place:
+        place.write(response.body)
+    click.echo(f"{output} ({len(response.body)} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:

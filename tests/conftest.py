@@ -102,6 +102,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "reconnect_timeout": 1.0,
         "backoff": (0.01, 0.02, 0.05),
         "look_again": 0.02,
+        "arrival": 0.1,
     }.items():
         monkeypatch.setattr(llm_huggingchat.limits, name, value)
     monkeypatch.setattr("chat_ui.HEARTBEAT", 0.1)

@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import filelock
 import llm
 import llm.cli
 import pytest
@@ -190,18 +189,13 @@ def test_prompts_at_the_same_time_share_one_session(chat: ChatUI) -> None:
     assert logins(chat) == LOGIN * 2
 
 
-def test_session_that_another_process_is_making_is_waited_for(
+def test_session_that_another_process_has_made_is_used(
     chat: ChatUI, user_path: pathlib.Path
 ) -> None:
-    keep(chat, hf_chat=ENDED, token=TOKEN)
-    lock = filelock.FileLock(user_path / ".huggingchat_login.lock", is_singleton=False)
-    with ThreadPoolExecutor(1) as threads:
-        with lock:
-            prompt = threads.submit(ask_sync, "hello")
-            wait_for(lambda: ("POST", "/conversation") in asked(chat))
-            chat.sessions["theirs"] = ("ada", TOKEN)
-            keep(chat, hf_chat="theirs", token=TOKEN)
-        assert prompt.result().text() == "You said: hello"
+    ours = f"hf-chat={ENDED}; token={TOKEN}"
+    chat.sessions["theirs"] = ("ada", TOKEN)
+    keep(chat, hf_chat="theirs", token=TOKEN)
+    assert ask_sync("hello", key=ours).text() == "You said: hello"
     assert logins(chat) == []
     chat.sessions.clear()  # theirs has ended as well
     ask_sync("again")

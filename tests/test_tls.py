@@ -101,7 +101,7 @@ def test_bundle_that_is_not_there_is_named(
     [
         (301, "https://new.example.org/chat/x-secret?x-secret=1#x", "https://new.example.org ("),
         (303, "https://x-secret@new.example.org/", "https://new.example.org ("),
-        (308, "http://[", "another page"),
+        (308, "/elsewhere", "another page"),
     ],
 )
 def test_redirect_is_not_followed_and_said_to_be_one(

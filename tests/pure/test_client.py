@@ -24,7 +24,7 @@ from llm_huggingchat import (
     IncompleteAnswer,
     NotFound,
     RateLimiter,
-    connection_lost,
+    connection_error,
     limits,
     model_error,
     parse_server,
@@ -123,10 +123,6 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
             "No answer from huggingface.co: it broke. The conv",
         ),
         (ConnectionLost("it broke", sent=False), "No connection to huggingface.co: it broke."),
-        (
-            ConnectionLost("nobody", sent=False, proxy="p:1"),
-            "No connection to the proxy p:1: nobody. A variable such as HTTPS_PROXY names it.",
-        ),
         (NotFound(), "There is no such conversation on huggingface.co for this account."),
         (NotFound(answer=True), "There is no such answer to continue after on huggingface.co"),
         (IncompleteAnswer("Broken off."), "Broken off. The conversation is at https://page"),
@@ -136,23 +132,21 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
             refusal(302, location="https://u:p@elsewhere.example/x?y=z"),
             "redirects to https://elsewhere.example (HTTP 302)",
         ),
-        (refusal(302, location="https://[bad"), "redirects to another page (HTTP 302)"),
-        (refusal(400, "Invalid"), "refused 'a/b' (HTTP 400: Invalid). If it does not know the mod"),
-        (refusal(400, "Message too long."), "refused the message: it is too long. Shorten it."),
+        (refusal(302, location="/other"), "redirects to another page (HTTP 302)"),
+        (refusal(400, "Invalid"), "refused a/b (HTTP 400: Invalid). If it does not know the mod"),
         (refusal(401), "Not logged in on huggingface.co"),
-        (refusal(403, "no"), "refused access (HTTP 403: no). The conversation is at https://page"),
+        (refusal(403, "no"), "answered HTTP 403: no. The conversation is at https://page"),
         (refusal(404), "https://huggingface.co/chat has no such page (HTTP 404)"),
         (refusal(410), "The model a/b is no longer offered. Run: llm huggingchat refresh"),
         (refusal(413), "refused files as too large (HTTP 413). HuggingChat takes 15 MB a message"),
         (refusal(429, LIMIT), "asks for a pause (HTTP 429: You are"),
         (refusal(429, LIMIT), "let prompts wait: LLM_HUGGINGCHAT_WAIT=600"),
-        (HttpError(refusal(429, LIMIT).response, 61.7), "has waited for 62 seconds; the next"),
         (refusal(429, TOO_LONG), "has reached a limit (HTTP 429: This conversation has more"),
         (refusal(500, "An error occurred"), "has a problem of its own (HTTP 500: An error occ"),
         (refusal(503), "has a problem of its own (HTTP 503). Try again later. The conversation"),
         (refusal(418, "tea"), "huggingface.co answered HTTP 418: tea. The conversation is at"),
         (refusal(405, **PAGE), "A firewall in front of huggingface.co refused this client"),
-        (refusal(202, **WAF), "such as chrome;\nor open https://huggingface.co/chat in your brow"),
+        (refusal(202, **WAF), "such as chrome or firefox;\nor open https://huggingface.co/chat"),
     ],
 )
 def test_error_says_what_happened_and_what_to_do(error, words):
@@ -182,22 +176,26 @@ def curl_error(code: int, words: str = "") -> RequestException:
 
 
 @pytest.mark.parametrize(
-    ("code", "sent", "final", "words"),
+    ("code", "sent", "words"),
     [
-        (3, False, True, "not valid"),
-        (6, False, False, "no network"),
-        (7, False, False, "nobody is listening"),
-        (60, False, True, "not trusted. To trust a company's own certificate"),
-        (77, False, True, "cannot be read"),
-        (28, True, False, "curl error 28"),
-        (56, True, False, "curl error 56"),
+        (6, False, "no network"),
+        (7, False, "nobody is listening"),
+        (28, True, "curl error 28"),
+        (56, True, "curl error 56"),
     ],
 )
-def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, final, words):
-    lost = connection_lost(curl_error(code), True, "https://chat.example/x")
-    assert (lost.sent, lost.final, lost.silent, lost.proxy) == (sent, final, False, "")
+def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, words):
+    lost = connection_error(curl_error(code), True, "https://chat.example/x")
+    assert isinstance(lost, ConnectionLost)
+    assert (lost.sent, lost.silent) == (sent, False)
     assert words in str(lost)
-    assert not connection_lost(curl_error(code), False, "https://chat.example/x").sent
+
+
+def test_certificate_that_is_not_trusted_is_an_error_at_once():
+    for code, words in ((60, "not trusted. To trust another, name a file in"), (77, "be read")):
+        error = connection_error(curl_error(code), True, "https://chat.example/x")
+        assert isinstance(error, llm.ModelError)
+        assert words in str(error)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +213,12 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert proxy_of(url) == proxy
-    assert connection_lost(curl_error(7), True, url).proxy == proxy
-    refused = connection_lost(curl_error(56, "CONNECT tunnel failed, response 407"), True, url)
-    assert (refused.proxy, refused.sent) == (proxy, False)
-    assert "refused the connection" in str(refused)
+    refused = connection_error(curl_error(56, "CONNECT tunnel failed, response 407"), True, url)
+    assert isinstance(refused, ConnectionLost)
+    assert not refused.sent
+    for error in (refused, connection_error(curl_error(7), True, url)):
+        assert bool(proxy) == (f"the proxy {proxy} " in str(error))
+        assert "u:p" not in str(error)
 
 
 # --- pauses ---

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import llm_huggingchat
 from llm_huggingchat import (
     BUILT_IN,
     CACHE,
@@ -24,6 +23,7 @@ from llm_huggingchat import (
     ModelInfo,
     Server,
     anonymous_session,
+    atomic_write,
     find_key,
     forget_session,
     is_anonymous,
@@ -33,7 +33,6 @@ from llm_huggingchat import (
     load_catalogue,
     parse_cookies,
     remember_models,
-    replacing,
     stored_key,
 )
 
@@ -47,18 +46,18 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pip
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
 def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "answer.md"
     path.write_bytes(b"before")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"half"
-    with pytest.raises(RuntimeError), replacing(path) as file:  # noqa: PT012
+    with pytest.raises(RuntimeError), atomic_write(path) as file:  # noqa: PT012
         file.write(b"other")
         raise RuntimeError
     assert path.read_bytes() == b"half"
@@ -306,10 +305,3 @@ def test_any_file_as_the_cache(content: bytes) -> None:
     catalogue = load_catalogue(SERVICE)
     assert catalogue.models == BUILT_IN
     assert catalogue.is_old
-
-
-async def test_one_process_at_a_time_logs_in() -> None:
-    async with llm_huggingchat.one_login():
-        pass
-    async with llm_huggingchat.one_login():
-        pass  # it was released

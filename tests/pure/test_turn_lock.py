@@ -43,6 +43,23 @@ async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() ->
     assert not (await entered()).pending
 
 
+async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message(
+    user_path: pathlib.Path,
+) -> None:
+    before = time.time()
+    lock = await entered()
+    lock.begin()
+    (file,) = (user_path / "huggingchat_turns").glob("*.json")
+    left = file.read_bytes()
+    lock.release(stored=True)
+    file.write_bytes(left)  # a process that dies does not release it
+    lock = await entered()
+    assert lock.pending
+    assert before <= lock.sent <= time.time()
+    lock.release(stored=False)
+    assert (await entered()).sent == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
 async def test_file_that_is_broken_still_says_that_a_run_may_go_on(
     user_path: pathlib.Path, content: bytes
@@ -130,8 +147,5 @@ async def test_where_no_file_can_be_made_the_server_is_asked(user_path: pathlib.
     lock = await entered()
     assert lock.pending
     lock.begin()
-    waiting = asyncio.create_task(entered())
-    await asyncio.sleep(0)
-    assert not waiting.done()
     lock.release(stored=False)
-    (await waiting).release(stored=True)
+    assert (await entered()).pending
