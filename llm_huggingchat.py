@@ -3611,7 +3611,7 @@ def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
 def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
     """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
     if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503)
+        return idempotent and error.response.status in (502, 503, 504)
     return not error.silent and (idempotent or not error.sent)
 
 
@@ -3707,17 +3707,22 @@ class Exchange:
 
         Raises what `read` does, and HttpError for any status but 200.
         """
-        body = bytearray()
+        body = io.BytesIO()
         try:
-            async with self, asyncio.timeout(deadline - time.monotonic()):
-                while chunk := await self.read(None):
-                    body += chunk
+            async with asyncio.timeout(deadline - time.monotonic()):
+                response = await self.write_to(body, None)
         except TimeoutError:
             raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
-        response = msgspec.structs.replace(self.response, body=bytes(body))
-        if response.status != 200:
-            raise HttpError(response)
-        return response
+        return msgspec.structs.replace(response, body=body.getvalue())
+
+    async def write_to(self, file: BinaryIO, silence: float | None) -> HttpResponse:
+        """Write the body to an empty file as it comes. Raises what `read` does, and HttpError."""
+        async with self:
+            while chunk := await self.read(silence):
+                file.write(chunk)
+            if self.response.status != 200:
+                raise HttpError(self.response)
+            return self.response
 
     @property
     def response(self) -> HttpResponse:
@@ -3853,12 +3858,14 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
+        into: BinaryIO | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
         `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
-        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound for
-        a conversation that is not there, TooLarge, HuggingChatError.
+        `limits.call_timeout`; a response that is written `into` a file takes its time. Raises
+        ConnectionLost, HttpError for any status but 200, NotFound for a conversation that is not
+        there, TooLarge, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -3872,7 +3879,11 @@ class Client:
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                return await exchange.whole(deadline)
+                if into is None:
+                    return await exchange.whole(deadline)
+                into.seek(0)
+                into.truncate()
+                return await exchange.write_to(into, limits.call_timeout)
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -6350,7 +6361,6 @@ class Importer:
 Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
-DOWNLOAD_TIMEOUT = 600.0  # seconds for it
 
 
 class _Commands(click.Group):
@@ -7467,23 +7477,26 @@ def download(url: str, output: pathlib.Path | None) -> None:
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        most, timeout = FILE_SIZE_LIMIT, DOWNLOAD_TIMEOUT
         try:
-            return await client.call(credentials, "GET", path, max_bytes=most, timeout=timeout)
+            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT, into=file)
         except NotFound:
             await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
-    response = call_server(credentials, fetch)
-    if output == DASH:
-        sys.stdout.buffer.write(response.body)
-        return
-    if output is None or output.is_dir():
-        output = (output or pathlib.Path()) / _file_name(response, path)
-    may_write(output)
-    with atomic_write(output) as place:
-        place.write(response.body)
-    click.echo(f"{output} ({len(response.body)} bytes)")
+    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
+    with tempfile.TemporaryFile() as file:
+        response = call_server(credentials, fetch)
+        size = file.tell()
+        file.seek(0)
+        if output == DASH:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            return
+        if output is None or output.is_dir():
+            output = (output or pathlib.Path()) / _file_name(response, path)
+        may_write(output)
+        with atomic_write(output) as place:
+            shutil.copyfileobj(file, place)
+    click.echo(f"{output} ({size} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:
