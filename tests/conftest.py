@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import cli
+import llm
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
@@ -19,9 +21,11 @@ from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 from hypothesis import settings
+from pytest_recording.network import blocking_context
 
 import llm_huggingchat
 
+HERE = pathlib.Path(__file__).parent
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -43,23 +47,38 @@ settings.load_profile("suite")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "process: starts processes, or sends them signals")
+    # New processes use this module, and the stubs, as pytest does: see pyproject.toml.
+    paths = [str(HERE / "stubs"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.block_network(allowed_hosts=LOOPBACK))
+@pytest.fixture(scope="session", autouse=True)
+def _no_sockets() -> Iterator[None]:
+    with blocking_context(allowed_hosts=LOOPBACK):
+        yield
+
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
-def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """llm's directory for this test: no keys, no cache, no logs. No variable is set."""
-    path = tmp_path / "llm"
+def _nobody(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """llm has a directory for this test: no keys, no cache, no logs. No variable is set."""
+    path = tmp_path_factory.getbasetemp() / f"llm-{next(_numbers)}"  # cheaper than tmp_path
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
     for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
-    yield path
+    yield
     llm_huggingchat.reset()
+
+
+@pytest.fixture
+def user_path(_nobody: None) -> pathlib.Path:
+    """The same directory."""
+    return llm.user_dir()
 
 
 @pytest.fixture(autouse=True)
