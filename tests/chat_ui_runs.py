@@ -191,8 +191,6 @@ class Conversation:
             raise Refusal(404, "Message not found") if retry else Refusal(500)
         if retry and place["from"] == "assistant":
             question = by_id[place["ancestors"][-1]]
-        elif retry and (place["from"] != "user" or not text):
-            raise Refusal(500, "Failed to create message")
         else:
             stored = [
                 {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
@@ -274,8 +272,6 @@ def tokens(prompt: Prompt) -> list[str]:
     if texts := SAY.findall(asked):
         turn = sum(message["role"] == "assistant" for message in prompt.seen)
         return re.findall(r"(?s).{1,7}", texts[min(turn, len(texts) - 1)])
-    if "json" in words:
-        return ["```json\n", '{"name": "Rex", "age": 4}', "\n```"]
     if "history" in words:
         return [json.dumps(prompt.seen)]
     if "images" in words:
@@ -438,7 +434,7 @@ class Run:
         self._prompt = prompt
         self._ending = False  # all that is still to come is a title, and the storing
         self._known_title = conversation.title  # it is written back too
-        self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
+        self._title_due = conversation.title == NEW_CHAT
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
         self._final = False  # the final answer came
@@ -527,8 +523,6 @@ class Run:
         words, delay = self.words, self.words.number("delay", self._chat.delay)
         noise = deque(NOISE if "noise" in words else [])
         self._pause(0)
-        if "title_first" in words:
-            self._title()
         self._pause(words.number("wait", 0))
         while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
             self._pause(0.02)
@@ -691,12 +685,7 @@ class Run:
 
     def _route(self) -> Event:
         """Say which model the router chose."""
-        route, model = "default", "zai-org/GLM-4.6"
-        if self._prompt.tools:
-            route, model = "agentic", "moonshotai/Kimi-K2.6"
-        if self._prompt.images:
-            route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
-        return {"type": "routerMetadata", "route": route, "model": model}
+        return {"type": "routerMetadata", "route": "default", "model": "zai-org/GLM-4.6"}
 
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
