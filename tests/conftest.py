@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import cli
-import llm
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
@@ -53,37 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_sockets() -> Iterator[None]:
-    with blocking_context(allowed_hosts=LOOPBACK):
-        yield
-
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def _nobody(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """llm has a directory for this test: no keys, no cache, no logs. No variable is set."""
-    path = tmp_path_factory.getbasetemp() / f"llm-{next(_numbers)}"  # cheaper than tmp_path
-    path.mkdir()
-    monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    llm_huggingchat.reset()
-
-
-@pytest.fixture
-def user_path(_nobody: None) -> pathlib.Path:
-    """The same directory."""
-    return llm.user_dir()
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond loopback it is as if there were no network: pytest-recording cannot see curl."""
+def _alone() -> Iterator[None]:
+    """Beyond loopback it is as if there were no network, and no variable is set."""
     real = AsyncSession.request
 
     @functools.wraps(real)
@@ -94,7 +64,26 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             raise CurlConnectionError(f"no network: {url}", CurlECode.COULDNT_RESOLVE_HOST)
         return await real(self, method, url, *args, **options)
 
-    monkeypatch.setattr(AsyncSession, "request", request)
+    with pytest.MonkeyPatch.context() as patch, blocking_context(allowed_hosts=LOOPBACK):
+        patch.setattr(AsyncSession, "request", request)  # the guard of sockets cannot see curl
+        for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
+            patch.delenv(name, raising=False)
+        yield
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def user_path(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pathlib.Path]:
+    """llm's directory for this test: no keys, no cache, no logs."""
+    path = tmp_path_factory.getbasetemp() / f"llm-{next(_numbers)}"  # cheaper than tmp_path
+    path.mkdir()
+    monkeypatch.setenv("LLM_USER_PATH", str(path))
+    yield path
+    llm_huggingchat.reset()
 
 
 @pytest.fixture
