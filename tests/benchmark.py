@@ -63,7 +63,7 @@ def serve() -> None:
                 down += len(data)
                 return write(data)
 
-            self.wfile.write = counted  # type: ignore[method-assign, assignment]
+            self.wfile.write = counted  # type: ignore[method-assign]
 
         def stream_to_end(self, run: chat_ui.Run) -> None:
             nonlocal requests
@@ -544,11 +544,11 @@ def rows(server: Server, rounds: int) -> Iterator[str]:
 
     found = medians(some, ways, functools.partial(long_conversation, server))
     loops = {way: values for way, values in found.items() if way != "hugchat"}
-    for turn in TURNS:
-        yield row(f"upload of turn {turn}", size, found, f"{turn} up")
-        yield row(f"download of turn {turn}", size, found, f"{turn} down")
-        yield row(f"turn {turn} keeps the loop busy, in all", milli, loops, f"{turn} busy")
-        yield row(f"turn {turn} keeps the loop busy, at once", milli, loops, f"{turn} longest")
+    for number in TURNS:
+        yield row(f"upload of turn {number}", size, found, f"{number} up")
+        yield row(f"download of turn {number}", size, found, f"{number} down")
+        yield row(f"turn {number} keeps the loop busy, in all", milli, loops, f"{number} busy")
+        yield row(f"turn {number} keeps the loop busy, at once", milli, loops, f"{number} longest")
 
     found = medians(rounds, [PLUGIN, ""], version)
     yield row("`llm --version`, with and without", milli, found, "time", found[""]["time"])

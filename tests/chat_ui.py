@@ -7,9 +7,7 @@ address and LLM_USER_PATH to a temporary directory, and exits with the command's
 `sh -c "…"` to run several commands against one server. Without a command it serves until Ctrl-C.
 
 Options, before the command: `--login` rehearses a server that wants a login, and prints which token
-to paste. `--log FILE` writes each request as a line of JSON, without cookie values. `--port N`.
-`--store-delay S`: an answer is stored S seconds after it has ended (default 0.3). `--latency S`:
-every request is answered S seconds late.
+to paste. `--log FILE` writes each request as a line of JSON, without cookie values.
 
 The model answers "You said: …". Words in [[double brackets]] in a prompt steer it.
 
@@ -205,7 +203,6 @@ class ChatUI:
     messages_per_minute: int | None = None
     max_conversations: int | None = None
     max_messages: int | None = None
-    port: int = 0
     store_delay: float = STORE_DELAY  # seconds until an answer that has ended is stored
     latency: float = 0.0  # seconds after which a request is looked at
     uplink: int | None = None  # how many bytes of a request's body are read in a second
@@ -216,6 +213,7 @@ class ChatUI:
         if self.models:
             models = [model_entry(model["id"], "tools") | model for model in self.models]
         self.models = models
+        self.port = 0  # a free one
         self.minute = 60.0
         # What the login provider knows: a session can be made from these tokens, unless
         # `login_wants` is "consent" (a page) or an address to go to instead.
@@ -431,10 +429,7 @@ def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
 def decoded(part: Part) -> tuple[str, str, bytes]:
     """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
     _, filename, mime, content = part
-    letters = re.sub(rb"[^A-Za-z0-9+/]", b"", content)
-    letters = letters[:-1] if len(letters) % 4 == 1 else letters
-    decoded = base64.b64decode(letters + b"=" * (-len(letters) % 4))
-    return filename.partition("base64;")[2], mime, decoded
+    return filename.partition("base64;")[2], mime, base64.b64decode(content)
 
 
 class Chunks:
@@ -823,7 +818,11 @@ class Handler(BaseHTTPRequestHandler):
         mine = [each for each in self.chat.of(self.owner) if each.from_share == share_id]
         if not mine:
             share = self.chat.shares[share_id]
-            kept = {"messages": share.messages, "title": share.title, "files": share.files}
+            kept: dict[str, Any] = {
+                "messages": share.messages,
+                "title": share.title,
+                "files": share.files,
+            }
             whose = (self.owner, share.model, share.preprompt)
             mine = [self.chat.add_conversation(*whose, from_share=share_id, **kept)]
         return in_superjson({"conversationId": mine[0].id})
@@ -1060,23 +1059,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run a command against a stand-in server.")
     parser.add_argument("--login", action="store_true", help="want a login, as the service does")
     parser.add_argument("--log", metavar="FILE", help="write the requests to this file")
-    parser.add_argument("--port", type=int, default=0, help="listen here, not on a free port")
-    parser.add_argument("--store-delay", type=float, default=STORE_DELAY, metavar="S")
-    parser.add_argument("--latency", type=float, default=0.0, metavar="S")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     options = parser.parse_args(arguments)
-    command = options.command[options.command[:1] == ["--"] :]
-    settings = {"port": options.port, "store_delay": options.store_delay}
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(open(options.log, "w", encoding="utf-8")) if options.log else None
-        chat = stack.enter_context(ChatUI(delay=0.01, latency=options.latency, **settings))
-        chat.log_file = log
+        chat = stack.enter_context(ChatUI(delay=0.01))
+        if options.log:
+            chat.log_file = stack.enter_context(open(options.log, "w", encoding="utf-8"))
         print(f"{chat.url} is a stand-in for HuggingChat, not a real server.", file=sys.stderr)
         if options.login:
             chat.login_required, chat.tokens["stand-in-token"] = True, "ada"
             print("It wants a login. Token to paste: stand-in-token", file=sys.stderr)
-        if command:
-            return run_command(chat, command)
+        if options.command:
+            return run_command(chat, options.command)
         print(chat.url, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

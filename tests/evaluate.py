@@ -51,11 +51,8 @@ def flat(model: llm.Model) -> bool:
 def items(model: llm.Model) -> bool:
     prompt = "Dogs: Cleo is 5, Pancakes is 4, Rex turned 12 today."
     got = answer(model, prompt, an_object(items=items_of(DOG)))
-    return {dog["name"]: dog["age"] for dog in got["items"]} == {
-        "Cleo": 5,
-        "Pancakes": 4,
-        "Rex": 12,
-    }
+    ages = {dog["name"]: dog["age"] for dog in got["items"]}
+    return ages == {"Cleo": 5, "Pancakes": 4, "Rex": 12}
 
 
 def tree(model: llm.Model) -> bool:
