@@ -994,17 +994,16 @@ class Handler(BaseHTTPRequestHandler):
         split = int(words.number("split", 1)) if "split" in words else 0
         body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
         cut, stall, end = words.numbers("cut")[:1], words.numbers("stall"), words.numbers("end")
-        count = 0
         for kind, line in run.lines(self.left):
             body.write(line)
-            count += kind == "stream"
-            if end == [count]:
+            run.streamed += kind == "stream"
+            if end == [run.streamed]:
                 run.reader_left()
                 break
-            if stall == [count] or (kind == "padding" and "hold" in words):
+            if stall == [run.streamed] or (kind == "padding" and "hold" in words):
                 self.linger()
                 raise Broken
-            if cut == [count]:
+            if cut == [run.streamed]:
                 raise Broken
         body.end()
 

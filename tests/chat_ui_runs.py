@@ -427,6 +427,7 @@ class Run:
         self.wire: list[tuple[str, bytes]] = []
         self.log: list[Event] = []
         self.state = "running"
+        self.streamed = 0  # how many tokens its first reader has been sent
         self.resumes = 0  # how often its log was asked for
         self.text = ""
         self._chat = chat
