@@ -297,8 +297,7 @@ class ChatUI:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
         server, self._server = self._server, None
         if server:
-            server.shutdown()
-            server.server_close()
+            server.stop()
             self._place = socket.socket()  # no other test's server must take the port meanwhile
             self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._place.bind(("127.0.0.1", self.port))
@@ -314,7 +313,6 @@ class ChatUI:
         self._place.close()
         self._server = Server(self, self.port)
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.closing.set()
@@ -383,6 +381,24 @@ class Server(ThreadingTCPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         self.server_bind()
         self.server_activate()
+        self.stopped = False
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        while not self.stopped:
+            self.handle_request()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return not self.stopped
+
+    def stop(self) -> None:
+        """Stop at once: serve_forever would only look from time to time whether it has to."""
+        self.stopped = True
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.chat.port)).close()
+        self.thread.join()
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
