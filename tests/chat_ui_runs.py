@@ -335,54 +335,53 @@ def tool_name(server: str) -> str:
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
 
+def called(base: Event, call: Event, text: str) -> Iterator[Event]:
+    """A tool is called, after the model has said something."""
+    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"]), "content": text}
+    yield base | {"subtype": "call", "call": call} | raw
+    yield base | {"subtype": "eta", "eta": 10}
+
+
+def returned(base: Event, call: Event, text: str) -> Event:
+    """A tool gives back a text."""
+    content = [{"type": "text", "text": text}]
+    output = {"text": text, "structured": {"result": text}, "content": content}
+    result = {"status": "success", "call": call, "outputs": [output], "display": True}
+    return base | {"subtype": "result", "result": result}
+
+
 def tool_call(
     server: str, text: str, fails: bool = False, progress: bool = False
 ) -> Iterator[Event]:
     """A tool is called, and answers."""
     call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    raw = {"originalId": "call_1", "argumentsRaw": '{"query": "chat-ui"}', "content": text}
-    yield base | {"subtype": "call", "call": call} | raw
-    yield base | {"subtype": "eta", "eta": 10}
+    yield from called(base, call, text)
     if progress:
         yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
     if fails:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
-        return
-    content = [{"type": "text", "text": RESULTS}]
-    output = {"text": RESULTS, "structured": {"result": RESULTS}, "content": content}
-    result = {"status": "success", "call": call, "outputs": [output], "display": True}
-    yield base | {"subtype": "result", "result": result}
-
-
-CITY = [{"kind": "string", "name": "city", "title": "City", "required": True}]
+    else:
+        yield returned(base, call, RESULTS)
 
 
 def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
-    """A tool is called, and asks the person something."""
+    """A tool is called, and asks the person something; the model repeats what it gives back."""
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
     call = {"name": "ask", "parameters": {}}
     yield text_event("Let me ask.")
-    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
-    yield base | {"subtype": "eta", "eta": 10}
-    server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
-    request: Event = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
-    request |= {"message": "Which city do you mean?", "fields": CITY}
+    yield from called(base, call, "Let me ask.")
+    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form"}
+    request["server"] = (prompt.tools or [TOOL_SERVERS[0]["name"]])[0]
+    request["message"] = "Which city do you mean?"
+    request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
     event = {"type": "elicitation", "subtype": "request", "request": request}
     asked = yield event | {"toolUuid": base["uuid"]}
-    if "elicit_ends" in prompt.words:
+    if not asked:
         raise NoAnswer
-    yield from answered(base["uuid"], asked)
-
-
-def answered(tool: str, asked: Question | None) -> Iterator[Event]:
-    """The tool gives back what the person said, and the model repeats it."""
-    given = asked.resolved() if asked else {"action": "cancel"}
+    given = asked.resolved()
     said = f"{given['action']} {json.dumps(given.get('content', {}))}"
-    output = {"text": said, "content": [{"type": "text", "text": said}]}
-    result = {"status": "success", "call": {"name": "ask", "parameters": {}}, "display": True}
-    base = {"type": "tool", "subtype": "result", "uuid": tool}
-    yield base | {"result": result | {"outputs": [output]}}
+    yield returned(base, call, said)
     for token in ("The", " person", " said: ", said):
         yield text_event(token)
 
