@@ -742,6 +742,8 @@ class Handler(BaseHTTPRequestHandler):
     def set_settings(self) -> Reply:
         """New settings: what is left out goes back to its default."""
         settings = {name: value for name, value in self.json_body().items() if name in SETTINGS}
+        if None in settings.values():
+            raise Refusal(500)
         self.chat.settings[self.owner] = settings
         return Reply(content_type=None)
 
@@ -921,6 +923,8 @@ class Handler(BaseHTTPRequestHandler):
         text = data.get("inputs", "").replace("\r\n", "\n")
         files = [file for file in self.call.files if file[2]]
         with chat.lock:
+            if conversation.stop and time.monotonic() - conversation.stop.at > STOP_MARKER:
+                conversation.stop = None
             messages, question, answer = conversation.grow(data, text, files)
             words, key = Words(question["content"]), (conversation.id, data["id"], text)
             conversation.words.update(words)
