@@ -19,7 +19,6 @@ import asyncio
 import functools
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import pathlib
@@ -39,6 +38,9 @@ MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 PLUGIN = "llm-huggingchat"
 LATENCY = 0.05  # seconds from a request to its answer, where round trips are measured
 PACE = 0.005  # seconds between two tokens of a fast model
+TOKENS = 5000  # of a long answer
+TOGETHER = (20, 100)  # so many answers at the same time
+TURNS = (2, 20, 200)  # of a conversation, that are measured
 SERVICE = pathlib.Path(__file__).parent / "captures" / "models_service.json"  # its catalogue
 
 
@@ -49,38 +51,30 @@ def serve() -> None:
     """Serve until standard input ends; answer each line there, a command, with one of JSON."""
     import chat_ui
 
-    count = {"up": 0, "down": 0, "requests": 0}
-
-    class Counted:
-        """A connection's file, whose bytes are counted."""
-
-        def __init__(self, file: Any) -> None:
-            self._file = file
-
-        def __getattr__(self, name: str) -> Any:
-            method = getattr(self._file, name)
-            if name not in ("read", "readline", "write"):
-                return method
-
-            def counted(argument: Any = -1) -> Any:
-                done = method(argument)
-                way, data = ("down", argument) if name == "write" else ("up", done)
-                count[way] += len(data)
-                return done
-
-            return counted
+    down = requests = 0
 
     class Handler(chat_ui.Handler):
         def setup(self) -> None:
             super().setup()
-            self.rfile = Counted(self.rfile)  # type: ignore[assignment]
-            self.wfile = Counted(self.wfile)  # type: ignore[assignment]
+            write = self.wfile.write
+
+            def counted(data: Any) -> int:
+                nonlocal down
+                down += len(data)
+                return write(data)
+
+            self.wfile.write = counted  # type: ignore[method-assign]
 
         def stream_to_end(self, run: chat_ui.Run) -> None:
-            count["requests"] = self.chat.begun  # so many came before the first token
+            nonlocal requests
+            requests = self.chat.begun  # so many came before the first token
             super().stream_to_end(run)
 
-    def grown(chat: chat_ui.ChatUI, turns: int) -> str:
+    def size_of(request: chat_ui.Request) -> int:
+        names = sum(len(name) + len(value) + 4 for name, value in request.headers.items())
+        return len(f"{request.method} {request.path} HTTP/1.1") + 4 + names + len(request.body)
+
+    def grown(turns: int) -> str:
         """Make the newest conversation so many turns long, by its last turn again and again."""
         messages = list(chat.conversations.values())[-1].messages
         while sum(message["from"] == "assistant" for message in messages) < turns:
@@ -100,40 +94,32 @@ def serve() -> None:
             command, value = json.loads(line)
             said: Any = None
             if command == "count":
-                said = dict(count)
-                count.update(up=0, down=0, requests=0)
-                chat.begun = 0
+                up = sum(map(size_of, chat.log))
+                said = {"up": up, "down": down, "requests": requests}
+                down = requests = chat.begun = 0
                 chat.log.clear()
             elif command == "latency":
                 chat.latency = value
             elif command == "grow":
-                said = grown(chat, value)
+                said = grown(value)
             print(json.dumps(said), flush=True)
 
 
 class Server:
-    """The server, seen from here. A context manager: leaving it ends the server."""
+    """The server, seen from here."""
 
     def __init__(self) -> None:
         command = [sys.executable, __file__, "--serve"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.url = str(self._read())
 
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-
     def _read(self) -> Any:
-        assert self._process.stdout
-        return json.loads(self._process.stdout.readline())
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
 
     def ask(self, command: str, value: object = None) -> Any:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps([command, value]) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps([command, value]), file=self.process.stdin, flush=True)
         return self._read()
 
 
@@ -162,6 +148,7 @@ def _nothing(*_: object) -> None:
     pass
 
 
+@functools.cache
 def model_of(getter: str) -> Any:
     """The plugin's model. Imports are left to those who need them: they are measured too."""
     return getattr(importlib.import_module("llm"), getter)(f"huggingchat/{MODEL}")
@@ -172,13 +159,12 @@ class ThePlugin(Chat):
     """As asyncio programs use it."""
 
     history: list[Any] = field(default_factory=list)
-    model: Any = field(default_factory=lambda: model_of("get_async_model"))
 
     async def pieces(self, words: str) -> AsyncIterator[str]:
         import llm
 
         asked = llm.user(words)
-        response = self.model.prompt(messages=[*self.history, asked])
+        response = model_of("get_async_model").prompt(messages=[*self.history, asked])
         async for piece in response:
             yield piece
         self.history += [asked, *(await response.to_sync_response()).messages()]
@@ -192,14 +178,11 @@ class ThePlugin(Chat):
         self.history = [*earlier, question, replace(answer, parts=[*parts, last])]
 
 
-@dataclass
 class ThePluginSync(Chat):
     """As llm's command line uses it."""
 
-    model: Any = field(default_factory=lambda: model_of("get_model"))
-
     async def pieces(self, words: str) -> AsyncIterator[str]:
-        for piece in self.model.prompt(words):
+        for piece in model_of("get_model").prompt(words):
             yield piece
 
 
@@ -226,7 +209,6 @@ def token(line: bytes) -> str:
     return str(event["token"]).rstrip("\0") if event["type"] == "stream" else ""
 
 
-@dataclass
 class Bare(Chat):
     """A model of llm's that yields what curl_cffi's asynchronous session reads."""
 
@@ -248,7 +230,6 @@ class Bare(Chat):
             yield piece
 
 
-@dataclass
 class BareSync(Chat):
     """A model of llm's that yields what curl_cffi's session reads."""
 
@@ -349,15 +330,10 @@ def medians(
 
     A round more comes first, for warming up: it imports what is needed, and does not count.
     """
-    found: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
-    for number in range(rounds + 1):
-        for way, values in found.items():
-            for name, value in measure(way).items():
-                if number or not rounds:
-                    values.setdefault(name, []).append(value)
+    measured = [{way: measure(way) for way in ways} for _ in range(rounds + 1)][-rounds or -1 :]
     return {
-        way: {name: statistics.median(each) for name, each in values.items()}
-        for way, values in found.items()
+        way: {name: statistics.median(each[way][name] for each in measured) for name in values}
+        for way, values in measured[0].items()
     }
 
 
@@ -404,10 +380,7 @@ def first_token(server: Server, way: str) -> Values:
 
 
 def token_cost(server: Server, way: str, tokens: int, pace: float) -> Values:
-    """Processor time a token, in seconds, of all that this process does for a long answer.
-
-    A token comes every `pace` seconds; if that is 0, they come as fast as they are taken.
-    """
+    """Processor time a token, in seconds; a token comes every `pace` seconds, or all at once."""
 
     async def turn() -> float:
         chat = KINDS[way](server.url)
@@ -419,9 +392,9 @@ def token_cost(server: Server, way: str, tokens: int, pace: float) -> Values:
     return {"cost": asyncio.run(turn()) / tokens}
 
 
-def many(server: Server, way: str, counts: Iterable[int], seconds: float) -> Values:
-    """How long so many answers take at the same time, each of so many seconds by itself."""
-    words = f"[[tokens={max(int(seconds / 0.02), 1)}]][[delay=0.02]]"
+def many(server: Server, way: str) -> Values:
+    """How long so many answers take at the same time, each of half a second by itself."""
+    words = "[[tokens=25]][[delay=0.02]]"
 
     async def together(count: int) -> float:
         chats = [KINDS[way](server.url) for _ in range(count)]
@@ -429,17 +402,17 @@ def many(server: Server, way: str, counts: Iterable[int], seconds: float) -> Val
         await asyncio.gather(*(chat.turn(words, _nothing) for chat in chats))
         return time.perf_counter() - begun
 
-    return {str(count): asyncio.run(together(count)) for count in counts}
+    return {str(count): asyncio.run(together(count)) for count in (1, *TOGETHER)}
 
 
-def long_conversation(server: Server, way: str, turns: Iterable[int]) -> Values:
+def long_conversation(server: Server, way: str) -> Values:
     """Bytes up and down of a turn, and how long it keeps loops busy, by its number."""
 
     async def measured() -> Values:
         chat = KINDS[way](server.url)
         await chat.turn("[[tokens=200]]", _nothing)
         found: Values = {}
-        for turn in turns:
+        for turn in TURNS:
             chat.continue_at(server.ask("grow", turn - 1), turn - 1)
             await asyncio.sleep(0.3)
             server.ask("count")
@@ -462,11 +435,11 @@ def child(*arguments: str, plugins: str = "") -> Values:
     return dict(json.loads(done.stdout))
 
 
-def memory(way: str, url: str, tokens: int) -> None:
+def memory(way: str, url: str) -> None:
     """In a process of its own: take a long answer; the most memory that there was, in bytes."""
     if way not in OTHERS:
         importlib.import_module("llm").get_models()  # as llm does for each command
-    asyncio.run(KINDS[way](url).turn(f"[[tokens={tokens}]]", _nothing))
+    asyncio.run(KINDS[way](url).turn(f"[[tokens={TOKENS}]]", _nothing))
     status = pathlib.Path("/proc/self/status").read_text()
     (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     print(json.dumps({"bytes": int(peak.split()[1]) * 1024}))
@@ -533,11 +506,11 @@ def row(
     return line(cells)
 
 
-def rows(server: Server, options: argparse.Namespace) -> Iterator[str]:
-    rounds, some, tokens = options.rounds, max(options.rounds // 2, 1), options.tokens
+def rows(server: Server, rounds: int) -> Iterator[str]:
+    some = max(rounds // 2, 1)
     ways = [PLUGIN, *OTHERS]
 
-    found = medians(rounds, ways, lambda way: first_token(server, way))
+    found = medians(rounds, ways, functools.partial(first_token, server))
     for turn in ("first", "later"):
         name = f"{turn} requests"
         yield row(f"requests to the first token, {turn} turn", "{:.0f}".format, found, name)
@@ -545,7 +518,7 @@ def rows(server: Server, options: argparse.Namespace) -> Iterator[str]:
         yield row(what, milli, found, turn, found[PLUGIN][name] * LATENCY)
 
     kinds = [*ways, f"{PLUGIN}, sync", "bare", "bare, sync"]
-    for count, pace in ((tokens, 0.0), (max(tokens // 10, 1), PACE)):
+    for count, pace in ((TOKENS, 0.0), (TOKENS // 10, PACE)):
         measure = functools.partial(token_cost, server, tokens=count, pace=pace)
         found = medians(rounds, kinds, measure)
         when = f"{1 / pace:.0f} tokens a second" if pace else f"{count} tokens at once"
@@ -555,28 +528,27 @@ def rows(server: Server, options: argparse.Namespace) -> Iterator[str]:
         yield row(f"{what}, async", micro, found, "cost", found["bare"]["cost"])
 
     if sys.platform == "linux":
-        more = ("--url", server.url, "--tokens", str(tokens))
-        found = medians(
-            some,
-            [*ways, "bare"],
-            lambda way: child("--memory", way, *more, plugins="" if way == "bare" else PLUGIN),
-        )
-        what = f"memory, after an answer of {tokens} tokens"
+
+        def peak(way: str) -> Values:
+            plugins = "" if way == "bare" else PLUGIN
+            return child("--memory", way, "--url", server.url, plugins=plugins)
+
+        found = medians(some, [*ways, "bare"], peak)
+        what = f"memory, after an answer of {TOKENS} tokens"
         yield row(what, size, found, "bytes", found["bare"]["bytes"])
 
-    counts = [1, *options.together]
-    found = medians(some, ways, lambda way: many(server, way, counts, options.seconds))
-    for count in options.together:
+    found = medians(some, ways, functools.partial(many, server))
+    for count in TOGETHER:
         what = f"{count} answers at the same time, beside one alone"
         yield row(what, milli, found, str(count), found[PLUGIN]["1"])
 
-    found = medians(some, ways, lambda way: long_conversation(server, way, options.turns))
+    found = medians(some, ways, functools.partial(long_conversation, server))
     loops = {way: values for way, values in found.items() if way != "hugchat"}
-    for turn in options.turns:
-        yield row(f"upload of turn {turn}", size, found, f"{turn} up")
-        yield row(f"download of turn {turn}", size, found, f"{turn} down")
-        yield row(f"turn {turn} keeps the loop busy, in all", milli, loops, f"{turn} busy")
-        yield row(f"turn {turn} keeps the loop busy, at once", milli, loops, f"{turn} longest")
+    for number in TURNS:
+        yield row(f"upload of turn {number}", size, found, f"{number} up")
+        yield row(f"download of turn {number}", size, found, f"{number} down")
+        yield row(f"turn {number} keeps the loop busy, in all", milli, loops, f"{number} busy")
+        yield row(f"turn {number} keeps the loop busy, at once", milli, loops, f"{number} longest")
 
     found = medians(rounds, [PLUGIN, ""], version)
     yield row("`llm --version`, with and without", milli, found, "time", found[""]["time"])
@@ -586,43 +558,34 @@ def rows(server: Server, options: argparse.Namespace) -> Iterator[str]:
     yield row("registering 137 models", milli, found, "register")
 
 
-def versions() -> str:
-    """What was measured, and on what."""
-    names = [PLUGIN, "llm", "curl_cffi", *OTHERS]
-    told = [f"{name} {importlib.metadata.version(name)}" for name in names]
-    system = f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}"
-    return f"{', '.join(told)}; {system}, {os.cpu_count()} processors"
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the plugin costs.")
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured")
-    parser.add_argument("--tokens", type=int, default=5000, help="of a long answer")
-    parser.add_argument("--together", type=int, nargs="*", default=[20, 100])
-    parser.add_argument("--seconds", type=float, default=0.5, help="that one of those takes")
-    parser.add_argument("--turns", type=int, nargs="*", default=[2, 20, 200])
-    parser.add_argument("--lines", type=int, help="only so many lines of the table")
     parser.add_argument("--alone", action="store_true", help="without g4f and hugchat")
     for name in ("--serve", "--memory", "--import", "--url"):
         parser.add_argument(name, nargs="?", const=name, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.serve:
+    options = vars(parser.parse_args())
+    if options["serve"]:
         return serve()
-    if options.memory:
-        return memory(options.memory, options.url, options.tokens)
-    if what := getattr(options, "import"):
-        return importing(what)
-    if options.alone:
+    if options["memory"]:
+        return memory(options["memory"], options["url"])
+    if options["import"]:
+        return importing(options["import"])
+    if options["alone"]:
         OTHERS.clear()
-    with Server() as server, tempfile.TemporaryDirectory(prefix="llm-") as user_path:
+    server = Server()
+    with server.process, tempfile.TemporaryDirectory(prefix="llm-") as user_path:
         os.environ |= {"LLM_HUGGINGCHAT_URL": server.url, "LLM_USER_PATH": user_path}
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every import would compile
         command = [sys.executable, "-m", "llm", "huggingchat", "refresh"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        print(f"{versions()}\n")
+        names = [PLUGIN, "llm", "curl_cffi", *OTHERS]
+        told = [f"{name} {importlib.metadata.version(name)}" for name in names]
+        told += [f"Python {platform.python_version()}", f"{os.cpu_count()} processors"]
+        print(f"{', '.join(told)}; {platform.system()}\n")
         print(line(["", PLUGIN, "beside", *OTHERS]))
         print(line(["---"] * (3 + len(OTHERS))), flush=True)
-        for each in itertools.islice(rows(server, options), options.lines):
+        for each in rows(server, options["rounds"]):
             print(each, flush=True)
     return None
 

@@ -7,7 +7,6 @@ imports the hook and the fixture at the end.
 
 from __future__ import annotations
 
-import email
 import json
 import pathlib
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import curl_cffi.requests
 import pytest
+from chat_ui import parse_multipart
 from curl_cffi.requests import AsyncSession, Headers
 from vcr import VCR  # type: ignore[import-untyped]
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
@@ -35,21 +35,6 @@ def content_of(content: Any) -> bytes | None:
     return b"".join(content)
 
 
-def parts_of(kind: str, body: bytes) -> list[tuple[Any, ...]]:
-    """The parts of a form: name, file name, type and content of each."""
-    form = email.message_from_bytes(b"content-type: " + kind.encode() + b"\r\n\r\n" + body)
-    return [
-        (
-            part.get_param("name", header="content-disposition"),
-            part.get_filename(),
-            part.get_content_type(),
-            bytes(part.get_payload(decode=True) or b"").strip(),
-        )
-        for part in form.get_payload()
-        if not isinstance(part, str)
-    ]
-
-
 def meaning(request: Request) -> tuple[Any, str]:
     """What a request asks for, to be compared; and the id of the run that it begins."""
     kind = next((v for k, v in request.headers.items() if k.lower() == "content-type"), "")
@@ -57,7 +42,7 @@ def meaning(request: Request) -> tuple[Any, str]:
     body: Any = request.body or b""
     run = ""
     if kind.startswith("multipart/"):
-        (_, _, _, data), *files = parts_of(kind, body)
+        (_, _, _, data), *files = parse_multipart(kind, body)
         message = LEFT_OUT | json.loads(data)
         run = message.get("generationId", "")
         body = {k: v for k, v in message.items() if k not in NEITHER}, files

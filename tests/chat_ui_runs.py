@@ -191,8 +191,6 @@ class Conversation:
             raise Refusal(404, "Message not found") if retry else Refusal(500)
         if retry and place["from"] == "assistant":
             question = by_id[place["ancestors"][-1]]
-        elif retry and (place["from"] != "user" or not text):
-            raise Refusal(500, "Failed to create message")
         else:
             stored = [
                 {"type": "hash", "value": sha256(content), "mime": mime, "name": name}
@@ -274,8 +272,6 @@ def tokens(prompt: Prompt) -> list[str]:
     if texts := SAY.findall(asked):
         turn = sum(message["role"] == "assistant" for message in prompt.seen)
         return re.findall(r"(?s).{1,7}", texts[min(turn, len(texts) - 1)])
-    if "json" in words:
-        return ["```json\n", '{"name": "Rex", "age": 4}', "\n```"]
     if "history" in words:
         return [json.dumps(prompt.seen)]
     if "images" in words:
@@ -339,54 +335,53 @@ def tool_name(server: str) -> str:
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
 
+def called(base: Event, call: Event, text: str) -> Iterator[Event]:
+    """A tool is called, after the model has said something."""
+    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"]), "content": text}
+    yield base | {"subtype": "call", "call": call} | raw
+    yield base | {"subtype": "eta", "eta": 10}
+
+
+def returned(base: Event, call: Event, text: str) -> Event:
+    """A tool gives back a text."""
+    content = [{"type": "text", "text": text}]
+    output = {"text": text, "structured": {"result": text}, "content": content}
+    result = {"status": "success", "call": call, "outputs": [output], "display": True}
+    return base | {"subtype": "result", "result": result}
+
+
 def tool_call(
     server: str, text: str, fails: bool = False, progress: bool = False
 ) -> Iterator[Event]:
     """A tool is called, and answers."""
     call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    raw = {"originalId": "call_1", "argumentsRaw": '{"query": "chat-ui"}', "content": text}
-    yield base | {"subtype": "call", "call": call} | raw
-    yield base | {"subtype": "eta", "eta": 10}
+    yield from called(base, call, text)
     if progress:
         yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
     if fails:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
-        return
-    content = [{"type": "text", "text": RESULTS}]
-    output = {"text": RESULTS, "structured": {"result": RESULTS}, "content": content}
-    result = {"status": "success", "call": call, "outputs": [output], "display": True}
-    yield base | {"subtype": "result", "result": result}
-
-
-CITY = [{"kind": "string", "name": "city", "title": "City", "required": True}]
+    else:
+        yield returned(base, call, RESULTS)
 
 
 def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
-    """A tool is called, and asks the person something."""
+    """A tool is called, and asks the person something; the model repeats what it gives back."""
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
     call = {"name": "ask", "parameters": {}}
     yield text_event("Let me ask.")
-    yield base | {"subtype": "call", "call": call, "originalId": "call_1", "argumentsRaw": "{}"}
-    yield base | {"subtype": "eta", "eta": 10}
-    server = prompt.tools[0] if prompt.tools else TOOL_SERVERS[0]["name"]
-    request: Event = {"elicitationId": str(uuid.uuid4()), "server": server, "mode": "form"}
-    request |= {"message": "Which city do you mean?", "fields": CITY}
+    yield from called(base, call, "Let me ask.")
+    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form"}
+    request["server"] = (prompt.tools or [TOOL_SERVERS[0]["name"]])[0]
+    request["message"] = "Which city do you mean?"
+    request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
     event = {"type": "elicitation", "subtype": "request", "request": request}
     asked = yield event | {"toolUuid": base["uuid"]}
-    if "elicit_ends" in prompt.words:
+    if not asked:
         raise NoAnswer
-    yield from answered(base["uuid"], asked)
-
-
-def answered(tool: str, asked: Question | None) -> Iterator[Event]:
-    """The tool gives back what the person said, and the model repeats it."""
-    given = asked.resolved() if asked else {"action": "cancel"}
+    given = asked.resolved()
     said = f"{given['action']} {json.dumps(given.get('content', {}))}"
-    output = {"text": said, "content": [{"type": "text", "text": said}]}
-    result = {"status": "success", "call": {"name": "ask", "parameters": {}}, "display": True}
-    base = {"type": "tool", "subtype": "result", "uuid": tool}
-    yield base | {"result": result | {"outputs": [output]}}
+    yield returned(base, call, said)
     for token in ("The", " person", " said: ", said):
         yield text_event(token)
 
@@ -431,6 +426,7 @@ class Run:
         self.wire: list[tuple[str, bytes]] = []
         self.log: list[Event] = []
         self.state = "running"
+        self.streamed = 0  # how many tokens its first reader has been sent
         self.resumes = 0  # how often its log was asked for
         self.text = ""
         self._chat = chat
@@ -438,7 +434,7 @@ class Run:
         self._prompt = prompt
         self._ending = False  # all that is still to come is a title, and the storing
         self._known_title = conversation.title  # it is written back too
-        self._title_due = conversation.title == NEW_CHAT and "notitle" not in prompt.words
+        self._title_due = conversation.title == NEW_CHAT
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
         self._final = False  # the final answer came
@@ -527,8 +523,6 @@ class Run:
         words, delay = self.words, self.words.number("delay", self._chat.delay)
         noise = deque(NOISE if "noise" in words else [])
         self._pause(0)
-        if "title_first" in words:
-            self._title()
         self._pause(words.number("wait", 0))
         while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
             self._pause(0.02)
@@ -691,12 +685,7 @@ class Run:
 
     def _route(self) -> Event:
         """Say which model the router chose."""
-        route, model = "default", "zai-org/GLM-4.6"
-        if self._prompt.tools:
-            route, model = "agentic", "moonshotai/Kimi-K2.6"
-        if self._prompt.images:
-            route, model = "multimodal", "Qwen/Qwen3-VL-235B-A22B-Instruct"
-        return {"type": "routerMetadata", "route": route, "model": model}
+        return {"type": "routerMetadata", "route": "default", "model": "zai-org/GLM-4.6"}
 
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""

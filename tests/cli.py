@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-import uuid
 from dataclasses import dataclass
-from typing import Any
 
 from chat_ui import ChatUI
 from click.testing import Result
@@ -55,19 +53,15 @@ class Web:
     cookie: str = COOKIES
 
     def call(self, path: str, body: bytes, kind: str = "application/json") -> bytes:
-        headers = {
-            "Cookie": self.cookie,
-            "Content-Type": kind,
-            "Origin": self.chat.url.removesuffix("/chat"),
-        }
+        headers = {"Cookie": self.cookie, "Content-Type": kind, "Origin": "http://127.0.0.1"}
         request = urllib.request.Request(self.chat.url + path, data=body, headers=headers)
         with urllib.request.urlopen(request) as reply:
             return bytes(reply.read())
 
-    def begin(self, *texts: str, preprompt: str = "", **more: Any) -> str:
+    def begin(self, *texts: str, preprompt: str = "") -> str:
         """A new conversation with these questions, one after another: its id."""
-        value = {"model": LLAMA, "preprompt": preprompt, **more}
-        id = json.loads(self.call("/conversation", json.dumps(value).encode()))["conversationId"]
+        value = json.dumps({"model": LLAMA, "preprompt": preprompt})
+        id = json.loads(self.call("/conversation", value.encode()))["conversationId"]
         for text in texts:
             self.say(id, text)
         return str(id)
@@ -79,10 +73,7 @@ class Web:
         data = {
             "inputs": text,
             "id": after or self.chat.messages(id)[-1]["id"],
-            "is_retry": False,
-            "generationId": str(uuid.uuid4()),
             "selectedMcpServerNames": ["Web Search (Exa)"] if tools else [],
-            "selectedMcpServers": [],
         }
         parts = ['Content-Disposition: form-data; name="data"\r\n\r\n' + json.dumps(data)]
         if file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -19,9 +20,11 @@ from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 from hypothesis import settings
+from pytest_recording.network import blocking_context
 
 import llm_huggingchat
 
+HERE = pathlib.Path(__file__).parent
 LOOPBACK = [r"127\.\d+\.\d+\.\d+$", r"localhost$", r"::1$"]
 VARIABLES = [f"LLM_HUGGINGCHAT_{name}" for name in ("URL", "KEY", "IMPERSONATE", "WAIT")]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -33,7 +36,7 @@ collect_ignore = (
 
 # The same examples every time, and as long as they take: no test depends on chance or time.
 # `--hypothesis-profile=weekly` looks for new ones.
-settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=30)
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=20)
 settings.register_profile("weekly", deadline=None, database=None, max_examples=500)
 settings.load_profile("suite")
 
@@ -43,28 +46,14 @@ settings.load_profile("suite")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "process: starts processes, or sends them signals")
+    # New processes use this module, and the stubs, as pytest does: see pyproject.toml.
+    paths = [str(HERE / "stubs"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.block_network(allowed_hosts=LOOPBACK))
-
-
-@pytest.fixture(autouse=True)
-def user_path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """llm's directory for this test: no keys, no cache, no logs. No variable is set."""
-    path = tmp_path / "llm"
-    path.mkdir()
-    monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
-        monkeypatch.delenv(name, raising=False)
-    yield path
-    llm_huggingchat.reset()
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond loopback it is as if there were no network: pytest-recording cannot see curl."""
+@pytest.fixture(scope="session", autouse=True)
+def _alone() -> Iterator[None]:
+    """Beyond loopback it is as if there were no network, and no variable is set."""
     real = AsyncSession.request
 
     @functools.wraps(real)
@@ -75,7 +64,27 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             raise CurlConnectionError(f"no network: {url}", CurlECode.COULDNT_RESOLVE_HOST)
         return await real(self, method, url, *args, **options)
 
-    monkeypatch.setattr(AsyncSession, "request", request)
+    with pytest.MonkeyPatch.context() as patch, blocking_context(allowed_hosts=LOOPBACK):
+        patch.setattr(AsyncSession, "request", request)  # the guard of sockets cannot see curl
+        for name in (*VARIABLES, *PROXIES, *map(str.upper, PROXIES)):
+            patch.delenv(name, raising=False)
+        patch.setenv("TZ", "UTC")  # else each turn looks for the time zone in files
+        yield
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def user_path(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pathlib.Path]:
+    """llm's directory for this test: no keys, no cache, no logs."""
+    path = tmp_path_factory.getbasetemp() / f"llm-{next(_numbers)}"  # cheaper than tmp_path
+    path.mkdir()
+    monkeypatch.setenv("LLM_USER_PATH", str(path))
+    yield path
+    llm_huggingchat.reset()
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@
 
 asks each of these models, on the server that LLM_HUGGINGCHAT_URL names, for answers in forms of
 growing difficulty and for chains of tool calls, three times each (-n), and prints how many of them
-held. A form holds when there is a document that the schema allows and that says what is true; a
-chain when it ends with what only the tools could tell. -v shows on standard error why others did
-not, --only NAME runs some of them. Nothing goes into llm's logs; the conversations stay on the
-server. This is for choosing a model; no test depends on it.
+held. -v shows on standard error why others did not, --only NAME runs some of them. Nothing goes
+into llm's logs; the conversations stay on the server. No test depends on it.
 """
 
 from __future__ import annotations
@@ -19,19 +17,10 @@ from typing import Any
 import click
 import llm
 
-Check = Callable[[llm.Model], None]
+Check = Callable[[llm.Model], bool]
 
 
-class Wrong(Exception):
-    """An answer that does not hold."""
-
-
-def expect(got: object, wanted: object) -> None:
-    if got != wanted:
-        raise Wrong(f"{got!r} is not {wanted!r}")
-
-
-# --- schemas, from easy to hard -------------------------------------------------------
+# --- schemas, from easy to hard: a form holds if it says what is true -----------------
 
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 
@@ -54,46 +43,43 @@ def answer(model: llm.Model, prompt: str, schema: Any) -> Any:
     return json.loads(model.prompt(prompt, schema=schema).text())
 
 
-def flat(model: llm.Model) -> None:
-    expect(answer(model, "Cleo is a dog of five years.", DOG), {"name": "Cleo", "age": 5})
+def flat(model: llm.Model) -> bool:
+    wanted = {"name": "Cleo", "age": 5}
+    return bool(answer(model, "Cleo is a dog of five years.", DOG) == wanted)
 
 
-def items(model: llm.Model) -> None:
+def items(model: llm.Model) -> bool:
     prompt = "Dogs: Cleo is 5, Pancakes is 4, Rex turned 12 today."
     got = answer(model, prompt, an_object(items=items_of(DOG)))
-    ages = {item["name"]: item["age"] for item in got["items"]}
-    expect(ages, {"Cleo": 5, "Pancakes": 4, "Rex": 12})
+    ages = {dog["name"]: dog["age"] for dog in got["items"]}
+    return ages == {"Cleo": 5, "Pancakes": 4, "Rex": 12}
 
 
-def tree(model: llm.Model) -> None:
+def tree(model: llm.Model) -> bool:
     got = answer(model, "Ann has the sons Bob and Cid; Bob has the daughter Dee.", TREE)
     dee, cid = {"name": "Dee", "children": []}, {"name": "Cid", "children": []}
-    expect(got, {"name": "Ann", "children": [{"name": "Bob", "children": [dee]}, cid]})
+    return bool(got == {"name": "Ann", "children": [{"name": "Bob", "children": [dee]}, cid]})
 
 
 # --- tools: what they tell can be known from nowhere else -----------------------------
 
-PLACES = {"Cleo": "the harbour", "Rex": "the mill"}
-KEYS = {"the harbour": "key 17", "the mill": "key 4"}
-WORDS = {"key 17": "periwinkle", "key 4": "obsidian"}
-
 
 def place_of(name: str) -> str:
     """The place where a dog lives, by the dog's name."""
-    return PLACES[name]
+    return {"Cleo": "the harbour", "Rex": "the mill"}[name]
 
 
 def key_of(place: str) -> str:
     """The key that opens a place."""
-    return KEYS[place]
+    return {"the harbour": "key 17", "the mill": "key 4"}[place]
 
 
 def word_of(key: str) -> str:
     """The word that is engraved on a key."""
-    return WORDS[key]
+    return {"key 17": "periwinkle", "key 4": "obsidian"}[key]
 
 
-def chain(model: llm.Model, prompt: str, tools: Any, schema: Any = None) -> tuple[str, list[str]]:
+def chain(model: llm.Model, prompt: str, *tools: Any, schema: Any = None) -> tuple[str, list[str]]:
     """What a chain ends with, and the names of what it called."""
     called: list[str] = []
 
@@ -101,39 +87,32 @@ def chain(model: llm.Model, prompt: str, tools: Any, schema: Any = None) -> tupl
         called.append(tool.name)
 
     chained = model.conversation().chain(
-        prompt, tools=tools, schema=schema, after_call=note_call, chain_limit=8
+        prompt, tools=list(tools), schema=schema, after_call=note_call, chain_limit=8
     )
-    texts = [response.text() for response in chained.responses()]
-    return texts[-1], called
+    return [response.text() for response in chained.responses()][-1], called
 
 
-def mentions(text: str, *words: str) -> None:
-    for word in words:
-        if word not in text:
-            raise Wrong(f"{word!r} is not in {text!r}")
+def no_call(model: llm.Model) -> bool:
+    text, called = chain(model, "What is 2 + 2? Only the number.", place_of)
+    return "4" in text and not called
 
 
-def no_call(model: llm.Model) -> None:
-    text, called = chain(model, "What is 2 + 2? Only the number.", [place_of])
-    mentions(text, "4")
-    expect(called, [])
-
-
-def three_in_a_row(model: llm.Model) -> None:
+def three_in_a_row(model: llm.Model) -> bool:
     prompt = "Which word is on the key of the place where Cleo lives?"
-    text, called = chain(model, prompt, [word_of, key_of, place_of])
-    mentions(text, "periwinkle")
-    expect(called, ["place_of", "key_of", "word_of"])
+    text, called = chain(model, prompt, word_of, key_of, place_of)
+    return "periwinkle" in text and called == ["place_of", "key_of", "word_of"]
 
 
-def tools_then_json(model: llm.Model) -> None:
-    schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
-    text, _ = chain(model, "Where does the dog Rex live?", [place_of], schema)
-    mentions(json.loads(text)["place"], "mill")
+def tools_then_json(model: llm.Model) -> bool:
+    prompt = "Where does the dog Rex live?"
+    text, _ = chain(model, prompt, place_of, schema=an_object(place=TEXT))
+    return "mill" in json.loads(text)["place"]
 
 
-SCHEMAS: tuple[Check, ...] = (flat, items, tree)
-TOOLS: tuple[Check, ...] = (no_call, three_in_a_row, tools_then_json)
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "schemas": (flat, items, tree),
+    "tools": (no_call, three_in_a_row, tools_then_json),
+}
 
 
 @click.command()
@@ -146,7 +125,7 @@ def main(models: tuple[str, ...], times: int, only: tuple[str, ...], verbose: bo
     for name in models:
         model = llm.get_model(name)
         click.echo(f"{name} ({model.model_id})")
-        for group, checks in (("schemas", SCHEMAS), ("tools", TOOLS)):
+        for group, checks in CHECKS.items():
             asked = [c for c in checks if not only or any(word in c.__name__ for word in only)]
             total = 0
             for check in asked:
@@ -157,16 +136,18 @@ def main(models: tuple[str, ...], times: int, only: tuple[str, ...], verbose: bo
 
 
 def holds(check: Check, model: llm.Model, verbose: bool) -> bool:
-    """Does an answer hold? What keeps every answer from coming is raised."""
+    """Whether an answer holds. What keeps every answer from coming is raised."""
+    why = "it is not what is true"
     try:
-        check(model)
+        if check(model):
+            return True
     except llm.NeedsKeyException:
         raise
     except Exception as error:
-        if verbose:
-            click.echo(f"  {check.__name__}: {type(error).__name__}: {error}", err=True)
-        return False
-    return True
+        why = f"{type(error).__name__}: {error}"
+    if verbose:
+        click.echo(f"  {check.__name__}: {why}", err=True)
+    return False
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "folder" / name).read_bytes() == content
     assert command("download", link, "-o", "-").stdout_bytes == content
     assert "no such file" in refused("download", f"{link}0")
-    names = {"llm", "picture", "folder", name}
+    names = {"picture", "folder", name}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

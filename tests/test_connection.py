@@ -299,7 +299,7 @@ async def test_conversations_whose_answers_were_lost_at_once_stay_apart(server: 
 def while_streaming(server: ChatUI, ask: Callable[..., Any], *act: Callable[[], None]) -> Any:
     """Prompt for a long answer, and do something once the model has begun to speak."""
     with meanwhile(ask, "[[tokens=40]] [[delay=0.01]]") as answer:
-        wait_for(lambda: any(run.text for run in server.all_runs))
+        wait_for(lambda: any(run.streamed for run in server.all_runs))
         for step in act:
             step()
         return answer.result()

@@ -1,0 +1,1 @@
+"""In place of OpenAI's client: llm imports it at each start, which takes longer than the rest."""
