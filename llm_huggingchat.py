@@ -422,7 +422,7 @@ def parse_server(text: str) -> Server:
             return Server(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}")
     raise HuggingChatError(
         f"{one_line(text.rpartition('@')[2], 100)!r} cannot be the chat server's address. "
-        f"Set {SERVER_VARIABLE} to one like {SERVICE}: https (http on loopback), a host and a path."
+        f"Set {SERVER_VARIABLE} to one like {SERVICE}; use https, http is for loopback only."
     )
 
 
@@ -886,34 +886,31 @@ class LogEnd(Struct):
     status: str = ""
 
 
-class LineSplitter:
-    """Bytes, cut anywhere, to whole lines. Only `\\n` ends a line: U+2028 does not."""
+def split_lines(data: bytes) -> list[bytes]:
+    """The lines of `data`, and last what has no end yet. Only `\\n` ends a line: U+2028 does not.
 
-    def __init__(self) -> None:
-        self.rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that end in `data`. Raises TooLarge for a line without end."""
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > LINE_LIMIT:
-            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
-        return lines
+    Raises TooLarge for a line without end.
+    """
+    lines = data.split(b"\n")
+    if len(lines[-1]) > LINE_LIMIT:
+        raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+    return lines
 
 
 class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, one update a line."""
 
     def __init__(self) -> None:
-        self._lines = LineSplitter()
+        self._rest = b""
 
     def feed(self, data: bytes) -> list[Update]:
         """The updates that end in `data`. Raises TooLarge."""
-        return [update for line in self._lines.feed(data) if (update := decode_update(line))]
+        *lines, self._rest = split_lines(self._rest + data)
+        return [update for line in lines if (update := decode_update(line))]
 
     def end(self) -> list[Update]:
         """The update after the last line end: a cut may have taken only that."""
-        update = decode_update(self._lines.rest)
-        return [update] if update else []
+        return self.feed(b"\n")
 
 
 class EventStreamDecoder:
@@ -921,13 +918,14 @@ class EventStreamDecoder:
 
     def __init__(self, seq: int = 0) -> None:
         self.seq = seq
-        self._lines = LineSplitter()
+        self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
     def feed(self, data: bytes) -> list[Update | LogEnd]:
         """The updates that end in `data`, and the log's end. Raises TooLarge."""
         found: list[Update | LogEnd] = []
-        for line in self._lines.feed(data):
+        *lines, self._rest = split_lines(self._rest + data)
+        for line in lines:
             name, _, value = line.removesuffix(b"\r").partition(b":")
             if name:
                 self._fields[name] = value.removeprefix(b" ")
@@ -1342,49 +1340,45 @@ _EXPERTS = r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])"  # 17B-16E
 _VERSION = r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])"  # V4, 5.2, M3
 
 
-class _Traits(msgspec.Struct, frozen=True):
-    """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
+def is_general(model: ModelInfo) -> bool:
+    """Whether a model is for anything that can be said, not for one purpose."""
+    return not re.search(_SPECIAL, model.name.lower())
 
-    general: bool
-    precise: bool
-    version: tuple[int, ...]
-    size: float
-    grade: int  # -1 for a flash, mini or air; 1 for a pro, max or ultra
-    direct: bool  # it answers without having to think first
-    date: tuple[int, ...]
+
+def _size(model: ModelInfo) -> float:
+    """Billions of parameters, as a model's name says; most that say nothing have some 100."""
+    name = model.name.lower()
+    said, experts = re.search(_SIZE, name), re.search(_EXPERTS, name)
+    if not said:
+        return 100.0
+    times = int(said[1] or (experts[1] if experts else 1))  # 8x22B, 17B-16E: once an expert
+    return times * float(said[2]) * (1000 if said[3] == "t" else 1)
 
 
 @functools.cache
-def _traits(model: ModelInfo) -> _Traits:
+def _rank(model: ModelInfo) -> tuple[Any, ...]:
+    """The greatest of a family is the one that a person means by its name.
+
+    General before special, full precision before less, then the newest, then the largest, then
+    one that answers without having to think first.
+    """
     name = model.name.lower()
-    size = 0.0
-    if said := re.search(_SIZE, name):
-        experts = re.search(_EXPERTS, name)  # 8x22B, 17B-16E: as many times as there are experts
-        times = int(said[1] or (experts[1] if experts else 1))
-        size = times * float(said[2]) * (1000 if said[3] == "t" else 1)
-    date: tuple[int, ...] = ()
+    day = re.search(_DAY, name)
+    date = day.groups() if day else ()
     if month := re.search(_MONTH, name):
-        date = (int(month[2]), int(month[1]))
-    elif day := re.search(_DAY, name):
-        date = (int(day[1]), int(day[2]))
-    bare = name
-    for other in (_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL):
-        bare = re.sub(other, "", bare)
+        date = (month[2], month[1])
+    bare = re.sub("|".join((_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL)), "", name)
     version = re.search(_VERSION, bare)
-    return _Traits(
-        general=not re.search(_SPECIAL, name),
-        precise=not re.search(_QUANTISED, name),
-        version=tuple(map(int, version[1].split("."))) if version else (),
-        size=size,
-        grade=bool(re.search(_LARGE, name)) - bool(re.search(_SMALL, name)),
-        direct=not re.search(_THINKS, name),
-        date=date,
+    return (
+        is_general(model),
+        not re.search(_QUANTISED, name),
+        tuple(map(int, version[1].split("."))) if version else (),
+        bool(re.search(_LARGE, name)) - bool(re.search(_SMALL, name)),
+        _size(model),
+        not re.search(_THINKS, name),
+        date,
+        -len(model.id),
     )
-
-
-def is_general(model: ModelInfo) -> bool:
-    """Whether a model is for anything that can be said, not for one purpose."""
-    return _traits(model).general
 
 
 def family(model: ModelInfo) -> str:
@@ -1418,28 +1412,6 @@ def _published(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
     return found
 
 
-def _main_model(models: list[ModelInfo]) -> ModelInfo:
-    """The one of a family that a person means by its name, whatever the order of `models`.
-
-    General before special, full precision before less, then the newest, then the largest.
-    """
-    traits = {model: _traits(model) for model in models}
-    newest = max((its.general, its.precise, its.version) for its in traits.values())
-    left = {
-        model: its
-        for model, its in traits.items()
-        if (its.general, its.precise, its.version) == newest
-    }
-    comparable = all(its.size for its in left.values())
-
-    def rank(model: ModelInfo) -> Any:
-        its = left[model]
-        size = its.size if comparable else 0
-        return size, its.grade, its.direct, its.date, its.size, -len(model.id)
-
-    return max(sorted(left, key=lambda model: model.id), key=rank)
-
-
 def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
     """Alias -> model id, by a rule that looks at the models alone, not at their order.
 
@@ -1449,7 +1421,7 @@ def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
     models = sorted(models, key=lambda model: (model.unlisted, model.id))
     listed = [model for model in models if not model.unlisted]
     chat = [model for model in listed if not model.router]
-    found = {f"hf-{name}": _main_model(its).id for name, its in _published(chat).items()}
+    found = {f"hf-{name}": max(its, key=_rank).id for name, its in _published(chat).items()}
     seeing = [model for model in chat if model.multimodal]
     special = {
         "hf-omni": [model for model in listed if model.router],
@@ -1458,9 +1430,8 @@ def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
         "hf-coder": [model for model in chat if re.search(_CODER, model.name.lower())],
     }
     for alias, able in special.items():
-        best = [_main_model(its) for its in _published(able).values()]
-        for model in sorted(best, key=lambda model: (-_traits(model).size, model.id))[:1]:
-            found[alias] = model.id
+        if best := [max(its, key=_rank) for its in _published(able).values()]:
+            found[alias] = min(best, key=lambda model: (-_size(model), model.id)).id
     for model in models:
         found.setdefault("hf-" + "-".join(model.name.lower().split()), model.id)
     return found
