@@ -1316,6 +1316,7 @@ PUBLISHERS = _table(
 )
 
 # What a name says, in patterns for names in lower case.
+_FAMILY = rf"(?<![a-z])({'|'.join(PUBLISHERS)})(?![a-z])"
 _CODER = r"coder|codestral|devstral|(?<![a-z])code(?![a-z])"
 _VISION = r"(?<![a-z])(?:vl|vision)(?![a-z])|\dv(?![a-z0-9])"
 _SPECIAL = (
@@ -1340,6 +1341,7 @@ _EXPERTS = r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])"  # 17B-16E
 _VERSION = r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])"  # V4, 5.2, M3
 
 
+@functools.cache
 def is_general(model: ModelInfo) -> bool:
     """Whether a model is for anything that can be said, not for one purpose."""
     return not re.search(_SPECIAL, model.name.lower())
@@ -1362,20 +1364,21 @@ def _rank(model: ModelInfo) -> tuple[Any, ...]:
     General before special, full precision before less, then the newest, then the largest, then
     one that answers without having to think first.
     """
-    name = model.name.lower()
+    name = whole = model.name.lower()
     day = re.search(_DAY, name)
     date = day.groups() if day else ()
     if month := re.search(_MONTH, name):
         date = (month[2], month[1])
-    bare = re.sub("|".join((_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL)), "", name)
-    version = re.search(_VERSION, bare)
+    for other in (_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL):
+        name = re.sub(other, "", name)
+    version = re.search(_VERSION, name)
     return (
         is_general(model),
-        not re.search(_QUANTISED, name),
+        not re.search(_QUANTISED, whole),
         tuple(map(int, version[1].split("."))) if version else (),
-        bool(re.search(_LARGE, name)) - bool(re.search(_SMALL, name)),
+        bool(re.search(_LARGE, whole)) - bool(re.search(_SMALL, whole)),
         _size(model),
-        not re.search(_THINKS, name),
+        not re.search(_THINKS, whole),
         date,
         -len(model.id),
     )
@@ -1388,13 +1391,14 @@ def family(model: ModelInfo) -> str:
     is not the organisation, a size or a number format.
     """
     name, organisation = model.name.lower(), model.organisation.lower()
-    for known, publisher in PUBLISHERS.items():
-        if publisher == model.organisation and re.search(rf"(?<![a-z]){known}(?![a-z])", name):
-            return known
-    other = f"{_SMALL}|{_LARGE}|{_QUANTISED}"
-    words = re.findall(r"(?<![a-z0-9])[a-z]{2,}", name)
-    names = (word for word in words if word != organisation and not re.fullmatch(other, word))
-    return next(names, organisation or name)
+    for known in re.findall(_FAMILY, name):
+        if PUBLISHERS[known] == model.organisation:
+            return str(known)
+    for word in re.findall(r"(?<![a-z0-9])[a-z]{2,}", name):
+        others = (re.fullmatch(kind, word) for kind in (_SMALL, _LARGE, _QUANTISED))
+        if word != organisation and not any(others):
+            return str(word)
+    return organisation or name
 
 
 def _published(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
