@@ -72,7 +72,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
@@ -116,8 +116,7 @@ E = TypeVar("E")
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass
-class Limits:
+class Limits(msgspec.Struct):
     """How long things may take, in seconds; the tests shorten them."""
 
     read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
@@ -150,13 +149,17 @@ CONCURRENCY = 4  # calls that are made at once where there are many
 # --- text: what may be shown in a terminal --------------------------------------------
 
 # What can change a terminal's state or the order in which text is read: C0, DEL and C1
-# controls; marks, overrides and isolates of direction; line and paragraph separators; tags,
-# but those that make a flag of an emoji; and halves of surrogates, which cannot be printed.
-_FLAG = "\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f"
-_HARMFUL = re.compile(
-    f"({_FLAG})|[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
-    "\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f]"
+# controls; marks, overrides and isolates of direction; line and paragraph separators; and
+# halves of surrogates, which cannot be printed.
+_HARMFUL = (
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
+    "\ud800-\udfff\ufff9-\ufffb]"
 )
+
+
+def printable(text: str) -> str:
+    """Text of several lines without what can harm a terminal."""
+    return re.sub(_HARMFUL, "", text)
 
 
 def one_line(text: object, limit: int = 500) -> str:
@@ -164,13 +167,13 @@ def one_line(text: object, limit: int = 500) -> str:
 
     Everything from the server that the plugin itself shows goes through here.
     """
-    line = _HARMFUL.sub(r"\1", " ".join(str(text).split()))
+    line = printable(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def printable(text: str) -> str:
-    """Text of several lines without what can harm a terminal."""
-    return re.sub(r"[^\n\t]+", lambda line: _HARMFUL.sub(r"\1", line[0]), text)
+def without_controls(text: str) -> str:
+    """Text of a model's or a tool's, as it is logged, without what can control a terminal."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", text)
 
 
 def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str | None:
@@ -181,16 +184,10 @@ def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str
     then cp1252, but only for text without three bytes beyond ASCII in a row: such a row is
     rare in Western European languages, and common in others.
     """
-    boms = {
-        codecs.BOM_UTF8: "utf-8-sig",
-        codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark begins the same
-        codecs.BOM_UTF32_BE: "utf-32",
-        codecs.BOM_UTF16_LE: "utf-16",
-        codecs.BOM_UTF16_BE: "utf-16",
-    }
-    encodings = [encoding for bom, encoding in boms.items() if content.startswith(bom)]
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     named = re.search(rb"(?:charset|coding)[=:]\s*[\"']?([\w.-]{1,40})", content[:1024])
-    encodings += ["utf-8", charset, named[1].decode("ascii") if named else ""]
+    encodings = ["utf-16" if marked else "utf-8-sig", charset]
+    encodings.append(named[1].decode("ascii") if named else "")
     if guess and not re.search(rb"[\x00-\x08\x0e-\x1a\x7f]", content):
         system = locale.getencoding()
         encodings.append("" if system == "cp1252" else system)
@@ -213,20 +210,9 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: object) -> list[Any]:
-    """`value` if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
 def _mappings(value: object) -> list[dict[str, Any]]:
     """The items of `value` if it is a list; what is no object there is an empty one."""
-    return [_mapping(item) for item in _list(value)]
-
-
-def _number(value: object) -> float | None:
-    """`value` if it is a number that can be counted with, else None."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return cast(float, value) if is_number and abs(cast(float, value)) < 1e300 else None
+    return [_mapping(item) for item in value] if isinstance(value, list) else []
 
 
 def finite_number(text: str) -> float:
@@ -235,11 +221,6 @@ def finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{one_line(text, 20)} is not a JSON value")
     return value
-
-
-def without_controls(text: str) -> str:
-    """Text of a model's or a tool's, without what can control a terminal."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", text)
 
 
 def utf16_length(text: str) -> int:
@@ -295,7 +276,7 @@ def note(text: str) -> None:
 
 
 def on_command_line() -> bool:
-    """Does this thread work for llm's own command line? Else standard error is not ours."""
+    """Whether this thread works for llm's own command line: else standard error is not ours."""
     context = click.get_current_context(silent=True)
     cli = sys.modules.get("llm.cli")
     return bool(context and cli and context.find_root().command is cli.cli)
@@ -361,12 +342,12 @@ class Server(msgspec.Struct, frozen=True):
 
     @property
     def is_service(self) -> bool:
-        """Is this HuggingChat itself, where every prompt requires a login?"""
+        """Whether this is HuggingChat itself, where every prompt requires a login."""
         return self.host == urlsplit(SERVICE).netloc
 
     @property
     def is_loopback(self) -> bool:
-        """Is this a server on this machine, which may be reached over plain http?"""
+        """Whether this is a server on this machine, which may be reached over plain http."""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     @property
@@ -388,18 +369,13 @@ class Server(msgspec.Struct, frozen=True):
 
 
 def leads_to_login(location: str) -> bool:
-    """Does a redirect to `location` ask for a login?
+    """Whether a redirect to `location` asks for a login.
 
-    An OpenID provider is told who asks (`client_id`); the paths of others say it. A redirect
-    without a target counts as one: chat-ui has no other redirects.
+    The path says so, or an OpenID provider is told who asks (`client_id`). A redirect without
+    a target counts as one: chat-ui has no other redirects.
     """
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return False
-    asks = re.search(r"(^|&)(client_id|SAMLRequest)=", parts.query)
-    words = r"(^|/)(log[-_]?in|sign[-_]?in|o?auth2?|authorize|sso|saml2?)(?![A-Za-z0-9])"
-    return not location or bool(asks or re.search(words, parts.path, re.IGNORECASE))
+    words = r"\b(log[-_]?in|sign[-_]?in|o?auth2?|authorize|sso|saml2?|client_id|SAMLRequest)\b"
+    return not location or bool(re.search(words, location, re.IGNORECASE))
 
 
 def own_target(url: str, location: str) -> str:
@@ -423,46 +399,32 @@ def _is_private(host: str) -> bool:
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
-        # A browser takes 127.1, 0x7f000001 and 017700000001 for addresses as well.
-        number = re.search(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$", host)
         name = host.rstrip(".")
-        local = "." not in name or name.endswith((".local", ".internal", ".localhost"))
-        return bool(number) or local
+        return "." not in name or name.endswith((".local", ".internal", ".localhost"))
 
 
 def parse_server(text: str) -> Server:
     """The server at address `text`.
 
-    Raises llm.ModelError for anything but https, or http on loopback.
+    Raises llm.ModelError for anything but https, or http on loopback, with a host and a path.
     """
-    try:
+    with contextlib.suppress(ValueError):
         parts = urlsplit(text.strip())
         host, port = parts.hostname or "", parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), "", None
-    why = ""
-    if parts.scheme not in ("http", "https") or not host:
-        why = "it is not a URL"
-    elif not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:.]+", host):
-        why = "its host is not a name"
-    elif not re.fullmatch(r"[!-~]*", parts.path) or re.search(r"[\\<>\"']", parts.path):
-        why = "its path is not a URL's"
-    elif "@" in parts.netloc:
-        why = "it contains a user name or password"
-    elif parts.query or parts.fragment:
-        why = "it has more than a path"
-    elif parts.scheme == "http" and not _is_loopback(host):
-        why = "plain http is for loopback only, use https"
-    if why:
-        shown = one_line(text.rpartition("@")[2], 100)
-        raise HuggingChatError(
-            f"{shown!r} cannot be the chat server's address: {why}. "
-            f"Set {SERVER_VARIABLE} to one like {SERVICE}"
+        plain = re.fullmatch(
+            r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]*)?(/[!$-&(-;=@-\[\]-~]*)?",
+            text.strip(),
+            re.IGNORECASE | re.ASCII,
         )
-    netloc = f"[{host}]" if ":" in host else host
-    if port and port != {"http": 80, "https": 443}[parts.scheme]:
-        netloc += f":{port}"
-    return Server(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}")
+        if plain and (parts.scheme == "https" or _is_loopback(host)):
+            netloc = f"[{host}]" if ":" in host else host
+            if port and port != {"http": 80, "https": 443}[parts.scheme]:
+                netloc += f":{port}"
+            return Server(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}")
+    raise HuggingChatError(
+        f"{one_line(text.rpartition('@')[2], 100)!r} cannot be the chat server's address. "
+        f"Set {SERVER_VARIABLE} to one like {SERVICE}; use https, http is for loopback only."
+    )
 
 
 def current_server() -> Server:
@@ -477,17 +439,14 @@ def max_wait() -> float:
     less than the minute for which chat-ui counts a message.
     """
     text = os.environ.get(WAIT_VARIABLE, "").strip() or "0"
-    try:
+    with contextlib.suppress(ValueError):
         seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        why = "it takes a number of seconds, such as 600"
-    elif 0 < seconds < limits.rate_window:
-        why = "less than 60 seconds cannot help, as the server counts messages per minute"
-    else:
-        return seconds
-    raise HuggingChatError(f"{WAIT_VARIABLE} is {one_line(text, 60)!r}; {why}.")
+        if seconds == 0 or limits.rate_window <= seconds < math.inf:
+            return seconds
+    raise HuggingChatError(
+        f"{WAIT_VARIABLE} is {one_line(text, 60)!r}; it takes a number of seconds, at least 60 as "
+        "the server counts messages per minute, or 0."
+    )
 
 
 def impersonated_browser() -> str | None:
@@ -509,8 +468,8 @@ def impersonated_browser() -> str | None:
     return name
 
 
-def browser_headers(browser: str, server: Server, method: str) -> dict[str, str | None]:
-    """What a page's `fetch()` sends beside what `browser` always sends.
+def browser_headers(server: Server, method: str) -> dict[str, str | None]:
+    """What a page's `fetch()` sends beside what the browser always sends.
 
     curl_cffi's own headers are those of a page that is opened; None takes one away.
     """
@@ -523,39 +482,23 @@ def browser_headers(browser: str, server: Server, method: str) -> dict[str, str 
         "Upgrade-Insecure-Requests": None,
         "Referer": f"{server.url}/",
     }
-    if method != "GET":
-        headers["Origin"] = server.origin
-    if browser.startswith(("firefox", "tor")):
-        headers["Priority"] = "u=4"
-    return headers
-
-
-def form_boundary() -> str:
-    """What separates the parts of a form, as the impersonated browser would write it."""
-    browser = impersonated_browser() or ""
-    if browser.startswith(("firefox", "tor")):
-        return f"----geckoformboundary{uuid.uuid4().hex}"
-    if browser:
-        return f"----WebKitFormBoundary{uuid.uuid4().hex[:16]}"
-    return f"llm-huggingchat-{uuid.uuid4().hex}"
+    return headers if method == "GET" else headers | {"Origin": server.origin}
 
 
 # --- cookies: whatever people paste -> the cookies that count -------------------------
 
 COOKIE_NAMES = ("hf-chat", "token", "aws-waf-token")
-HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: names of headers, cookies
-_COOKIE_VALUE = re.compile(r"[!#-+\--:<-\[\]-~]+")  # RFC 6265's cookie-octet
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_ACCESS_TOKEN = re.compile(r"\b(hf|api_org)_\w{16,}", re.ASCII)
+HTTP_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110: names of headers, cookies
+_COOKIE_VALUE = r"[!#-+\--:<-\[\]-~]+"  # RFC 6265's cookie-octet
+_UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_ACCESS_TOKEN = r"\b(hf|api_org)_[0-9A-Za-z_]{16,}"
 # `name=value` of a header, and `name: "value"` and the like of browsers and programs.
-_PAIR = re.compile(
+_PAIR = (
     rf"""(?:^|[\s:;"',({{])({"|".join(COOKIE_NAMES)})["']?\s*[=:,]\s*"""
     r"""(?:"([^"]*)"|'([^']*)'|([^;\s"']*))"""
 )
 # What a text says its cookies are for: Firefox's copy of a cookie, and a curl command.
-_SAID_HOST = re.compile(
-    r"""^\s*(?:Domain:\s*"?|curl\b[^\n]*?https?://)([^\s"'/?#]+)""", re.IGNORECASE | re.MULTILINE
-)
+_SAID_HOST = r"""(?im)^\s*(?:Domain:\s*"?|curl\b[^\n]*?https?://)([^\s"'/?#]+)"""
 WHERE_TOKEN_IS = "Copy the value of the cookie named 'token' from your browser's developer tools."
 
 
@@ -601,44 +544,37 @@ class Cookies(msgspec.Struct, frozen=True):
 
 
 def _is_for(domain: object, host: str) -> bool:
-    """May a cookie of `domain` be sent to `host`? Names such as `token` are common."""
-    if not domain or not isinstance(domain, str):
-        return True
-    bare = [re.sub(r"^([^:]*|\[.*\]):\d+$", r"\1", each) for each in (host, domain)]
-    name, domain = (each.strip("[].").lower() for each in bare)
-    return name == domain or name.endswith("." + domain)
+    """Whether a cookie of `domain` may be sent to `host`: names such as `token` are common."""
+    name, domain = (
+        re.sub(r":\d+$", "", str(each or "")).strip("[].").lower() for each in (host, domain)
+    )
+    return not domain or name == domain or name.endswith("." + domain)
 
 
-def _json_pairs(value: Any, host: str) -> Iterator[tuple[str, Any]]:
-    """Cookies in a JSON object, or in the list that a browser extension exports."""
+def _json_cookies(value: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Name, value, domain: of a JSON object, or of the list that a browser extension exports."""
     entries = _mapping(value).get("cookies", value)
-    if isinstance(entries, dict):
-        yield from entries.items()
+    for name, cookie in _mapping(entries).items():
+        yield name, cookie, None
     for entry in _mappings(entries):
-        if _is_for(entry.get("domain") or entry.get("host"), host):
-            yield str(entry.get("name")), entry.get("value")
+        yield entry.get("name"), entry.get("value"), entry.get("domain") or entry.get("host")
 
 
-def _text_pairs(text: str, host: str) -> Iterator[tuple[str, str]]:
-    """Cookies in a header, a curl command, a cookies.txt, or a row of a browser's table."""
+def _text_cookies(text: str) -> Iterator[tuple[Any, Any, Any]]:
+    """The same of a header, a curl command, a cookies.txt, or a row of a browser's table."""
     if '^"' in text:  # a command for Windows' cmd
         text = re.sub(r"\^(.)", r"\1", text)
     text = re.sub(r"\\(?:u00|x)([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text)
-    said = _SAID_HOST.findall(text)
-    if said and not any(_is_for(domain, host) for domain in said):
-        return
+    said = re.search(_SAID_HOST, text)
     for line in text.splitlines():
         columns = [column.strip() for column in line.strip().split("\t")]
         if len(columns) >= 7 and columns[1] in ("TRUE", "FALSE"):
-            domain, name, value = columns[0].removeprefix("#HttpOnly_"), columns[5], columns[6]
+            yield columns[5], columns[6].strip('"'), columns[0].removeprefix("#HttpOnly_")
         elif len(columns) > 1 and columns[0] in COOKIE_NAMES:
-            name, value, domain = [*columns, ""][:3]
+            yield columns[0], columns[1].strip('"'), "".join(columns[2:3])
         else:
-            for found in _PAIR.finditer(line):
-                yield found[1], found[2] or found[3] or found[4] or ""
-            continue
-        if _is_for(domain, host):
-            yield name, value.strip('"')
+            for name, *values in re.findall(_PAIR, line):
+                yield name, "".join(values), said and said[1]
 
 
 def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> Cookies:
@@ -651,28 +587,27 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
     """
     text = (pasted if isinstance(pasted, str) else decode_text(pasted) or "").strip()
     value: Any = None
-    if text[:1] in ("{", "[", '"'):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
     if isinstance(value, str):
         text = value.strip()
     is_json = isinstance(value, (dict, list))
     found: dict[str, str] = {}
-    for name, cookie in _json_pairs(value, host) if is_json else _text_pairs(text, host):
-        if name in COOKIE_NAMES and isinstance(cookie, str) and cookie.strip():
+    for name, cookie, domain in _json_cookies(value) if is_json else _text_cookies(text):
+        if name in COOKIE_NAMES and _string(cookie).strip() and _is_for(domain, host):
             found.setdefault(name, cookie.strip())
     bare = text.strip("\"'")
     is_word = bare.isalnum() and len(bare) < 16  # too short for a token
-    if not (found or is_json or is_word) and re.fullmatch(r"[\w.~+/=%-]{5,}", bare, re.ASCII):
-        found["hf-chat" if _UUID.fullmatch(bare) else "token"] = bare
+    if not (found or is_json or is_word) and re.fullmatch(r"[0-9A-Za-z_.~+/=%-]{5,}", bare):
+        found["hf-chat" if re.fullmatch(_UUID, bare) else "token"] = bare
     token = found.get("token")
-    if _ACCESS_TOKEN.fullmatch(token) if token else not found and _ACCESS_TOKEN.search(text):
+    if re.search(_ACCESS_TOKEN, token or ("" if found else text)):
         raise HuggingChatError(
             "That is an access token (hf_...), which the chat does not take; "
             f"it was not sent. What is needed is a cookie. {WHERE_TOKEN_IS}"
         )
     for name, cookie in found.items():
-        if not _COOKIE_VALUE.fullmatch(cookie):
+        if not re.fullmatch(_COOKIE_VALUE, cookie):
             raise HuggingChatError(
                 f"The value of the cookie {name!r} has characters that no cookie has. "
                 "Copy it again from the browser."
@@ -682,14 +617,14 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
         raise HuggingChatError(
             f"That is no login for {one_line(host, 80)}: {why}. {WHERE_TOKEN_IS}"
         )
-    kept = _mapping(value)  # a key of this plugin; `made_up` is what `anonymous` was called
-    since = _number(kept.get("since"))
+    kept = _mapping(value)  # a key of this plugin; 0.1 called `anonymous` `made_up`
+    since = kept.get("since")
     return Cookies(
         found.get("hf-chat"),
-        found.get("token"),
+        token,
         kept.get("anonymous") is True or kept.get("made_up") is True,
         found.get("aws-waf-token"),
-        since if since is not None and 0 <= since < 1e12 else None,
+        since if isinstance(since, float) else None,
     )
 
 
@@ -726,11 +661,9 @@ def decode(data: bytes | str, type: Any) -> Any:
         return _decoder(type).decode(data)
     except msgspec.ValidationError:
         raise
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
-        return _decoder(type).decode(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    return _decoder(type).decode(text)
 
 
 def _loads(data: bytes | str) -> Any:
@@ -920,7 +853,7 @@ def decode_update(line: bytes | msgspec.Raw) -> Update | None:
         return cast(Update, _decoder(Update).decode(line))
     except msgspec.ValidationError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         pass
     try:  # the two halves of an emoji may come in two tokens: they are kept as they are
         return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
@@ -941,8 +874,8 @@ def _output_text(output: dict[str, Any]) -> str:
     for source in _mappings(output.get("sources")):
         if link := source.get("link") or source.get("url"):
             pieces.append(f"[{source.get('title') or link}]({link})")
-    texts = [piece for piece in pieces if isinstance(piece, str) and piece]
-    return "\n".join(texts) or (json.dumps(output, ensure_ascii=False) if output else "")
+    text = "\n".join(filter(None, map(_string, pieces)))
+    return text or (json.dumps(output, ensure_ascii=False) if output else "")
 
 
 # Streams and logs
@@ -954,34 +887,31 @@ class LogEnd(Struct):
     status: str = ""
 
 
-class LineSplitter:
-    """Bytes, cut anywhere, to whole lines. Only `\\n` ends a line: U+2028 does not."""
+def split_lines(data: bytes) -> list[bytes]:
+    """The lines of `data`, and last what has no end yet. Only `\\n` ends a line: U+2028 does not.
 
-    def __init__(self) -> None:
-        self.rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that end in `data`. Raises TooLarge for a line without end."""
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > LINE_LIMIT:
-            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
-        return lines
+    Raises TooLarge for a line without end.
+    """
+    lines = data.split(b"\n")
+    if len(lines[-1]) > LINE_LIMIT:
+        raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+    return lines
 
 
 class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, one update a line."""
 
     def __init__(self) -> None:
-        self._lines = LineSplitter()
+        self._rest = b""
 
     def feed(self, data: bytes) -> list[Update]:
         """The updates that end in `data`. Raises TooLarge."""
-        return [update for line in self._lines.feed(data) if (update := decode_update(line))]
+        *lines, self._rest = split_lines(self._rest + data)
+        return [update for line in lines if (update := decode_update(line))]
 
     def end(self) -> list[Update]:
         """The update after the last line end: a cut may have taken only that."""
-        update = decode_update(self._lines.rest)
-        return [update] if update else []
+        return self.feed(b"\n")
 
 
 class EventStreamDecoder:
@@ -989,13 +919,14 @@ class EventStreamDecoder:
 
     def __init__(self, seq: int = 0) -> None:
         self.seq = seq
-        self._lines = LineSplitter()
+        self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
     def feed(self, data: bytes) -> list[Update | LogEnd]:
         """The updates that end in `data`, and the log's end. Raises TooLarge."""
         found: list[Update | LogEnd] = []
-        for line in self._lines.feed(data):
+        *lines, self._rest = split_lines(self._rest + data)
+        for line in lines:
             name, _, value = line.removesuffix(b"\r").partition(b":")
             if name:
                 self._fields[name] = value.removeprefix(b" ")
@@ -1092,22 +1023,6 @@ class StoredMessage(Struct):
             return []
         return [update for raw in raws or () if (update := decode_update(raw))]
 
-    @property
-    def is_settled(self) -> bool:
-        """Is the run that wrote this answer over?
-
-        chat-ui stores `finished` only then. A run that resumes the one before it begins with
-        what became of the question.
-        """
-        settled = False
-        for update in self.decoded_updates():
-            match update:
-                case ElicitationUpdate(subtype="resolved"):
-                    settled = False
-                case StatusUpdate(status="finished" | "error"):
-                    settled = True
-        return settled
-
 
 class Conversation(Struct):
     """A conversation with all its messages, each naming its ancestors: a tree."""
@@ -1118,28 +1033,10 @@ class Conversation(Struct):
     preprompt: str | None = None
     root_message_id: str | None = None
 
-    def answer_of(self, generation_id: str) -> StoredMessage | None:
+    def answer_of(self, generation_id: str | None) -> StoredMessage | None:
         """The message that a run wrote."""
-        return next((m for m in self.messages if m.generation_id == generation_id), None)
-
-
-class MessageIds(Struct):
-    """The part of a message that says which run wrote it."""
-
-    id: Id
-    generation_id: str | None = None
-
-
-class ConversationIds(Struct):
-    """The part of a conversation that says its messages' ids: its texts are not read."""
-
-    messages: list[MessageIds]
-    model: str = ""
-
-    def answer_of(self, generation_id: str | None) -> str | None:
-        """The id of the message that a run wrote."""
-        ids = (m.id for m in self.messages if generation_id and m.generation_id == generation_id)
-        return next(ids, None)
+        found = (each for each in self.messages if each.generation_id == generation_id)
+        return next(found, None) if generation_id else None
 
 
 class RootMessage(Struct):
@@ -1149,10 +1046,13 @@ class RootMessage(Struct):
 
 
 class CreatedConversation(Struct):
-    """The answer to POST /conversation; `conversation` is superjson, as a string."""
+    """The answer to POST /conversation; `conversation` is superjson, as a string.
+
+    POST /api/v2/conversations/import-share, which copies a shared one, answers without it.
+    """
 
     conversation_id: Id
-    conversation: str
+    conversation: str = ""
 
 
 class ConversationSummary(Struct):
@@ -1177,27 +1077,23 @@ class SharedConversation(Struct):
     share_id: Id
 
 
-class ImportedShare(Struct):
-    """The answer to POST /api/v2/conversations/import-share: the account's own copy."""
-
-    conversation_id: Id
-
-
 class Transcript(Struct):
     """What is said in a recording; empty for silence."""
 
     text: str
 
 
-def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
-    """The updates of a stored answer as its stream sent them, and whether it is complete.
+def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
+    """The updates of a stored answer as its stream sent them; if it is complete, and settled.
 
-    chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece.
+    chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece. An
+    answer is settled when its run is over: chat-ui stores `finished` only then. A run that
+    resumes the one before it begins with what became of the question.
     """
     text, at = message.content.encode("utf-16-le", "surrogatepass"), 0
     updates: list[Update] = []
     final: FinalAnswer | None = None
-    finished = False
+    finished = settled = False
     for update in message.decoded_updates():
         match update:
             case StreamUpdate(len=int(length)) if length >= 0:
@@ -1209,9 +1105,12 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
             case FinalAnswer():
                 final = update
             case StatusUpdate(status="finished"):
-                finished = True
+                finished = settled = True
+            case StatusUpdate(status="error"):
+                settled = True
+                updates.append(update)
             case ElicitationUpdate(subtype="resolved"):
-                final, finished = None, False  # another run resumes the answer
+                final, finished, settled = None, False, False  # another run resumes the answer
                 updates.append(update)
             case _:
                 updates.append(update)
@@ -1224,7 +1123,7 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool]:
         # The stored text is whole. Without a final answer the model died on the way.
         cut = final is None or bool(final.interrupted or message.interrupted)
         updates.append(FinalAnswer("", cut))
-    return updates, complete
+    return updates, complete, settled
 
 
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
@@ -1283,18 +1182,9 @@ def removed_error(model: ModelInfo, server: Server) -> llm.ModelError:
     )
 
 
-def unwrap(value: Any) -> Any:
-    """The value inside superjson: `{"json": VALUE, "meta": ...}`."""
-    return value["json"] if isinstance(value, dict) and "json" in value else value
-
-
-def problem_of_id(id: str) -> str:
-    """Why `id` cannot be a model's name on a command line and in a terminal; "" if it can."""
-    if not id.strip():
-        return "it is empty"
-    if len(id) > 200:
-        return "it is longer than 200 characters"
-    return "it has control characters" if _HARMFUL.search(id) else ""
+def is_usable_id(id: str) -> bool:
+    """Whether `id` can be a model's name on a command line and in a terminal."""
+    return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
 
 
 def _built_in(rows: str) -> tuple[ModelInfo, ...]:
@@ -1374,7 +1264,8 @@ class Catalogue(msgspec.Struct, frozen=True):
 
     `time` is when they were fetched, in seconds since 1970, or None for the built-in list.
     `removed` are ids of models, of this or another server, that the server does not offer, but
-    old conversations may name. `unusable` says in words which entries were left out, and why.
+    old conversations may name. `unusable` are the ids, as they may be shown, of entries that
+    were left out.
     """
 
     models: tuple[ModelInfo, ...] = BUILT_IN
@@ -1384,7 +1275,7 @@ class Catalogue(msgspec.Struct, frozen=True):
 
     @property
     def is_old(self) -> bool:
-        """Should it be refreshed? One from the future should, too."""
+        """Whether it should be refreshed. One from the future should, too."""
         return self.time is None or not 0 <= time.time() - self.time < limits.catalogue_age
 
 
@@ -1395,154 +1286,118 @@ def read_catalogue(value: Any) -> Catalogue:
     """
     models: dict[str, ModelInfo] = {}
     unusable: list[str] = []
-    for entry in _mappings(unwrap(value)):
-        id = _string(entry.get("id"))
-        if problem := problem_of_id(id):
-            unusable.append(f"{one_line(id, 60)!r}: {problem}")
-            continue
-        said = {name: value for name, value in entry.items() if isinstance(value, bool)}
-        about = {"id": id, "description": one_line(_string(entry.get("description")))}
-        model = msgspec.convert(said | about | {"removed": False}, ModelInfo)
-        models.setdefault(id, model)
+    for entry in msgspec.convert(value, list[dict[str, Any]]):
+        said = {name: value for name, value in entry.items() if value is not None}
+        said["description"] = one_line(said.get("description", ""))
+        try:
+            model = msgspec.convert(said, ModelInfo)
+        except msgspec.ValidationError:
+            model = ModelInfo("")
+        if is_usable_id(model.id):
+            models.setdefault(model.id, model)
+        else:
+            unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
-        raise ValueError("; ".join(unusable[:3]) or "no models")
+        raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
     return Catalogue(tuple(models.values()), unusable=tuple(unusable))
 
 
-# The home of a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
-# into a Llama is a DeepSeek. Other families are at home where most of their models are.
-HOMES = {
-    "apertus": "swiss-ai",
-    "aya": "CohereLabs",
-    "command": "CohereLabs",
-    "deepseek": "deepseek-ai",
-    "gemma": "google",
-    "glm": "zai-org",
-    "gpt-oss": "openai",
-    "kimi": "moonshotai",
-    "llama": "meta-llama",
-    "mimo": "XiaomiMiMo",
-    "minimax": "MiniMaxAI",
-    "mistral": "mistralai",
-    "nemotron": "nvidia",
-    "phi": "microsoft",
-    "qwen": "Qwen",
-}
+# Who publishes a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
+# into a Llama is a DeepSeek. Others are published by who has most of their models.
+PUBLISHERS = _table(
+    "swiss-ai apertus; CohereLabs aya command; deepseek-ai deepseek; google gemma; zai-org glm;"
+    "openai gpt-oss; moonshotai kimi; meta-llama llama; XiaomiMiMo mimo; MiniMaxAI minimax;"
+    "mistralai mistral; nvidia nemotron; microsoft phi; Qwen qwen"
+)
 
-
-def _words(words: str) -> re.Pattern[str]:
-    """Finds one of `words` (a pattern) as a whole word of a model's name in lower case."""
-    return re.compile(rf"(?<![a-z0-9])(?:{words})(?![a-z0-9])")
-
-
-_CODER = re.compile(r"coder|codestral|devstral|(?<![a-z])code(?![a-z])")
-_VISION = re.compile(r"(?<![a-z])(?:vl|vision)(?![a-z])|\dv(?![a-z0-9])")
-_SPECIAL = re.compile(
-    rf"{_CODER.pattern}|{_VISION.pattern}|guard|shield|translat|embed|rerank|distill|"
+# What a name says, in patterns for names in lower case.
+_FAMILY = rf"(?<![a-z])({'|'.join(PUBLISHERS)})(?![a-z])"
+_CODER = r"coder|codestral|devstral|(?<![a-z])code(?![a-z])"
+_VISION = r"(?<![a-z])(?:vl|vision)(?![a-z])|\dv(?![a-z0-9])"
+_SPECIAL = (
+    rf"{_CODER}|{_VISION}|guard|shield|translat|embed|rerank|distill|"
     r"(?<![a-z])(?:arabic|asr|audio|base|exp|experimental|math|mt|ocr|phone|preview|prover|pt|"
     r"reward|tts)(?![a-z])"
 )
-_QUANTISED = _words(
+_WHOLE_WORD = r"(?<![a-z0-9])(?:%s)(?![a-z0-9])"
+_QUANTISED = _WHOLE_WORD % (
     r"(?:nv|mx)?fp[48]|int[48]|[2348]-?bits?|w\d+a\d+|i?q[2-8](?:_[a-z0-9]+)*|"
     r"awq|bnb|exl[23]|gguf|gptq|mlx|quantized|ternary"
 )
-_FULL = _words(r"bf16|fp16|fp32")
-_LARGE = _words(r"large|max|plus|pro|ultra")
-_SMALL = _words(r"air|flash|lightning|lite|micro|mini|nano|small|tiny")
-_THINKS = _words(r"reasoning|thinking")
-_MONTH = re.compile(r"(?<!\d)(0[1-9]|1[0-2])-(20\d\d)(?!\d)")  # 05-2026
-_DAY = re.compile(r"(?<![\d.])(\d\d)(\d\d)(?![\d.a-z])")  # 0813 is August 13, 2507 July 2025
+_FULL = _WHOLE_WORD % r"bf16|fp16|fp32"
+_LARGE = _WHOLE_WORD % r"large|max|plus|pro|ultra"
+_SMALL = _WHOLE_WORD % r"air|flash|lightning|lite|micro|mini|nano|small|tiny"
+_THINKS = _WHOLE_WORD % r"reasoning|thinking"
+_MONTH = r"(?<!\d)(0[1-9]|1[0-2])-(20\d\d)(?!\d)"  # 05-2026
+_DAY = r"(?<![\d.])(\d\d)(\d\d)(?![\d.a-z])"  # 0813 is August 13, 2507 July 2025
 # 70B, 2.4T, 8x22B, r7b; but not A22B, which is how many of them are active.
-_SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?[e-z]?(\d{1,4}(?:\.\d{1,3})?)([bt])(?![a-z0-9])")
-_EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])")  # 17B-16E
-_VERSION = re.compile(r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])")  # V4, 5.2, M3
-
-
-class _Traits(msgspec.Struct, frozen=True):
-    """What a model's name says of it. `size` is in billions of parameters, 0 if unsaid."""
-
-    general: bool
-    precise: bool
-    version: tuple[int, ...]
-    size: float
-    grade: int  # -1 for a flash, mini or air; 1 for a pro, max or ultra
-    direct: bool  # it answers without having to think first
-    date: tuple[int, ...]
+_SIZE = r"(?<![a-z0-9.])(?:(\d{1,3})x)?[e-z]?(\d{1,4}(?:\.\d{1,3})?)([bt])(?![a-z0-9])"
+_EXPERTS = r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])"  # 17B-16E
+_VERSION = r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])"  # V4, 5.2, M3
 
 
 @functools.cache
-def _traits(name: str) -> _Traits:
-    name = name.lower()
-    size = 0.0
-    if said := _SIZE.search(name):
-        experts = _EXPERTS.search(name)  # 8x22B, 17B-16E: as many times as there are experts
-        times = int(said[1] or (experts[1] if experts else 1))
-        size = times * float(said[2]) * (1000 if said[3] == "t" else 1)
-    date: tuple[int, ...] = ()
-    if month := _MONTH.search(name):
-        date = (int(month[2]), int(month[1]))
-    elif day := _DAY.search(name):
-        date = (int(day[1]), int(day[2]))
-    bare = name
+def is_general(model: ModelInfo) -> bool:
+    """Whether a model is for anything that can be said, not for one purpose."""
+    return not re.search(_SPECIAL, model.name.lower())
+
+
+def _size(model: ModelInfo) -> float:
+    """Billions of parameters, as a model's name says; most that say nothing have some 100."""
+    name = model.name.lower()
+    said, experts = re.search(_SIZE, name), re.search(_EXPERTS, name)
+    if not said:
+        return 100.0
+    times = int(said[1] or (experts[1] if experts else 1))  # 8x22B, 17B-16E: once an expert
+    return times * float(said[2]) * (1000 if said[3] == "t" else 1)
+
+
+@functools.cache
+def _rank(model: ModelInfo) -> tuple[Any, ...]:
+    """The greatest of a family is the one that a person means by its name.
+
+    General before special, full precision before less, then the newest, then the largest, then
+    one that answers without having to think first.
+    """
+    name = whole = model.name.lower()
+    day = re.search(_DAY, name)
+    date = day.groups() if day else ()
+    if month := re.search(_MONTH, name):
+        date = (month[2], month[1])
     for other in (_MONTH, _DAY, _SIZE, _EXPERTS, _QUANTISED, _FULL):
-        bare = other.sub("", bare)
-    version = _VERSION.search(bare)
-    return _Traits(
-        general=not _SPECIAL.search(name),
-        precise=not _QUANTISED.search(name),
-        version=tuple(map(int, version[1].split("."))) if version else (),
-        size=size,
-        grade=bool(_LARGE.search(name)) - bool(_SMALL.search(name)),
-        direct=not _THINKS.search(name),
-        date=date,
+        name = re.sub(other, "", name)
+    version = re.search(_VERSION, name)
+    return (
+        is_general(model),
+        not re.search(_QUANTISED, whole),
+        tuple(map(int, version[1].split("."))) if version else (),
+        bool(re.search(_LARGE, whole)) - bool(re.search(_SMALL, whole)),
+        _size(model),
+        not re.search(_THINKS, whole),
+        date,
+        -len(model.id),
     )
 
 
-def is_general(model: ModelInfo) -> bool:
-    """Is this a model for anything that can be said, not for one purpose?"""
-    return not _SPECIAL.search(model.name.lower())
-
-
-@functools.cache
 def family(model: ModelInfo) -> str:
-    """The short name of a model's kin: `qwen` for Qwen/Qwen3-235B, `gemma` for any Gemma.
+    """A model's family: `qwen` for Qwen/Qwen3-235B, `gemma` for any Gemma.
 
-    The family that its organisation publishes, if the name contains it; else the first word
-    that is not the organisation, a size or a number format.
+    The one that its organisation publishes, if the name contains it; else the first word that
+    is not the organisation, a size or a number format.
     """
-    name, home = model.name.lower(), model.organisation.lower()
-    for known, organisation in HOMES.items():
-        if organisation == model.organisation and re.search(rf"(?<![a-z]){known}(?![a-z])", name):
-            return known
+    name, organisation = model.name.lower(), model.organisation.lower()
+    for known in re.findall(_FAMILY, name):
+        if PUBLISHERS[known] == model.organisation:
+            return str(known)
     for word in re.findall(r"(?<![a-z0-9])[a-z]{2,}", name):
-        if word != home and not any(kind.fullmatch(word) for kind in (_SMALL, _LARGE, _QUANTISED)):
+        others = (re.fullmatch(kind, word) for kind in (_SMALL, _LARGE, _QUANTISED))
+        if word != organisation and not any(others):
             return str(word)
-    return home or name
+    return organisation or name
 
 
-def _best(models: Iterable[ModelInfo], traits: dict[str, _Traits]) -> ModelInfo:
-    """The one of a family that a person means by its name, whatever the order of `models`.
-
-    General before special, full precision before less, then the newest, then the largest.
-    """
-    left = [(traits[model.id], model) for model in models]
-
-    def keep(rank: Callable[[_Traits], Any]) -> None:
-        nonlocal left
-        top = max(rank(its) for its, _ in left)
-        left = [(its, model) for its, model in left if rank(its) == top]
-
-    keep(lambda its: its.general)
-    keep(lambda its: its.precise)
-    keep(lambda its: its.version)
-    if all(its.size for its, _ in left):
-        keep(lambda its: its.size)
-    keep(lambda its: (its.grade, its.direct, its.date, its.size))
-    return min((model for _, model in left), key=lambda model: (len(model.id), model.id))
-
-
-def _kin(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
-    """Family -> those of `models` that the organisation at its home publishes.
+def _published(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
+    """Family -> those of `models` that the organisation which publishes it has.
 
     If that organisation has none in the list, the one with the most models takes its place.
     """
@@ -1552,7 +1407,7 @@ def _kin(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
     found = {}
     for name, by in families.items():
         most = min(by, key=lambda organisation: (-len(by[organisation]), organisation))
-        found[name] = by.get(HOMES.get(name, ""), by[most])
+        found[name] = by.get(PUBLISHERS.get(name, ""), by[most])
     return found
 
 
@@ -1565,19 +1420,17 @@ def aliases(models: Iterable[ModelInfo]) -> dict[str, str]:
     models = sorted(models, key=lambda model: (model.unlisted, model.id))
     listed = [model for model in models if not model.unlisted]
     chat = [model for model in listed if not model.router]
-    traits = {model.id: _traits(model.name) for model in listed}
-    found = {f"hf-{name}": _best(kin, traits).id for name, kin in _kin(chat).items()}
+    found = {f"hf-{name}": max(its, key=_rank).id for name, its in _published(chat).items()}
     seeing = [model for model in chat if model.multimodal]
     special = {
         "hf-omni": [model for model in listed if model.router],
-        "hf-vision": [model for model in seeing if traits[model.id].general]
-        or [model for model in seeing if _VISION.search(model.name.lower())],
-        "hf-coder": [model for model in chat if _CODER.search(model.name.lower())],
+        "hf-vision": [model for model in seeing if is_general(model)]
+        or [model for model in seeing if re.search(_VISION, model.name.lower())],
+        "hf-coder": [model for model in chat if re.search(_CODER, model.name.lower())],
     }
     for alias, able in special.items():
-        best = [_best(kin, traits) for kin in _kin(able).values()]
-        for model in sorted(best, key=lambda model: (-traits[model.id].size, model.id))[:1]:
-            found[alias] = model.id
+        if best := [max(its, key=_rank) for its in _published(able).values()]:
+            found[alias] = min(best, key=lambda model: (-_size(model), model.id)).id
     for model in models:
         found.setdefault("hf-" + "-".join(model.name.lower().split()), model.id)
     return found
@@ -3042,7 +2895,7 @@ class _CachedServer(msgspec.Struct, omit_defaults=True):
 
     def remember(self, ids: Iterable[str]) -> bool:
         """Add ids to `known`, and tell whether any is new."""
-        new = [id for id in dict.fromkeys(ids) if id not in self.known and not problem_of_id(id)]
+        new = [id for id in dict.fromkeys(ids) if id not in self.known and is_usable_id(id)]
         self.known.extend(new)
         return bool(new)
 
@@ -3268,7 +3121,7 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
 
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
-    boundary, uploads = form_boundary(), tuple(uploads)
+    boundary, uploads = uuid.uuid4().hex, tuple(uploads)
     text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
     parts = [(b'Content-Disposition: form-data; name="data"', text)]
     for upload in uploads:
@@ -3833,7 +3686,7 @@ class Client:
         encoding = "identity" if stream else "gzip, deflate, br"
         options: dict[str, Any] = {"accept_encoding": encoding}
         if browser:
-            headers = browser_headers(browser, server, method)
+            headers = browser_headers(server, method)
             options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
@@ -4522,12 +4375,10 @@ async def is_in_conversation(
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
     backoff = Backoff()
-    found: ConversationIds
+    found: Conversation
     for looks in itertools.count(1):
         try:
-            found = await client.conversation(
-                target.credentials, target.conversation_id, ConversationIds
-            )
+            found = await client.conversation(target.credentials, target.conversation_id)
         except (ConnectionLost, HttpError) as error:
             refused = isinstance(error, HttpError) and error.response.status < 500
             pause = None if refused else backoff.next()
@@ -4793,8 +4644,8 @@ class Run(Delivery):
         if stored is None:
             await self._missing_in_store()
             return
-        updates, complete = stored_updates(stored)
-        if not complete and not stored.is_settled:
+        updates, complete, settled = stored_updates(stored)
+        if not complete and not settled:
             if len(updates) > self._stored_updates:
                 self._stored_updates = len(updates)
                 self._backoff.reset()
@@ -4805,7 +4656,7 @@ class Run(Delivery):
         if not self.progress.answered.is_set():
             self._on_update(self.progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
-        self.stored = stored.is_settled
+        self.stored = settled
 
     async def _missing_in_store(self) -> None:
         if self.progress.answered.is_set():
@@ -4958,7 +4809,7 @@ class MCP(HuggingChatTool):
 def _header(name: str, value: str) -> dict[str, str]:
     """A header for chat-ui, which drops the whole tool for one that HTTP cannot carry."""
     what = f"header {one_line(name, 60)!r}"
-    if not HTTP_TOKEN.fullmatch(name):
+    if not re.fullmatch(HTTP_TOKEN, name):
         raise HuggingChatError(
             f"MCP's {what} is not a valid header name: use letters, digits and hyphens."
         )
@@ -5249,10 +5100,9 @@ class ConversationLease:
         await self._take_turn()
         message_id = parent.message_id
         if not message_id:
-            ids: ConversationIds = await self._client.conversation(
-                self._credentials, self.id, ConversationIds
-            )
-            message_id = ids.answer_of(parent.generation_id)
+            found: Conversation = await self._client.conversation(self._credentials, self.id)
+            answer = found.answer_of(parent.generation_id)
+            message_id = answer.id if answer else None
         if not message_id:
             raise NotFound(answer=True)
         if self._client.models.get(self.id, parent.model) != self._model:
@@ -5464,9 +5314,10 @@ class Turn:
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
         id, result, generation_id = self._lease.id, self._result, self._result.generation_id
-        found = await self._client.conversation(self._credentials, id, ConversationIds)
+        found = await self._client.conversation(self._credentials, id)
         if generation_id == result.generation_id:  # else a repair has begun
-            result.message_id = found.answer_of(generation_id)
+            answer = found.answer_of(generation_id)
+            result.message_id = answer.id if answer else None
             result.model = found.model or result.model
             self._client.models[id] = result.model
 
@@ -6147,9 +5998,9 @@ def _is_answer(message: StoredMessage) -> bool:
     """Whether a message is an answer, and no longer being written."""
     if message.sender != "assistant":
         return False
-    updates, complete = stored_updates(message)
+    updates, complete, settled = stored_updates(message)
     updated = parse_time(message.updated_at)
-    if message.generation_id and updated and not (complete or message.is_settled):
+    if message.generation_id and updated and not (complete or settled):
         age = datetime.datetime.now(datetime.UTC) - updated
         if age.total_seconds() < WRITING:
             return False
@@ -6185,7 +6036,7 @@ def response_of(
     """
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
-    updates, complete = stored_updates(message)
+    updates, complete, _ = stored_updates(message)
     answer.add(message.router_metadata or RouterMetadata())
     # When a conversation changes its model, earlier answers keep the name of theirs here.
     model = tree.model if answer.router.route else answer.router.model or tree.model
@@ -6745,8 +6596,8 @@ def refresh() -> None:
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
             click.echo(f"{what}: huggingchat/{id}")
-    for problem in catalogue.unusable:
-        click.echo(f"Left out: {problem}")
+    for id in catalogue.unusable:
+        click.echo(f"Left out: {id} is empty, too long or has control characters.")
     changed = "" if after != before else ", nothing changed"
     click.echo(f"{len(after)} models on {server.host}{changed}.")
 
@@ -7132,7 +6983,9 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
             # Only a copy in the account can be continued there.
             path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
             response = await client.call(credentials, "POST", path, value, idempotent=False)
-            copy = read_body(response, Envelope[ImportedShare], ref.server).json.conversation_id
+            copy = read_body(
+                response, Envelope[CreatedConversation], ref.server
+            ).json.conversation_id
             return await read_tree(client, credentials, ConversationRef(ref.server, copy))
 
         def add(tree: ConversationTree) -> None:

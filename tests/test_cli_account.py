@@ -87,8 +87,8 @@ def test_refresh_names_what_it_leaves_out_and_why(server: ChatUI) -> None:
     assert "Added: huggingchat/own/a b@c%[x]" in shown
     lines = [line for line in shown.splitlines() if line.startswith("Left out: ")]
     assert len(lines) == 2
-    assert "control characters" in lines[0]
-    assert "empty" in lines[1]
+    assert "'own/esc[31m'" in lines[0]
+    assert "''" in lines[1]
     assert "\x1b" not in shown
     assert "own/a b@c%[x]" in command("models", "-q", "own/").stdout
 

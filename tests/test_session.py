@@ -22,7 +22,6 @@ from helpers import (
     failure,
     only_conversation,
     run,
-    sends,
     tree,
     wait_for,
 )
@@ -307,5 +306,3 @@ def test_requests_are_as_the_pages_own(
         own = request.headers.get("origin") == server.url.removesuffix("/chat")
         assert own is (request.method != "GET")
         assert "huggingchat" not in str(request.headers).lower()
-    (sent,) = sends(server)
-    assert ("geckoform" if name == "firefox" else "WebKitForm") in sent.headers["content-type"]

@@ -93,7 +93,7 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
     bodies = [body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario]
     for message, stream in zip(answers(scenario), bodies, strict=True):
         streamed = follow(stream)
-        updates, complete = stored_updates(message)
+        updates, complete, _ = stored_updates(message)
         assert complete
         if scenario != "artifact_stopped":  # which is stored cut where the page was
             got = [(kind, text.strip()) for kind, text, *_ in told(*updates).given]

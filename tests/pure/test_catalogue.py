@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -27,7 +28,7 @@ CAPTURES = pathlib.Path(__file__).parents[1] / "captures"
 
 def captured(name: str) -> Any:
     (exchange,) = json.loads((CAPTURES / f"{name}.json").read_text("utf-8"))["exchanges"]
-    return json.loads("".join(text for _, text in exchange["response"]["chunks"]))
+    return json.loads("".join(text for _, text in exchange["response"]["chunks"]))["json"]
 
 
 SERVICE = read_catalogue(captured("models_service")).models
@@ -216,24 +217,24 @@ def test_every_id_that_a_server_lists_can_be_used(id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "reason"),
+    ("id", "shown"),
     [
-        ("a\x1b[31m/b", "'a[31m/b': it has control characters"),
-        ("a\nb", "'a b': it has control characters"),
-        ("a\u202eb", "'ab': it has control characters"),
-        ("half \ud83c", "it has control characters"),
-        ("x" * 201, "it is longer than 200 characters"),
-        (" ", "it is empty"),
-        (None, "it is empty"),
+        ("a\x1b[31m/b", "'a[31m/b'"),
+        ("a\nb", "'a b'"),
+        ("a\u202eb", "'ab'"),
+        ("half \ud83c", "'half '"),
+        ("x" * 201, "x" * 59 + "…"),
+        (" ", "''"),
+        (None, "None"),
     ],
 )
-def test_model_that_cannot_be_used_is_named_with_the_reason(id: str | None, reason: str) -> None:
+def test_model_that_cannot_be_used_is_named(id: str | None, shown: str) -> None:
     catalogue = read_catalogue([{"id": "a/b"}, {"id": id}])
     assert catalogue.models == (ModelInfo("a/b"),)
     (told,) = catalogue.unusable
-    assert reason in told
+    assert shown in told
     assert told.isprintable()
-    with pytest.raises(ValueError, match=reason.rpartition(": ")[2]):
+    with pytest.raises(ValueError, match=re.escape(shown)):
         read_catalogue([{"id": id}])
 
 
@@ -245,7 +246,7 @@ JSON = st.recursive(
 ENTRIES = st.fixed_dictionaries({"id": JSON | st.text("a-/.1V ", max_size=8)}) | JSON
 
 
-@given(JSON | st.lists(ENTRIES, max_size=5) | st.builds(lambda x: {"json": x}, st.lists(ENTRIES)))
+@given(JSON | st.lists(ENTRIES, max_size=5))
 def test_any_json_is_a_catalogue_or_told(value: Any) -> None:
     try:
         models = read_catalogue(value).models

@@ -137,7 +137,7 @@ def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text: str, cookies: C
         (".example.org", "chat.example.org"),
         ("Chat.Example.org", "chat.example.org"),
         ("127.0.0.1", "127.0.0.1:3100"),
-        ("::1", "[::1]:3100"),
+        ("[::1]", "[::1]:3100"),
     ],
 )
 def test_domain_of_another_host(domain: str, host: str) -> None:

@@ -13,7 +13,6 @@ from llm_huggingchat import (
     SERVICE,
     Server,
     current_server,
-    form_boundary,
     impersonated_browser,
     leads_to_login,
     max_wait,
@@ -44,30 +43,19 @@ def test_address(text: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        ("", "it is not a URL"),
-        ("huggingface.co/chat", "it is not a URL"),
-        ("ftp://huggingface.co/chat", "it is not a URL"),
-        ("https:///chat", "it is not a URL"),
-        ("https://[::1", "it is not a URL"),
-        ("https://host:99999/", "it is not a URL"),
-        ("https://a b/chat", "its host is not a name"),
-        ("https://bücher.example/chat", "its host is not a name"),
-        ("https://host/cha t", "its path is not a URL's"),
-        ("https://host/chät", "its path is not a URL's"),
-        ("https://host/chat?x=1", "it has more than a path"),
-        ("https://host/chat#x", "it has more than a path"),
-        ("http://huggingface.co/chat", "plain http is for loopback only, use https"),
-        ("http://192.168.0.1/chat", "plain http is for loopback only, use https"),
-        ("http://localhost.example.org/", "plain http is for loopback only, use https"),
-        ("http://127.0.0.1.example.org/", "plain http is for loopback only, use https"),
-        ("nonsense\x1b[31m\nsecond line", "it is not a URL"),
+        *("", "huggingface.co/chat", "ftp://huggingface.co/chat", "https:///chat", "https://[::1"),
+        *("https://host:99999/", "https://a b/chat", "https://b\u00fccher.example/chat"),
+        *("https://host/cha t", "https://host/ch\u00e4t", "https://host/chat?x=1"),
+        *("https://host/chat#x", "nonsense\x1b[31m\nsecond line", "https://host/a\x01b"),
+        *("http://huggingface.co/chat", "http://192.168.0.1/chat"),
+        *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
     ],
 )
-def test_address_that_is_refused(text: str, why: str) -> None:
-    says = f"cannot be the chat server's address: {why}. Set LLM_HUGGINGCHAT_URL"
-    with pytest.raises(llm.ModelError, match=re.escape(says)) as raised:
+def test_address_that_is_refused(text: str) -> None:
+    says = "cannot be the chat server's address. Set LLM_HUGGINGCHAT_URL .*; use https"
+    with pytest.raises(llm.ModelError, match=says) as raised:
         parse_server(text)
     assert str(raised.value).isprintable()
 
@@ -180,20 +168,11 @@ def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, seconds: float) -> No
     assert max_wait() == seconds
 
 
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [
-        ("10", "less than 60 seconds cannot help"),
-        ("59.9", "less than 60 seconds cannot help"),
-        ("soon", "it takes a number of seconds"),
-        ("-5", "it takes a number of seconds"),
-        ("inf", "it takes a number of seconds"),
-        ("nan", "it takes a number of seconds"),
-    ],
-)
-def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
+@pytest.mark.parametrize("value", ["10", "59.9", "soon", "-5", "inf", "nan"])
+def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
-    with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {says}"):
+    says = f"LLM_HUGGINGCHAT_WAIT is '{value}'; it takes a number of seconds, at least 60"
+    with pytest.raises(llm.ModelError, match=says):
         max_wait()
 
 
@@ -206,15 +185,3 @@ def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.M
     for name in named:
         monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", name)
         assert impersonated_browser() == name
-
-
-@pytest.mark.parametrize(
-    ("browser", "boundary"),
-    [("", "llm-huggingchat-"), ("chrome", "----WebKitForm"), ("firefox", "----geckoform")],
-)
-def test_form_is_that_of_the_browser(
-    monkeypatch: pytest.MonkeyPatch, browser: str, boundary: str
-) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", browser)
-    assert form_boundary().startswith(boundary)
-    assert form_boundary() != form_boundary()
