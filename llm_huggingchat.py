@@ -73,6 +73,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -4832,16 +4833,26 @@ class RateLimiter:
             self._trial = run
         return 0.0
 
+    async def wait(self, target: RunTarget, since: float) -> None:
+        """Wait until a message that waits `since` may be sent.
+
+        Raises HttpError when that takes longer than the message may wait.
+        """
+        while pause := self.pause(target.generation_id, now := time.monotonic()):
+            if now + pause > since + target.max_wait:
+                raise HttpError(self.refusal, now - since)
+            await asyncio.sleep(pause)
+
     def refused(self, run: str, refusal: HttpResponse, now: float) -> bool:
-        """The server refused the message of `run`. Returns whether a pause begins with that."""
-        begins, pause = now >= self._opens, limits.rate_window
+        """The server refused the message of `run`. Returns whether that is news."""
+        news, pause = now >= self._opens and self._trial != run, limits.rate_window
         self.refusal = refusal
         if self._trial == run:
             self._failures += 1
             pause *= random.uniform(1, min(2 ** (self._failures - 1), 8))
             self._trial = ""
         self._opens = max(self._opens, now + pause)
-        return begins
+        return news
 
     def accepted(self, run: str) -> None:
         """The server accepted the message of `run`."""
@@ -4937,6 +4948,33 @@ class RunState(enum.Enum):
     STORED = enum.auto()  # nothing is left to be done
 
 
+async def has_arrived(
+    client: Client, target: RunTarget, problem: ConnectionLost | HttpError | None
+) -> bool:
+    """Whether the message is in the conversation, though `problem` came instead of an answer.
+
+    It may still be on its way, so this looks twice, or longer after silence. Raises `problem`
+    or NotFound where sending it again cannot help, else what `client.conversation` does.
+    """
+    silent = isinstance(problem, ConnectionLost) and problem.silent
+    end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
+    found: ConversationIds
+    for looks in itertools.count(1):
+        found = await client.conversation(
+            target.credentials, target.conversation_id, ConversationIds
+        )
+        if found.answer_of(target.generation_id):
+            return True
+        if looks >= 2 and time.monotonic() >= end:
+            break
+        await asyncio.sleep(limits.look_again)
+    if isinstance(problem, HttpError) and problem.response.status == 500:
+        # That is what chat-ui answers when the parent is missing.
+        there = target.parent_id in (None, *(message.id for message in found.messages))
+        raise problem if there else NotFound(answer=True)
+    return False
+
+
 class Run:
     """One run: its message is sent once, and followed until its answer is stored.
 
@@ -4966,7 +5004,7 @@ class Run:
         self._seq = 0  # of the log's last event
         self._stored_updates = -1
         self._deadline = asyncio.timeout(None)
-        self._waiting_since: float | None = None  # for the server's pause to end
+        self._begun = time.monotonic()
         self._limiter = RateLimiter()
         if target.max_wait:
             url = target.credentials.server.url
@@ -4991,97 +5029,84 @@ class Run:
         try:
             async with self._deadline:
                 while self.state is not RunState.STORED:
-                    if self.state is RunState.UNSENT:
-                        await self._send()
-                    else:
-                        await self._pursue()
+                    await (self._send() if self.state is RunState.UNSENT else self._pursue())
         except TimeoutError:
             pass  # the next turn waits for it
         finally:
             self._limiter.leave(self._target.generation_id)
 
-    # Sending
-
     async def _send(self) -> None:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
-        if problem := self._problem:
+        target, decoder = self._target, JsonLinesDecoder()
+        if self._problem:
             if (pause := self._attempts.next()) is None:
-                raise problem
+                raise self._problem
             await asyncio.sleep(pause)
-        await self._wait_for_rate_limit()
+        await self._limiter.wait(target, self._begun)
         self.state = RunState.SENT
         self._problem = ConnectionLost("it took no message", sent=True)
         try:
-            await self._read_stream()
+            await self._receive(decoder, "POST", "", target.body, target.content_type)
+            self._take(decoder.end())
+            if self.progress.outcome and self.progress.finished:
+                self.state = RunState.STORED
         except ConnectionLost as lost:
             self._problem = lost
+            if self.state is RunState.SENT and not lost.sent:
+                self.state = RunState.UNSENT
+            if lost.final:
+                raise
         except HttpError as error:
-            self._problem = error  # from 500 on of a proxy, or of the server after it stored it
-        if self.state is not RunState.SENT:
-            return
+            self._problem = error
+            # From 500 on it is of a proxy, or of the server after it has stored the message.
+            if error.response.status < 500:
+                self.state = RunState.UNSENT
+                await self._refused(error)
         self._backoff.reset()
-        problem = self._problem
-        refused = isinstance(problem, HttpError) and problem.response.status < 500
-        if refused or (isinstance(problem, ConnectionLost) and not problem.sent):
-            self.state = RunState.UNSENT
-        if isinstance(problem, ConnectionLost) and problem.final:
-            raise problem
-        if isinstance(problem, HttpError) and refused:
-            await self._refused(problem)
 
     async def _refused(self, error: HttpError) -> None:
         """The server does not take the message: raise, unless it may after all."""
         target, response = self._target, error.response
         if response.is_rate_limit and target.max_wait:
-            now = time.monotonic()
-            begins = self._limiter.refused(target.generation_id, response, now)
-            if begins and self._waiting_since is None:
+            self._problem = None
+            if self._limiter.refused(target.generation_id, response, time.monotonic()):
                 host, most = target.credentials.server.host, target.max_wait
                 self._note(f"{host} asks for a pause; waiting, for {most:.0f} seconds at most")
-            self._problem = None
         elif not await self._client.renews_session(target.credentials, error):
             raise NotFound if response.is_hidden and target.parent_id else error
 
-    async def _wait_for_rate_limit(self) -> None:
-        """Raises HttpError when the pause is longer than the message may still wait."""
-        limiter, target = self._limiter, self._target
-        while pause := limiter.pause(target.generation_id, now := time.monotonic()):
-            self._waiting_since = self._waiting_since or now
-            waited = now - self._waiting_since
-            if waited + pause > target.max_wait:
-                raise HttpError(limiter.refusal, waited)
-            await asyncio.sleep(pause)
-
-    async def _read_stream(self) -> None:
-        """Send the message and take the updates that answer it."""
-        target, decoder = self._target, JsonLinesDecoder()
-        path = chat_path(target.conversation_id)
-        exchange = self._client.open(
-            target.credentials, "POST", path, target.body, target.content_type
-        )
-        async with exchange:
+    async def _receive(
+        self, decoder: JsonLinesDecoder | EventStreamDecoder, method: str, path: str, *body: Any
+    ) -> None:
+        """Take the updates of a response. Raises HttpError for one that is none of updates."""
+        credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
+        async with self._client.open(credentials, method, path, *body) as exchange:
             while chunk := await exchange.read(limits.read_timeout):
                 self._take(decoder.feed(chunk))
-            _require_events(exchange.response)
-        self._take(decoder.end())
-        if self.progress.outcome and self.progress.finished:
-            self.state = RunState.STORED
+                if self.state not in (RunState.SENT, RunState.ACCEPTED):
+                    return
+            response = exchange.response
+        if response.status != 200 or response.is_html:
+            raise HttpError(response)
 
-    def _take(self, updates: list[Update]) -> None:
+    def _take(self, updates: Sequence[Update | LogEnd]) -> None:
         """Updates came: they show the run at work, and are passed on."""
-        if not updates:
-            return
-        self._backoff.reset()
-        if self.state is RunState.SENT:
-            self.state = RunState.ACCEPTED
-            self._limiter.accepted(self._target.generation_id)
+        if updates:
+            self._backoff.reset()
+            if self.state is RunState.SENT:
+                self._accepted()
         for update in merge_tokens(updates):
-            if observed := self.progress.observe(update):
+            if isinstance(update, LogEnd):  # if it has not told the answer, the store may
+                known = self.progress.outcome is not None
+                self.state = RunState.STORED if known else RunState.UNLOGGED
+            elif observed := self.progress.observe(update):
                 self._on_update(observed)
         if self.progress.outcome and self._deadline.when() is None:
             self._deadline.reschedule(asyncio.get_running_loop().time() + limits.store_timeout)
 
-    # Looking, following, reading
+    def _accepted(self) -> None:
+        self.state = RunState.ACCEPTED
+        self._limiter.accepted(self._target.generation_id)
 
     async def _pursue(self) -> None:
         """Take the next step after sending; pause if it led nowhere. Raises what ends the run."""
@@ -5097,9 +5122,10 @@ class Run:
             if lost.final:
                 raise
         except HttpError as error:
-            if error is self._problem:
-                raise
             status, credentials = error.response.status, self._target.credentials
+            if error is self._problem:
+                self.state = RunState.UNSENT
+                raise
             if status == 404 and state is RunState.ACCEPTED:
                 self.state = RunState.UNLOGGED  # a server without logs
             elif status < 500 and not await self._client.renews_session(credentials, error):
@@ -5108,67 +5134,36 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
             raise
         if self.state is state:
-            await asyncio.sleep(self._next_pause())
+            await self._pause()
 
-    def _next_pause(self) -> float:
-        """Seconds until the step is tried again. Raises what is wrong when it is time to give
-        up."""
+    async def _pause(self) -> None:
+        """Pause before the step is tried again. Raises what is wrong when it is time to give up."""
         pause = self._backoff.next()
-        if pause is not None:
-            return pause
-        if self.state is not RunState.UNLOGGED:
+        if pause is None and self.state is RunState.UNLOGGED:
+            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+        if pause is None:
             seconds = limits.reconnect_timeout
             raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
-        if not self.progress.outcome:
-            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        self.state = RunState.STORED  # nothing comes of it any more
-        return 0.0
+        await asyncio.sleep(pause)
 
     async def _look(self) -> None:
-        """Look for a message that may have arrived: twice, or longer after silence, as it may
-        still be on its way."""
-        target, problem = self._target, self._problem
-        silent = isinstance(problem, ConnectionLost) and problem.silent
-        end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
-        for looks in itertools.count(1):
-            found: ConversationIds = await self._client.conversation(
-                target.credentials, target.conversation_id, ConversationIds
-            )
-            if found.answer_of(target.generation_id):
-                self.state = RunState.ACCEPTED
-                self._limiter.accepted(target.generation_id)
-                return
-            if looks >= 2 and time.monotonic() >= end:
-                break
-            await asyncio.sleep(limits.look_again)
-        self.state = RunState.UNSENT
-        if isinstance(problem, HttpError) and problem.response.status == 500:
-            # That is what chat-ui answers when the parent is missing.
-            there = target.parent_id in (None, *(message.id for message in found.messages))
-            raise problem if there else NotFound(answer=True)
+        """Look for the message in the conversation; else it is sent again."""
+        if await has_arrived(self._client, self._target, self._problem):
+            self._accepted()
+        else:
+            self.state = RunState.UNSENT
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
-        target, answered = self._target, self.progress.outcome is not None
-        start = PAST_END if answered else self._seq
+        start = PAST_END if self.progress.outcome else self._seq
         if start == 0:
             self._on_rewind()
-        path = f"{chat_path(target.conversation_id)}/stream"
-        query = f"generationId={target.generation_id}&fromSeq={start}"
         decoder = EventStreamDecoder(self._seq)
-        async with self._client.open(target.credentials, "GET", f"{path}?{query}") as exchange:
-            while chunk := await exchange.read(limits.read_timeout):
-                for event in decoder.feed(chunk):
-                    if not isinstance(event, LogEnd):
-                        self._take([event])
-                    elif self.progress.outcome:
-                        self.state = RunState.STORED
-                    else:
-                        self.state = RunState.UNLOGGED  # it has not told the answer
-                self._seq = self._seq if answered else decoder.seq
-                if self.state is not RunState.ACCEPTED:
-                    return
-            _require_events(exchange.response)
+        query = f"generationId={self._target.generation_id}&fromSeq={start}"
+        try:
+            await self._receive(decoder, "GET", f"/stream?{query}")
+        finally:
+            self._seq = decoder.seq
 
     async def _read_store(self) -> None:
         """Take the answer from the conversation, if it is complete there."""
@@ -5206,13 +5201,7 @@ class Run:
             self._problem = ConnectionLost("it did not take the message", sent=True)
 
 
-def _require_events(response: HttpResponse) -> None:
-    """Raise HttpError for a response that is no stream of updates."""
-    if response.status != 200 or response.is_html:
-        raise HttpError(response)
-
-
-def merge_tokens(updates: Iterable[Update]) -> Iterator[Update]:
+def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd]:
     """Updates that came at once: tokens that follow each other become one piece of text."""
     for kind, alike in itertools.groupby(updates, key=type):
         if kind is StreamUpdate:
@@ -6052,15 +6041,18 @@ class Display:
         self._on_command_line = on_command_line()
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
-        self._text = self._on_command_line and stream and _one_output()
-        self._open = ""  # the type of what has not ended its line: "text" or "tool"
+        self._text = self._on_command_line and stream
+        self._one_output = _one_output()
+        self._open = ""  # what has not ended its line: "text" or "tool"
         self._names: dict[str | None, str] = {}
 
     def __enter__(self) -> Display:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if self._open == "tool" or isinstance(error, llm.ModelError):
+        if self._open == "text" and isinstance(error, llm.ModelError):
+            click.echo()  # the error begins a line
+        elif self._open == "tool":
             self._end_line()
 
     def note(self, text: str) -> None:
@@ -6075,7 +6067,7 @@ class Display:
         """llm is about to print this."""
         shown = {"text": self._text, "reasoning": self._tools}.get(event.type, False)
         if shown and event.chunk:
-            if self._open == "tool" and not event.chunk.startswith("\n"):
+            if self._open == "tool" and not (self._one_output and event.chunk.startswith("\n")):
                 self._end_line()
             self._open = "" if event.chunk.endswith("\n") else "text"
         elif self._tools and event.server_executed:
@@ -6098,7 +6090,7 @@ class Display:
             self._open = "tool"
 
     def _end_line(self) -> None:
-        if self._open:
+        if self._open == "tool" or (self._open and self._one_output):
             sys.stdout.flush()
             click.echo(err=True)
             self._open = ""
