@@ -83,6 +83,7 @@ from typing import (
     Any,
     BinaryIO,
     Generic,
+    NoReturn,
     Self,
     TypeVar,
     assert_never,
@@ -413,6 +414,7 @@ def own_target(url: str, location: str) -> str:
     return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
 
 
+@functools.cache
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -3396,7 +3398,8 @@ def local_timezone() -> str | None:
     import tzlocal
 
     with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
-        return str(tzlocal.reload_localzone())
+        named = "TZ" in os.environ  # else it is looked for in files, once
+        return str(tzlocal.reload_localzone() if named else tzlocal.get_localzone())
     return None
 
 
@@ -3410,6 +3413,15 @@ _process_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakVal
 def _turn_file(page: str) -> pathlib.Path:
     name = hashlib.sha256(page.encode()).hexdigest()[:32]
     return pathlib.Path(llm.user_dir(), TURNS, f"{name}.json")
+
+
+@functools.cache
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Remove the files of conversations that nobody continued, once in a process."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob("[0-9a-f]*.[jl]*"):
+            if file.stat().st_mtime < time.time() - LOG_LIFETIME:
+                file.unlink()
 
 
 def turn_is_pending(page: str) -> bool:
@@ -3466,11 +3478,8 @@ class TurnLock:
         self.stopped = min(stopped, time.time()) or None
 
     def begin(self) -> None:
-        """A message is about to be sent. Files of conversations that nobody continued go."""
-        with contextlib.suppress(OSError):
-            for file in self._file.parent.glob("[0-9a-f]*.[jl]*"):
-                if file.stat().st_mtime < time.time() - LOG_LIFETIME:
-                    file.unlink()
+        """A message is about to be sent."""
+        _remove_abandoned(self._file.parent)
         self._write({})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -4860,12 +4869,19 @@ class RateLimiter:
         self.leave(run)
 
     def leave(self, run: str) -> None:
-        """`run` does not send any more."""
+        """`run` has sent, or does not send any more."""
         if self._trial == run:
             self._trial = ""
 
 
 _rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
+
+
+def rate_limiter(target: RunTarget) -> RateLimiter:
+    """The limiter of a server, which all share that may wait."""
+    if not target.max_wait:
+        return RateLimiter()
+    return _rate_limiters.setdefault(target.credentials.server.url, RateLimiter())
 
 
 class RunProgress:
@@ -4999,26 +5015,18 @@ class Run:
         self.progress = RunProgress()
         self.state = RunState.UNSENT
         self._problem: ConnectionLost | HttpError | None = None  # of the last attempt to send
-        self._attempts = Backoff(limits.max_attempts)  # to send
+        self.attempts = Backoff(limits.max_attempts)  # to send
         self._backoff = Backoff()  # while following
         self._seq = 0  # of the log's last event
         self._stored_updates = -1
         self._deadline = asyncio.timeout(None)
         self._begun = time.monotonic()
-        self._limiter = RateLimiter()
-        if target.max_wait:
-            url = target.credentials.server.url
-            self._limiter = _rate_limiters.setdefault(url, self._limiter)
+        self._limiter = rate_limiter(target)
 
     @property
     def is_settled(self) -> bool:
         """Whether it is safe to send the conversation's next message."""
         return self.state in (RunState.UNSENT, RunState.STORED)
-
-    @property
-    def may_have_arrived(self) -> bool:
-        """Whether any attempt at sending the message may have reached the server."""
-        return self.state is not RunState.UNSENT or self._attempts.failures > 0
 
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
@@ -5032,14 +5040,12 @@ class Run:
                     await (self._send() if self.state is RunState.UNSENT else self._pursue())
         except TimeoutError:
             pass  # the next turn waits for it
-        finally:
-            self._limiter.leave(self._target.generation_id)
 
     async def _send(self) -> None:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
         target, decoder = self._target, JsonLinesDecoder()
         if self._problem:
-            if (pause := self._attempts.next()) is None:
+            if (pause := self.attempts.next()) is None:
                 raise self._problem
             await asyncio.sleep(pause)
         await self._limiter.wait(target, self._begun)
@@ -5062,6 +5068,8 @@ class Run:
             if error.response.status < 500:
                 self.state = RunState.UNSENT
                 await self._refused(error)
+        finally:
+            self._limiter.leave(target.generation_id)
         self._backoff.reset()
 
     async def _refused(self, error: HttpError) -> None:
@@ -5094,7 +5102,8 @@ class Run:
         if updates:
             self._backoff.reset()
             if self.state is RunState.SENT:
-                self._accepted()
+                self.state = RunState.ACCEPTED
+                self._limiter.accepted(self._target.generation_id)
         for update in merge_tokens(updates):
             if isinstance(update, LogEnd):  # if it has not told the answer, the store may
                 known = self.progress.outcome is not None
@@ -5104,20 +5113,17 @@ class Run:
         if self.progress.outcome and self._deadline.when() is None:
             self._deadline.reschedule(asyncio.get_running_loop().time() + limits.store_timeout)
 
-    def _accepted(self) -> None:
-        self.state = RunState.ACCEPTED
-        self._limiter.accepted(self._target.generation_id)
-
     async def _pursue(self) -> None:
         """Take the next step after sending; pause if it led nowhere. Raises what ends the run."""
         state = self.state
-        steps = {
-            RunState.SENT: self._look,
-            RunState.ACCEPTED: self._follow,
-            RunState.UNLOGGED: self._read_store,
-        }
         try:
-            await steps[state]()
+            if state is RunState.SENT:
+                arrived = await has_arrived(self._client, self._target, self._problem)
+                self.state = RunState.ACCEPTED if arrived else RunState.UNSENT
+            elif state is RunState.ACCEPTED:
+                await self._follow()
+            else:
+                await self._read_store()
         except ConnectionLost as lost:
             if lost.final:
                 raise
@@ -5134,24 +5140,15 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
             raise
         if self.state is state:
-            await self._pause()
+            if (pause := self._backoff.next()) is None:
+                self._give_up()
+            await asyncio.sleep(pause)
 
-    async def _pause(self) -> None:
-        """Pause before the step is tried again. Raises what is wrong when it is time to give up."""
-        pause = self._backoff.next()
-        if pause is None and self.state is RunState.UNLOGGED:
+    def _give_up(self) -> NoReturn:
+        if self.state is RunState.UNLOGGED:
             raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        if pause is None:
-            seconds = limits.reconnect_timeout
-            raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
-        await asyncio.sleep(pause)
-
-    async def _look(self) -> None:
-        """Look for the message in the conversation; else it is sent again."""
-        if await has_arrived(self._client, self._target, self._problem):
-            self._accepted()
-        else:
-            self.state = RunState.UNSENT
+        seconds = limits.reconnect_timeout
+        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -5173,7 +5170,11 @@ class Run:
         )
         stored = conversation.answer_of(target.generation_id)
         if stored is None:
-            self._missing_in_store()
+            if progress.begun and not progress.outcome:
+                raise IncompleteAnswer("The server lost the answer.")
+            self.state = RunState.STORED if progress.outcome else RunState.UNSENT
+            self._seq = 0  # a new run has a new log
+            self._problem = ConnectionLost("it did not take the message", sent=True)
             return
         updates, complete = stored_updates(stored)
         if not complete and not stored.is_settled:
@@ -5189,16 +5190,6 @@ class Run:
         # chat-ui saves an answer on the way, the whole conversation only at the end.
         if stored.is_settled:
             self.state = RunState.STORED
-
-    def _missing_in_store(self) -> None:
-        if self.progress.outcome:
-            self.state = RunState.STORED
-        elif self.progress.begun:
-            raise IncompleteAnswer("The server lost the answer.")
-        else:
-            self.state = RunState.UNSENT
-            self._seq = 0  # a new run has a new log
-            self._problem = ConnectionLost("it did not take the message", sent=True)
 
 
 def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd]:
@@ -5695,7 +5686,7 @@ class Turn:
         """Delete the conversation if it was made for a message that the server does not get."""
         run, id = self._run, self._lease.id
         refused = isinstance(error, HttpError) and error.response.status < 500
-        unused = run is None or (refused and not run.may_have_arrived)
+        unused = run is None or (refused and run.is_settled and not run.attempts.failures)
         if not (unused and id and self._plan.parent is None):
             return False
         delete = self._client.change(self._credentials, "DELETE", api_path(id))
@@ -6118,6 +6109,7 @@ class _HuggingChat:
         images = IMAGE_TYPES if info.multimodal else ()
         self.attachment_types = frozenset((*TEXT_TYPES, *AUDIO_TYPES, *images))
         self.supports_schema = self.supports_tools = is_general(info)
+        self._used_on: set[str] = set()  # addresses of servers
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -6171,7 +6163,9 @@ class _HuggingChat:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
             raise removed_error(self.info, server)
-        await asyncio.to_thread(remember_models, server.url, [self.info.id])
+        if server.url not in self._used_on:  # file locks are waited for in a thread
+            await asyncio.to_thread(remember_models, server.url, [self.info.id])
+            self._used_on.add(server.url)
         tools = self._server_side_tools(prompt)
         plan, fresh_plan = self._plans(prompt, server)
         uploads = [
@@ -6179,7 +6173,7 @@ class _HuggingChat:
             for attachment in plan.attachments
         ]
         cookies = cookies_of_key(server, key) if key else None
-        if cookies is None:  # file locks are waited for in a thread
+        if cookies is None:
             cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
         if recordings := [upload for upload in uploads if upload.is_recording]:
