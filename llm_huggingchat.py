@@ -5329,15 +5329,13 @@ def _with_secrets(what: str, value: str) -> str:
         )
 
     def value_of(match: re.Match[str]) -> str:
-        if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-            raise HuggingChatError(
-                f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
-            )
-        found = os.environ.get(match[1]) or stored_key(match[1])
+        name = match[1]
+        own = name == KEY_VARIABLE or name.startswith("huggingchat")
+        found = None if own else os.environ.get(name) or stored_key(name)
         if found is None:
+            why = "the chat's own cookies go to no other server" if own else "there is none"
             raise HuggingChatError(
-                f"MCP's {what} names ${match[1]}, which is neither an environment variable "
-                "nor a key of llm."
+                f"MCP's {what} names the environment variable or llm key ${name}: {why}."
             )
         return found
 
@@ -5419,7 +5417,7 @@ class TurnResult(msgspec.Struct):
 
     server: str
     model: str
-    conversation_id: str | None = None
+    conversation_id: str = ""
     message_id: str | None = None
     generation_id: str | None = None
     title: str = ""
@@ -5436,8 +5434,8 @@ class TurnResult(msgspec.Struct):
     @property
     def parent(self) -> Parent:
         """The answer, to continue after."""
-        id = self.conversation_id or ""
-        return Parent(id, self.message_id, self.generation_id, self.model, self.sent)
+        ids = self.conversation_id, self.message_id, self.generation_id
+        return Parent(*ids, self.model, self.sent)
 
     def metadata(self) -> dict[str, Any]:
         """What the next turn needs, as llm's `provider_metadata`."""
@@ -5495,36 +5493,26 @@ class Channel:
 class ConversationLease:
     """The conversation that a turn belongs to: found or made, and locked for the turn."""
 
-    def __init__(
-        self, client: Client, request: TurnRequest, plan: Plan, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, client: Client, request: TurnRequest, result: TurnResult) -> None:
         self._client = client
         self._credentials = request.credentials
         self._model = request.model.id
-        self._plan = plan
-        self._note = note
-        self.id = ""
+        self._result = result
         self.lock: TurnLock | None = None
 
-    @property
-    def page(self) -> str:
-        """The conversation's web page; "" before there is one."""
-        return self._credentials.server.page(self.id) if self.id else ""
-
-    async def acquire(self) -> str:
+    async def acquire(self, plan: Plan, note: Callable[[str], None]) -> str:
         """Find or make the conversation: the id of the message to continue after.
 
         Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
         """
-        parent = self._plan.parent
-        if parent is None:
-            message_id = await self._create()
-            await self._wait_for_turn()
+        if plan.parent is None:
+            message_id = await self._create(plan.system)
+            await self._wait_for_turn(note)
         else:
-            self.id = parent.conversation_id
-            await self._wait_for_turn()
-            message_id = await self._find(parent)
-        self._client.models[self.id] = self._model
+            self._result.conversation_id = plan.parent.conversation_id
+            await self._wait_for_turn(note)
+            message_id = await self._find(plan.parent)
+        self._client.models[self._result.conversation_id] = self._model
         return message_id
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -5533,37 +5521,36 @@ class ConversationLease:
         if lock:
             lock.release(stored, stopped)
 
-    async def _create(self) -> str:
+    async def _create(self, system: str | None) -> str:
         """Make the conversation; its root message's id.
 
         If the answer is lost it is made once more: an empty one that is left does no harm.
         """
         credentials, value = self._credentials, {"model": self._model}
-        if self._plan.system:
-            value["preprompt"] = self._plan.system  # chat-ui refuses null
+        if system:
+            value["preprompt"] = system  # chat-ui refuses null
         response = await self._client.call(credentials, "POST", "/conversation", value)
         if response.is_html:
             raise HttpError(response)
         created = read_body(response, CreatedConversation, credentials.server)
-        self.id = created.conversation_id
+        self._result.conversation_id = created.conversation_id
         inner = HttpResponse(200, (), created.conversation.encode())
         root = read_body(inner, Envelope[RootMessage], credentials.server).json
         return str(root.root_message_id)
 
     async def _find(self, parent: Parent) -> str:
         """The id of the answer to continue after. Raises NotFound if it is not there."""
-        credentials, message_id = self._credentials, parent.message_id
+        credentials, message_id, id = self._credentials, parent.message_id, parent.conversation_id
         if not message_id:
-            ids = await self._client.conversation(credentials, self.id, ConversationIds)
+            ids = await self._client.conversation(credentials, id, ConversationIds)
             message_id = ids.answer_of(parent.generation_id)
         if not message_id:
             raise NotFound(answer=True)
-        if self._client.models.get(self.id, parent.model) != self._model:
-            value = {"model": self._model}
-            await self._client.change(credentials, "PATCH", api_path(self.id), value)
+        if self._client.models.get(id, parent.model) != self._model:
+            await self._client.change(credentials, "PATCH", api_path(id), {"model": self._model})
         return message_id
 
-    async def _wait_for_turn(self) -> None:
+    async def _wait_for_turn(self, note: Callable[[str], None]) -> None:
         """Wait until no other run goes on in the conversation, here or in another process.
 
         A stop that reached the server too late leaves a marker there, which stops the next
@@ -5571,14 +5558,16 @@ class ConversationLease:
         """
         words = "waiting for the end of another turn of this conversation"
         loop = asyncio.get_running_loop()
-        noting = loop.call_later(sum(limits.backoff[:4]), self._note, words)
-        lock = TurnLock(self.page)
+        noting = loop.call_later(sum(limits.backoff[:4]), note, words)
+        lock = TurnLock(self._result.page)
         try:
             await lock.acquire()
             self.lock = lock
             if lock.pending:
                 credentials = await self._client.with_session(self._credentials)
-                ended = await self._client.wait_until_stored(credentials, self.id)
+                ended = await self._client.wait_until_stored(
+                    credentials, self._result.conversation_id
+                )
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
                 lock.pending, lock.stopped = False, None
@@ -5590,12 +5579,7 @@ class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
     def __init__(
-        self,
-        client: Client,
-        request: TurnRequest,
-        plan: Plan,
-        result: TurnResult,
-        channel: Channel,
+        self, client: Client, request: TurnRequest, plan: Plan, result: TurnResult, channel: Channel
     ) -> None:
         self._client = client
         self._request = request
@@ -5603,10 +5587,12 @@ class Turn:
         self._plan = plan
         self._result = result
         self._channel = channel
-        self._lease = ConversationLease(client, request, plan, channel.note)
+        self._lease = ConversationLease(client, request, result)
         file_page = request.credentials.server.file_page
         self.answer = Answer(
-            lambda sha: file_page(self._lease.id, sha), plan.features, request.model.artifacts
+            lambda sha: file_page(result.conversation_id, sha),
+            plan.features,
+            request.model.artifacts,
         )
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
@@ -5623,7 +5609,7 @@ class Turn:
         try:
             await self._answer()
         except (ConnectionLost, HttpError, IncompleteAnswer) as error:
-            page = "" if await self._delete_unused(error) else self._lease.page
+            page = "" if await self._delete_unused(error) else self._result.page
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
@@ -5634,7 +5620,7 @@ class Turn:
         except NotFound:
             if self._run is None or self._run.state is not RunState.STORED:
                 raise
-            raise HuggingChatError(f"The conversation was deleted: {self._lease.page}") from None
+            raise HuggingChatError(f"The conversation was deleted: {self._result.page}") from None
         except asyncio.CancelledError:
             await self._stop()
             raise
@@ -5678,13 +5664,13 @@ class Turn:
         if run is None or run.is_settled or run.progress.outcome:
             return
         self._stopped = time.time()
-        id, generation_id = self._lease.id, self._result.generation_id or ""
+        id, generation_id = self._result.conversation_id, self._result.generation_id or ""
         stop = self._client.stop(self._credentials, id, generation_id, self._channel.delivered)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
         """Delete the conversation if it was made for a message that the server does not get."""
-        run, id = self._run, self._lease.id
+        run, id = self._run, self._result.conversation_id
         refused = isinstance(error, HttpError) and error.response.status < 500
         unused = run is None or (refused and run.is_settled and not run.attempts.failures)
         if not (unused and id and self._plan.parent is None):
@@ -5699,8 +5685,7 @@ class Turn:
         needed = any(isinstance(tool, HuggingChatTool) and tool.patterns for tool in request.tools)
         offered = await client.mcp_servers(self._credentials) if needed else []
         names, servers = select_tools(request.tools, offered, self._credentials.server)
-        message_id = await self._lease.acquire()
-        result.conversation_id = self._lease.id
+        message_id = await self._lease.acquire(plan, self._channel.note)
         result.generation_id = str(uuid.uuid4())
         data: dict[str, Any] = {
             "id": message_id,
@@ -5717,7 +5702,7 @@ class Turn:
         cast(TurnLock, self._lease.lock).begin()
         return RunTarget(
             self._credentials,
-            self._lease.id,
+            self._result.conversation_id,
             result.generation_id,
             message_id if plan.parent else None,
             body,
@@ -5745,12 +5730,16 @@ class Turn:
         """Tell where a question can be answered that the server waits for, once."""
         if question.id not in self._questions:
             self._questions.add(question.id)
-            page = self._lease.page
+            page = self._result.page
             self._channel.note(f"a tool asks: {question.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
-        id, result, generation_id = self._lease.id, self._result, self._result.generation_id
+        id, result, generation_id = (
+            self._result.conversation_id,
+            self._result,
+            self._result.generation_id,
+        )
         found = await self._client.conversation(self._credentials, id, ConversationIds)
         if generation_id == result.generation_id:  # else a repair has begun
             result.message_id = found.answer_of(generation_id)
@@ -5768,8 +5757,8 @@ class Turn:
             raise failure_error(model, outcome, self._credentials)
         if isinstance(outcome, ElicitationUpdate):
             raise HuggingChatError(
-                f"A tool asks: {outcome.question}. Answer it at {self._lease.page}\n"
-                f"Then bring the rest here: llm huggingchat import {self._lease.id}"
+                f"A tool asks: {outcome.question}. Answer it at {self._result.page}\n"
+                f"Then bring the rest here: llm huggingchat import {self._result.conversation_id}"
             )
 
     async def _finish(self, driving: asyncio.Task[None]) -> None:
@@ -5807,7 +5796,7 @@ async def run_turn(
             if error.answer:
                 what = f"the answer to continue after is no longer in {page}"
             channel.note(f"{what}; going on in a new conversation")
-            plan, result.conversation_id = request.fresh_plan, None
+            plan, result.conversation_id = request.fresh_plan, ""
             continue
         if not turn.answer.problem:
             channel.emit(last_event(turn.answer, result), turn.answer.seen_length)
@@ -6153,12 +6142,7 @@ class _HuggingChat:
         return work
 
     async def _request(
-        self,
-        client: Client,
-        channel: Channel,
-        server: Server,
-        prompt: llm.Prompt,
-        key: str | None,
+        self, client: Client, channel: Channel, server: Server, prompt: llm.Prompt, key: str | None
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
@@ -6219,11 +6203,7 @@ class _HuggingChat:
         return tools
 
     async def _transcribe(
-        self,
-        client: Client,
-        channel: Channel,
-        credentials: Credentials,
-        recordings: list[Upload],
+        self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
     ) -> dict[str, str]:
         """What is said in the recordings, by attachment id; it is logged as a tool's work."""
         heard: dict[str, str] = {}
@@ -6486,7 +6466,7 @@ def response_of(
     result = TurnResult(
         tree.server.url,
         tree.model,
-        conversation_id=None if tree.ref.shared else tree.ref.id,  # nobody else can continue it
+        conversation_id="" if tree.ref.shared else tree.ref.id,  # nobody else can continue it
         message_id=message.id,
         generation_id=message.generation_id,
         title=tree.title,
