@@ -35,6 +35,7 @@ import base64
 import codecs
 import contextlib
 import datetime
+import enum
 import errno
 import functools
 import hashlib
@@ -71,6 +72,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from dataclasses import replace
 from types import MappingProxyType
@@ -80,6 +82,7 @@ from typing import (
     Any,
     BinaryIO,
     Generic,
+    NoReturn,
     Self,
     TypeVar,
     assert_never,
@@ -388,6 +391,7 @@ def own_target(url: str, location: str) -> str:
     return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
 
 
+@functools.cache
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -2966,7 +2970,8 @@ def local_timezone() -> str | None:
     import tzlocal
 
     with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
-        return str(tzlocal.reload_localzone())
+        named = "TZ" in os.environ  # else it is looked for in files, once
+        return str(tzlocal.reload_localzone() if named else tzlocal.get_localzone())
     return None
 
 
@@ -2979,6 +2984,15 @@ LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it
 def _turn_file(page: str) -> pathlib.Path:
     name = hashlib.sha256(page.encode()).hexdigest()[:32]
     return pathlib.Path(llm.user_dir(), TURNS, f"{name}.json")
+
+
+@functools.cache
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Remove the files of conversations that nobody continued, once in a process."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob("[0-9a-f]*.[jl]*"):
+            if file.stat().st_mtime < time.time() - LOG_LIFETIME:
+                file.unlink()
 
 
 def turn_is_pending(page: str) -> bool:
@@ -3033,11 +3047,8 @@ class TurnLock:
         self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
-        """A message is about to be sent. Files of conversations that nobody continued go."""
-        with contextlib.suppress(OSError):
-            for file in self._file.parent.glob("[0-9a-f]*.[jl]*"):
-                if file.stat().st_mtime < time.time() - LOG_LIFETIME:
-                    file.unlink()
+        """A message is about to be sent."""
+        _remove_abandoned(self._file.parent)
         self._write({"sent": time.time()})
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
@@ -4236,67 +4247,77 @@ NO_OUTPUT = StatusUpdate("error", "No output was generated")
 class RateLimiter:
     """When messages may go to a server that asks for a pause, for all runs of this process.
 
-    chat-ui counts what was sent within a minute, and what it refused too. So after a refusal
-    nobody sends for a minute; then one does, and once that is accepted the next: at most one
-    message a minute is refused. Other processes are not known here, so pauses grow, by
-    chance, while attempts are in vain. Times are seconds of a monotonic clock.
+    chat-ui counts the messages of a minute, also those that it refused. So after a refusal
+    nobody sends for a minute; then one run tries, and the others follow one by one. Other
+    processes are not known here, so the pauses grow at random while attempts fail. Times are
+    seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
-        self._opens = self._last_wait = self._trial_ends = -math.inf
+        self._opens = -math.inf
         self._trial = ""  # the run that may try
-        self._in_vain = 0
-        self._noted = False
+        self._failures = 0
         self.refusal = HttpResponse(429)  # the latest
 
     def pause(self, run: str, now: float) -> float:
         """Seconds after which `run` is to ask again; 0 when it may send, now."""
-        wait = max(self._opens - now, 0.0)
-        if not wait and now - max(self._last_wait, self._opens) < limits.rate_window:
-            if self._trial not in ("", run) and now < self._trial_ends:
-                wait = limits.backoff[0]
-            else:
-                self._trial, self._trial_ends = run, now + limits.rate_window
-        if wait:
-            self._last_wait = now
-        return wait
+        if now < self._opens:
+            return self._opens - now
+        if now < self._opens + limits.rate_window:
+            if self._trial not in ("", run):
+                return limits.backoff[0]
+            self._trial = run
+        return 0.0
 
-    def refused(self, run: str, refusal: HttpResponse, now: float) -> None:
-        """The server asked for a pause instead of accepting the message of `run`."""
+    async def wait(self, target: RunTarget, since: float) -> None:
+        """Wait until a message that waits `since` may be sent.
+
+        Raises HttpError when that takes longer than the message may wait.
+        """
+        while pause := self.pause(target.generation_id, now := time.monotonic()):
+            if now + pause > since + target.max_wait:
+                raise HttpError(self.refusal)
+            await asyncio.sleep(pause)
+
+    def refused(self, run: str, refusal: HttpResponse, now: float) -> bool:
+        """The server refused the message of `run`. Returns whether that is news."""
+        news, pause = now >= self._opens and self._trial != run, limits.rate_window
         self.refusal = refusal
-        self._noted = self._noted and now < self._opens
-        pause = limits.rate_window
         if self._trial == run:
-            self._in_vain += 1
-            pause *= random.uniform(1, min(2 ** (self._in_vain - 1), 8))
+            self._failures += 1
+            pause *= random.uniform(1, min(2 ** (self._failures - 1), 8))
             self._trial = ""
         self._opens = max(self._opens, now + pause)
+        return news
 
     def accepted(self, run: str) -> None:
         """The server accepted the message of `run`."""
-        self._in_vain = 0
+        self._failures = 0
         self.leave(run)
 
     def leave(self, run: str) -> None:
-        """`run` is not about to send any more."""
+        """`run` has sent, or does not send any more."""
         if self._trial == run:
             self._trial = ""
-
-    def note_due(self) -> bool:
-        """Has nobody been told of this pause yet?"""
-        noted, self._noted = self._noted, True
-        return not noted
 
 
 _rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
 
 
+def rate_limiter(target: RunTarget) -> RateLimiter:
+    """The limiter of a server, which all share that may wait."""
+    if not target.max_wait:
+        return RateLimiter()
+    return _rate_limiters.setdefault(target.credentials.server.url, RateLimiter())
+
+
 class RunProgress:
     """How far a run has come, read off its updates.
 
-    `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run;
-    `answered` is set when it is known. `finished`: the end of the stream means that all is
-    stored. `died`: the model broke off, no final answer came.
+    `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run; None
+    as long as it is not known. `answered` is set when it is, or when it never will be.
+    `finished`: the end of the stream means that all is stored. `died`: the model broke off, no
+    final answer came.
     """
 
     def __init__(self) -> None:
@@ -4307,11 +4328,11 @@ class RunProgress:
         self.died = False
         self._questions: dict[str, ElicitationUpdate] = {}  # that are open
 
-    def take(self, update: Update) -> Update | None:
+    def observe(self, update: Update) -> Update | None:
         """What an update means for the answer; None if it means nothing."""
-        if self.answered.is_set():
-            ended = isinstance(update, StatusUpdate) and update.status in ("finished", "error")
-            self.finished = self.finished or ended
+        ended = isinstance(update, StatusUpdate) and update.status in ("finished", "error")
+        self.finished = self.finished or ended
+        if self.outcome:
             return update if isinstance(update, TitleUpdate | RouterMetadata) else None
         match update:
             case FinalAnswer():
@@ -4319,10 +4340,8 @@ class RunProgress:
                 said = update.text or update.interrupted or self.begun
                 return self.end(update) if said else None
             case StatusUpdate(status="error"):
-                self.finished = True
                 return self.end(update)
             case StatusUpdate(status="finished"):
-                self.finished = True
                 return self._end_without_answer()
             case ElicitationUpdate(subtype="request"):
                 self._questions[update.id] = update
@@ -4342,10 +4361,8 @@ class RunProgress:
         """A question ended the run, or the model died: what it said is stored."""
         if self._questions:
             return self.end(next(iter(self._questions.values())))
-        if self.begun:
-            self.died = True
-            return self.end(FinalAnswer("", True))
-        return self.end(NO_OUTPUT)
+        self.died = self.begun
+        return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
 
 
 class RunTarget(msgspec.Struct, frozen=True):
@@ -4364,178 +4381,47 @@ class RunTarget(msgspec.Struct, frozen=True):
     max_wait: float = 0.0
 
 
-async def is_in_conversation(
-    client: Client, target: RunTarget, problem: ConnectionLost | HttpError
-) -> bool:
-    """Did the message arrive, though `problem` came instead of an answer?
+class RunState(enum.Enum):
+    """What is known of a run's message, and so what is to be done next."""
 
-    It may still be on its way, so this looks twice, or longer after silence. Raises NotFound or
-    HttpError where sending it again cannot help.
+    UNSENT = enum.auto()  # the server does not have it: send it
+    SENT = enum.auto()  # the server may have it: look for it in the conversation
+    ACCEPTED = enum.auto()  # the server has it: follow the run's log
+    UNLOGGED = enum.auto()  # the log is of no use: read the answer in the conversation
+    STORED = enum.auto()  # nothing is left to be done
+
+
+async def has_arrived(
+    client: Client, target: RunTarget, problem: ConnectionLost | HttpError | None
+) -> bool:
+    """Whether the message is in the conversation, though `problem` came instead of an answer.
+
+    It may still be on its way, so this looks twice, or longer after silence. Raises `problem`
+    or NotFound where sending it again cannot help, else what `client.conversation` does.
     """
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
-    backoff = Backoff()
     found: Conversation
     for looks in itertools.count(1):
-        try:
-            found = await client.conversation(target.credentials, target.conversation_id)
-        except (ConnectionLost, HttpError) as error:
-            refused = isinstance(error, HttpError) and error.response.status < 500
-            pause = None if refused else backoff.next()
-            if pause is None:
-                raise
-            await asyncio.sleep(pause)
-            continue
+        found = await client.conversation(target.credentials, target.conversation_id)
         if found.answer_of(target.generation_id):
             return True
         if looks >= 2 and time.monotonic() >= end:
             break
         await asyncio.sleep(limits.look_again)
     if isinstance(problem, HttpError) and problem.response.status == 500:
-        parent = target.parent_id  # an unknown one is a 500 too
-        missing = parent and all(message.id != parent for message in found.messages)
-        raise NotFound(answer=True) if missing else problem
+        # That is what chat-ui answers when the parent is missing.
+        there = target.parent_id in (None, *(message.id for message in found.messages))
+        raise problem if there else NotFound(answer=True)
     return False
 
 
-class Delivery:
-    """Sends one message, so that it arrives once, and takes the updates that answer it.
-
-    `generation_id` is an idempotency key: where it is not known whether a message has
-    arrived, the conversation is read, and tells. Updates go to `on_update` as they come;
-    notes to `note`.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        target: RunTarget,
-        on_update: Callable[[Update], None],
-        note: Callable[[str], None],
-    ) -> None:
-        self._client = client
-        self._target = target
-        self._on_update = on_update
-        self._note = note
-        self.progress = RunProgress()
-        self.sent = False  # an attempt may have arrived
-        self.accepted = False  # the server has the message
-        self.stored = False
-        self._renewed = False
-        self._waiting_since: float | None = None
-        self._backoff = Backoff()
-        self._attempts = Backoff(limits.max_attempts)
-        self._limiter = RateLimiter()
-        if target.max_wait:
-            url = target.credentials.server.url
-            self._limiter = _rate_limiters.setdefault(url, self._limiter)
-
-    @property
-    def cannot_have_arrived(self) -> bool:
-        """Whether no attempt at sending the message can have reached the server."""
-        return not (self.sent or self.accepted or self._attempts.failures)
-
-    async def _send(self) -> None:
-        """Try to send the message; if that was in vain, pause, or raise what went wrong."""
-        await self._wait_for_rate_limit()
-        problem: ConnectionLost | HttpError = ConnectionLost("it took no message", sent=True)
-        try:
-            self.sent = True
-            await self._read_stream()
-        except ConnectionLost as lost:
-            self.sent = lost.sent or self.accepted
-            problem = lost
-        except HttpError as error:
-            if error.response.status < 500:
-                self.sent = False
-                await self._refused(error)
-                return
-            problem = error  # of a proxy, or of the server after it had stored the message
-        if not self.accepted:
-            self.accepted = self.sent and await self._has_arrived(problem)
-        if not self.accepted:
-            self.sent = False
-            await self._pause_before_resending(problem)
-
-    async def _wait_for_rate_limit(self) -> None:
-        """Raises HttpError when the pause is longer than the message may still wait."""
-        limiter, target = self._limiter, self._target
-        while pause := limiter.pause(target.generation_id, now := time.monotonic()):
-            if self._waiting_since is None:
-                self._waiting_since = now
-                if limiter.note_due():
-                    host, most = target.credentials.server.host, target.max_wait
-                    self._note(f"{host} asks for a pause; waiting, for {most:.0f} seconds at most")
-            waited = now - self._waiting_since
-            if waited + pause > target.max_wait:
-                raise HttpError(limiter.refusal)
-            await asyncio.sleep(pause)
-
-    async def _pause_before_resending(self, problem: ConnectionLost | HttpError) -> None:
-        pause = self._attempts.next()
-        if pause is None:
-            raise problem
-        await asyncio.sleep(pause)
-
-    async def _refused(self, error: HttpError) -> None:
-        """The server does not take the message: raise, unless it may after all."""
-        target, response = self._target, error.response
-        if response.is_rate_limit and target.max_wait:
-            self._limiter.refused(target.generation_id, response, time.monotonic())
-        elif not await self._renews_session(error):
-            raise NotFound if response.is_hidden and target.parent_id else error
-
-    async def _has_arrived(self, problem: ConnectionLost | HttpError) -> bool:
-        """Is the message in the conversation? Raises where sending it again cannot help."""
-        try:
-            return await is_in_conversation(self._client, self._target, problem)
-        except (NotFound, HttpError) as error:
-            self.sent = isinstance(error, HttpError) and error is not problem
-            raise
-
-    async def _renews_session(self, error: HttpError) -> bool:
-        """Had the session expired, and is there a new one? That can help once."""
-        first, self._renewed = not self._renewed, True
-        return first and await self._client.sessions.renew_after(error, self._target.credentials)
-
-    async def _read_stream(self) -> None:
-        """Send the message and take the updates that answer it."""
-        target, decoder = self._target, JsonLinesDecoder()
-        path = chat_path(target.conversation_id)
-        exchange = self._client.open(
-            target.credentials, "POST", path, target.body, target.content_type
-        )
-        async with exchange:
-            while chunk := await exchange.read(limits.read_timeout):
-                self._take(decoder.feed(chunk))
-            _require_events(exchange.response)
-        self._take(decoder.end())
-        self.stored = self.progress.answered.is_set() and self.progress.finished
-
-    def _take(self, updates: list[Update]) -> None:
-        """Updates came: they show the run at work, and are passed on."""
-        if updates:
-            self._backoff.reset()
-            if not self.accepted:
-                self.accepted = True
-                self._limiter.accepted(self._target.generation_id)
-        for update in merge_tokens(updates):
-            if (taken := self.progress.take(update)) is not None:
-                self._on_update(taken)
-
-
-class Run(Delivery):
+class Run:
     """One run: its message is sent once, and followed until its answer is stored.
 
-    | state       | known by                  | what is done    | what leads on                   |
-    | ----------- | ------------------------- | --------------- | ------------------------------- |
-    | to be sent  | not accepted              | `_send`         | an update, or it is found there |
-    | goes on     | accepted                  | `_follow`       | an answer, a failure, a question |
-    | no log      | log_unavailable           | `_read_store`   | the stored answer is complete   |
-    | answered    | progress.answered         | the same        | the log's `end`, or the stream's |
-    | stored      | stored                    | nothing         |                                 |
-
-    `on_rewind` is called before updates come again from the first.
+    `generation_id` is an idempotency key: where it is not known whether a message has arrived,
+    the conversation tells. Updates go to `on_update` as they come; `on_rewind` is called before
+    they come again from the first. Notes go to `note`.
     """
 
     def __init__(
@@ -4546,16 +4432,26 @@ class Run(Delivery):
         on_rewind: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
-        super().__init__(client, target, on_update, note)
+        self._client = client
+        self._target = target
+        self._on_update = on_update
         self._on_rewind = on_rewind
+        self._note = note
+        self.progress = RunProgress()
+        self.state = RunState.UNSENT
+        self._problem: ConnectionLost | HttpError | None = None  # of the last attempt to send
+        self.attempts = Backoff(limits.max_attempts)  # to send
+        self._backoff = Backoff()  # while following
         self._seq = 0  # of the log's last event
-        self._log_unavailable = False  # the log is no use: only the store can tell
         self._stored_updates = -1
+        self._deadline = asyncio.timeout(None)
+        self._begun = time.monotonic()
+        self._limiter = rate_limiter(target)
 
     @property
     def is_settled(self) -> bool:
         """Whether it is safe to send the conversation's next message."""
-        return self.stored or not self.sent
+        return self.state in (RunState.UNSENT, RunState.STORED)
 
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
@@ -4563,86 +4459,144 @@ class Run(Delivery):
         Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
-        answered, loop = self.progress.answered, asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(None) as deadline:
-                while not self.stored:
-                    if answered.is_set() and deadline.when() is None:
-                        deadline.reschedule(loop.time() + limits.store_timeout)
-                    if not self.accepted:
-                        await self._send()
-                    else:
-                        await self._retrying(
-                            self._read_store if self._log_unavailable else self._follow
-                        )
+            async with self._deadline:
+                while self.state is not RunState.STORED:
+                    await (self._send() if self.state is RunState.UNSENT else self._pursue())
         except TimeoutError:
             pass  # the next turn waits for it
-        finally:
-            self._limiter.leave(self._target.generation_id)
 
-    async def _retrying(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do a step of following the run; pause if it brought no end. Raises what ends it."""
+    async def _send(self) -> None:
+        """Try to send the message. Raises what went wrong when another attempt is no use."""
+        target, decoder = self._target, JsonLinesDecoder()
+        if self._problem:
+            if (pause := self.attempts.next()) is None:
+                raise self._problem
+            await asyncio.sleep(pause)
+        await self._limiter.wait(target, self._begun)
+        self.state = RunState.SENT
+        self._problem = ConnectionLost("it took no message", sent=True)
         try:
-            await step()
+            await self._receive(decoder, "POST", "", target.body, target.content_type)
+            self._take(decoder.end())
+            if self.progress.outcome and self.progress.finished:
+                self.state = RunState.STORED
+        except ConnectionLost as lost:
+            self._problem = lost
+            if self.state is RunState.SENT and not lost.sent:
+                self.state = RunState.UNSENT
+        except HttpError as error:
+            self._problem = error
+            # From 500 on it is of a proxy, or of the server after it has stored the message.
+            if error.response.status < 500:
+                self.state = RunState.UNSENT
+                await self._refused(error)
+        finally:
+            self._limiter.leave(target.generation_id)
+        self._backoff.reset()
+
+    async def _refused(self, error: HttpError) -> None:
+        """The server does not take the message: raise, unless it may after all."""
+        target, response = self._target, error.response
+        if response.is_rate_limit and target.max_wait:
+            self._problem = None
+            if self._limiter.refused(target.generation_id, response, time.monotonic()):
+                host, most = target.credentials.server.host, target.max_wait
+                self._note(f"{host} asks for a pause; waiting, for {most:.0f} seconds at most")
+        elif not await self._client.sessions.renew_after(error, target.credentials):
+            raise NotFound if response.is_hidden and target.parent_id else error
+
+    async def _receive(
+        self, decoder: JsonLinesDecoder | EventStreamDecoder, method: str, path: str, *body: Any
+    ) -> None:
+        """Take the updates of a response. Raises HttpError for one that is none of updates."""
+        credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
+        async with self._client.open(credentials, method, path, *body) as exchange:
+            while chunk := await exchange.read(limits.read_timeout):
+                self._take(decoder.feed(chunk))
+                if self.state not in (RunState.SENT, RunState.ACCEPTED):
+                    return
+            response = exchange.response
+        if response.status != 200 or response.is_html:
+            raise HttpError(response)
+
+    def _take(self, updates: Sequence[Update | LogEnd]) -> None:
+        """Updates came: they show the run at work, and are passed on."""
+        if updates:
+            self._backoff.reset()
+            if self.state is RunState.SENT:
+                self.state = RunState.ACCEPTED
+                self._limiter.accepted(self._target.generation_id)
+        for update in merge_tokens(updates):
+            if isinstance(update, LogEnd):  # if it has not told the answer, the store may
+                known = self.progress.outcome is not None
+                self.state = RunState.STORED if known else RunState.UNLOGGED
+            elif observed := self.progress.observe(update):
+                self._on_update(observed)
+        if self.progress.outcome and self._deadline.when() is None:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + limits.store_timeout)
+
+    async def _pursue(self) -> None:
+        """Take the next step after sending; pause if it led nowhere. Raises what ends the run."""
+        state = self.state
+        try:
+            if state is RunState.SENT:
+                arrived = await has_arrived(self._client, self._target, self._problem)
+                self.state = RunState.ACCEPTED if arrived else RunState.UNSENT
+            elif state is RunState.ACCEPTED:
+                await self._follow()
+            else:
+                await self._read_store()
         except ConnectionLost:
             pass
         except HttpError as error:
-            if error.response.status == 404 and not self._log_unavailable:
-                self._log_unavailable = True  # a server without logs
-                return
-            if error.response.status < 500 and not await self._renews_session(error):
+            status, credentials = error.response.status, self._target.credentials
+            if error is self._problem:
+                self.state = RunState.UNSENT
+                raise
+            if status == 404 and state is RunState.ACCEPTED:
+                self.state = RunState.UNLOGGED  # a server without logs
+            elif status < 500 and not await self._client.sessions.renew_after(error, credentials):
                 raise
         except NotFound:
-            self.stored = True
+            self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
             raise
-        if not self.stored and self.accepted:
-            await asyncio.sleep(self._next_pause())
+        if self.state is state:
+            if (pause := self._backoff.next()) is None:
+                self._give_up()
+            await asyncio.sleep(pause)
 
-    def _next_pause(self) -> float:
-        """Seconds until following is tried again. Raises what is wrong when it is time to
-        give up."""
-        pause = self._backoff.next()
-        if pause is not None:
-            return pause
-        if not self._log_unavailable:
-            seconds = limits.reconnect_timeout
-            raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
-        if not self.progress.answered.is_set():
+    def _give_up(self) -> NoReturn:
+        if self.state is RunState.UNLOGGED:
             raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        self.stored = True  # nothing comes of it any more
-        return 0.0
+        seconds = limits.reconnect_timeout
+        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
-        target, answered = self._target, self.progress.answered.is_set()
-        start = PAST_END if answered else self._seq
+        start = PAST_END if self.progress.outcome else self._seq
         if start == 0:
             self._on_rewind()
-        path = f"{chat_path(target.conversation_id)}/stream"
-        query = f"generationId={target.generation_id}&fromSeq={start}"
         decoder = EventStreamDecoder(self._seq)
-        async with self._client.open(target.credentials, "GET", f"{path}?{query}") as exchange:
-            while chunk := await exchange.read(limits.read_timeout):
-                for event in decoder.feed(chunk):
-                    if not isinstance(event, LogEnd):
-                        self._take([event])
-                    elif self.progress.answered.is_set():
-                        self.stored = True
-                    else:
-                        self._log_unavailable = True  # it has not told the answer: the store may
-                self._seq = self._seq if answered else decoder.seq
-                if self.stored or self._log_unavailable:
-                    return
-            _require_events(exchange.response)
+        query = f"generationId={self._target.generation_id}&fromSeq={start}"
+        try:
+            await self._receive(decoder, "GET", f"/stream?{query}")
+        finally:
+            self._seq = decoder.seq
 
     async def _read_store(self) -> None:
         """Take the answer from the conversation, if it is complete there."""
-        target = self._target
-        id = target.conversation_id
-        conversation: Conversation = await self._client.conversation(target.credentials, id)
+        target, progress = self._target, self.progress
+        conversation: Conversation = await self._client.conversation(
+            target.credentials, target.conversation_id
+        )
         stored = conversation.answer_of(target.generation_id)
         if stored is None:
-            await self._missing_in_store()
+            if progress.begun and not progress.outcome:
+                raise IncompleteAnswer("The server lost the answer.")
+            self.state = RunState.STORED if progress.outcome else RunState.UNSENT
+            self._seq = 0  # a new run has a new log
+            self._problem = ConnectionLost("it did not take the message", sent=True)
             return
         updates, complete, settled = stored_updates(stored)
         if not complete and not settled:
@@ -4650,33 +4604,17 @@ class Run(Delivery):
                 self._stored_updates = len(updates)
                 self._backoff.reset()
             return
-        if not self.progress.answered.is_set():
+        if not progress.outcome:
             self._on_rewind()
             self._take(updates)
-        if not self.progress.answered.is_set():
-            self._on_update(self.progress.end(NO_OUTPUT))
+        if not progress.outcome:
+            self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
-        self.stored = settled
-
-    async def _missing_in_store(self) -> None:
-        if self.progress.answered.is_set():
-            self.stored = True
-        elif self.progress.begun:
-            raise IncompleteAnswer("The server lost the answer.")
-        else:  # the message never arrived
-            self.accepted = self.sent = self._log_unavailable = False
-            self._seq = 0  # a new run has a new log
-            problem = ConnectionLost("it did not take the message", sent=True)
-            await self._pause_before_resending(problem)
+        if settled:
+            self.state = RunState.STORED
 
 
-def _require_events(response: HttpResponse) -> None:
-    """Raise HttpError for a response that is no stream of updates."""
-    if response.status != 200 or response.is_html:
-        raise HttpError(response)
-
-
-def merge_tokens(updates: Iterable[Update]) -> Iterator[Update]:
+def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd]:
     """Updates that came at once: tokens that follow each other become one piece of text."""
     for kind, alike in itertools.groupby(updates, key=type):
         if kind is StreamUpdate:
@@ -4688,7 +4626,6 @@ def merge_tokens(updates: Iterable[Update]) -> Iterator[Update]:
 # --- tools: llm's server-side tools -> what the server is to select -------------------
 
 NOT_LOGGED = "(not logged)"
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 class _ToolType(type):
@@ -4699,11 +4636,14 @@ class _ToolType(type):
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        signature = inspect.signature(cls)
         try:
-            arguments = inspect.signature(cls).bind(*args, **kwargs).arguments
-        except TypeError as error:
-            usage = f"{cls.__name__}{inspect.signature(cls)}"
-            raise HuggingChatError(f"{cls.__name__}: {one_line(error)}. It is {usage}.") from None
+            arguments = signature.bind(*args, **kwargs).arguments
+            for name, value in arguments.items():
+                msgspec.convert(value, signature.parameters[name].annotation)
+        except (TypeError, msgspec.ValidationError) as error:
+            name = cls.__name__
+            raise HuggingChatError(f"{name}: {one_line(error)}. Usage: {name}{signature}") from None
         tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
         tool.arguments = arguments
         return tool
@@ -4716,7 +4656,10 @@ class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
     feature = ""  # what it is for, in words
     # Patterns for the name or the address of a tool server that has it, the surest first.
     patterns: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = NOTHING
+    arguments: dict[str, Any]  # as given, secrets included
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
@@ -4727,7 +4670,7 @@ class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
 
     @classmethod
     def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments without secrets. Raises HuggingChatError for one of a wrong type."""
+        """The arguments without secrets."""
         return arguments
 
 
@@ -4738,9 +4681,6 @@ class WebSearch(HuggingChatTool):
     feature = "web search"
     patterns = (r"web.?search", r"search", r"\b(exa|tavily|brave|serper|duckduckgo)\b")
 
-    def __init__(self) -> None:
-        super().__init__()
-
 
 class HuggingFace(HuggingChatTool):
     """Search models, datasets, papers and Spaces on Hugging Face."""
@@ -4748,9 +4688,6 @@ class HuggingFace(HuggingChatTool):
     name = "hugging_face"
     feature = "Hugging Face tools"
     patterns = (r"hugging.?face", r"\bhf\b|\bhf\.co\b")
-
-    def __init__(self) -> None:
-        super().__init__()
 
 
 class MCP(HuggingChatTool):
@@ -4766,40 +4703,27 @@ class MCP(HuggingChatTool):
 
     @classmethod
     def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments, with only names of secrets. Raises HuggingChatError for a wrong type."""
-        url, headers = arguments["url"], arguments.get("headers") or {}
-        if not isinstance(url, str):
-            raise HuggingChatError('MCP\'s url is text, like "https://example.org/mcp".')
-        if not isinstance(arguments.get("name") or "", str):
-            raise HuggingChatError("MCP's name is text.")
-        if not isinstance(headers, dict) or not all(
-            isinstance(value, str) for value in headers.values()
-        ):
-            raise HuggingChatError('MCP\'s headers are names with values, like {"X-Team": "docs"}.')
+        """The arguments, with only names of secrets."""
+        headers = arguments.get("headers") or {}
         shown = {name: _only_names(value) for name, value in headers.items()}
-        return arguments | {"url": _loggable_url(url), "headers": shown or None}
+        return arguments | {"url": _loggable_url(arguments["url"]), "headers": shown or None}
 
     def request(self, server: Server) -> dict[str, Any]:
         """The server for `selectedMcpServers`. Raises HuggingChatError."""
-        url = _filled("URL", self.arguments["url"])
+        url = _with_secrets("URL", self.arguments["url"])
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""
         except ValueError:
             parts, host = urlsplit(""), ""
-        if "@" in parts.netloc:
-            raise HuggingChatError(
-                "MCP's URL holds a user name or a password. Put them into a header, "
-                'like {"Authorization": "Basic $NAME"}.'
-            )
         local = server.is_loopback and _is_loopback(host) and parts.scheme in ("http", "https")
         public = host and not _is_private(host) and parts.scheme == "https"
-        if not (public or local):
+        if "@" in parts.netloc or not (public or local):
             # The rest of the address may be a secret, or all of it.
             given = f", not {one_line(f'{parts.scheme}://{host}', 100)!r}" if host else ""
             raise HuggingChatError(
-                "MCP wants the https address of a public server, "
-                f"like https://example.org/mcp{given}."
+                "MCP wants the https address of a public server, like https://example.org/mcp"
+                f"{given}. A user name or a password belongs into a header."
             )
         headers = [_header(*header) for header in (self.arguments.get("headers") or {}).items()]
         name = one_line(self.arguments.get("name") or "", 100) or host
@@ -4809,21 +4733,17 @@ class MCP(HuggingChatTool):
 def _header(name: str, value: str) -> dict[str, str]:
     """A header for chat-ui, which drops the whole tool for one that HTTP cannot carry."""
     what = f"header {one_line(name, 60)!r}"
-    if not re.fullmatch(HTTP_TOKEN, name):
+    value = _with_secrets(what, value)
+    if not re.fullmatch(HTTP_TOKEN, name) or re.search(r"[^\t\x20-\x7e\x80-\xff]", value):
         raise HuggingChatError(
-            f"MCP's {what} is not a valid header name: use letters, digits and hyphens."
-        )
-    value = _filled(what, value)
-    if not _FIELD_VALUE.fullmatch(value):
-        raise HuggingChatError(
-            f"The value of MCP's {what} has a line end or a character beyond Latin-1, "
-            "which HTTP cannot carry."
+            f"HTTP cannot carry MCP's {what}: a name has letters, digits and hyphens, "
+            "and a value is one line of Latin-1 characters."
         )
     return {"key": name, "value": value}
 
 
-def _filled(what: str, value: str) -> str:
-    """`value` with each $NAME replaced by what it stands for."""
+def _with_secrets(what: str, value: str) -> str:
+    """`value` with each $NAME replaced by what it stands for. Raises HuggingChatError."""
     if NOT_LOGGED in value:
         raise HuggingChatError(
             f"The value of MCP's {what} is not kept in the logs. "
@@ -4831,15 +4751,13 @@ def _filled(what: str, value: str) -> str:
         )
 
     def value_of(match: re.Match[str]) -> str:
-        if match[1] == KEY_VARIABLE or match[1].startswith("huggingchat"):
-            raise HuggingChatError(
-                f"MCP's {what} names ${match[1]}: the chat's own cookies go to no other server."
-            )
-        found = os.environ.get(match[1]) or stored_key(match[1])
+        name = match[1]
+        own = name == KEY_VARIABLE or name.startswith("huggingchat")
+        found = None if own else os.environ.get(name) or stored_key(name)
         if found is None:
+            why = "the chat's own cookies go to no other server" if own else "there is none"
             raise HuggingChatError(
-                f"MCP's {what} names ${match[1]}, which is neither an environment variable "
-                "nor a key of llm."
+                f"MCP's {what} names the environment variable or llm key ${name}: {why}."
             )
         return found
 
@@ -4848,68 +4766,53 @@ def _filled(what: str, value: str) -> str:
 
 def _only_names(value: str) -> str:
     """A value for the log: itself if it only names a secret."""
-    return value if re.fullmatch(r"(?:(?:Bearer |Basic |Token )?\$\w+)?", value) else NOT_LOGGED
+    return value if re.fullmatch(r"((Bearer |Basic |Token )?\$\w+)?", value) else NOT_LOGGED
 
 
 def _loggable_url(url: str) -> str:
     """An address for the log: only names of secrets in its query; nothing if it is no address."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return NOT_LOGGED
-    if not parts.netloc or "@" in parts.netloc:
-        return NOT_LOGGED
-    pairs = [pair.partition("=") for pair in parts.query.split("&")]
-    query = "&".join(
-        f"{name}={_only_names(value)}" if equals else _only_names(name)
-        for name, equals, value in pairs
-    )
-    return parts._replace(query=query, fragment=_only_names(parts.fragment)).geturl()
+    if not re.match(r"https?://[^/?#@\\]+([/?]|$)", url) or "#" in url:
+        return _only_names(url)
+    address, mark, query = url.partition("?")
+    pairs = [p.partition("=") if "=" in p else ("", "", p) for p in query.split("&")]
+    return address + mark + "&".join(name + equals + _only_names(v) for name, equals, v in pairs)
 
 
-def mcp_servers(tools: Iterable[llm.ServerSideTool], server: Server) -> list[dict[str, Any]]:
-    """The MCP servers given by address, each once, for chat-ui's `selectedMcpServers`.
+def select_tools(
+    tools: Iterable[llm.ServerSideTool], offered: Iterable[McpServer], server: Server
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """chat-ui's `selectedMcpServerNames` and `selectedMcpServers`.
 
-    Raises HuggingChatError for an address or a header that cannot be used.
+    `offered` are the tool servers that `server` has itself. Of two servers with one name
+    chat-ui keeps the last, and it drops a server given by address that is not among the names.
+    Raises HuggingChatError for a tool that is not there, and for an MCP server that cannot be
+    used.
     """
+    names: list[str] = []
     servers: list[dict[str, Any]] = []
     for tool in tools:
-        if isinstance(tool, MCP) and (request := tool.request(server)) not in servers:
-            servers.append(request)
-    return servers
+        if isinstance(tool, MCP):
+            if (request := tool.request(server)) not in servers:
+                servers.append(request)
+        elif isinstance(tool, HuggingChatTool):
+            names.append(_offering(tool, [each for each in offered if each.name]))
+    names = list(dict.fromkeys(names))
+    for request in servers:
+        name, numbers = request["name"], itertools.count(2)
+        while request["name"] in names:
+            request["name"] = f"{name} {next(numbers)}"
+        names.append(request["name"])
+    return names, servers
 
 
-def with_unique_names(
-    servers: Iterable[dict[str, Any]], taken: Iterable[str]
-) -> list[dict[str, Any]]:
-    """MCP servers with names that differ from each other and from those `taken`.
-
-    Of two servers with one name, chat-ui keeps the last. Each name must be among the
-    `selectedMcpServerNames` as well, or chat-ui drops the server.
-    """
-    used, unique = set(taken), list[dict[str, Any]]()
-    for server in servers:
-        name, numbers = server["name"], itertools.count(2)
-        while name in used:
-            name = f"{server['name']} {next(numbers)}"
-        used.add(name)
-        unique.append(server | {"name": name})
-    return unique
-
-
-def tool_server_name(offered: Iterable[tuple[str, str]], tool: HuggingChatTool) -> str:
-    """The name of the server among those `offered` that has such a tool.
-
-    `offered` are names and addresses, as GET api/mcp/servers lists them.
-    Raises HuggingChatError when there is none.
-    """
-    servers = [server for server in offered if server[0]]
-    for by_name_or_address in (0, 1):
+def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
+    """The name of the server that has the tool. Raises HuggingChatError if there is none."""
+    for attribute in ("name", "url"):
         for pattern in tool.patterns:
-            for server in servers:
-                if re.search(pattern, server[by_name_or_address], re.IGNORECASE):
-                    return server[0]
-    there = ", ".join(one_line(name, 60) for name, _ in servers) or "none"
+            for server in offered:
+                if re.search(pattern, getattr(server, attribute), re.IGNORECASE):
+                    return server.name
+    there = ", ".join(one_line(server.name, 60) for server in offered) or "none"
     raise HuggingChatError(f"This server offers no {tool.feature}. Its tool servers: {there}.")
 
 
@@ -4936,7 +4839,7 @@ class TurnResult(msgspec.Struct):
 
     server: str
     model: str
-    conversation_id: str | None = None
+    conversation_id: str = ""
     message_id: str | None = None
     generation_id: str | None = None
     title: str = ""
@@ -4946,25 +4849,15 @@ class TurnResult(msgspec.Struct):
     calls: list[LocalToolCall] = []
 
     @property
-    def parent(self) -> Parent:
-        """The answer, to continue after."""
-        id = self.conversation_id or ""
-        return Parent(id, self.message_id, self.generation_id, self.model, self.sent)
+    def page(self) -> str:
+        """The conversation's web page; "" before there is one."""
+        return Server(self.server).page(self.conversation_id) if self.conversation_id else ""
 
     @property
-    def resolved_model(self) -> str:
-        """The model that answered: with the router, the one that it chose."""
-        return self.router.model or self.model
-
-    def _known(self) -> dict[str, Any]:
-        known = {
-            "conversation_id": self.conversation_id,
-            "message_id": self.message_id,
-            "generation_id": self.generation_id,
-            "server": self.server,
-            "model": self.model,
-        }
-        return {name: value for name, value in known.items() if value}
+    def parent(self) -> Parent:
+        """The answer, to continue after."""
+        ids = self.conversation_id, self.message_id, self.generation_id
+        return Parent(*ids, self.model, self.sent)
 
     def metadata(self) -> dict[str, Any]:
         """What the next turn needs, as llm's `provider_metadata`."""
@@ -4972,34 +4865,34 @@ class TurnResult(msgspec.Struct):
 
     def response_json(self) -> dict[str, Any]:
         """What llm logs of the response beside its parts."""
-        known = self._known()
-        if self.conversation_id:
-            known["url"] = Server(self.server).page(self.conversation_id)
-        more = {
-            "title": self.title,
-            "provider": self.router.provider,
-            "route": self.router.route,
-            "interrupted": self.interrupted,
-        }
-        return {"huggingchat": known | {name: value for name, value in more.items() if value}}
+        known = self._known(
+            url=self.page,
+            title=self.title,
+            provider=self.router.provider,
+            route=self.router.route,
+            interrupted=self.interrupted,
+        )
+        return {"huggingchat": known}
 
-
-class Note(msgspec.Struct, frozen=True):
-    """Something to know that is not a failure."""
-
-    text: str
+    def _known(self, **more: object) -> dict[str, Any]:
+        """The answer's ids, and of `more` what is known."""
+        names = ("conversation_id", "message_id", "generation_id", "server", "model")
+        known = {name: getattr(self, name) for name in names} | more
+        return {name: value for name, value in known.items() if value}
 
 
 class Channel:
     """From a turn on the background loop to the caller who takes its answer.
 
+    What is put into it is an event with the length of the text up to its end, or a note.
     `delivered` is the length of the text that has reached the caller, in UTF-16 units: where a
     stop cuts the answer, so that what is stored is what was shown.
     """
 
-    def __init__(self, put: Callable[[tuple[StreamEvent | Note, int]], object]) -> None:
+    def __init__(self, put: Callable[[Any], object], on_note: Callable[[str], None]) -> None:
         self.delivered = 0
         self._put = put
+        self._on_note = on_note
 
     def emit(self, event: StreamEvent, length: int) -> None:
         """A part of the answer, whose text has that length with it, in UTF-16 units."""
@@ -5007,35 +4900,42 @@ class Channel:
 
     def note(self, text: str) -> None:
         """A line for the person at the terminal, or for the log."""
-        self._put((Note(text), 0))
+        self._put(text)
+
+    def deliver(self, item: Any) -> StreamEvent | None:
+        """In the caller's thread: the event of an item, or None for a note, which is told."""
+        if isinstance(item, str):
+            self._on_note(item)
+            return None
+        event: StreamEvent
+        event, self.delivered = item
+        return event
 
 
 class ConversationLease:
     """The conversation that a turn belongs to: found or made, and locked for the turn."""
 
-    def __init__(
-        self, client: Client, request: TurnRequest, plan: Plan, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, client: Client, request: TurnRequest, result: TurnResult) -> None:
         self._client = client
         self._credentials = request.credentials
         self._model = request.model.id
-        self._plan = plan
-        self._note = note
-        self.id = ""
+        self._result = result
         self.lock: TurnLock | None = None
 
-    @property
-    def page(self) -> str:
-        """The conversation's web page; "" before there is one."""
-        return self._credentials.server.page(self.id) if self.id else ""
-
-    async def acquire(self) -> str:
+    async def acquire(self, plan: Plan, note: Callable[[str], None]) -> str:
         """Find or make the conversation: the id of the message to continue after.
 
         Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
         """
-        parent = self._plan.parent
-        return await (self._find(parent) if parent else self._create())
+        if plan.parent is None:
+            message_id = await self._create(plan.system)
+            await self._wait_for_turn(note)
+        else:
+            self._result.conversation_id = plan.parent.conversation_id
+            await self._wait_for_turn(note)
+            message_id = await self._find(plan.parent)
+        self._client.models[self._result.conversation_id] = self._model
+        return message_id
 
     def release(self, stored: bool, stopped: float | None = None) -> None:
         """The turn is over; unless its run is `stored`, the next one waits for that."""
@@ -5043,89 +4943,53 @@ class ConversationLease:
         if lock:
             lock.release(stored, stopped)
 
-    async def _create(self) -> str:
-        """Make the conversation; its root message's id. chat-ui refuses a null `preprompt`."""
-        value = {"model": self._model}
-        if self._plan.system:
-            value["preprompt"] = self._plan.system
-        backoff = Backoff(limits.max_attempts)
-        root = ""
-        while not root:
-            call = self._client.call(
-                self._credentials, "POST", "/conversation", value, idempotent=False
-            )
-            try:
-                root = self._created(await call)
-            except (ConnectionLost, HttpError) as error:
-                unsent = isinstance(error, ConnectionLost) and not error.sent  # was tried again
-                retry = not unsent and may_retry(error, idempotent=True)
-                pause = backoff.next() if retry else None
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-                root = await self._created_unseen()
-        self._client.models[self.id] = self._model
-        await self._take_turn()
-        return root
+    async def _create(self, system: str | None) -> str:
+        """Make the conversation; its root message's id.
 
-    def _created(self, response: HttpResponse) -> str:
+        If the answer is lost it is made once more: an empty one that is left does no harm.
+        """
+        credentials, value = self._credentials, {"model": self._model}
+        if system:
+            value["preprompt"] = system  # chat-ui refuses null
+        response = await self._client.call(credentials, "POST", "/conversation", value)
         if response.is_html:
             raise HttpError(response)
-        server = self._credentials.server
-        created = read_body(response, CreatedConversation, server)
+        created = read_body(response, CreatedConversation, credentials.server)
+        self._result.conversation_id = created.conversation_id
         inner = HttpResponse(200, (), created.conversation.encode())
-        self.id = created.conversation_id
-        return str(read_body(inner, Envelope[RootMessage], server).json.root_message_id)
-
-    async def _created_unseen(self) -> str:
-        """The root of a conversation whose making was not answered: new, empty, and like it."""
-        path = "/api/v2/conversations?p=0"
-        page = await self._client.get(self._credentials, path, ConversationPage)
-        for entry in page.conversations[:3]:
-            if entry.model != self._model:
-                continue
-            conversation: Conversation = await self._client.conversation(
-                self._credentials, entry.id
-            )
-            alike = (conversation.preprompt or None) == (self._plan.system or None)
-            free = len(conversation.messages) <= 1 and entry.id not in self._client.models
-            if alike and free and conversation.root_message_id:
-                self.id = entry.id
-                self._client.models[self.id] = self._model
-                return conversation.root_message_id
-        return ""
+        root = read_body(inner, Envelope[RootMessage], credentials.server).json
+        return str(root.root_message_id)
 
     async def _find(self, parent: Parent) -> str:
-        self.id = parent.conversation_id
-        await self._take_turn()
-        message_id = parent.message_id
+        """The id of the answer to continue after. Raises NotFound if it is not there."""
+        credentials, message_id, id = self._credentials, parent.message_id, parent.conversation_id
         if not message_id:
-            found: Conversation = await self._client.conversation(self._credentials, self.id)
+            found: Conversation = await self._client.conversation(credentials, id)
             answer = found.answer_of(parent.generation_id)
             message_id = answer.id if answer else None
         if not message_id:
             raise NotFound(answer=True)
-        if self._client.models.get(self.id, parent.model) != self._model:
-            value = {"model": self._model}
-            await self._client.call(self._credentials, "PATCH", api_path(self.id), value)
-        self._client.models[self.id] = self._model
+        if self._client.models.get(id, parent.model) != self._model:
+            await self._client.call(credentials, "PATCH", api_path(id), {"model": self._model})
         return message_id
 
-    async def _take_turn(self) -> None:
+    async def _wait_for_turn(self, note: Callable[[str], None]) -> None:
         """Wait until no other run goes on in the conversation, here or in another process.
 
         A stop that reached the server too late leaves a marker there, which stops the next
         run if that begins within `limits.stop_marker` seconds.
         """
-        what = "waiting for the end of another turn of this conversation"
-        noting = self._client.note_later(self._note, what)
-        lock = TurnLock(self.page)
+        words = "waiting for the end of another turn of this conversation"
+        loop = asyncio.get_running_loop()
+        noting = loop.call_later(sum(limits.backoff[:4]), note, words)
+        lock = TurnLock(self._result.page)
         try:
             await lock.acquire()
             self.lock = lock
             if lock.pending:
                 await asyncio.sleep(lock.sent + limits.arrival - time.time())
-                ended = await wait_until_stored(self._client, self._credentials, self.id)
+                id = self._result.conversation_id
+                ended = await wait_until_stored(self._client, self._credentials, id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
                 lock.pending, lock.stopped = False, None
@@ -5133,32 +4997,11 @@ class ConversationLease:
             noting.cancel()
 
 
-async def select_tools(
-    client: Client, credentials: Credentials, tools: Iterable[llm.ServerSideTool]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """`selectedMcpServerNames` and `selectedMcpServers`. Raises HuggingChatError.
-
-    A server given by address must be among the names too, or chat-ui drops it.
-    """
-    own = mcp_servers(tools, credentials.server)
-    ready = [tool for tool in tools if isinstance(tool, HuggingChatTool) and tool.patterns]
-    offered = await client.mcp_servers(credentials) if ready else []
-    pairs = [(each.name, each.url) for each in offered]
-    names = [tool_server_name(pairs, tool) for tool in ready]
-    servers = with_unique_names(own, names)
-    return list(dict.fromkeys([*names, *(each["name"] for each in servers)])), servers
-
-
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
     def __init__(
-        self,
-        client: Client,
-        request: TurnRequest,
-        plan: Plan,
-        result: TurnResult,
-        channel: Channel,
+        self, client: Client, request: TurnRequest, plan: Plan, result: TurnResult, channel: Channel
     ) -> None:
         self._client = client
         self._request = request
@@ -5166,10 +5009,12 @@ class Turn:
         self._plan = plan
         self._result = result
         self._channel = channel
-        self._lease = ConversationLease(client, request, plan, channel.note)
+        self._lease = ConversationLease(client, request, result)
         file_page = request.credentials.server.file_page
         self.answer = Answer(
-            lambda sha: file_page(self._lease.id, sha), plan.features, request.model.artifacts
+            lambda sha: file_page(result.conversation_id, sha),
+            plan.features,
+            request.model.artifacts,
         )
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
@@ -5186,7 +5031,7 @@ class Turn:
         try:
             await self._answer()
         except (ConnectionLost, HttpError, IncompleteAnswer) as error:
-            page = "" if await self._delete_unused(error) else self._lease.page
+            page = "" if await self._delete_unused(error) else self._result.page
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
@@ -5195,9 +5040,9 @@ class Turn:
             await self._delete_unused(error)
             raise
         except NotFound:
-            if self._run is None or not self._run.stored:
+            if self._run is None or self._run.state is not RunState.STORED:
                 raise
-            raise HuggingChatError(f"The conversation was deleted: {self._lease.page}") from None
+            raise HuggingChatError(f"The conversation was deleted: {self._result.page}") from None
         except asyncio.CancelledError:
             await self._stop()
             raise
@@ -5209,8 +5054,14 @@ class Turn:
                 self._client, target, self._add, self.answer.rewind, self._channel.note
             )
             driving = self._client.spawn(run.drive())  # it goes on until the answer is stored
-            driving.add_done_callback(lambda _: self._lease.release(run.is_settled, self._stopped))
-            await self._outcome(driving, run)
+            driving.add_done_callback(lambda _: self._run_ended(run))
+            try:
+                await run.progress.answered.wait()
+            finally:
+                if run.progress.outcome is None:
+                    driving.cancel()  # unless it has failed
+            if run.progress.outcome is None:
+                await driving
             self._raise_for_outcome(run)
         except Exception:
             self._emit(self.answer.end())  # what was shown stays
@@ -5218,19 +5069,11 @@ class Turn:
         finally:
             if self._run is None and (lock := self._lease.lock):
                 self._lease.release(not lock.pending, lock.stopped)
-        await self._finish(run, driving)
+        await self._finish(driving)
 
-    async def _outcome(self, driving: asyncio.Task[None], run: Run) -> None:
-        """Wait until it is known what the run comes to. Raises what it failed with."""
-        answered = asyncio.create_task(run.progress.answered.wait())
-        try:
-            await asyncio.wait([driving, answered], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answered.cancel()
-            if not run.progress.answered.is_set():
-                driving.cancel()
-        if not run.progress.answered.is_set():
-            await driving
+    def _run_ended(self, run: Run) -> None:
+        self._lease.release(run.is_settled, self._stopped)
+        run.progress.answered.set()
 
     async def _stop(self) -> None:
         """Nobody wants the answer any more: tell the server, for a bounded time.
@@ -5240,19 +5083,19 @@ class Turn:
         if self._fetching:
             self._fetching.cancel()
         run = self._run
-        if run is None or run.is_settled or run.progress.answered.is_set():
+        if run is None or run.is_settled or run.progress.outcome:
             return
         self._stopped = time.time()
-        id, generation_id = self._lease.id, self._result.generation_id or ""
+        id, generation_id = self._result.conversation_id, self._result.generation_id or ""
         seen = self._channel.delivered
         stop = stop_run(self._client, self._credentials, id, generation_id, seen)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
         """Delete the conversation if it was made for a message that the server does not get."""
-        run, id = self._run, self._lease.id
+        run, id = self._run, self._result.conversation_id
         refused = isinstance(error, HttpError) and error.response.status < 500
-        unused = run is None or (refused and run.cannot_have_arrived)
+        unused = run is None or (refused and run.is_settled and not run.attempts.failures)
         if not (unused and id and self._plan.parent is None):
             return False
         delete = self._client.call(self._credentials, "DELETE", api_path(id))
@@ -5261,12 +5104,11 @@ class Turn:
 
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
-        request, plan, result = self._request, self._plan, self._result
-        names, servers = await select_tools(self._client, self._credentials, request.tools)
-        try:
-            message_id = await self._lease.acquire()
-        finally:
-            result.conversation_id = self._lease.id or None
+        client, request, plan, result = self._client, self._request, self._plan, self._result
+        needed = any(isinstance(tool, HuggingChatTool) and tool.patterns for tool in request.tools)
+        offered = await client.mcp_servers(self._credentials) if needed else []
+        names, servers = select_tools(request.tools, offered, self._credentials.server)
+        message_id = await self._lease.acquire(plan, self._channel.note)
         result.generation_id = str(uuid.uuid4())
         data: dict[str, Any] = {
             "id": message_id,
@@ -5283,7 +5125,7 @@ class Turn:
         cast(TurnLock, self._lease.lock).begin()
         return RunTarget(
             self._credentials,
-            self._lease.id,
+            self._result.conversation_id,
             result.generation_id,
             message_id if plan.parent else None,
             body,
@@ -5303,17 +5145,21 @@ class Turn:
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
             self._client.refresh_if_old(self._credentials)
-        match update:
-            case ElicitationUpdate(subtype="request", expires_at=float()) if (
-                update.id not in self._questions
-            ):
-                self._questions.add(update.id)
-                page = self._lease.page
-                self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
+        question = update if isinstance(update, ElicitationUpdate) else None
+        if question and question.subtype == "request" and question.expires_at is not None:
+            self._ask(question)
+
+    def _ask(self, question: ElicitationUpdate) -> None:
+        """Tell where a question can be answered that the server waits for, once."""
+        if question.id not in self._questions:
+            self._questions.add(question.id)
+            page = self._result.page
+            self._channel.note(f"a tool asks: {question.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
-        id, result, generation_id = self._lease.id, self._result, self._result.generation_id
+        result = self._result
+        id, generation_id = result.conversation_id, result.generation_id
         found = await self._client.conversation(self._credentials, id)
         if generation_id == result.generation_id:  # else a repair has begun
             answer = found.answer_of(generation_id)
@@ -5332,16 +5178,16 @@ class Turn:
             raise failure_error(model, outcome, self._credentials)
         if isinstance(outcome, ElicitationUpdate):
             raise HuggingChatError(
-                f"A tool asks: {outcome.question}. Answer it at {self._lease.page}\n"
-                f"Then bring the rest here: llm huggingchat import {self._lease.id}"
+                f"A tool asks: {outcome.question}. Answer it at {self._result.page}\n"
+                f"Then bring the rest here: llm huggingchat import {self._result.conversation_id}"
             )
 
-    async def _finish(self, run: Run, driving: asyncio.Task[None]) -> None:
+    async def _finish(self, driving: asyncio.Task[None]) -> None:
         """The answer is there. Its id is worth a little time, and so is its storing."""
         result, answer = self._result, self.answer
         fetching = self._fetching or self._client.spawn(self._fetch_id())
-        for task, timeout in ((fetching, limits.id_timeout), (driving, limits.tail_timeout)):
-            await asyncio.wait([task], timeout=timeout)
+        await asyncio.wait([fetching], timeout=limits.id_timeout)
+        await asyncio.wait([driving], timeout=limits.tail_timeout)
         if result.model != self._request.model.id:
             self._channel.note(f"{result.model} answered: it was chosen on the web page")
         if answer.is_reasoning_alone:
@@ -5371,7 +5217,7 @@ async def run_turn(
             if error.answer:
                 what = f"the answer to continue after is no longer in {page}"
             channel.note(f"{what}; going on in a new conversation")
-            plan, result.conversation_id = request.fresh_plan, None
+            plan, result.conversation_id = request.fresh_plan, ""
             continue
         if not turn.answer.problem:
             channel.emit(last_event(turn.answer, result), turn.answer.seen_length)
@@ -5402,9 +5248,8 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
 def _unusable_error(answer: Answer, result: TurnResult) -> HuggingChatError:
     """There is no document that matches the schema: people see what there is instead."""
     when = "was broken off" if result.interrupted else "does not match the schema, asked twice"
-    page = Server(result.server).page(result.conversation_id or "")
     said = one_line(answer.raw_text, 1000) or "nothing"
-    return HuggingChatError(f"The answer {when}: {answer.problem}. {page}\nIt was: {said}")
+    return HuggingChatError(f"The answer {when}: {answer.problem}. {result.page}\nIt was: {said}")
 
 
 # --- background: the models' event loop ---------------------------------------------------
@@ -5440,18 +5285,19 @@ class Background:
 
         with self._lock:
             if self._loop is None or self._process != os.getpid():  # a fork has no threads
-                self._start()
-            return asyncio.run_coroutine_threadsafe(run(), cast(Any, self._loop))
+                self._loop = self._start()
+            return asyncio.run_coroutine_threadsafe(run(), self._loop)
 
-    def _start(self) -> None:
+    def _start(self) -> asyncio.AbstractEventLoop:
         self._process, self._client, self._work = os.getpid(), None, set()
-        self._loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
+        loop = asyncio.SelectorEventLoop()  # Windows' own loop cannot watch sockets
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="llm-huggingchat", daemon=True
+            target=loop.run_forever, name="llm-huggingchat", daemon=True
         )
         self._thread.start()
         atexit.unregister(self._at_exit)
         atexit.register(self._at_exit)
+        return loop
 
     def _at_exit(self) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
@@ -5515,36 +5361,30 @@ def _next(items: queue.SimpleQueue[Any]) -> Any:
             return items.get(timeout=0.25)
 
 
-def take_turn(
-    work: TurnWork, on_note: Callable[[str], None]
-) -> Generator[StreamEvent, None, TurnResult]:
-    """A turn's events as they come; what became of it is the generator's value.
+def stream_turn(
+    work: TurnWork, on_note: Callable[[str], None], on_result: Callable[[TurnResult], None]
+) -> Generator[StreamEvent, None, None]:
+    """A turn's events as they come. Left early or interrupted, the turn is cancelled.
 
-    Notes go to `on_note`. Left early or interrupted, the turn is cancelled.
+    `on_note` is called with each note, and `on_result` with what became of the turn.
     """
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    channel = Channel(items.put)
+    channel = Channel(items.put, on_note)
     future = background.submit(lambda client: work(client, channel))
     future.add_done_callback(items.put)
     try:
-        while True:
-            item = _next(items)
-            if item is future:
-                return cast(TurnResult, future.result())
-            event, length = item
-            if isinstance(event, Note):
-                on_note(event.text)
-                continue
-            channel.delivered = length
-            yield event
+        while (item := _next(items)) is not future:
+            if event := channel.deliver(item):
+                yield event
+        on_result(future.result())
     finally:
         future.cancel()
 
 
-async def take_turn_async(
+async def stream_turn_async(
     work: TurnWork, on_note: Callable[[str], None], on_result: Callable[[TurnResult], None]
 ) -> AsyncGenerator[StreamEvent, None]:
-    """The same for asyncio: `on_result` is called with what became of the turn.
+    """The same for asyncio.
 
     However many events have piled up, the caller's loop is woken up once.
     """
@@ -5558,25 +5398,20 @@ async def take_turn_async(
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed
                 loop.call_soon_threadsafe(arrived.set)
 
-    channel = Channel(put)
+    channel = Channel(put, on_note)
     future = background.submit(lambda client: work(client, channel))
     future.add_done_callback(put)
     try:
         while True:
+            await arrived.wait()
+            arrived.clear()
             while items:
                 item = items.popleft()
                 if item is future:
                     on_result(future.result())
                     return
-                event, length = item
-                if isinstance(event, Note):
-                    on_note(event.text)
-                    continue
-                channel.delivered = length
-                yield event
-            arrived.clear()
-            if not items:
-                await arrived.wait()
+                if event := channel.deliver(item):
+                    yield event
     finally:
         future.cancel()
 
@@ -5598,17 +5433,27 @@ class HuggingChatOptions(llm.Options):
 class Display:
     """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
-    They go to standard error, a line each; a line that the answer has begun is ended first. A
-    tool's line stays open, as the text after a tool begins with line ends.
+    They go to standard error, a line each; a line that the answer has begun there is ended
+    first. A tool's line stays open, as the text after a tool begins with line ends.
     """
 
     def __init__(self, prompt: llm.Prompt, stream: bool) -> None:
         self._on_command_line = on_command_line()
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
-        self._streams = stream and self._on_command_line
-        self._open_text = self._open_tool = False
+        self._text = self._on_command_line and stream
+        self._one_output = _one_output()
+        self._open = ""  # what has not ended its line: "text" or "tool"
         self._names: dict[str | None, str] = {}
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if self._open == "text" and isinstance(error, llm.ModelError):
+            click.echo()  # the error begins a line
+        elif self._open == "tool":
+            self._end_line()
 
     def note(self, text: str) -> None:
         """Something to know that is not a failure: without the command line, it is logged."""
@@ -5620,51 +5465,39 @@ class Display:
 
     def event(self, event: StreamEvent) -> StreamEvent:
         """llm is about to print this."""
-        reasoning = event.type == "reasoning" and self._tools
-        if event.chunk and (reasoning or (event.type == "text" and self._streams)):
-            if self._open_tool and (reasoning or _one_output()):
-                click.echo(err=True, nl=not event.chunk.startswith("\n"))
-                self._open_tool = False
-            self._open_text = not event.chunk.endswith("\n")
+        shown = {"text": self._text, "reasoning": self._tools}.get(event.type, False)
+        if shown and event.chunk:
+            if self._open == "tool" and not (self._one_output and event.chunk.startswith("\n")):
+                self._end_line()
+            self._open = "" if event.chunk.endswith("\n") else "text"
         elif self._tools and event.server_executed:
             self._tool(event)
         return event
 
     def _tool(self, event: StreamEvent) -> None:
+        line = ""
         if event.type == "tool_call_name":
             self._names[event.tool_call_id] = event.chunk
         elif event.type == "tool_call_args":
             arguments = "" if event.chunk == "{}" else event.chunk
-            self._line(f"Tool: {self._names[event.tool_call_id]} {arguments}")
+            line = f"Tool: {self._names[event.tool_call_id]} {arguments}"
         elif event.type == "tool_result" and event.chunk.startswith("Error: "):
-            self._line(f"Tool: {event.tool_name} failed: {event.chunk[7:]}")
-
-    def _line(self, text: str) -> None:
-        self._end_line()
-        width = shutil.get_terminal_size().columns - 1
-        click.secho(one_line(text, max(width, 20)), dim=True, err=True, nl=False)
-        self._open_tool = True
+            line = f"Tool: {event.tool_name} failed: {event.chunk[7:]}"
+        if line:
+            self._end_line()
+            width = max(shutil.get_terminal_size().columns - 1, 20)
+            click.secho(one_line(line, width), dim=True, err=True, nl=False)
+            self._open = "tool"
 
     def _end_line(self) -> None:
-        if self._open_tool or (self._open_text and _one_output()):
+        if self._open == "tool" or (self._open and self._one_output):
             sys.stdout.flush()
             click.echo(err=True)
-            self._open_text = self._open_tool = False
-
-    def end(self) -> None:
-        """The answer is over: what comes next begins a line."""
-        if self._open_tool:
-            self._end_line()
-
-    def error_begins(self) -> Iterator[StreamEvent]:
-        """The line end that keeps an error from standing behind the answer's last word."""
-        if self._open_text:
-            self._open_text = False
-            yield StreamEvent(type="text", chunk="\n")
+            self._open = ""
 
 
 def _one_output() -> bool:
-    """Do standard output and standard error go to the same place?"""
+    """Whether standard output and standard error go to the same place."""
     with contextlib.suppress(OSError, ValueError):
         return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     return False
@@ -5685,6 +5518,7 @@ class _HuggingChat:
         images = IMAGE_TYPES if info.multimodal else ()
         self.attachment_types = frozenset((*TEXT_TYPES, *AUDIO_TYPES, *images))
         self.supports_schema = self.supports_tools = is_general(info)
+        self._used_on: set[str] = set()  # addresses of servers
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -5716,56 +5550,40 @@ class _HuggingChat:
 
         async def work(client: Client, channel: Channel) -> TurnResult:
             server = current_server()
+            result = TurnResult(server.url, self.info.id)
             try:
-                return await self._turn(client, channel, server, prompt, key)
+                request = await self._request(client, channel, server, prompt, key)
+                await run_turn(client, request, result, channel)
             except llm.NeedsKeyException:
                 forget_session(server)
                 raise
+            return result
 
         return work
 
-    async def _turn(
-        self,
-        client: Client,
-        channel: Channel,
-        server: Server,
-        prompt: llm.Prompt,
-        key: str | None,
-    ) -> TurnResult:
-        """One turn: read the prompt, transcribe its recordings, have it answered."""
+    async def _request(
+        self, client: Client, channel: Channel, server: Server, prompt: llm.Prompt, key: str | None
+    ) -> TurnRequest:
+        """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
             raise removed_error(self.info, server)
-        await asyncio.to_thread(remember_models, server.url, [self.info.id])
-        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
-        messages = prompt.messages
-        features = PromptedFeatures(
-            tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
-            cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
-        )
+        if server.url not in self._used_on:  # file locks are waited for in a thread
+            await asyncio.to_thread(remember_models, server.url, [self.info.id])
+            self._used_on.add(server.url)
         tools = self._server_side_tools(prompt)
-        if features.schema:
-            schema_checker(features.schema)  # refused before anything is sent
-
-        def plans(heard: Mapping[str, str]) -> tuple[Plan, Plan | None]:
-            plan = functools.partial(
-                make_plan, messages, system=prompt.system, features=features, transcripts=heard
-            )
-            return plan(server.url, retry=retry), None if retry else plan(None)
-
-        plan, fresh_plan = plans(NOTHING)
+        plan, fresh_plan = self._plans(prompt, server)
         uploads = [
             upload_of(self.info, attachment, *await read_attachment(attachment))
             for attachment in plan.attachments
         ]
         cookies = cookies_of_key(server, key) if key else None
-        if cookies is None:  # file locks are waited for in a thread
+        if cookies is None:
             cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
-        recordings = {upload.id: upload for upload in uploads if upload.is_recording}
-        if recordings:
+        if recordings := [upload for upload in uploads if upload.is_recording]:
             heard = await self._transcribe(client, channel, credentials, recordings)
-            plan, fresh_plan = plans(heard)
-        request = TurnRequest(
+            plan, fresh_plan = self._plans(prompt, server, heard)
+        return TurnRequest(
             credentials,
             self.info,
             plan,
@@ -5774,9 +5592,26 @@ class _HuggingChat:
             tuple(upload for upload in uploads if not upload.is_recording),
             max_wait(),
         )
-        result = TurnResult(server.url, self.info.id)
-        await run_turn(client, request, result, channel)
-        return result
+
+    def _plans(
+        self, prompt: llm.Prompt, server: Server, heard: Mapping[str, str] = NOTHING
+    ) -> tuple[Plan, Plan | None]:
+        """What to send, and what to send if the conversation is gone.
+
+        `heard` is what is said in recordings, by attachment id. Raises HuggingChatError.
+        """
+        messages = prompt.messages
+        features = PromptedFeatures(
+            tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
+            cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
+        )
+        if features.schema:
+            schema_checker(features.schema)  # refused before anything is sent
+        plan = functools.partial(
+            make_plan, messages, system=prompt.system, features=features, transcripts=heard
+        )
+        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
+        return plan(server.url, retry=retry), None if retry else plan(None)
 
     def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
@@ -5788,15 +5623,11 @@ class _HuggingChat:
         return tools
 
     async def _transcribe(
-        self,
-        client: Client,
-        channel: Channel,
-        credentials: Credentials,
-        recordings: Mapping[str, Upload],
+        self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
     ) -> dict[str, str]:
         """What is said in the recordings, by attachment id; it is logged as a tool's work."""
         heard: dict[str, str] = {}
-        transcribed = transcribe_all(client, credentials, recordings.values(), channel.note)
+        transcribed = transcribe_all(client, credentials, recordings, channel.note)
         async with contextlib.aclosing(transcribed) as texts:
             async for recording, text in texts:
                 heard[recording.id] = text
@@ -5810,7 +5641,7 @@ def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
     filled = response()
     if filled is None:
         return
-    filled.set_resolved_model(result.resolved_model)
+    filled.set_resolved_model(result.router.model or result.model)
     filled.response_json = result.response_json()
     for call in result.calls:
         filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
@@ -5828,21 +5659,11 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
         """The answer, as llm asks for it. Raises HuggingChatError while iterated over."""
-        display, held = Display(prompt, stream), weakref.ref(response)
-        turn = take_turn(self._work(prompt, key), display.note)
-        try:
-            with contextlib.closing(turn):
-                while True:
-                    try:
-                        yield display.event(next(turn))
-                    except StopIteration as stop:
-                        _fill(held, stop.value)
-                        return
-        except llm.ModelError:
-            yield from display.error_begins()
-            raise
-        finally:
-            display.end()
+        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
+        display = Display(prompt, stream)
+        with display, contextlib.closing(stream_turn(work, display.note, fill)) as events:
+            for event in events:
+                yield display.event(event)
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
@@ -5861,20 +5682,14 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         llm's async responses own the iterator over this. Were the response held here, an
         abandoned one would be noticed only by the garbage collector, much later.
         """
-        display, held = Display(prompt, stream), weakref.ref(response)
+        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
         del response
-        done = functools.partial(_fill, held)
-        turn = take_turn_async(self._work(prompt, key), display.note, done)
-        try:
+        display = Display(prompt, stream)
+        with display:
+            turn = stream_turn_async(work, display.note, fill)
             async with contextlib.aclosing(turn) as events:
                 async for event in events:
                     yield display.event(event)
-        except llm.ModelError:
-            for event in display.error_begins():
-                yield event
-            raise
-        finally:
-            display.end()
 
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
@@ -6049,7 +5864,7 @@ def response_of(
     result = TurnResult(
         server.url,
         tree.model,
-        conversation_id=None if ref.shared else ref.id,  # nobody else can continue it
+        conversation_id="" if ref.shared else ref.id,  # nobody else can continue it
         message_id=message.id,
         generation_id=message.generation_id,
         title=tree.title,

@@ -25,8 +25,8 @@ from llm_huggingchat import (
     HuggingChatError,
     TurnResult,
     reset,
-    take_turn,
-    take_turn_async,
+    stream_turn,
+    stream_turn_async,
 )
 
 RESULT = TurnResult("https://chat.example", "a/b")
@@ -64,7 +64,7 @@ class Work:
 def events(work: Any, notes: list[str] | None = None) -> AsyncIterator[StreamEvent]:
     """An async turn; its result is added to the notes."""
     notes = [] if notes is None else notes
-    return take_turn_async(work, notes.append, lambda result: notes.append(result.model))
+    return stream_turn_async(work, notes.append, lambda result: notes.append(result.model))
 
 
 async def read(work: Any) -> list[str]:
@@ -81,7 +81,7 @@ async def read_each(work: Any) -> list[str]:
 
 
 def sync(work: Any) -> list[str]:
-    return [event.chunk for event in take_turn(work, print)]
+    return [event.chunk for event in stream_turn(work, print, print)]
 
 
 def on_a_loop(work: Any) -> list[str]:
@@ -129,14 +129,14 @@ async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() ->
     turn = events(Work(1, stays=True))
     assert (await anext(turn)).chunk == "0"
     await turn.aclose()  # type: ignore[attr-defined]
-    assert next(take_turn(Work(1, stays=True), print)).chunk == "0"
+    assert next(stream_turn(Work(1, stays=True), print, print)).chunk == "0"
 
 
 # --- left early ---
 
 
 def abandon_sync(work: Any) -> None:
-    for _ in take_turn(work, print):
+    for _ in stream_turn(work, print, print):
         break
 
 
@@ -211,7 +211,7 @@ async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again() -> 
             await asyncio.wait([client.spawn_stop(stop())])
         return RESULT
 
-    turn = take_turn(work, print)
+    turn = stream_turn(work, print, print)
     next(turn)
     turn.close()
     began.wait(AT_ONCE)
@@ -233,7 +233,7 @@ def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog: pytest.LogCaptu
 
     for _ in range(20):
         for work in (fails, fails_when_left):
-            turn = take_turn(work, print)
+            turn = stream_turn(work, print, print)
             next(turn)
             turn.close()
     reset()
@@ -250,7 +250,7 @@ def threads() -> list[str]:
 
 def test_reset_ends_what_runs_within_bounded_time_and_the_loop_begins_again() -> None:
     work = Work(stays=True)
-    turn = take_turn(work, print)
+    turn = stream_turn(work, print, print)
     next(turn)
     assert len(threads()) == 1
     reset()

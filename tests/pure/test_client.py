@@ -275,20 +275,20 @@ def test_nobody_sends_for_a_minute_after_a_refusal_then_one_tries():
 def test_pauses_grow_while_attempts_are_in_vain():
     limiter, now, pauses = RateLimiter(), 0.0, list[float]()
     for _ in range(8):
-        now += limiter.pause("a", now)
+        now += limiter.pause("a", now) + 1e-6
         assert limiter.pause("a", now) == 0
         limiter.refused("a", REFUSED, now)
         pauses.append(limiter.pause("a", now))
-    assert all(WINDOW <= pause <= 8 * WINDOW for pause in pauses)
-    assert pauses[0] == WINDOW
-    assert max(pauses) > WINDOW
-    now += pauses[-1]
+    assert all(WINDOW - 1e-6 <= pause <= 8 * WINDOW for pause in pauses)
+    assert pauses[0] == pytest.approx(WINDOW)
+    assert max(pauses) > WINDOW + 1
+    now += pauses[-1] + 1e-6
     assert limiter.pause("a", now) == 0
     limiter.accepted("a")
     for _ in range(2):  # a refusal, and an attempt in vain: as if it were the first
         limiter.refused("a", REFUSED, now)
-        assert limiter.pause("a", now) == WINDOW
-        now += WINDOW
+        assert limiter.pause("a", now) == pytest.approx(WINDOW)
+        now += WINDOW + 1e-6
         assert limiter.pause("a", now) == 0
 
 

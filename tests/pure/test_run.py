@@ -363,6 +363,16 @@ def test_run_at_work_is_never_given_up():
     assert world.seconds > 86_000
 
 
+@pytest.mark.parametrize("faults", [[], [("cut", 5500)]], ids=["stream", "log"])
+def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
+    """chat-ui's last write has failed: its heartbeat goes on for ever."""
+    world = World(*faults, lag=1e6)
+    assert world.drive() is None
+    assert world.text == "".join(WORDS)
+    assert not world.run.is_settled
+    assert world.seconds == pytest.approx(limits.store_timeout, abs=2)
+
+
 def test_log_is_taken_up_where_it_broke_and_only_its_end_once_the_answer_is_there():
     starts = []
     for world in (World(("cut", 200), ("cut", 300)), World(("cut", 700))):

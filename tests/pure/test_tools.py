@@ -12,10 +12,10 @@ from llm.utils import instantiate_from_spec
 from llm_huggingchat import (
     MCP,
     HuggingFace,
+    McpServer,
     WebSearch,
-    mcp_servers,
     parse_server,
-    tool_server_name,
+    select_tools,
 )
 
 SERVER = parse_server("https://huggingface.co/chat")
@@ -53,20 +53,22 @@ def logged(tool: Any) -> str:
     ],
 )
 def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
-    assert tool_server_name(offered, tool) == name
+    servers = [McpServer(*server) for server in offered]
+    assert select_tools([tool], servers, SERVER) == ([name], [])
 
 
 @pytest.mark.parametrize("offered", [[], [("Weather", "https://weather.example/mcp")]])
 def test_tool_that_the_server_lacks_is_told(offered):
     there = "Weather" if offered else "none"
     with pytest.raises(llm.ModelError, match=f"no web search. Its tool servers: {there}"):
-        tool_server_name(offered, WebSearch())
+        select_tools([WebSearch()], [McpServer(*server) for server in offered], SERVER)
 
 
 def test_headers_are_sent_with_their_secrets(monkeypatch):
     monkeypatch.setenv("MCP_SECRET", "sesame")
     tool = MCP(URL, "Mine", {"Authorization": "Bearer $MCP_SECRET", "X-Team": "dôcs"})
-    (server,) = mcp_servers([tool, WebSearch()], SERVER)
+    names, (server,) = select_tools([tool], [], SERVER)
+    assert names == ["Mine"]
     assert server == {
         "name": "Mine",
         "url": URL,
@@ -90,19 +92,19 @@ def test_headers_are_sent_with_their_secrets(monkeypatch):
 )
 def test_own_server_has_to_be_public_or_beside_the_chat(url):
     with pytest.raises(llm.ModelError, match="https"):
-        mcp_servers([MCP(url)], SERVER)
+        select_tools([MCP(url)], [], SERVER)
     near = parse_server("http://127.0.0.1:3000/chat")
-    assert mcp_servers([MCP("http://127.0.0.1:1/mcp")], near)
+    assert select_tools([MCP("http://127.0.0.1:1/mcp")], [], near)[1]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("X Key", "a", "not a valid header name"),
-        ("Schlüssel", "a", "not a valid header name"),
-        ("X-Key", "geheim\r\nX-Evil: 1", "line end"),
-        ("X-Key", "geheim 日本", "beyond Latin-1"),
-        ("X-Key", "$MCP_SECRET", "line end"),
+        ("X Key", "a", "HTTP cannot carry"),
+        ("Schlüssel", "a", "HTTP cannot carry"),
+        ("X-Key", "geheim\r\nX-Evil: 1", "HTTP cannot carry"),
+        ("X-Key", "geheim 日本", "HTTP cannot carry"),
+        ("X-Key", "$MCP_SECRET", "HTTP cannot carry"),
         ("X-Key", "$NO_SUCH_NAME", "NO_SUCH_NAME"),
         ("X-Key", "$LLM_HUGGINGCHAT_KEY", "cookies go to no other server"),
     ],
@@ -110,7 +112,7 @@ def test_own_server_has_to_be_public_or_beside_the_chat(url):
 def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
     monkeypatch.setenv("MCP_SECRET", "geheim\n")
     with pytest.raises(llm.ModelError, match=says) as caught:
-        mcp_servers([MCP(URL, headers={name: value})], SERVER)
+        select_tools([MCP(URL, headers={name: value})], [], SERVER)
     assert "geheim" not in str(caught.value)
 
 
@@ -149,5 +151,5 @@ def test_secret_is_not_logged_but_asked_for_again(tool):
     assert "sesame" not in logged(tool)
     again = MCP(**json.loads(logged(tool)))
     with pytest.raises(llm.ModelError, match="not kept in the logs"):
-        mcp_servers([again], SERVER)
+        select_tools([again], [], SERVER)
     assert "$SECRET" in logged(MCP(f"{URL}?key=$SECRET"))
