@@ -3475,7 +3475,7 @@ def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
 def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
     """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
     if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503, 504)
+        return idempotent and error.response.status in (502, 503)
     return not error.silent and (idempotent or not error.sent)
 
 

@@ -710,6 +710,15 @@ class Handler(BaseHTTPRequestHandler):
         flags |= {"loginEnabled": self.chat.login_required}
         return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
 
+    def model_detail(self, model_id: str) -> Reply:
+        """A listed model, and who can run it."""
+        model = self.chat.model(model_id)
+        if not model or model["unlisted"]:
+            raise Refusal(404, "Model not found")
+        names = ("novita", "together", "fireworks-ai")
+        providers = None if model["isRouter"] else [{"provider": name} for name in names]
+        return in_superjson(model | {"providers": providers, "parameters": {}})
+
     def public_config(self) -> Reply:
         config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
         config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
@@ -1035,6 +1044,7 @@ ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
     ("GET", r"/login", Handler.begin_login),
     ("GET", r"/login/callback", Handler.end_login),
     ("GET", r"/api/v2/models", Handler.models),
+    ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
     ("GET", r"/api/v2/user", Handler.who),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
     ("GET", r"/api/v2/public-config", Handler.public_config),
