@@ -28,10 +28,6 @@ CLOCK = """<artifact identifier="clock" type="html" title="A clock">
 <title>Clock</title>
 </artifact>"""
 PAGE = "<!doctype html>\n<title>Clock</title>"
-BIGGER = """<artifact identifier="clock" type="update">
-<old_str><title>Clock</title></old_str>
-<new_str><title>Big clock</title></new_str>
-</artifact>"""
 LINK = "\n[f.png](https://chat.example/f)\n"
 
 
@@ -84,11 +80,8 @@ def test_it_stands_by_itself_whatever_is_around_it(before, after):
     text = shown(f"{before}{CLOCK}{after}")
     assert fences(text) == [("html", PAGE + "\n")]
     assert extract_fenced_code_block(text) == PAGE + "\n"
-    assert text.split() == [
-        *before.split(),
-        *f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}".split(),
-        *after.split(),
-    ]
+    artifact = f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}"
+    assert text.split() == f"{before} {artifact} {after}".split()
     assert "\n\n\n" not in text
     assert not text.startswith("\n\n")
 
@@ -133,20 +126,14 @@ def test_its_title_is_one_line(tag, title):
 @pytest.mark.parametrize(
     ("inside", "content"),
     [
-        ("\nx\n", "x\n"),
-        ("x", "x\n"),
-        ("\n  x\n  ", "  x\n"),
-        ("\n\nx\n\n", "\nx\n\n"),
-        ("\n<<svg>\n", "<svg>\n"),
-        ("<<<!doctype html>", "<!doctype html>\n"),
-        ("<< 2", "<< 2\n"),
-        ("\n", ""),
+        *(("\nx\n", "x\n"), ("x", "x\n"), ("\n  x\n  ", "  x\n"), ("\n\nx\n\n", "\nx\n\n")),
+        *(("\n<<svg>\n", "<svg>\n"), ("<<<!doctype html>", "<!doctype html>\n")),
+        *(("<< 2", "<< 2\n"), ("\n", "")),
     ],
 )
 def test_line_ends_beside_the_tags_and_doubled_brackets_do_not_count(inside, content):
     text = f'<artifact type="html">{inside}</artifact>'
     assert fences(shown(text)) == [("html", content)]
-    assert fences(shown(*text)) == [("html", content)]
     assert artifact(text).latest.content + ("\n" if content else "") == content
 
 
@@ -160,11 +147,7 @@ def test_a_fence_that_holds_fences_is_not_ended_by_them():
     assert extract_fenced_code_block(text, last=True) == "1\n"
 
 
-def test_an_update_is_a_diff():
-    assert shown(f"Bigger title:\n{BIGGER}\nDone.") == (
-        f"Bigger title:\n\n**clock** (update of `clock`)\n\n{FENCE}diff\n"
-        f"-<title>Clock</title>\n+<title>Big clock</title>\n{FENCE}\nDone."
-    )
+PAIRS = "<old_str>a</old_str><new_str>b</new_str>"
 
 
 @pytest.mark.parametrize(
@@ -173,30 +156,26 @@ def test_an_update_is_a_diff():
         ("<old_str>a\nb</old_str>\n<new_str>c</new_str>", "-a\n-b\n+c\n"),
         ("<old_str>a</new_str><new_str>b</old_str>", "-a\n+b\n"),
         ("<<old_str>a<</old_str> <<new_str>b</new_str>", "-a\n+b\n"),
-        (
-            "\n<old_str>a</old_str><new_str>b</new_str>\n<old_str>c</old_str><new_str>d</new_str>",
-            "-a\n+b\n-c\n+d\n",
-        ),
+        (f"\n{PAIRS}\n{PAIRS}", "-a\n+b\n" * 2),
         ("<old_str>```\r~~~</old_str><new_str>b</new_str>", "-```\n-~~~\n+b\n"),
         ("\nthe whole page\n", " the whole page\n"),
         ("<old_str>a</old_str>", " <old_str>a</old_str>\n"),
         ("", ""),
     ],
 )
-def test_each_pair_is_removed_and_added_lines(inside, lines):
-    assert fences(shown(made("a", inside, "update"))) == [("diff", lines)]
-    assert fences(shown(*made("a", inside, "update"))) == [("diff", lines)]
+def test_an_update_is_a_diff_of_removed_and_added_lines(inside, lines):
+    text = shown(f"Here:\n{made('a', inside, 'update')}\nDone.")
+    assert fences(text) == [("diff", lines)]
+    assert text.startswith("Here:\n\n**T** (update of `a`)\n\n")
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
 def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
-    cut = shown(f"{fence}html\n{CLOCK.removesuffix('</artifact>')}", "")
-    assert cut.endswith(f"\n{fence.strip()}")
     filter = ArtifactFilter()
     filter.feed(f"{fence}html\n{CLOCK[:-20]}")
-    assert filter.end().endswith(fence.strip())
+    assert filter.end().endswith(f"\n{fence.strip()}")
     assert filter.feed("More") == "\n\nMore"
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
@@ -204,16 +183,12 @@ def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
 @pytest.mark.parametrize(
     "text",
     [
-        "<artifacts type='html'>x</artifacts>",
-        "a << b <art> <artifac>",
-        "The tag <artifact",
-        '<artifact identifier="x" type="ht',
-        "<artifact " + "and so on, " * 400 + ">",
+        *("<artifacts type='html'>x</artifacts>", "a << b <art> <artifac", "The tag <artifact"),
+        *('<artifact identifier="x" type="ht', "<artifact " + "and so on, " * 400 + ">"),
     ],
 )
 def test_what_only_looks_like_a_tag_comes_through_unchanged(text):
     assert shown(text) == text
-    assert shown(*text) == text
 
 
 def test_it_is_shown_as_it_comes():
@@ -234,15 +209,6 @@ def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
     assert (broken.content, broken.cut) == (PAGE, True)
 
 
-def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
-    filter = ArtifactFilter()
-    start, end = CLOCK.split("\n<title>")
-    text = f"**A clock** (`clock`)\n\n{FENCE}html\n<!doctype html>"
-    assert filter.feed(start) + filter.end() == f"{text}\n{FENCE}"
-    # What comes after the tool is text; it begins a paragraph of its own.
-    assert filter.feed("<title>" + end) + filter.end() == "\n\n<title>" + end
-
-
 def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
     filter = ArtifactFilter()
     start, end = CLOCK.split("Clock")
@@ -254,7 +220,9 @@ def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
     assert text.endswith(f"\n{FENCE}{LINK}Done.")
     filter.feed(start)
     filter.insert(LINK)
+    # As on the web page, an artifact ends where a tool is called; what follows is text.
     assert filter.end().endswith(f"\n{FENCE}{LINK}")
+    assert filter.feed("Clock" + end) == f"Clock{end}"
 
 
 # --- versions ---
@@ -263,13 +231,9 @@ def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
 @pytest.mark.parametrize(
     ("content", "old", "new"),
     [
-        ("say “hi”", 'say "hi"', "N"),
-        ("a — b", "a - b", "N"),
-        ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
-        ("foo bar", "\n  foo\tbar\n", "N"),
-        ("<svg x>", "<<svg x>", "N"),
-        ("x  y x y", "x y", "x  y N"),
-        ("a.b a+b", "a+b", "a.b N"),
+        *(("say “hi”", 'say "hi"', "N"), ("a — b", "a - b", "N"), ("<svg x>", "<<svg x>", "N")),
+        *(("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"), ("foo bar", "\n  foo\tbar\n", "N")),
+        *(("x  y x y", "x y", "x  y N"), ("a.b a+b", "a+b", "a.b N")),
     ],
 )
 def test_an_old_text_need_not_be_quite_the_same(content, old, new):
@@ -293,42 +257,40 @@ def test_reasoning_holds_no_artifacts():
 @pytest.mark.parametrize(
     ("identifier", "name"),
     [
-        ("../../etc/passwd", "_.._etc_passwd.html"),
-        ("C:\\x", "C_x.html"),
-        ("-rf", "rf.html"),
-        (".hidden", "hidden.html"),
-        ("con", "_con.html"),
-        ("a\x00\x1b\nb", "a b.html"),
-        ("\u202egnp", "gnp.html"),
-        (" ", "untitled-artifact.html"),
-        ("ü" * 300, "ü" * 60 + ".html"),
+        *(("../../etc/passwd", "_.._etc_passwd"), ("C:\\x", "C_x"), ("-rf", "rf")),
+        *((".hidden", "hidden"), ("con", "_con"), ("a\x00\x1b\nb", "a b"), ("\u202egnp", "gnp")),
+        *((" ", "untitled-artifact"), ("ü" * 300, "ü" * 60)),
     ],
 )
 def test_a_file_name_is_safe(identifier, name):
-    assert names(made(identifier, "x")) == [name]
+    assert names(made(identifier, "x")) == [f"{name}.html"]
 
 
 def test_no_two_files_have_one_name():
     both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
     assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
-    assert names(CLOCK, BIGGER, every=True) == ["clock.v1.html", "clock.v2.html"]
+    versions = names(CLOCK, update("clock", ("Clock", "Big clock")), every=True)
+    assert versions == ["clock.v1.html", "clock.v2.html"]
 
 
 # --- any cut, any text ---
 
+TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
+ENDS = [
+    "</artifact>",
+    "</ARTIFACT>",
+    "</artifa",
+    '<<artifact id="b">',
+    "<artifacts>",
+    "<",
+    "<<",
+    ">",
+]
+INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
+FENCED = ["```", FENCE, "```html\n", "\n~~~~ md\n", "```\n", "<<"]
+SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
 TAGGED = st.lists(
-    st.sampled_from(
-        """
-        <artifact ; type="html"> ; identifier="a" ; <artifact> ; <artifact␣type="update"> ; <
-        </artifact> ; <<artifact␣id="b"> ; </ARTIFACT> ; </artifa ; <old_str> ; </old_str> ; >
-        <new_str> ; </new_str> ; <artifacts> ; < ; << ; <<svg ; ``` ; ``````````````` ; a ; é🎉
-        """.replace("\n", ";")
-        .replace(" ", "")
-        .replace("␣", " ")
-        .split(";")
-    )
-    | st.sampled_from(["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"])
-    | st.sampled_from(["```html\n", "\n~~~~ md\n", "```\n"]),
+    st.sampled_from([*TAGS, *ENDS, *INSIDE]) | st.sampled_from(SPACES) | st.sampled_from(FENCED),
     max_size=25,
 ).map("".join)
 
