@@ -307,5 +307,3 @@ def test_at_most_one_message_a_minute_is_refused(steps):
             refusals.append(now)
     assert all(b - a >= WINDOW for a, b in itertools.pairwise(refusals))
 
-
-# --- tokens that come at once ---
