@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterator
+from unittest import mock
 
 import llm
 import pytest
@@ -36,6 +35,9 @@ OTHER = Credentials(parse_server("https://chat.example"))
 LIMIT = "You are sending too many messages. Try again later."
 TOO_LONG = "This conversation has more than 500 messages. Start a new one to continue"
 LOGIN = "https://huggingface.co/oauth/authorize?client_id=x"
+CUT, UNSENT = (ConnectionLost("it broke", sent=sent) for sent in (True, False))
+DEAD_PROXY = ConnectionLost("nobody", sent=False, proxy="p:1")
+ELSEWHERE = "https://u:p@elsewhere.example/x?y=z"
 
 
 def response(status: int, body: bytes | str = b"", **headers: str) -> HttpResponse:
@@ -75,12 +77,8 @@ WAF = {"x_amzn_waf_action": "captcha"}
     ],
 )
 def test_response_is_one_kind_of_refusal(got, meant):
-    kinds = {
-        "firewall": got.is_firewall,
-        "hidden": got.is_hidden,
-        "login": got.wants_login,
-        "limit": got.is_rate_limit,
-    }
+    kinds = {"firewall": got.is_firewall, "hidden": got.is_hidden}
+    kinds |= {"login": got.wants_login, "limit": got.is_rate_limit}
     assert [kind for kind, holds in kinds.items() if holds] == ([meant] if meant else [])
 
 
@@ -118,24 +116,15 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (
-            ConnectionLost("it broke", sent=True),
-            "No answer from huggingface.co: it broke. The conv",
-        ),
-        (ConnectionLost("it broke", sent=False), "No connection to huggingface.co: it broke."),
-        (
-            ConnectionLost("nobody", sent=False, proxy="p:1"),
-            "No connection to the proxy p:1: nobody. A variable such as HTTPS_PROXY names it.",
-        ),
+        (CUT, "No answer from huggingface.co: it broke. The conversation is at https://page"),
+        (UNSENT, "No connection to huggingface.co: it broke."),
+        (DEAD_PROXY, "to the proxy p:1: nobody. A variable such as HTTPS_PROXY names it."),
         (NotFound(), "There is no such conversation on huggingface.co for this account."),
         (NotFound(answer=True), "There is no such answer to continue after on huggingface.co"),
         (IncompleteAnswer("Broken off."), "Broken off. The conversation is at https://page"),
         (refusal(200, **PAGE), "answered with a web page instead of a chat."),
         (refusal(302, location=LOGIN), "the cookie 'token' is expired or wrong"),
-        (
-            refusal(302, location="https://u:p@elsewhere.example/x?y=z"),
-            "redirects to https://elsewhere.example (HTTP 302)",
-        ),
+        (refusal(302, location=ELSEWHERE), "redirects to https://elsewhere.example (HTTP 302)"),
         (refusal(302, location="https://[bad"), "redirects to another page (HTTP 302)"),
         (refusal(400, "Invalid"), "refused 'a/b' (HTTP 400: Invalid). If it does not know the mod"),
         (refusal(400, "Message too long."), "refused the message: it is too long. Shorten it."),
@@ -154,6 +143,7 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
         (refusal(405, **PAGE), "A firewall in front of huggingface.co refused this client"),
         (refusal(202, **WAF), "such as chrome;\nor open https://huggingface.co/chat in your brow"),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_error_says_what_happened_and_what_to_do(error, words):
     said = model_error(error, SERVICE, model="a/b", page="https://page", sent="files")
@@ -163,9 +153,9 @@ def test_error_says_what_happened_and_what_to_do(error, words):
     assert not any(secret in str(said) for secret in ("s-value", "t-value", "y=z", "u:p"))
 
 
-def test_other_servers_variable_is_named_where_it_may_be_wrong():
-    for error in (ConnectionLost("no", sent=False), refusal(404), refusal(200)):
-        assert "LLM_HUGGINGCHAT_URL" in str(model_error(error, OTHER))
+@pytest.mark.parametrize("error", [UNSENT, refusal(404), refusal(200)], ids=str)
+def test_other_servers_variable_is_named_where_it_may_be_wrong(error):
+    assert "LLM_HUGGINGCHAT_URL" in str(model_error(error, OTHER))
 
 
 # --- connections ---
@@ -224,30 +214,17 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
 # --- pauses ---
 
 
-class Clock:
-    """Time that goes on only when told to."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    clock = Clock()
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "monotonic", lambda: clock.now)
-        yield clock
-
-
-def test_pauses_grow_until_a_sign_of_life_and_end(clock):
-    backoff = Backoff()
-    pauses = [backoff.next() for _ in range(9)]
-    assert pauses == [*limits.backoff, *[limits.backoff[-1]] * 3]
-    clock.now += limits.reconnect_timeout - 0.1
-    assert backoff.next() == pytest.approx(0.1)
-    clock.now += 0.1
-    assert backoff.next() is None
-    backoff.reset()
-    assert backoff.next() == limits.backoff[0]
+def test_pauses_grow_until_a_sign_of_life_and_end():
+    with mock.patch("time.monotonic", return_value=1000.0) as clock:
+        backoff = Backoff()
+        pauses = [backoff.next() for _ in range(9)]
+        assert pauses == [*limits.backoff, *[limits.backoff[-1]] * 3]
+        clock.return_value += limits.reconnect_timeout - 0.1
+        assert backoff.next() == pytest.approx(0.1)
+        clock.return_value += 0.1
+        assert backoff.next() is None
+        backoff.reset()
+        assert backoff.next() == limits.backoff[0]
 
 
 WINDOW = limits.rate_window
@@ -279,9 +256,7 @@ def test_pauses_grow_while_attempts_are_in_vain():
         assert limiter.pause("a", now) == 0
         limiter.refused("a", REFUSED, now)
         pauses.append(limiter.pause("a", now))
-    assert all(WINDOW <= pause <= 8 * WINDOW for pause in pauses)
-    assert pauses[0] == WINDOW
-    assert max(pauses) > WINDOW
+    assert pauses[0] == WINDOW < max(pauses)
     now += pauses[-1]
     assert limiter.pause("a", now) == 0
     limiter.accepted("a")
@@ -306,4 +281,3 @@ def test_at_most_one_message_a_minute_is_refused(steps):
             limiter.refused(run, REFUSED, now)
             refusals.append(now)
     assert all(b - a >= WINDOW for a, b in itertools.pairwise(refusals))
-
