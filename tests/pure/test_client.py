@@ -255,15 +255,16 @@ def test_pauses_grow_while_attempts_are_in_vain():
         now += limiter.pause("a", now)
         assert limiter.pause("a", now) == 0
         limiter.refused("a", REFUSED, now)
-        pauses.append(limiter.pause("a", now))
-    assert pauses[0] == WINDOW < max(pauses)
-    now += pauses[-1]
+        pauses.append(round(limiter.pause("a", now), 3))
+    assert pauses[0] == WINDOW == min(pauses)
+    assert WINDOW < max(pauses) <= 8 * WINDOW
+    now += limiter.pause("a", now)
     assert limiter.pause("a", now) == 0
     limiter.accepted("a")
     for _ in range(2):  # a refusal, and an attempt in vain: as if it were the first
         limiter.refused("a", REFUSED, now)
-        assert limiter.pause("a", now) == WINDOW
-        now += WINDOW
+        assert limiter.pause("a", now) == pytest.approx(WINDOW)
+        now += limiter.pause("a", now)
         assert limiter.pause("a", now) == 0
 
 
