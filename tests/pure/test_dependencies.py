@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib
 import inspect
@@ -87,13 +88,13 @@ def closing_server() -> Iterator[tuple[str, list[bytes]]]:
     bodies: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
-        for reply in (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b""):
-            request = b""
-            while not request.endswith(b"<end>"):
-                request += connection.recv(65_536)
-            bodies.append(request.rpartition(b"\r\n\r\n")[2])
-            connection.sendall(reply)
-        connection.close()
+        with connection:
+            for reply in (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b""):
+                request = b""
+                while not request.endswith(b"<end>"):
+                    request += connection.recv(65_536)
+                bodies.append(request.rpartition(b"\r\n\r\n")[2])
+                connection.sendall(reply)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
@@ -130,19 +131,14 @@ def test_lock_may_be_unlinked_while_it_is_held(tmp_path: pathlib.Path) -> None:
     """Whoever waits for it gets the file that is there, not the one that is gone."""
     path, inside, seen = tmp_path / "lock", 0, list[int]()
 
-    def take() -> None:
+    def take(_: int) -> None:
         nonlocal inside
-        for _ in range(50):
-            lock = FileLock(path, poll_interval=0.001)
-            with lock:
-                inside += 1
-                seen.append(inside)
-                inside -= 1
-                path.unlink()
+        with FileLock(path, poll_interval=0.001):
+            inside += 1
+            seen.append(inside)
+            inside -= 1
+            path.unlink()
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(AT_ONCE)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(take, range(200), timeout=AT_ONCE))
     assert seen == [1] * 200
