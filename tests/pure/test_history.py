@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import llm
@@ -37,6 +38,7 @@ from llm_huggingchat import (
     tool_definition,
     transcript,
 )
+from pure.cuts import ANY_TEXT, SMALL, any_json
 
 URL = "https://huggingface.co/chat"
 PICTURE = llm.Attachment(type="image/png", content=b"png")
@@ -45,6 +47,7 @@ FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
 BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
+OTHER_SCHEMA = PromptedFeatures(TOOLS.tools, {"type": "array"})
 
 
 def kept(number: int, **more: Any) -> dict[str, Any]:
@@ -65,6 +68,16 @@ def parent(number: int = 1, sent: SentInstructions | None = None) -> Parent:
 
 def earlier(*turns: str) -> str:
     return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
+
+
+def new(text: str, *attachments: llm.Attachment, system: str | None = None) -> Plan:
+    """A new conversation begins with this."""
+    return Plan(None, system, text, attachments)
+
+
+def after(number: int, text: str, *attachments: llm.Attachment) -> Plan:
+    """This goes after that answer."""
+    return Plan(parent(number), None, text, attachments)
 
 
 # --- where to go on, and what the server has not seen -----------------------------------
@@ -94,35 +107,27 @@ ELSEWHERE_TEXT = earlier(
 ODD_TEXT = "  two spaces\n\n\ttab\u2028\0 <think> 🎉\n"
 
 
+ONE = [user("1"), ours("one")]
+THERE = ours("one", server="http://127.0.0.1:3100/chat")
+UNSEEN = earlier("User: 2", "Assistant: two, by another")
+SEVERAL = [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NOTES)]
+
+
 @pytest.mark.parametrize(
     ("messages", "plan"),
     [
-        ([user("Hello")], Plan(None, None, "Hello")),
-        ([user(PICTURE)], Plan(None, None, "", (PICTURE,))),
-        (
-            [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NOTES)],
-            Plan(None, "Be brief\n\nRhyme", "Look\nhere", (PICTURE, NOTES)),
-        ),
-        (
-            [system("Be brief"), user("1"), ours("one", 1), user("2"), ours("two", 2), user(NOTES)],
-            Plan(parent(2), None, "", (NOTES,)),
-        ),
-        ([user("1"), ours("one"), user(ODD_TEXT)], Plan(parent(), None, ODD_TEXT)),
-        ([user("1"), user("2")], Plan(None, None, earlier("User: 1") + "\n\n2")),
-        (
-            [user("1"), ours("one"), user("2"), assistant("two, by another"), user("3")],
-            Plan(parent(), None, earlier("User: 2", "Assistant: two, by another") + "\n\n3"),
-        ),
-        (
-            [user("1"), ours("one", server="http://127.0.0.1:3100/chat"), user("2")],
-            Plan(None, None, earlier("User: 1", "Assistant: one") + "\n\n2"),
-        ),
-        (
-            [user("1"), ours("one"), system("Rhyme"), user("2")],
-            Plan(parent(), None, earlier("System: Rhyme") + "\n\n2"),
-        ),
-        (ELSEWHERE, Plan(None, None, f"{ELSEWHERE_TEXT}\n\nThanks", (PICTURE,))),
+        ([user("Hello")], new("Hello")),
+        ([user(PICTURE)], new("", PICTURE)),
+        (SEVERAL, new("Look\nhere", PICTURE, NOTES, system="Be brief\n\nRhyme")),
+        ([system("Be brief"), *ONE, user("2"), ours("two", 2), user(NOTES)], after(2, "", NOTES)),
+        ([*ONE, user(ODD_TEXT)], after(1, ODD_TEXT)),
+        ([user("1"), user("2")], new(earlier("User: 1") + "\n\n2")),
+        ([*ONE, user("2"), assistant("two, by another"), user("3")], after(1, f"{UNSEEN}\n\n3")),
+        ([user("1"), THERE, user("2")], new(earlier("User: 1", "Assistant: one") + "\n\n2")),
+        ([*ONE, system("Rhyme"), user("2")], after(1, earlier("System: Rhyme") + "\n\n2")),
+        (ELSEWHERE, new(f"{ELSEWHERE_TEXT}\n\nThanks", PICTURE)),
     ],
+    ids=range(10),
 )
 def test_what_is_sent_and_after_which_answer(messages, plan):
     assert make_plan(messages, URL) == plan
@@ -133,17 +138,11 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
     [
         (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
         (kept(1, message_id=5, generation_id="", model=[], tools=1, schema=[]), Parent("c1")),
-        (kept(1, conversation_id=None), None),
-        (kept(1, conversation_id=""), None),
-        (kept(1, conversation_id="c1/../x"), None),
-        (kept(1, conversation_id="../x"), None),
-        (kept(1, conversation_id="c1\n"), None),
-        (kept(1, conversation_id="c" * 201), None),
+        *((kept(1, conversation_id=id), None) for id in (None, "", "../x", "c1\n", "c" * 201)),
         (kept(1, server="https://huggingface.co/chat/"), None),
-        ({"huggingchat": [1]}, None),
-        ({"anthropic": {"signature": "s"}}, None),
-        (None, None),
+        *((other, None) for other in ({"huggingchat": [1]}, {"anthropic": {"a": "s"}}, None)),
     ],
+    ids=range(11),
 )
 def test_parent_as_an_answer_keeps_it(metadata, found):
     part = ReasoningPart(text="", provider_metadata=metadata)
@@ -155,24 +154,20 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
 
 
 @pytest.mark.parametrize(
-    ("messages", "preprompt", "text"),
+    ("before", "preprompt", "text"),
     [
-        ([user("1")], "Rhyme", "1"),
-        ([system("Rhyme"), user("1")], "Rhyme", "1"),
-        ([system("Rhyme"), user("1"), ours("one"), user("2")], None, "2"),
-        ([user("1"), assistant("one"), user("2")], "Rhyme", None),
-        ([user("1"), ours("one"), user("2")], None, earlier("System: Rhyme") + "\n\n2"),
-        (
-            [system("Be brief"), user("1"), assistant("one"), user("2")],
-            "Be brief",
-            earlier("User: 1", "Assistant: one", "System: Rhyme") + "\n\n2",
-        ),
+        ([], "Rhyme", "2"),
+        ([system("Rhyme")], "Rhyme", "2"),
+        ([system("Rhyme"), *ONE], None, "2"),
+        (ELSEWHERE[:-1], "Rhyme", f"{ELSEWHERE_TEXT}\n\n2"),
+        (ONE, None, earlier("System: Rhyme") + "\n\n2"),
+        ([system("Terse"), user("1")], "Terse", earlier("User: 1", "System: Rhyme") + "\n\n2"),
     ],
+    ids=range(6),
 )
-def test_system_prompt_is_told_once(messages, preprompt, text):
-    plan = make_plan(messages, URL, system="Rhyme")
-    expected = earlier("User: 1", "Assistant: one") + "\n\n2" if text is None else text
-    assert (plan.system, plan.text) == (preprompt, expected)
+def test_system_prompt_is_told_once(before, preprompt, text):
+    plan = make_plan([*before, user("2")], URL, system="Rhyme")
+    assert (plan.system, plan.text) == (preprompt, text)
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
@@ -195,47 +190,34 @@ def result(output: str = "noon", id: str | None = "t", **more: Any) -> ToolResul
 
 
 NOON = '<tool_response>\n{"name": "now", "content": "noon"}\n</tool_response>'
-CALLED = "Assistant: [used the tool now with {}]", "Tool: [the tool now returned: noon]"
+CALL, RESULT = calling(call()), tool_message(result())
+TWO = [calling(call("a"), call("b")), tool_message(result("1", "a"), result("2", "b"))]
+MORE = [assistant("It is noon.", call("y")), tool_message(result("one", "y")), user("2")]
+MORE_TEXT = earlier(
+    "Tool: [the tool now returned: found]",
+    "Assistant: It is noon.\n[used the tool now with {}]",
+    "Tool: [the tool now returned: one]",
+)
+SEEN_TEXT = earlier("Tool: [the tool now returned: noon]")
 
 
 @pytest.mark.parametrize(
     ("messages", "plan"),
     [
-        ([calling(call()), tool_message(result())], Plan(parent(), None, NOON)),
-        ([calling(call(None)), tool_message(result(id=None))], Plan(parent(), None, NOON)),
+        ([CALL, RESULT], after(1, NOON)),
+        ([calling(call(None)), tool_message(result(id=None))], after(1, NOON)),
+        (TWO, after(1, "\n\n".join(NOON.replace("noon", n) for n in "12"))),
+        ([CALL, RESULT, user("And?", PICTURE)], after(1, f"{NOON}\n\nAnd?", PICTURE)),
         (
-            [calling(call("a"), call("b")), tool_message(result("1", "a"), result("2", "b"))],
-            Plan(parent(), None, "\n\n".join(NOON.replace("noon", n) for n in "12")),
+            [CALL, tool_message(result(), result("found", "x")), *MORE],
+            after(1, f"{NOON}\n\n{MORE_TEXT}\n\n2"),
         ),
         (
-            [calling(call()), tool_message(result()), user("And?", PICTURE)],
-            Plan(parent(), None, f"{NOON}\n\nAnd?", (PICTURE,)),
-        ),
-        (
-            [
-                calling(call()),
-                tool_message(result(), result("found", "x")),
-                assistant("It is noon.", call("y")),
-                tool_message(result("one", "y")),
-                user("2"),
-            ],
-            Plan(
-                parent(),
-                None,
-                f"{NOON}\n\n"
-                + earlier(
-                    "Tool: [the tool now returned: found]",
-                    "Assistant: It is noon.\n[used the tool now with {}]",
-                    "Tool: [the tool now returned: one]",
-                )
-                + "\n\n2",
-            ),
-        ),
-        (
-            [calling(call(server_executed=True)), tool_message(result())],
-            Plan(parent(), None, earlier(CALLED[1]) + "\n\nGo on from there."),
+            [calling(call(server_executed=True)), RESULT],
+            after(1, f"{SEEN_TEXT}\n\nGo on from there."),
         ),
     ],
+    ids=range(6),
 )
 def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
@@ -269,36 +251,34 @@ def test_later_turn_is_told_what_is_different():
 
 def test_schema_holds_until_the_tools_are_through():
     asked = [user("1"), calling(call(), **BOTH.sent.metadata())]
-    assert pending_schema([*asked, tool_message(result())], URL) == SCHEMA
-    assert pending_schema([*asked, tool_message(result()), user(PICTURE)], URL) == SCHEMA
-    assert pending_schema([*asked, tool_message(result()), user("2")], URL) is None
+    assert pending_schema([*asked, RESULT], URL) == SCHEMA
+    assert pending_schema([*asked, RESULT, user(PICTURE)], URL) == SCHEMA
+    assert pending_schema([*asked, RESULT, user("2")], URL) is None
     assert pending_schema([*asked, user("2")], URL) is None
-    assert pending_schema([user("1"), calling(call()), tool_message(result())], URL) is None
+    assert pending_schema([user("1"), CALL, RESULT], URL) is None
 
 
 # --- retry ----------------------------------------------------------------------------
 
 
-def test_retry_keeps_what_the_question_was_asked_with():
+@pytest.mark.parametrize(
+    ("features", "kept"), [(TOOLS, BOTH), (BOTH, BOTH), (OTHER_SCHEMA, OTHER_SCHEMA)]
+)
+def test_retry_keeps_what_the_question_was_asked_with(features, kept):
     messages = [user("1"), ours("one", **BOTH.sent.metadata())]
-    for features in (TOOLS, BOTH):
-        plan = make_plan(messages, URL, retry=True, features=features)
-        assert plan == Plan(
-            parent(1, BOTH.sent), None, "", sent=BOTH.sent, features=BOTH, retry=True
-        )
-    other = PromptedFeatures(TOOLS.tools, {"type": "array"})
-    plan = make_plan(messages, URL, retry=True, features=other)
-    assert (plan.features, plan.sent) == (other, BOTH.sent)
+    plan = make_plan(messages, URL, retry=True, features=features)
+    asked = parent(1, BOTH.sent)
+    assert plan == Plan(asked, None, "", sent=BOTH.sent, features=kept, retry=True)
 
 
-MANY = [user("1"), calling(call()), tool_message(result()), ours("noon", 2)]
+MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
 
 
 @pytest.mark.parametrize(
     ("messages", "options", "says"),
     [
-        ([user("1"), ours("one"), user("2")], {}, r"takes no words of its own.\s+Run: llm -c"),
-        ([user("1"), ours("one"), user(PICTURE)], {}, "takes no words of its own"),
+        ([*ONE, user("2")], {}, r"takes no words of its own.\s+Run: llm -c"),
+        ([*ONE, user(PICTURE)], {}, "takes no words of its own"),
         ([*MANY[:3], user("2")], {}, "takes no words of its own"),
         ([], {}, "There is nothing to retry"),
         ([ours("one", server="https://chat.example.org")], {}, "There is nothing to retry"),
@@ -307,6 +287,7 @@ MANY = [user("1"), calling(call()), tool_message(result()), ours("noon", 2)]
         (MANY, {"features": TOOLS}, "Give no -T and no --functions"),
         ([ours("one", **TOOLS.sent.metadata())], {}, "Give the same -T and --functions"),
     ],
+    ids=range(9),
 )
 def test_what_cannot_be_retried_is_refused(messages, options, says):
     with pytest.raises(llm.ModelError, match=says):
@@ -326,11 +307,8 @@ SPOKEN = "[Transcript of attachment.mp3]\nBuy milk\n[End of the transcript]"
 
 def heard(attachment: llm.Attachment, text: str) -> Message:
     """An answer that tells what its question's recording says."""
-    common: dict[str, Any] = {
-        "name": TRANSCRIBE,
-        "server_executed": True,
-        "provider_metadata": {"huggingchat": {"heard": attachment.id()}},
-    }
+    its = {"huggingchat": {"heard": attachment.id()}}
+    common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}
     call = ToolCallPart(arguments={"file": "x"}, **common)
     return Message("assistant", [call, ToolResultPart(output=text, **common), TextPart("I will")])
 
@@ -355,12 +333,7 @@ def test_what_earlier_turns_heard_stands_where_the_recording_was():
 
 # --- any history ----------------------------------------------------------------------
 
-ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=6),
-    max_leaves=12,
-)
+JSON = any_json(SMALL | st.floats() | ANY_TEXT)
 LEFT = st.dictionaries(
     st.sampled_from(["server", "conversation_id", "message_id", "tools", "schema", "system"]),
     st.just(URL) | JSON,
@@ -407,8 +380,6 @@ def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
 
 @given(HISTORIES, st.sampled_from([URL, None]))
 def test_any_history_to_retry(messages, url):
-    try:
+    with contextlib.suppress(llm.ModelError):
         plan = make_plan(messages, url, retry=True)
-    except llm.ModelError:
-        return
-    assert not plan.retry or (plan.parent and not plan.text)
+        assert not plan.retry or (plan.parent and not plan.text)
