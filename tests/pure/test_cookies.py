@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import count
 
 import llm
 import pytest
@@ -189,7 +190,7 @@ MISSING = "the cookie 'token' is missing"
         (json.dumps({"hf-chat": "x-secret, y"}), "'hf-chat' has characters"),
         (json.dumps({"hf-chat": "a;b=x-secret"}), "'hf-chat' has characters"),
     ],
-    ids=range(22),
+    ids=count(),
 )
 def test_what_holds_no_cookie_is_told_without_any_part_of_it(text: str, says: str) -> None:
     with pytest.raises(llm.ModelError, match=says) as raised:

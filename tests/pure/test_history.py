@@ -127,7 +127,6 @@ SEVERAL = [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NO
         ([*ONE, system("Rhyme"), user("2")], after(1, earlier("System: Rhyme") + "\n\n2")),
         (ELSEWHERE, new(f"{ELSEWHERE_TEXT}\n\nThanks", PICTURE)),
     ],
-    ids=range(10),
 )
 def test_what_is_sent_and_after_which_answer(messages, plan):
     assert make_plan(messages, URL) == plan
@@ -142,7 +141,6 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
         (kept(1, server="https://huggingface.co/chat/"), None),
         *((other, None) for other in ({"huggingchat": [1]}, {"anthropic": {"a": "s"}}, None)),
     ],
-    ids=range(11),
 )
 def test_parent_as_an_answer_keeps_it(metadata, found):
     part = ReasoningPart(text="", provider_metadata=metadata)
@@ -163,7 +161,6 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
         (ONE, None, earlier("System: Rhyme") + "\n\n2"),
         ([system("Terse"), user("1")], "Terse", earlier("User: 1", "System: Rhyme") + "\n\n2"),
     ],
-    ids=range(6),
 )
 def test_system_prompt_is_told_once(before, preprompt, text):
     plan = make_plan([*before, user("2")], URL, system="Rhyme")
@@ -217,7 +214,6 @@ SEEN_TEXT = earlier("Tool: [the tool now returned: noon]")
             after(1, f"{SEEN_TEXT}\n\nGo on from there."),
         ),
     ],
-    ids=range(6),
 )
 def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
@@ -287,7 +283,6 @@ MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
         (MANY, {"features": TOOLS}, "Give no -T and no --functions"),
         ([ours("one", **TOOLS.sent.metadata())], {}, "Give the same -T and --functions"),
     ],
-    ids=range(9),
 )
 def test_what_cannot_be_retried_is_refused(messages, options, says):
     with pytest.raises(llm.ModelError, match=says):
