@@ -258,7 +258,13 @@ def test_reasoning_holds_no_artifacts():
     ("identifier", "name"),
     [
         *(("../../etc/passwd", "_.._etc_passwd"), ("C:\\x", "C_x"), ("-rf", "rf")),
-        *((".hidden", "hidden"), ("con", "_con"), ("a\x00\x1b\nb", "a b"), ("\u202egnp", "gnp")),
+        *(
+            (".hidden", "hidden"),
+            ("con", "_con"),
+            ("con .x", "_con .x"),
+            ("a\x00\x1b\nb", "a b"),
+            ("\u202egnp", "gnp"),
+        ),
         *((" ", "untitled-artifact"), ("ü" * 300, "ü" * 60)),
     ],
 )

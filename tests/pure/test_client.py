@@ -101,7 +101,14 @@ def test_words_of_a_refusal_are_the_servers_own_on_one_line(body, headers, messa
 
 
 def test_response_shows_no_cookie_and_takes_only_valid_ones():
-    pairs = ("hf-chat=new; Path=/chat; HttpOnly", "token=a b", "odd", " x =y;", "hf-chat=last")
+    pairs = (
+        "hf-chat=new; Path=/chat; HttpOnly",
+        "token=a b",
+        "odd",
+        " x =y;",
+        "hf-chat=last",
+        "näme=a",
+    )
     got = HttpResponse(200, tuple(("Set-Cookie", pair) for pair in pairs), b"secret")
     assert got.set_cookies == {"hf-chat": "last", "x": "y"}
     assert repr(got) == "HttpResponse(200)"
@@ -195,6 +202,7 @@ def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, final
     [
         ({}, "https://chat.example", ""),
         ({"HTTPS_PROXY": "http://u:p@proxy:31"}, "https://chat.example", "proxy:31"),
+        ({"HTTPS_PROXY": "http://u:p@[::1"}, "https://chat.example", "[::1"),
         ({"HTTP_PROXY": "http://p:1"}, "https://chat.example", ""),
         ({"https_proxy": "p:1", "no_proxy": "chat.example"}, "https://chat.example/x", ""),
         ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, "https://chat.example", "q:2"),

@@ -189,6 +189,7 @@ NOISE = [
     *(b'[{"type":"stream","token":"no"}]', b'{"type":"stream","token":"no","x":NaN}'),
     *(b'{"a":' * 50_000, b'{"type":' + b"9" * 10_000 + b"}"),
     b'{"type":"tool","call":{"parameters":' + b'{"a":' * 50_000,
+    b'{"type":"tool","subtype":"call","call":{"name":"t","parameters":{"a":1e400}}}',
 ]
 
 
@@ -263,7 +264,9 @@ def test_number_is_that_of_the_last_whole_event():
     assert logged(b": ping\r\n" + first) == ([KEEP_ALIVE, StreamUpdate("a")], 1)
 
 
-@pytest.mark.parametrize("id", [b"x", b"-1", b"1.5", "٣".encode(), b"", b"\xb2"])
+@pytest.mark.parametrize(
+    "id", [b"x", b"-1", b"1.5", "٣".encode(), b"", b"\xb2", b"9" * 5_000], ids=count()
+)
 def test_number_that_is_none_is_passed_over(id):
     log = b"id: 4\ndata: {}\n\nid: " + id + b'\ndata: {"type":"stream","token":"a"}\n\n'
     assert logged(log) == ([StreamUpdate("a")], 4)

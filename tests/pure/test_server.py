@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llm_huggingchat import (
     SERVICE,
     Server,
-    current_server,
     form_boundary,
     impersonated_browser,
     leads_to_login,
@@ -21,22 +20,19 @@ from llm_huggingchat import (
     parse_server,
 )
 
+LOOPBACK_ONLY = "plain http is for loopback only, use https"
+
 
 @pytest.mark.parametrize(
     ("text", "url"),
     [
-        ("https://huggingface.co/chat", "https://huggingface.co/chat"),
         (" https://huggingface.co/chat/ \n", "https://huggingface.co/chat"),
         ("https://HuggingFace.co:443/chat//", "https://huggingface.co/chat"),
         ("HTTPS://chat.example.org", "https://chat.example.org"),
-        ("https://chat.example.org:8443/a/b", "https://chat.example.org:8443/a/b"),
-        ("https://192.0.2.1/chat", "https://192.0.2.1/chat"),
-        ("https://[2001:db8::1]:8443/chat", "https://[2001:db8::1]:8443/chat"),
-        ("http://127.0.0.1:3100/chat", "http://127.0.0.1:3100/chat"),
-        ("http://127.9.9.9", "http://127.9.9.9"),
         ("http://localhost:80/chat", "http://localhost/chat"),
-        ("http://chat.localhost:3000", "http://chat.localhost:3000"),
-        ("http://[::1]:3000/chat", "http://[::1]:3000/chat"),
+        *((url, url) for url in ("https://chat.example.org:8443/a/b", "https://192.0.2.1/chat")),
+        *((url, url) for url in ("https://[2001:db8::1]:8443/chat", "http://[::1]:3000/chat")),
+        *((url, url) for url in ("http://127.9.9.9", "http://chat.localhost:3000")),
     ],
 )
 def test_address(text: str, url: str) -> None:
@@ -46,23 +42,16 @@ def test_address(text: str, url: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "it is not a URL"),
-        ("huggingface.co/chat", "it is not a URL"),
-        ("ftp://huggingface.co/chat", "it is not a URL"),
-        ("https:///chat", "it is not a URL"),
-        ("https://[::1", "it is not a URL"),
-        ("https://host:99999/", "it is not a URL"),
-        ("https://a b/chat", "its host is not a name"),
-        ("https://bücher.example/chat", "its host is not a name"),
-        ("https://host/cha t", "its path is not a URL's"),
-        ("https://host/chät", "its path is not a URL's"),
-        ("https://host/chat?x=1", "it has more than a path"),
-        ("https://host/chat#x", "it has more than a path"),
-        ("http://huggingface.co/chat", "plain http is for loopback only, use https"),
-        ("http://192.168.0.1/chat", "plain http is for loopback only, use https"),
-        ("http://localhost.example.org/", "plain http is for loopback only, use https"),
-        ("http://127.0.0.1.example.org/", "plain http is for loopback only, use https"),
-        ("nonsense\x1b[31m\nsecond line", "it is not a URL"),
+        *((text, "it is not a URL") for text in ("", "huggingface.co/chat", "https:///chat")),
+        *((text, "it is not a URL") for text in ("ftp://huggingface.co/chat", "https://[::1")),
+        *((text, "it is not a URL") for text in ("https://host:99999/", "no\x1b[31m\nsecond line")),
+        *((text, "its host is not a name") for text in ("https://a b/c", "https://bücher.example")),
+        *((text, "its path is not a URL's") for text in ("https://host/cha t", "https://host/ä")),
+        *((text, "it has more than a path") for text in ("https://host/c?x=1", "https://host/c#x")),
+        ("http://huggingface.co/chat", LOOPBACK_ONLY),
+        ("http://192.168.0.1/chat", LOOPBACK_ONLY),
+        ("http://localhost.example.org/", LOOPBACK_ONLY),
+        ("http://127.0.0.1.example.org/", LOOPBACK_ONLY),
     ],
 )
 def test_address_that_is_refused(text: str, why: str) -> None:
@@ -70,21 +59,6 @@ def test_address_that_is_refused(text: str, why: str) -> None:
     with pytest.raises(llm.ModelError, match=re.escape(says)) as raised:
         parse_server(text)
     assert str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://ada:s3cret@huggingface.co/chat",
-        "https://s3cret@huggingface.co/chat",
-        "http://127.0.0.1:s3cret@huggingface.co/chat",
-    ],
-)
-def test_password_in_an_address_is_not_repeated(text: str) -> None:
-    with pytest.raises(llm.ModelError, match="huggingface") as raised:
-        parse_server(text)
-    assert "s3cret" not in str(raised.value)
-    assert "ada" not in str(raised.value)
 
 
 PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]
@@ -123,7 +97,6 @@ def test_origin_and_pages() -> None:
     server = parse_server("https://chat.example.org:8443/base/chat/")
     assert server.origin == "https://chat.example.org:8443"
     assert parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
-    assert server.page("6b03") == "https://chat.example.org:8443/base/chat/conversation/6b03"
     assert server.page("../../x?y") == f"{server.url}/conversation/..%2F..%2Fx%3Fy"
     assert server.shared_page("aBc") == f"{server.url}/r/aBc"
     assert server.file_page("6b03", "0/f") == f"{server.url}/conversation/6b03/output/0%2Ff"
@@ -166,35 +139,21 @@ def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) ->
 # --- the environment ------------------------------------------------------------------
 
 
-def test_server_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert current_server() == Server(SERVICE)
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://localhost:3000/chat")
-    assert current_server() == Server("http://localhost:3000/chat")
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "")
-    assert current_server() == Server(SERVICE)
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("", 0), ("0", 0), ("60", 60), (" 600.5 ", 600.5)])
-def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, seconds: float) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
-    assert max_wait() == seconds
-
-
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "found"),
     [
-        ("10", "less than 60 seconds cannot help"),
-        ("59.9", "less than 60 seconds cannot help"),
-        ("soon", "it takes a number of seconds"),
-        ("-5", "it takes a number of seconds"),
-        ("inf", "it takes a number of seconds"),
-        ("nan", "it takes a number of seconds"),
+        *(("", 0), ("0", 0), ("60", 60), (" 600.5 ", 600.5)),
+        *((value, "less than 60 seconds cannot help") for value in ("10", "59.9")),
+        *((value, "it takes a number of seconds") for value in ("soon", "-5", "inf", "nan")),
     ],
 )
-def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
+def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, found: float | str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
-    with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {says}"):
-        max_wait()
+    if isinstance(found, str):
+        with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {found}"):
+            max_wait()
+    else:
+        assert max_wait() == found
 
 
 def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
