@@ -56,19 +56,6 @@ def text_of(*tokens: Any, **options: Any) -> str:
 # --- recorded ---
 
 
-def test_recorded_tool():
-    id = "5cbfbccc-7c21-4a25-8804-1f8a283912fa"
-    site = "https://example.org"
-    found = f"1. chat-ui source {site}/chat-ui\n2. docs for chat-ui {site}/docs"
-    assert follow(only("tool_call")).given == [
-        ("text", "Let me look that up.", None, None),
-        ("tool_call_name", "web_search_exa", id, None),
-        ("tool_call_args", '{"query": "chat-ui"}', id, None),
-        ("tool_result", found, id, "web_search_exa"),
-        ("text", f"\n\nThe tool said: {found}", None, None),
-    ]
-
-
 def test_broken_stream_goes_on_in_its_recorded_log():
     stream = only("resume")
     (log,) = (x.body for x in capture("resume") if x.kind == "text/event-stream")
@@ -285,7 +272,6 @@ def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
 # --- schemas and calls ---
 
 SCHEMA = PromptedFeatures(schema={"type": "object", "required": ["n"]})
-TOOLS = PromptedFeatures((DO,))
 
 
 @pytest.mark.parametrize(
@@ -306,18 +292,6 @@ def test_answer_to_a_schema_is_its_document(said, text, problem):
     assert problem in got.answer.problem
     assert bool(problem) is bool(got.answer.problem)
     assert got.answer.raw_text == re.sub("<think>.*</think>", "", said)
-
-
-@pytest.mark.parametrize("features", [TOOLS, PromptedFeatures((DO,), SCHEMA.schema)])
-def test_calls_are_taken_out_of_the_text_and_of_a_schemas_answer(features):
-    call = '<tool_call>{"name": "do", "arguments": {"n": 1}}</tool_call>'
-    got = told(*map(StreamUpdate, f"a {call}"), FinalAnswer(f"a {call}"), features=features)
-    assert [(c.name, c.arguments) for c in got.answer.calls] == [("do", {"n": 1})]
-    given_call = [("tool_call_name", "do"), ("tool_call_args", '{"n": 1}')]
-    assert without_ids(got.given)[-2:] == given_call
-    assert got.joined("text") == ("" if features.schema else "a")
-    assert not got.answer.problem
-    assert told(StreamUpdate(call), FinalAnswer(call)).answer.calls == []
 
 
 # --- what an answer knows of itself ---

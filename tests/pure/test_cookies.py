@@ -166,33 +166,27 @@ def test_access_token_is_told_from_the_cookie(form: str, value: str) -> None:
     assert value not in str(raised.value)
 
 
-MISSING = "the cookie 'token' is missing"
+NONE = {
+    "is empty": ["", " \n", b"\xff\xfe"],
+    "the cookie 'token' is missing": [
+        *("yes", "<html>", "{", "https://huggingface.co/chat", "two x-secret words"),
+        *("<!doctype html><p>x-secret", f"aws-waf-token={TOKEN}", "x-secret=1; y-secret=2"),
+        *(exported(*OTHERS), cookies_txt(*OTHERS), "[" * 100_000 + '"x-secret"'),
+        *map(json.dumps, ({"hf-chat": 5}, {"cookies": "x-secret"})),
+        json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]),
+    ],
+    "'token' has characters that no cookie has": [f"hf-chat={SESSION}; token=x-secretä"],
+    "'hf-chat' has characters that no cookie has": [
+        f"hf-chat=x-secret\x00; token={TOKEN}",
+        *(f'{{"hf-chat": "{v}"}}' for v in (r"x-secret\r\nEvil: 1", "x-secret, y", "a;b=secret")),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        *((text, "is empty") for text in ("", " \n", b"\xff\xfe")),
-        *((text, MISSING) for text in ("yes", "<html>", "{", "https://huggingface.co/chat")),
-        ("two x-secret words", MISSING),
-        ("<!doctype html><p>x-secret", MISSING),
-        (f"aws-waf-token={TOKEN}", MISSING),
-        (json.dumps({"hf-chat": 5}), MISSING),
-        (json.dumps({"cookies": "x-secret"}), MISSING),
-        (json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]), MISSING),
-        (exported(*OTHERS), MISSING),
-        (cookies_txt(*OTHERS), MISSING),
-        ("x-secret=1; y-secret=2", MISSING),
-        ("[" * 100_000 + '"x-secret"', MISSING),
-        (f"hf-chat=x-secret\x00; token={TOKEN}", "'hf-chat' has characters that no cookie has"),
-        (f"hf-chat={SESSION}; token=x-secretä", "'token' has characters that no cookie has"),
-        (json.dumps({"hf-chat": "x-secret\r\nEvil: 1"}), "'hf-chat' has characters"),
-        (json.dumps({"hf-chat": "x-secret, y"}), "'hf-chat' has characters"),
-        (json.dumps({"hf-chat": "a;b=x-secret"}), "'hf-chat' has characters"),
-    ],
-    ids=count(),
+    ("says", "text"), [(says, text) for says in NONE for text in NONE[says]], ids=count()
 )
-def test_what_holds_no_cookie_is_told_without_any_part_of_it(text: str, says: str) -> None:
+def test_what_holds_no_cookie_is_told_without_any_part_of_it(says: str, text: str) -> None:
     with pytest.raises(llm.ModelError, match=says) as raised:
         parse_cookies(text)
     message = str(raised.value)

@@ -264,11 +264,9 @@ def test_number_is_that_of_the_last_whole_event():
     assert logged(b": ping\r\n" + first) == ([KEEP_ALIVE, StreamUpdate("a")], 1)
 
 
-@pytest.mark.parametrize(
-    "id", [b"x", b"-1", b"1.5", "٣".encode(), b"", b"\xb2", b"9" * 5_000], ids=count()
-)
+@pytest.mark.parametrize("id", ["x", "-1", "1.5", "٣", "", "\xb2", "9" * 5_000])
 def test_number_that_is_none_is_passed_over(id):
-    log = b"id: 4\ndata: {}\n\nid: " + id + b'\ndata: {"type":"stream","token":"a"}\n\n'
+    log = b"id: 4\ndata: {}\n\nid: " + id.encode() + b'\ndata: {"type":"stream","token":"a"}\n\n'
     assert logged(log) == ([StreamUpdate("a")], 4)
 
 
