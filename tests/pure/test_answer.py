@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
 
-import llm_huggingchat
 from llm_huggingchat import (
     FENCE,
     Conversation,
@@ -24,7 +22,6 @@ from llm_huggingchat import (
     StoredMessage,
     StreamUpdate,
     ThinkTags,
-    TooLarge,
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
@@ -269,31 +266,6 @@ def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
     assert text_of(*tokens) == text
 
 
-# --- schemas and calls ---
-
-SCHEMA = PromptedFeatures(schema={"type": "object", "required": ["n"]})
-
-
-@pytest.mark.parametrize(
-    ("said", "text", "problem"),
-    [
-        ('{"n": 1}', '{"n": 1}', ""),
-        ('Here:\n```json\n{"n": 1}\n```', '{"n": 1}', ""),
-        ('<think>{"n": 2}</think>{"n": 1}', '{"n": 1}', ""),
-        (f'{{"n": "{OPEN[:9]}/>"}}', f'{{"n": "{OPEN[:9]}/>"}}', ""),
-        ("nothing", "", "there is no JSON document in it"),
-        ('{"m": 1}', "", "'n' is a required property"),
-        ('{"n": ', "", "the document is not complete"),
-    ],
-)
-def test_answer_to_a_schema_is_its_document(said, text, problem):
-    got = follow(stream_of(ended([{"type": "stream", "token": said}], False, "")), features=SCHEMA)
-    assert got.joined("text") == text
-    assert problem in got.answer.problem
-    assert bool(problem) is bool(got.answer.problem)
-    assert got.answer.raw_text == re.sub("<think>.*</think>", "", said)
-
-
 # --- what an answer knows of itself ---
 
 
@@ -301,9 +273,3 @@ def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
     assert got.end().answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1 + 1
-
-
-def test_answer_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
-    with pytest.raises(TooLarge, match="has no end"):
-        told(*[StreamUpdate("x" * 100)] * 11)

@@ -220,9 +220,8 @@ def test_message_has_its_data_and_its_files() -> None:
 @given(ANY_TEXT)
 def test_any_text_can_be_sent(text: str) -> None:
     data, _ = sent_as({"inputs": text})
-    assert data["inputs"] == text.encode("utf-16-le", "surrogatepass").decode(
-        "utf-16-le", "replace"
-    )
+    well_formed = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert data["inputs"] == well_formed
 
 
 def test_message_that_the_server_would_refuse_is_told() -> None:

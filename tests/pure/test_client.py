@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import count, pairwise
-from unittest import mock
 
 import llm
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 import llm_huggingchat
 from llm_huggingchat import (
-    Backoff,
     ConnectionLost,
     Cookies,
     Credentials,
@@ -216,19 +214,6 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
 
 
 # --- pauses ---
-
-
-def test_pauses_grow_until_a_sign_of_life_and_end():
-    with mock.patch("time.monotonic", return_value=1000.0) as clock:
-        backoff = Backoff()
-        pauses = [backoff.next() for _ in range(9)]
-        assert pauses == [*limits.backoff, *[limits.backoff[-1]] * 3]
-        clock.return_value += limits.reconnect_timeout - 0.1
-        assert backoff.next() == pytest.approx(0.1)
-        clock.return_value += 0.1
-        assert backoff.next() is None
-        backoff.reset()
-        assert backoff.next() == limits.backoff[0]
 
 
 WINDOW = limits.rate_window

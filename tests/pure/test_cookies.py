@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import count
+from typing import Any
 
 import llm
 import pytest
@@ -166,7 +167,7 @@ def test_access_token_is_told_from_the_cookie(form: str, value: str) -> None:
     assert value not in str(raised.value)
 
 
-NONE = {
+NONE: dict[str, list[Any]] = {
     "is empty": ["", " \n", b"\xff\xfe"],
     "the cookie 'token' is missing": [
         *("yes", "<html>", "{", "https://huggingface.co/chat", "two x-secret words"),

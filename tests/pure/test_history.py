@@ -82,13 +82,10 @@ def after(number: int, text: str, *attachments: llm.Attachment) -> Plan:
 
 # --- where to go on, and what the server has not seen -----------------------------------
 
+SEARCH = ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t")
 ELSEWHERE = [
     user("Look", PICTURE, NOTES, FAR),
-    assistant(
-        ReasoningPart(text="secret thoughts"),
-        "I will search.",
-        ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t"),
-    ),
+    assistant(ReasoningPart(text="secret thoughts"), "I will search.", SEARCH),
     tool_message(
         ToolResultPart(name="search", output="found", tool_call_id="t", attachments=[PICTURE]),
         ToolResultPart(name="fetch", output="", tool_call_id="u", exception="no network"),
@@ -261,9 +258,9 @@ def test_schema_holds_until_the_tools_are_through():
     ("features", "kept"), [(TOOLS, BOTH), (BOTH, BOTH), (OTHER_SCHEMA, OTHER_SCHEMA)]
 )
 def test_retry_keeps_what_the_question_was_asked_with(features, kept):
-    messages = [user("1"), ours("one", **BOTH.sent.metadata())]
-    plan = make_plan(messages, URL, retry=True, features=features)
-    asked = parent(1, BOTH.sent)
+    messages = [system("Rhyme"), user("1"), CALL, RESULT, ours("one", 2, **BOTH.sent.metadata())]
+    plan = make_plan(messages, URL, retry=True, system="Rhyme", features=features)
+    asked = parent(2, BOTH.sent)
     assert plan == Plan(asked, None, "", sent=BOTH.sent, features=kept, retry=True)
 
 
@@ -289,58 +286,44 @@ def test_what_cannot_be_retried_is_refused(messages, options, says):
         make_plan(messages, URL, retry=True, **options)
 
 
-def test_retry_after_a_chain_of_calls():
-    plan = make_plan([system("Be brief"), *MANY], URL, retry=True, system="Be brief")
-    assert plan == Plan(parent(2), None, "", retry=True)
-
-
 # --- recordings -----------------------------------------------------------------------
 
 MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
-SPOKEN = "[Transcript of attachment.mp3]\nBuy milk\n[End of the transcript]"
-
-
-def heard(attachment: llm.Attachment, text: str) -> Message:
-    """An answer that tells what its question's recording says."""
-    its = {"huggingchat": {"heard": attachment.id()}}
-    common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}
-    call = ToolCallPart(arguments={"file": "x"}, **common)
-    return Message("assistant", [call, ToolResultPart(output=text, **common), TextPart("I will")])
+SAYS = "Buy milk"
+SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
 
 
 def test_recordings_are_sent_as_what_they_say():
-    messages = [user("1"), ours("one"), user("What?", MEMO, PICTURE)]
-    plan = make_plan(messages, URL, transcripts={MEMO.id(): "Buy milk"})
-    assert plan == Plan(parent(), None, f"{SPOKEN}\n\nWhat?", (PICTURE,))
+    messages = [*ONE, user("What?", MEMO, PICTURE)]
+    plan = make_plan(messages, URL, transcripts={MEMO.id(): SAYS})
+    assert plan == after(1, f"{SPOKEN}\n\nWhat?", PICTURE)
     assert make_plan(messages, URL).attachments == (MEMO, PICTURE)  # before it is transcribed
 
 
 def test_what_earlier_turns_heard_stands_where_the_recording_was():
-    messages = [user("What?", MEMO), heard(MEMO, "Buy milk"), user("When?")]
-    assert earlier_transcripts(messages) == {MEMO.id(): "Buy milk"}
+    its = {"huggingchat": {"heard": MEMO.id()}}
+    common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}
+    heard = [ToolCallPart(arguments={"file": "x"}, **common), ToolResultPart(output=SAYS, **common)]
+    messages = [user("What?", MEMO), Message("assistant", [*heard, TextPart("I will")])]
+    assert earlier_transcripts(messages) == {MEMO.id(): SAYS}
     before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
-    assert make_plan(messages, URL) == Plan(None, None, f"{before}\n\nWhen?")
+    assert make_plan([*messages, user("When?")], URL) == new(f"{before}\n\nWhen?")
     result = ToolResultPart(name="record", output="done", attachments=[MEMO])
-    text = transcript([Message("tool", [result])], {MEMO.id(): "Buy milk"})
     named = "Tool: [the tool record returned: done [attachment: attachment.mp3]]"
-    assert text == earlier(f"{named}\n{SPOKEN}")
+    assert transcript([Message("tool", [result])], {MEMO.id(): SAYS}) == earlier(
+        f"{named}\n{SPOKEN}"
+    )
 
 
 # --- any history ----------------------------------------------------------------------
 
 JSON = any_json(SMALL | st.floats() | ANY_TEXT)
-LEFT = st.dictionaries(
-    st.sampled_from(["server", "conversation_id", "message_id", "tools", "schema", "system"]),
-    st.just(URL) | JSON,
-)
+NAMES = ["server", "conversation_id", "message_id", "tools", "schema", "system"]
+LEFT = st.dictionaries(st.sampled_from(NAMES), st.just(URL) | JSON)
 METADATA = st.none() | st.dictionaries(st.just("huggingchat"), LEFT | JSON) | st.just(kept(1))
-ATTACHMENTS = st.builds(
-    llm.Attachment,
-    type=st.none() | ANY_TEXT,
-    path=st.none() | ANY_TEXT,
-    url=st.none() | st.just("https://example.org/a.png"),
-    content=st.none() | st.binary(max_size=3),
-)
+ANY_NAME, URLS = st.none() | ANY_TEXT, st.sampled_from([None, "https://a.example/a"])
+CONTENTS = st.none() | st.binary(max_size=3)
+ATTACHMENTS = st.builds(llm.Attachment, type=ANY_NAME, path=ANY_NAME, url=URLS, content=CONTENTS)
 SAID = st.text(st.characters(), min_size=1, max_size=20)
 PARTS = st.one_of(
     st.builds(TextPart, text=SAID, provider_metadata=METADATA),
@@ -354,15 +337,16 @@ HISTORIES = st.lists(st.builds(Message, ROLES, st.lists(PARTS, max_size=3)), max
 
 @given(HISTORIES, st.lists(PARTS, max_size=3), st.none() | SAID, st.sampled_from([URL, None]))
 def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
+    with contextlib.suppress(llm.ModelError):
+        again = make_plan(messages, url, retry=True)
+        assert not again.retry or (again.parent and not again.text)
     chain = [*messages, Message("user", asked)]
-    has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
     last = messages[-1] if messages else chain[-1]
-    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
     try:
         plan = make_plan(chain, url, system=system)
     except llm.ModelError:
-        assert not has_something
-        assert not results
+        assert not any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
+        assert last.role != "tool" or not any(isinstance(p, ToolResultPart) for p in last.parts)
         return
     question = "\n".join(part.text for part in asked if isinstance(part, TextPart))
     assert plan.text.endswith(question)
@@ -371,10 +355,3 @@ def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
         texts = [part.text for m in chain for part in m.parts if isinstance(part, TextPart)]
         assert all(text in sent for text in texts)
         assert system is None or system in sent
-
-
-@given(HISTORIES, st.sampled_from([URL, None]))
-def test_any_history_to_retry(messages, url):
-    with contextlib.suppress(llm.ModelError):
-        plan = make_plan(messages, url, retry=True)
-        assert not plan.retry or (plan.parent and not plan.text)

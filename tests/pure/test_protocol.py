@@ -38,7 +38,7 @@ from llm_huggingchat import (
 )
 from pure.cuts import ANY_TEXT, ASKED, CUTS, FAILED, FINISHED, RESOLVED, SMALL, any_json, pieces
 
-EXCHANGES, STREAMS = exchanges(), streams()
+STREAMS = streams()
 KEEP_ALIVE = StatusUpdate("keepAlive")
 
 
@@ -67,20 +67,19 @@ def test_every_recorded_update_decodes(name):
     assert tokens == [update.token for update in got if isinstance(update, StreamUpdate)]
 
 
-def bodies(method: str, path: str) -> list[Any]:
-    """The recorded answers in JSON to what was asked like this."""
-    return [
-        pytest.param(each.body, id=name)
-        for name, each in EXCHANGES.items()
-        if each.method == method and re.fullmatch(path, each.path) and each.status == 200
-    ]
+CONVERSATIONS = {
+    name: each.body
+    for name, each in exchanges().items()
+    if (each.method, each.status) == ("GET", 200)
+    and re.fullmatch(r"/api/v2/conversations/\w+", each.path)
+}
 
 
 def of(type: str, **more: Any) -> dict[str, Any]:
     return {"type": type, **more}
 
 
-@pytest.mark.parametrize("body", bodies("GET", r"/api/v2/conversations/\w+"))
+@pytest.mark.parametrize("body", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_every_recorded_conversation_decodes(body):
     sent = json.loads(body)["json"]
     conversation = decode(body, Envelope[Conversation]).json

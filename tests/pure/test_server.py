@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llm_huggingchat import (
     SERVICE,
     Server,
-    form_boundary,
     impersonated_browser,
     leads_to_login,
     max_wait,
@@ -164,15 +163,3 @@ def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.M
     for name in named:
         monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", name)
         assert impersonated_browser() == name
-
-
-@pytest.mark.parametrize(
-    ("browser", "boundary"),
-    [("", "llm-huggingchat-"), ("chrome", "----WebKitForm"), ("firefox", "----geckoform")],
-)
-def test_form_is_that_of_the_browser(
-    monkeypatch: pytest.MonkeyPatch, browser: str, boundary: str
-) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", browser)
-    assert form_boundary().startswith(boundary)
-    assert form_boundary() != form_boundary()

@@ -64,9 +64,7 @@ def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
 
 
 @posix
-def test_new_file_has_the_mode_that_any_has_and_an_old_one_keeps_its(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path: pathlib.Path) -> None:
     plain, path = tmp_path / "plain", tmp_path / "path"
     plain.touch()
     write(path, b"x")
@@ -115,9 +113,7 @@ def test_keys_are_kept_beside_those_of_others(user_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"secret"])
-def test_key_store_that_is_none_is_told_and_left_alone(
-    user_path: pathlib.Path, content: bytes
-) -> None:
+def test_key_store_that_is_none_is_left_alone(user_path: pathlib.Path, content: bytes) -> None:
     (user_path / "keys.json").write_bytes(content)
     for use in (lambda: keep_key("huggingchat", "x"), lambda: stored_key("huggingchat")):
         with pytest.raises(llm.ModelError, match=r"keys\.json, cannot be .*: it is not a JSON"):
@@ -178,9 +174,7 @@ def test_anonymous_session_is_kept_and_shared() -> None:
     assert is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
 
 
-def test_anonymous_session_that_cannot_be_kept_is_used_all_the_same(
-    user_path: pathlib.Path,
-) -> None:
+def test_anonymous_session_that_cannot_be_kept_is_used(user_path: pathlib.Path) -> None:
     (user_path / "keys.json").write_text("[]")
     notes: list[str] = []
     assert anonymous_session(LOCAL, notes.append) == anonymous_session(LOCAL, notes.append)
@@ -234,9 +228,7 @@ def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
     assert load_catalogue(SERVICE).removed == ("a/b",)
 
 
-def test_removed_model_can_be_resolved_behind_what_is_offered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_removed_model_is_behind_what_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(SERVICE, [QWEN])
     for model in (llm.get_model(f"huggingchat/{PHI.id}"), llm.get_model("hf-qwen")):
@@ -255,7 +247,8 @@ def test_removed_model_can_be_resolved_behind_what_is_offered(
 BROKEN: list[Any] = [
     *(None, [], {SERVICE: None}, {SERVICE: []}, {SERVICE: {"models": [{"id": "a/b"}]}}),
     *({SERVICE: {"models": [{"id": "a/b"}], "time": time}} for time in ("now", 10**400)),
-    *({SERVICE: {"models": models, "time": 1}} for models in ([], {"a": "b"}, None)),
+    *({SERVICE: {"models": models, "time": 1}} for models in ({}, {"a": "b"}, None)),
+    {SERVICE: {"models": [], "time": 1}},
 ]
 CACHES = [
     *(b"", b"{", b"[" * 100_000, b"\0", b"null", b"[]", b"{}", b"\xff\xfe\x00"),
