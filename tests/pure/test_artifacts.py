@@ -126,9 +126,14 @@ def test_its_title_is_one_line(tag, title):
 @pytest.mark.parametrize(
     ("inside", "content"),
     [
-        *(("\nx\n", "x\n"), ("x", "x\n"), ("\n  x\n  ", "  x\n"), ("\n\nx\n\n", "\nx\n\n")),
-        *(("\n<<svg>\n", "<svg>\n"), ("<<<!doctype html>", "<!doctype html>\n")),
-        *(("<< 2", "<< 2\n"), ("\n", "")),
+        ("\nx\n", "x\n"),
+        ("x", "x\n"),
+        ("\n  x\n  ", "  x\n"),
+        ("\n\nx\n\n", "\nx\n\n"),
+        ("\n<<svg>\n", "<svg>\n"),
+        ("<<<!doctype html>", "<!doctype html>\n"),
+        ("<< 2", "<< 2\n"),
+        ("\n", ""),
     ],
 )
 def test_line_ends_beside_the_tags_and_doubled_brackets_do_not_count(inside, content):
@@ -231,9 +236,13 @@ def test_a_link_stands_where_it_came_or_after_the_artifact_that_it_came_in():
 @pytest.mark.parametrize(
     ("content", "old", "new"),
     [
-        *(("say “hi”", 'say "hi"', "N"), ("a — b", "a - b", "N"), ("<svg x>", "<<svg x>", "N")),
-        *(("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"), ("foo bar", "\n  foo\tbar\n", "N")),
-        *(("x  y x y", "x y", "x  y N"), ("a.b a+b", "a+b", "a.b N")),
+        ("say “hi”", 'say "hi"', "N"),
+        ("a — b", "a - b", "N"),
+        ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
+        ("foo bar", "\n  foo\tbar\n", "N"),
+        ("<svg x>", "<<svg x>", "N"),
+        ("x  y x y", "x y", "x  y N"),
+        ("a.b a+b", "a+b", "a.b N"),
     ],
 )
 def test_an_old_text_need_not_be_quite_the_same(content, old, new):
@@ -257,15 +266,16 @@ def test_reasoning_holds_no_artifacts():
 @pytest.mark.parametrize(
     ("identifier", "name"),
     [
-        *(("../../etc/passwd", "_.._etc_passwd"), ("C:\\x", "C_x"), ("-rf", "rf")),
-        *(
-            (".hidden", "hidden"),
-            ("con", "_con"),
-            ("con .x", "_con .x"),
-            ("a\x00\x1b\nb", "a b"),
-            ("\u202egnp", "gnp"),
-        ),
-        *((" ", "untitled-artifact"), ("ü" * 300, "ü" * 60)),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("C:\\x", "C_x"),
+        ("-rf", "rf"),
+        (".hidden", "hidden"),
+        ("con", "_con"),
+        ("con .x", "_con .x"),
+        ("a\x00\x1b\nb", "a b"),
+        ("\u202egnp", "gnp"),
+        (" ", "untitled-artifact"),
+        ("ü" * 300, "ü" * 60),
     ],
 )
 def test_a_file_name_is_safe(identifier, name):

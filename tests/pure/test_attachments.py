@@ -101,16 +101,18 @@ def test_any_text_arrives_after_empty_lines_at_most(text: str) -> None:
 # --- images, recordings, and the rest -------------------------------------------------
 
 
-IMAGES = [
-    *(("image/png", "png"), ("image/x-png", "png"), ("image/jpg", "jpeg"), ("image/webp", "webp")),
-    *(("image/pjpeg", "jpeg"), ("IMAGE/JPEG; q=1", "jpeg"), ("image/gif", "gif")),
-]
+IMAGES = {
+    "image/jpeg": ["image/jpg", "image/pjpeg", "IMAGE/JPEG; q=1"],
+    "image/png": ["image/png", "image/x-png"],
+    "image/webp": ["image/webp"],
+    "image/gif": ["image/gif"],
+}
 
 
-@pytest.mark.parametrize(("type", "sent"), IMAGES)
-def test_image_is_sent_by_the_type_that_the_server_knows(type: str, sent: str) -> None:
+@pytest.mark.parametrize(("sent", "type"), [(sent, of) for sent in IMAGES for of in IMAGES[sent]])
+def test_image_is_sent_by_the_type_that_the_server_knows(sent: str, type: str) -> None:
     upload = uploaded(PNG, type)
-    assert (upload.type, upload.content, upload.is_recording) == (f"image/{sent}", PNG, False)
+    assert (upload.type, upload.content, upload.is_recording) == (sent, PNG, False)
 
 
 @pytest.mark.parametrize(

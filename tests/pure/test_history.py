@@ -293,13 +293,6 @@ SAYS = "Buy milk"
 SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
 
 
-def test_recordings_are_sent_as_what_they_say():
-    messages = [*ONE, user("What?", MEMO, PICTURE)]
-    plan = make_plan(messages, URL, transcripts={MEMO.id(): SAYS})
-    assert plan == after(1, f"{SPOKEN}\n\nWhat?", PICTURE)
-    assert make_plan(messages, URL).attachments == (MEMO, PICTURE)  # before it is transcribed
-
-
 def test_what_earlier_turns_heard_stands_where_the_recording_was():
     its = {"huggingchat": {"heard": MEMO.id()}}
     common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}

@@ -19,6 +19,11 @@ from llm_huggingchat import (
     parse_server,
 )
 
+UNCHANGED = [
+    *("https://chat.example.org:8443/a/b", "https://192.0.2.1/chat", "http://chat.localhost:3000"),
+    *("https://[2001:db8::1]:8443/chat", "http://[::1]:3000/chat", "http://127.9.9.9"),
+]
+
 
 @pytest.mark.parametrize(
     ("text", "url"),
@@ -27,9 +32,7 @@ from llm_huggingchat import (
         ("https://HuggingFace.co:443/chat//", "https://huggingface.co/chat"),
         ("HTTPS://chat.example.org", "https://chat.example.org"),
         ("http://localhost:80/chat", "http://localhost/chat"),
-        *((url, url) for url in ("https://chat.example.org:8443/a/b", "https://192.0.2.1/chat")),
-        *((url, url) for url in ("https://[2001:db8::1]:8443/chat", "http://[::1]:3000/chat")),
-        *((url, url) for url in ("http://127.9.9.9", "http://chat.localhost:3000")),
+        *zip(UNCHANGED, UNCHANGED, strict=True),
     ],
 )
 def test_address(text: str, url: str) -> None:
@@ -137,15 +140,16 @@ def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) ->
 # --- the environment ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        *(("", 0), ("0", 0), ("60", 60), (" 600.5 ", 600.5)),
-        *((value, "less than 60 seconds cannot help") for value in ("10", "59.9")),
-        *((value, "it takes a number of seconds") for value in ("soon", "-5", "inf", "nan")),
-    ],
-)
-def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, found: float | str) -> None:
+WAITS = {
+    0: ["", "0"],
+    60: ["60", " 60.0 "],
+    "less than 60 seconds cannot help": ["10", "59.9"],
+    "it takes a number of seconds": ["soon", "-5", "inf", "nan"],
+}
+
+
+@pytest.mark.parametrize(("found", "value"), [(found, v) for found in WAITS for v in WAITS[found]])
+def test_wait(monkeypatch: pytest.MonkeyPatch, found: float | str, value: str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
     if isinstance(found, str):
         with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {found}"):

@@ -49,25 +49,6 @@ def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
     assert tool_server_name(offered, tool) == name
 
 
-@pytest.mark.parametrize("offered", [[], [("Weather", "https://weather.example/mcp")]])
-def test_tool_that_the_server_lacks_is_told(offered):
-    there = "Weather" if offered else "none"
-    with pytest.raises(llm.ModelError, match=f"no web search. Its tool servers: {there}"):
-        tool_server_name(offered, WebSearch())
-
-
-def test_headers_are_sent_with_their_secrets(monkeypatch):
-    monkeypatch.setenv("MCP_SECRET", "sesame")
-    headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "dôcs"}
-    tool = MCP(URL, "Mine", headers)
-    sent = [{"key": k, "value": v.replace("$MCP_SECRET", "sesame")} for k, v in headers.items()]
-    assert mcp_servers([tool, WebSearch()], SERVER) == [
-        {"name": "Mine", "url": URL, "headers": sent}
-    ]
-    assert "$MCP_SECRET" in logged(tool)
-    assert "dôcs" not in logged(tool)
-
-
 @pytest.mark.parametrize(
     "url",
     [
