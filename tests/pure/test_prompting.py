@@ -252,6 +252,11 @@ def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
 
 
+def test_reference_out_of_the_schema_is_not_followed():
+    problem = document("7", {"$ref": "http://127.0.0.1:9/schema.json"})
+    assert problem.startswith("the schema refers to something that is not in it: ")
+
+
 @given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
 def test_any_text_has_a_document_or_a_problem(text):
     found = find_document(text, schema_checker(PERSON))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llm_huggingchat import (
     SERVICE,
     Server,
+    form_boundary,
     impersonated_browser,
     leads_to_login,
     max_wait,
@@ -167,3 +168,5 @@ def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.M
     for name in named:
         monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", name)
         assert impersonated_browser() == name
+    monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", "")
+    assert form_boundary() != form_boundary()

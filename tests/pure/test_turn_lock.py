@@ -30,6 +30,14 @@ async def left(page: str = PAGE, stopped: float | None = None) -> None:
     lock.release(stored=False, stopped=stopped)
 
 
+async def wait_in_vain() -> None:
+    """A turn that is cancelled while it waits."""
+    waiting = asyncio.create_task(entered())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
 def files() -> list[pathlib.Path]:
     return sorted((llm.user_dir() / "huggingchat_turns").iterdir())
 
@@ -81,23 +89,12 @@ async def test_one_turn_at_a_time_in_a_conversation() -> None:
 
 async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next() -> None:
     first = await entered()
-    waiting = asyncio.create_task(entered())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting])
+    (file,) = files()
+    await wait_in_vain()
     first.release(stored=True)
     (await entered()).release(stored=True)
-
-
-async def test_turn_that_is_cancelled_while_another_process_has_it_frees_the_next() -> None:
-    first = await entered()
-    (file,) = files()
-    first.release(stored=True)
-    with FileLock(file):
-        waiting = asyncio.create_task(entered())
-        await asyncio.sleep(0.01)
-        waiting.cancel()
-        await asyncio.wait([waiting])
+    with FileLock(file):  # another process has the turn
+        await wait_in_vain()
     async with asyncio.timeout(10):
         (await entered()).release(stored=True)
 
