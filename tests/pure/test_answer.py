@@ -93,7 +93,6 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
 
 # --- cut and continued ---
 
-
 MARKS = ["<thi", "nk>", "</think>", "<think>", "<", "\ud83c", "\udf89", "🎉", "a ", " b", "\n", ""]
 CALLING = ["<tool_call>", '{"name": "do", "arguments": {"n": 1}}', "</tool_call>", "```", "c"]
 TOKENS = st.sampled_from([*MARKS, *CALLING, OPEN, "</artifact>"])

@@ -100,7 +100,6 @@ def test_any_text_arrives_after_empty_lines_at_most(text: str) -> None:
 
 # --- images, recordings, and the rest -------------------------------------------------
 
-
 IMAGES = {
     "image/jpeg": ["image/jpg", "image/pjpeg", "IMAGE/JPEG; q=1"],
     "image/png": ["image/png", "image/x-png"],

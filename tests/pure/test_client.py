@@ -215,7 +215,6 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
 
 # --- pauses ---
 
-
 WINDOW = limits.rate_window
 REFUSED = refusal(429, LIMIT).response
 

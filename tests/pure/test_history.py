@@ -102,8 +102,6 @@ ELSEWHERE_TEXT = earlier(
     "Assistant: There it is.",
 )
 ODD_TEXT = "  two spaces\n\n\ttab\u2028\0 <think> 🎉\n"
-
-
 ONE = [user("1"), ours("one")]
 THERE = ours("one", server="http://127.0.0.1:3100/chat")
 UNSEEN = earlier("User: 2", "Assistant: two, by another")

@@ -52,7 +52,6 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
 
 # --- calls ----------------------------------------------------------------------------
 
-
 ODD_ARGUMENTS = {"a": "</tool_call>", "b": "<tool_call>"}
 
 
@@ -273,8 +272,6 @@ KEYWORDS = st.from_regex(
     fullmatch=True,
 )
 TYPES = st.sampled_from(["object", "array", "string", "number", "#", "#/$defs/a", "date", "(", 2])
-
-
 HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
 VALUES = any_json(SMALL | HUGE | st.text(max_size=5) | TYPES, KEYWORDS)
 

@@ -140,7 +140,6 @@ def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) ->
 
 # --- the environment ------------------------------------------------------------------
 
-
 WAITS = {
     0: ["", "0"],
     60: ["60", " 60.0 "],
