@@ -62,7 +62,8 @@ def test_own_server_has_to_be_public_or_beside_the_chat(url):
     with pytest.raises(llm.ModelError, match="https"):
         mcp_servers([MCP(url)], SERVER)
     near = parse_server("http://127.0.0.1:3000/chat")
-    assert mcp_servers([MCP("http://127.0.0.1:1/mcp")], near)
+    (allowed,) = mcp_servers([MCP("http://127.0.0.1:1/mcp", "Mine")], near)
+    assert allowed["name"] == "Mine"
 
 
 @pytest.mark.parametrize(
