@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
 
+import llm_huggingchat
 from llm_huggingchat import (
     FENCE,
     Conversation,
@@ -22,6 +23,7 @@ from llm_huggingchat import (
     StoredMessage,
     StreamUpdate,
     ThinkTags,
+    TooLarge,
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
@@ -39,22 +41,17 @@ SVG = f"{FENCE}svg\n<svg/>\n{FENCE}"
 LINK = "\n[one 1.png](https://chat.example/output/111)\n"
 
 
-def only(scenario: str) -> bytes:
-    (stream,) = (body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario)
-    return stream
-
-
-def text_of(*tokens: Any, **options: Any) -> str:
+def text_of(*tokens: Any) -> str:
     """The text that an answer gives; a str stands for a token."""
     updates = [StreamUpdate(each) if isinstance(each, str) else each for each in tokens]
-    return told(*updates, **options).joined("text")
+    return told(*updates).joined("text")
 
 
 # --- recorded ---
 
 
 def test_broken_stream_goes_on_in_its_recorded_log():
-    stream = only("resume")
+    (stream,) = (body for name, body in STREAMS.items() if name.startswith("resume-"))
     (log,) = (x.body for x in capture("resume") if x.kind == "text/event-stream")
     words = [("text", "".join(f"w{n} " for n in range(40)), None, None)]
     assert all(follow(stream[:at], log).given == words for at in range(0, len(stream) + 1, 19))
@@ -272,3 +269,9 @@ def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
     assert got.end().answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1 + 1
+
+
+def test_answer_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
+    with pytest.raises(TooLarge, match="has no end"):
+        told(*[StreamUpdate("x" * 100)] * 11)

@@ -215,7 +215,6 @@ def test_values_are_never_shown() -> None:
 
 
 WORDS = ["hf-chat", "token", "aws-waf-token", "Cookie:", "curl -b", "TRUE", ".example.org"]
-
 PASTED = st.one_of(
     st.text(st.characters(), max_size=30),
     st.binary(max_size=60),

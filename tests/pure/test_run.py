@@ -44,9 +44,8 @@ ANSWER: list[Json] = [{"type": "status", "status": "started"}, *TOKENS, FINAL, T
 CUT = ConnectionLost("cut", sent=True)
 SILENT = ConnectionLost("silent", sent=True, silent=True)
 UNSENT = ConnectionLost("nobody is listening there", sent=False)
-TARGET = RunTarget(
-    Credentials(parse_server("https://chat.example")), "c", "g", "p", b"{}", "text/plain"
-)
+CHAT = Credentials(parse_server("https://chat.example"))
+TARGET = RunTarget(CHAT, "c", "g", "p", b"{}", "text/plain")
 
 
 class Clock(selectors.SelectSelector):
