@@ -254,6 +254,7 @@ def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
     assert (latest.content, latest.missed) == ("y", ("no", ""))
     latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
     assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
+    assert artifacts_of([update("gone", ("a", "b"))]) == ([], ["gone"])
 
 
 def test_reasoning_holds_no_artifacts():
