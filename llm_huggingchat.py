@@ -64,46 +64,16 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
-from types import MappingProxyType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    BinaryIO,
-    Generic,
-    NoReturn,
-    Self,
-    TypeVar,
-    assert_never,
-    cast,
-    get_args,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
 import msgspec
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    Part,
-    ReasoningPart,
-    StreamEvent,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from llm import Message
+from llm.parts import AttachmentPart, Part, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -116,7 +86,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 E = TypeVar("E")
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Limits(msgspec.Struct):
@@ -655,28 +624,27 @@ def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type)
 
 
-def decode(data: bytes | str, type: Any) -> Any:
+def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
     """The value in JSON text, checked against `type`.
 
     JavaScript can cut an emoji in two and send half a surrogate pair, which msgspec refuses:
-    such a half becomes U+FFFD. Raises ValueError, also for NaN, Infinity and deep nesting.
+    such a half becomes U+FFFD, or is left with `keep_halves`. Raises ValueError, also for NaN,
+    Infinity and deep nesting.
     """
+    decoder = _decoder(type)
     try:
-        return _decoder(type).decode(data)
+        return decoder.decode(data)
     except msgspec.ValidationError:
         raise
     except (ValueError, RecursionError):
-        text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
-    return _decoder(type).decode(text)
-
-
-def _loads(data: bytes | str) -> Any:
-    """JSON that may hold half surrogate pairs, or half a UTF-8 character."""
-    text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
-        return json.loads(text, parse_float=finite_number, parse_constant=finite_number)
+        value = json.loads(text, parse_float=finite_number, parse_constant=finite_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if keep_halves:
+        return msgspec.convert(value, type)
+    return decoder.decode(join_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 # Updates: what a stream, a log and a stored answer consist of
@@ -838,29 +806,15 @@ Update = (
 
 def is_content(update: Update) -> bool:
     """Whether an update is a part of the answer itself."""
-    match update:
-        case StreamUpdate(token=token) | ReasoningUpdate(token=token):
-            return bool(token.strip("\0"))
-        case ToolUpdate() | FileUpdate():
-            return True
-        case StatusUpdate() | TitleUpdate() | RouterMetadata() | ElicitationUpdate():
-            return False
-        case FinalAnswer():
-            return False
-        case _:
-            assert_never(update)
+    if isinstance(update, StreamUpdate | ReasoningUpdate):
+        return bool(update.token.strip("\0"))
+    return isinstance(update, ToolUpdate | FileUpdate)
 
 
 def decode_update(line: bytes | msgspec.Raw) -> Update | None:
     """The update in a line, or None for a kind that is unknown, or what is malformed."""
-    try:
-        return cast(Update, _decoder(Update).decode(line))
-    except msgspec.ValidationError:
-        return None
-    except (ValueError, RecursionError):
-        pass
-    try:  # the two halves of an emoji may come in two tokens: they are kept as they are
-        return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
+    try:  # the two halves of an emoji may come in two tokens
+        return cast(Update, decode(line, Update, keep_halves=True))
     except ValueError:
         return None
 
@@ -891,56 +845,42 @@ class LogEnd(Struct):
     status: str = ""
 
 
-def split_lines(data: bytes) -> list[bytes]:
-    """The lines of `data`, and last what has no end yet. Only `\\n` ends a line: U+2028 does not.
-
-    Raises TooLarge for a line without end.
-    """
-    lines = data.split(b"\n")
-    if len(lines[-1]) > LINE_LIMIT:
-        raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
-    return lines
-
-
 class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, one update a line."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[Update]:
-        """The updates that end in `data`. Raises TooLarge."""
-        *lines, self._rest = split_lines(self._rest + data)
-        return [update for line in lines if (update := decode_update(line))]
+    def feed(self, data: bytes) -> list[Update | LogEnd]:
+        """What the lines that end in `data` say. Raises TooLarge for a line without end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")  # U+2028 ends no line
+        if len(self._rest) > LINE_LIMIT:
+            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+        return [update for line in lines if (update := self._read(line))]
 
-    def end(self) -> list[Update]:
+    def end(self) -> list[Update | LogEnd]:
         """The update after the last line end: a cut may have taken only that."""
         return self.feed(b"\n")
 
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        return decode_update(line)
 
-class EventStreamDecoder:
+
+class EventStreamDecoder(JsonLinesDecoder):
     """A run's log: server-sent events. `seq` is the number of the last whole event."""
 
     def __init__(self, seq: int = 0) -> None:
+        super().__init__()
         self.seq = seq
-        self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
-    def feed(self, data: bytes) -> list[Update | LogEnd]:
-        """The updates that end in `data`, and the log's end. Raises TooLarge."""
-        found: list[Update | LogEnd] = []
-        *lines, self._rest = split_lines(self._rest + data)
-        for line in lines:
-            name, _, value = line.removesuffix(b"\r").partition(b":")
-            if name:
-                self._fields[name] = value.removeprefix(b" ")
-            elif line.startswith(b":"):
-                found.append(StatusUpdate("keepAlive"))  # a comment, which shows the run at work
-            elif not line.strip() and (event := self._dispatch()):
-                found.append(event)
-        return found
-
-    def _dispatch(self) -> Update | LogEnd | None:
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        name, _, value = line.removesuffix(b"\r").partition(b":")
+        if name:
+            self._fields[name] = value.removeprefix(b" ")
+            return None
+        if line.startswith(b":"):
+            return StatusUpdate("keepAlive")  # a comment, which shows the run at work
         fields, self._fields = self._fields, {}
         if re.fullmatch(rb"[0-9]{1,15}", fields.get(b"id", b"")):
             self.seq = int(fields[b"id"])
@@ -1010,7 +950,7 @@ class StoredMessage(Struct):
     sender: str = msgspec.field(default="", name="from")
     content: str = ""
     reasoning: str | None = None
-    updates: msgspec.Raw = msgspec.Raw(b"[]")
+    updates: list[msgspec.Raw] | None = None
     files: list[StoredFile] | None = None
     ancestors: list[str] | None = None
     generation_id: str | None = None
@@ -1021,11 +961,7 @@ class StoredMessage(Struct):
 
     def decoded_updates(self) -> list[Update]:
         """The updates, without those of an unknown kind."""
-        try:
-            raws = decode(self.updates, list[msgspec.Raw] | None)
-        except ValueError:
-            return []
-        return [update for raw in raws or () if (update := decode_update(raw))]
+        return [update for raw in self.updates or () if (update := decode_update(raw))]
 
 
 class Conversation(Struct):
@@ -2218,14 +2154,14 @@ def _attachments_of(part: Part) -> list[llm.Attachment]:
     return [part.attachment] if isinstance(part, AttachmentPart) and part.attachment else []
 
 
-def _transcript_of(attachment: llm.Attachment, transcripts: Mapping[str, str]) -> str:
+def _transcript_of(attachment: llm.Attachment, transcripts: dict[str, str] | None) -> str:
     """A recording as its transcript; "" for an attachment that has none."""
     text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
-def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
+def _text_of(message: Message, transcripts: dict[str, str] | None = None) -> str:
     """A message as text: attachments and tools are named, reasoning is left out."""
     texts: list[str] = []
     for part in message.parts:
@@ -2244,7 +2180,7 @@ def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
     return "\n".join(filter(None, texts))
 
 
-def render_history(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+def render_history(messages: Iterable[Message], transcripts: dict[str, str] | None = None) -> str:
     """Messages as labelled text, for a model that has not seen them; "" for none.
 
     `transcripts` of recordings, by attachment id, stand where the recordings were.
@@ -2261,7 +2197,7 @@ def make_plan(
     system: str | None = None,
     retry: bool = False,
     features: PromptedFeatures = NO_FEATURES,
-    transcripts: Mapping[str, str] = NOTHING,
+    transcripts: dict[str, str] | None = None,
 ) -> Plan:
     """Plan a turn from llm's chain of messages.
 
@@ -2286,7 +2222,7 @@ def make_plan(
     attachments = [each for part in [*results, *question.parts] for each in _attachments_of(part)]
     if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
-    transcripts = {**earlier_transcripts(messages), **transcripts}
+    transcripts = {**earlier_transcripts(messages), **(transcripts or {})}
     spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
     told, preprompt = instructions(features, sent), None
     if parent is None:
@@ -2682,7 +2618,7 @@ def os_error_text(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedWriter]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
@@ -3579,7 +3515,7 @@ class Exchange:
             raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
         return msgspec.structs.replace(response, body=body.getvalue())
 
-    async def write_to(self, file: BinaryIO, silence: float | None) -> HttpResponse:
+    async def write_to(self, file: io.BufferedIOBase, silence: float | None) -> HttpResponse:
         """Write the body to an empty file as it comes. Raises what `read` does, and HttpError."""
         async with self:
             while chunk := await self.read(silence):
@@ -3638,7 +3574,7 @@ class Client:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[Catalogue] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -3722,7 +3658,7 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: BinaryIO | None = None,
+        into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
@@ -4506,9 +4442,7 @@ class Run:
         elif not await self._client.sessions.renew_after(error, target.credentials):
             raise NotFound if response.is_hidden and target.parent_id else error
 
-    async def _receive(
-        self, decoder: JsonLinesDecoder | EventStreamDecoder, method: str, path: str, *body: Any
-    ) -> None:
+    async def _receive(self, decoder: JsonLinesDecoder, method: str, path: str, *body: Any) -> None:
         """Take the updates of a response. Raises HttpError for one that is none of updates."""
         credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
         async with self._client.open(credentials, method, path, *body) as exchange:
@@ -4520,7 +4454,7 @@ class Run:
         if response.status != 200 or response.is_html:
             raise HttpError(response)
 
-    def _take(self, updates: Sequence[Update | LogEnd]) -> None:
+    def _take(self, updates: list[Update | LogEnd]) -> None:
         """Updates came: they show the run at work, and are passed on."""
         if updates:
             self._backoff.reset()
@@ -4563,14 +4497,11 @@ class Run:
             raise
         if self.state is state:
             if (pause := self._backoff.next()) is None:
-                self._give_up()
+                if state is RunState.UNLOGGED:
+                    raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+                raise ConnectionLost(why, sent=True)
             await asyncio.sleep(pause)
-
-    def _give_up(self) -> NoReturn:
-        if self.state is RunState.UNLOGGED:
-            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        seconds = limits.reconnect_timeout
-        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4606,7 +4537,7 @@ class Run:
             return
         if not progress.outcome:
             self._on_rewind()
-            self._take(updates)
+            self._take([*updates])
         if not progress.outcome:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
@@ -5594,7 +5525,7 @@ class _HuggingChat:
         )
 
     def _plans(
-        self, prompt: llm.Prompt, server: Server, heard: Mapping[str, str] = NOTHING
+        self, prompt: llm.Prompt, server: Server, heard: dict[str, str] | None = None
     ) -> tuple[Plan, Plan | None]:
         """What to send, and what to send if the conversation is gone.
 
@@ -5921,7 +5852,7 @@ def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
         match part:
             case TextPart():
                 yield part.text.strip("\n")
-            case ReasoningPart() if part.text and reasoning:
+            case llm.parts.ReasoningPart() if part.text and reasoning:
                 text = part.text.strip()
                 yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
             case ToolCallPart():

@@ -45,7 +45,7 @@ def line(**update: Any) -> bytes:
     return json.dumps(update).encode() + b"\n"
 
 
-def streamed(*chunks: bytes) -> list[Update]:
+def streamed(*chunks: bytes) -> list[Update | LogEnd]:
     decoder = JsonLinesDecoder()
     return [update for chunk in chunks for update in decoder.feed(chunk)] + decoder.end()
 
