@@ -213,10 +213,7 @@ def _overlap(text: str, tag: str) -> int:
 
 
 def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, of whatever kind, else "".
-
-    Ids end up in addresses, in the logs and in the terminal.
-    """
+    """`value` if it can be an id of the server's, else ""."""
     text = _string(value)
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
@@ -254,10 +251,8 @@ def on_command_line() -> bool:
     return bool(context and cli and context.find_root().command is cli.cli)
 
 
-def attachment_name(attachment: llm.Attachment | None) -> str:
+def attachment_name(attachment: llm.Attachment) -> str:
     """A name for people: the file's or the URL's last part, else what kind it is."""
-    if attachment is None:
-        return "attachment"
     if attachment.path:
         return pathlib.PurePath(attachment.path).name
     if attachment.url:
@@ -266,15 +261,15 @@ def attachment_name(attachment: llm.Attachment | None) -> str:
     return "attachment" + (mimetypes.guess_extension(kind) or "")
 
 
-def shown_name(attachment: llm.Attachment | None) -> str:
+def shown_name(attachment: llm.Attachment) -> str:
     """The same, as it may be shown."""
     return one_line(attachment_name(attachment), 100)
 
 
-def attachment_id(attachment: llm.Attachment | None) -> str:
+def attachment_id(attachment: llm.Attachment) -> str:
     """What llm's logs know an attachment by; "" if its file is not there any more."""
     with contextlib.suppress(OSError):
-        return str(attachment.id()) if attachment else ""
+        return str(attachment.id())
     return ""
 
 
@@ -510,10 +505,8 @@ class Cookies(msgspec.Struct, frozen=True):
 
     def to_key(self) -> str:
         """The value kept in llm's key store: one line of JSON."""
-        about = {"anonymous": self.anonymous or None, "since": self.since}
-        return json.dumps(
-            self.pairs() | {name: value for name, value in about.items() if value is not None}
-        )
+        kept = self.pairs() | {"anonymous": self.anonymous, "since": self.since}
+        return json.dumps({name: value for name, value in kept.items() if value})
 
 
 def _is_for(domain: object, host: str) -> bool:
@@ -749,15 +742,6 @@ class ToolUpdate(Struct, tag="tool"):
         return "\n".join(filter(None, map(_output_text, outputs)))
 
 
-class ElicitationRequest(Struct):
-    """What a tool asks the person."""
-
-    elicitation_id: str | None = None
-    server: str | None = None
-    message: str | None = None
-    url: str | None = None
-
-
 class ElicitationUpdate(Struct, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
@@ -766,20 +750,19 @@ class ElicitationUpdate(Struct, tag="elicitation"):
     """
 
     subtype: str = ""
-    request: ElicitationRequest | None = None
+    request: dict[str, Any] | None = None
     elicitation_id: str | None = None
     expires_at: float | None = None
 
     @property
     def id(self) -> str:
         """What the question and its end have in common."""
-        return self.elicitation_id or (self.request and self.request.elicitation_id) or ""
+        return self.elicitation_id or _string((self.request or {}).get("elicitationId"))
 
     @property
     def question(self) -> str:
         """Who asks what, in one line."""
-        request = self.request or ElicitationRequest()
-        said = (request.server, request.message, request.url)
+        said = map((self.request or {}).get, ("server", "message", "url"))
         return ": ".join(one_line(text) for text in said if text)
 
 
@@ -896,38 +879,6 @@ class EventStreamDecoder(JsonLinesDecoder):
 # Calls
 
 
-class User(Struct):
-    """The account that is logged in."""
-
-    username: str | None = None
-    email: str | None = None
-    id: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the account is called, as it may be shown."""
-        return one_line(self.username or self.email or self.id or "", 80)
-
-
-class FeatureFlags(Struct):
-    """What the server offers."""
-
-    login_enabled: bool | None = None
-    transcription_enabled: bool | None = None
-
-
-class Provider(Struct):
-    """An inference provider of a model."""
-
-    provider: str = ""
-
-
-class ModelDetails(Struct):
-    """What the server says of one model."""
-
-    providers: list[Provider] | None = None
-
-
 class McpServer(Struct):
     """A tool server that the chat server offers."""
 
@@ -1039,21 +990,20 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
             case StreamUpdate(len=int(length)) if length >= 0:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
-                updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+                update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
             case StreamUpdate():
-                pass  # without its length: its text is in what is left
+                continue  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
+                continue
             case StatusUpdate(status="finished"):
                 finished = settled = True
+                continue
             case StatusUpdate(status="error"):
                 settled = True
-                updates.append(update)
             case ElicitationUpdate(subtype="resolved"):
                 final, finished, settled = None, False, False  # another run resumes the answer
-                updates.append(update)
-            case _:
-                updates.append(update)
+        updates.append(update)
     if rest := text[at:]:
         updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
     if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
@@ -1105,21 +1055,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NA
     @property
     def abilities(self) -> dict[str, bool]:
         """What it can do, by the names that people are told."""
-        return {
-            "images": self.multimodal,
-            "tools": self.tools,
-            "reasoning": self.reasoning,
-            "artifacts": self.artifacts,
-            "router": self.router,
-        }
-
-
-def removed_error(model: ModelInfo, server: Server) -> llm.ModelError:
-    """The error for a prompt to a model that is left only in old conversations."""
-    return HuggingChatError(
-        f"huggingchat/{model.id} is no longer offered by {server.host}. "
-        "Continue with another model: -m MODEL"
-    )
+        return {"images": self.multimodal} | {name: getattr(self, name) for name in _WIRE_NAMES}
 
 
 def is_usable_id(id: str) -> bool:
@@ -3715,14 +3651,15 @@ class Client:
                 raise NotFound from None
             raise
 
-    async def user(self, credentials: Credentials) -> User | None:
-        """The account that is logged in."""
-        return cast("User | None", await self.get(credentials, "/api/v2/user", User | None))
+    async def user(self, credentials: Credentials) -> str:
+        """The name of the account that is logged in, as it may be shown; "" if there is none."""
+        user = await self.get(credentials, "/api/v2/user", dict[str, Any] | None) or {}
+        return one_line(user.get("username") or user.get("email") or user.get("id") or "", 80)
 
-    async def feature_flags(self, credentials: Credentials) -> FeatureFlags:
-        """What the server offers; no login is needed."""
+    async def feature_flags(self, credentials: Credentials) -> dict[str, Any]:
+        """What the server offers, by its own names; no login is needed."""
         path = "/api/v2/feature-flags"
-        return cast(FeatureFlags, await self.get(credentials.public, path, FeatureFlags))
+        return cast("dict[str, Any]", await self.get(credentials.public, path, dict[str, Any]))
 
     async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
         """The tool servers that the chat server offers. This answer is plain JSON."""
@@ -3731,7 +3668,7 @@ class Client:
 
     async def wants_login(self, credentials: Credentials) -> bool:
         """Whether the server has accounts at all."""
-        return (await self.feature_flags(credentials)).login_enabled is not False
+        return (await self.feature_flags(credentials)).get("loginEnabled") is not False
 
     def refresh_if_old(self, credentials: Credentials) -> None:
         """Refresh the cached catalogue beside what goes on, if that is due."""
@@ -4167,7 +4104,7 @@ async def transcribe_all(
         flags = await client.feature_flags(credentials)
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, credentials) from None
-    if flags.transcription_enabled is not True:
+    if flags.get("transcriptionEnabled") is not True:
         host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
@@ -5497,7 +5434,10 @@ class _HuggingChat:
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
-            raise removed_error(self.info, server)
+            raise HuggingChatError(
+                f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
+                "Continue with another model: -m MODEL"
+            )
         if server.url not in self._used_on:  # file locks are waited for in a thread
             await asyncio.to_thread(remember_models, server.url, [self.info.id])
             self._used_on.add(server.url)
@@ -6044,7 +5984,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
         return runner.run(run())
 
 
-async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
+async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
     login_needed = await client.wants_login(credentials)
     for new_session in (client.sessions.ready, client.sessions.renew):
@@ -6055,7 +5995,7 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, Use
         user = await client.user(credentials)
         if user or not login_needed:
             return login_needed, user
-    return login_needed, None
+    return login_needed, ""
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
@@ -6167,7 +6107,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     server = credentials.server
     _, user = await find_user(client, credentials)
     cookies = client.sessions.current(credentials).cookies
-    if user is None or cookies is None:
+    if not user or cookies is None:
         raise HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing, expired or wrong, or "
             "has to be confirmed first. These cookies are not kept.\n"
@@ -6176,7 +6116,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     keep_key(server.key_name, cookies.to_key())
     with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
         await refresh_catalogue(client, credentials)
-    return user.name
+    return user
 
 
 @contextlib.contextmanager
@@ -6311,7 +6251,7 @@ def _fill_status(state: dict[str, Any]) -> None:
 
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
-        state["user"] = user and user.name
+        state["user"] = user or None
         cookies = client.sessions.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
         if state["login_needed"] and not user:
@@ -6421,8 +6361,9 @@ async def change_settings(
     host, provider = credentials.server.host, changes.get("provider")
     if provider and provider not in POLICIES:
         path = f"/api/v2/models/{quote(id)}"
-        details = await client.get(credentials.public, path, ModelDetails)
-        offered = [one_line(entry.provider, 80) for entry in details.providers or ()]
+        details = await client.get(credentials.public, path, dict[str, Any])
+        entries = _mappings(details.get("providers"))
+        offered = [one_line(entry.get("provider", ""), 80) for entry in entries]
         if provider not in offered:
             raise HuggingChatError(
                 f"{id} has no provider {provider!r}. It has: {', '.join(offered) or 'none'}; "
