@@ -235,10 +235,6 @@ class LoginRequired(HuggingChatError, llm.NeedsKeyException):
     """The server requires a login, and there is no key for it."""
 
 
-class TooLarge(HuggingChatError):
-    """A server sent more than any real answer has. It is not asked again."""
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
@@ -784,7 +780,7 @@ Update = (
     | ElicitationUpdate
     | FinalAnswer
 )
-"""A new kind is a class here; mypy then names each `match` that has to say what it means."""
+"""A new kind is a class here; mypy then names the `match` that has to say what it means."""
 
 
 def is_content(update: Update) -> bool:
@@ -835,10 +831,10 @@ class JsonLinesDecoder:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Update | LogEnd]:
-        """What the lines that end in `data` say. Raises TooLarge for a line without end."""
+        """What the lines that end in `data` say. Raises HuggingChatError for a line without end."""
         *lines, self._rest = (self._rest + data).split(b"\n")  # U+2028 ends no line
         if len(self._rest) > LINE_LIMIT:
-            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+            raise HuggingChatError(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
         return [update for line in lines if (update := self._read(line))]
 
     def end(self) -> list[Update | LogEnd]:
@@ -1083,8 +1079,8 @@ BUILT_IN = _built_in(
     nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
     deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
     NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra
-    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta
-    swiss-ai/Apertus-v1.5-70B:ita swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
+    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta swiss-ai/Apertus-v1.5-70B:ita
+    swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
     deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
     prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t
     CohereLabs/tiny-aya-fire XiaomiMiMo/MiMo-V2.5-Pro:tra
@@ -1100,37 +1096,34 @@ BUILT_IN = _built_in(
     MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
     google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global
     CohereLabs/tiny-aya-earth CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita
-    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it
-    MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
-    google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr
-    MiniMaxAI/MiniMax-M2.1:t zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
+    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it MiniMaxAI/MiniMax-M2.5:tr
+    zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it google/gemma-3n-E4B-it:it
+    Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr MiniMaxAI/MiniMax-M2.1:t
+    zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
     Qwen/Qwen3-VL-30B-A3B-Instruct:it aisingapore/Qwen-SEA-LION-v4-32B-IT:t
-    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t
-    openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t
-    zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it
-    zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it
-    Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
-    moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
-    openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
+    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t openai/gpt-oss-safeguard-20b:tr
+    zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t zai-org/GLM-4.6:t
+    deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it zai-org/GLM-4.6V:it
+    zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it Qwen/Qwen3-235B-A22B-Thinking-2507:t
+    Qwen/Qwen3-Next-80B-A3B-Instruct:t moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr
+    swiss-ai/Apertus-8B-Instruct-2509:t openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
     meta-llama/Llama-3.1-8B-Instruct:t deepseek-ai/DeepSeek-R1:t
     swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
     Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t
-    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t
-    Qwen/Qwen3-8B:t google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t
-    Qwen/Qwen3-32B:t Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t
-    Qwen/Qwen3-235B-A22B:t Qwen/Qwen2.5-Coder-32B-Instruct:t
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
-    deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
+    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t Qwen/Qwen3-8B:t
+    google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t Qwen/Qwen3-32B:t
+    Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t Qwen/Qwen3-235B-A22B:t
+    Qwen/Qwen2.5-Coder-32B-Instruct:t deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
+    deepseek-ai/DeepSeek-V3:t deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
     deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
     Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
-    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it
-    deepseek-ai/DeepSeek-R1-Distill-Llama-8B Qwen/Qwen2.5-72B-Instruct:t
-    meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2 CohereLabs/c4ai-command-r-08-2024:t
-    CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
-    CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
-    deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
-    CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1
-    zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
+    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it deepseek-ai/DeepSeek-R1-Distill-Llama-8B
+    Qwen/Qwen2.5-72B-Instruct:t meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2
+    CohereLabs/c4ai-command-r-08-2024:t CohereLabs/aya-expanse-32b:t
+    CohereLabs/c4ai-command-a-03-2025:t CohereLabs/command-a-reasoning-08-2025:t
+    alpindale/WizardLM-2-8x22B:t deepseek-ai/DeepSeek-R1-Distill-Llama-70B
+    CohereLabs/aya-vision-32b:it CohereLabs/c4ai-command-r7b-arabic-02-2025:t
+    Sao10K/L3-8B-Lunaris-v1 zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
     """
 )
 
@@ -2385,7 +2378,7 @@ class Answer:
         self._seen_reasoning.rewind()
 
     def add(self, update: Update) -> list[StreamEvent]:
-        """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
+        """What `update` adds, as llm's stream events. Raises HuggingChatError if it has no end."""
         match update:
             case StreamUpdate(token=token):
                 self._add_text(self._seen_text.feed(token))
@@ -2421,7 +2414,7 @@ class Answer:
             if event.chunk or event.type == "tool_result":
                 self.last_type = event.type
         if self._size > ANSWER_LIMIT:
-            raise TooLarge(f"The answer has no end: it has {self._size:,} characters so far.")
+            raise HuggingChatError(f"The answer has no end: {self._size:,} characters so far.")
         return events
 
     def _give(self, kind: str, text: str) -> None:
@@ -3411,7 +3404,7 @@ class Exchange:
     async def read(self, silence: float | None) -> bytes:
         """What comes next of the body, within `silence` seconds; b"" at the end.
 
-        Raises ConnectionLost, TooLarge, HuggingChatError.
+        Raises ConnectionLost, HuggingChatError.
         """
         allowed = silence and (silence if self._received else silence + self._upload)
         try:
@@ -3432,7 +3425,7 @@ class Exchange:
             self._task.result()
         except RequestException as error:
             if self._received > self._max_bytes:
-                raise TooLarge(
+                raise HuggingChatError(
                     f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
@@ -3601,7 +3594,7 @@ class Client:
         `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
         `limits.call_timeout`; a response that is written `into` a file takes its time. Raises
         ConnectionLost, HttpError for any status but 200, NotFound for a conversation that is not
-        there, TooLarge, HuggingChatError.
+        there, HuggingChatError.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
@@ -4329,7 +4322,7 @@ class Run:
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
 
-        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
+        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
         try:

@@ -19,6 +19,7 @@ from llm_huggingchat import (
     EventStreamDecoder,
     FileUpdate,
     FinalAnswer,
+    HuggingChatError,
     JsonLinesDecoder,
     PromptedFeatures,
     ReasoningUpdate,
@@ -27,7 +28,6 @@ from llm_huggingchat import (
     StreamUpdate,
     ThinkTags,
     TitleUpdate,
-    TooLarge,
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
@@ -395,5 +395,5 @@ def test_answer_knows_what_it_has(updates, begun, alone, last):
 
 def test_answer_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
-    with pytest.raises(TooLarge, match="has no end"):
+    with pytest.raises(HuggingChatError, match="has no end"):
         told(*[StreamUpdate("x" * 100)] * 11)

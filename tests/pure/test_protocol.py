@@ -19,6 +19,7 @@ from llm_huggingchat import (
     EventStreamDecoder,
     FileUpdate,
     FinalAnswer,
+    HuggingChatError,
     JsonLinesDecoder,
     LogEnd,
     ReasoningUpdate,
@@ -27,7 +28,6 @@ from llm_huggingchat import (
     StoredMessage,
     StreamUpdate,
     TitleUpdate,
-    TooLarge,
     ToolUpdate,
     Update,
     decode,
@@ -287,7 +287,7 @@ def test_stream_in_pieces_of_a_byte(stream, updates):
 def test_line_without_end_is_given_up(decoder, monkeypatch):
     monkeypatch.setattr(llm_huggingchat, "LINE_LIMIT", 1000)
     endless = decoder()
-    with pytest.raises(TooLarge, match="1,000 bytes"):
+    with pytest.raises(HuggingChatError, match="1,000 bytes"):
         list(map(endless.feed, [b"data: " + b"x" * 90] * 100))
 
 
