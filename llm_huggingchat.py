@@ -343,15 +343,13 @@ def leads_to_login(location: str) -> bool:
 
 def own_target(url: str, location: str) -> str:
     """The address that a redirect from `url` leads to, if it stays on the origin; else ""."""
-    try:
+    with contextlib.suppress(ValueError):
         target = urljoin(url, location)
-        same_origin = urlsplit(url)[:2] == urlsplit(target)[:2]
-    except ValueError:
-        return ""
-    return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
+        if urlsplit(url)[:2] == urlsplit(target)[:2] and re.fullmatch(r"[!-~]+", target):
+            return target
+    return ""
 
 
-@functools.cache
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -918,7 +916,6 @@ class Conversation(Struct):
     title: str = ""
     model: str = ""
     preprompt: str | None = None
-    root_message_id: str | None = None
 
     def answer_of(self, generation_id: str | None) -> StoredMessage | None:
         """The message that a run wrote."""
@@ -962,12 +959,6 @@ class SharedConversation(Struct):
     """The answer to POST /conversation/ID/share."""
 
     share_id: Id
-
-
-class Transcript(Struct):
-    """What is said in a recording; empty for silence."""
-
-    text: str
 
 
 def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
@@ -1059,73 +1050,69 @@ def is_usable_id(id: str) -> bool:
     return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
 
 
-def _built_in(rows: str) -> tuple[ModelInfo, ...]:
-    models = []
-    for row in rows.split():
-        id, _, flags = row.partition(":")
-        images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
-        models.append(ModelInfo(id, images, tools, reasoning, artifacts, router))
-    return tuple(models)
-
-
 # The service's catalogue of August 2026, for the time before the first refresh. After the
 # colon: takes (i)mages, takes (t)ools, (r)easons, writes (a)rtifacts, r(o)uter.
-BUILT_IN = _built_in(
-    """
-    omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
-    CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
-    CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
-    Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
-    nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
-    deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
-    NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra
-    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta swiss-ai/Apertus-v1.5-70B:ita
-    swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
-    prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t
-    CohereLabs/tiny-aya-fire XiaomiMiMo/MiMo-V2.5-Pro:tra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra stepfun-ai/Step-3.7-Flash:itra
-    google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
-    speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
-    moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
-    meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
-    pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
-    deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
-    Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
-    MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
-    google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global
-    CohereLabs/tiny-aya-earth CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita
-    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it MiniMaxAI/MiniMax-M2.5:tr
-    zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it google/gemma-3n-E4B-it:it
-    Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr MiniMaxAI/MiniMax-M2.1:t
-    zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
-    Qwen/Qwen3-VL-30B-A3B-Instruct:it aisingapore/Qwen-SEA-LION-v4-32B-IT:t
-    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t openai/gpt-oss-safeguard-20b:tr
-    zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t zai-org/GLM-4.6:t
-    deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it zai-org/GLM-4.6V:it
-    zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it Qwen/Qwen3-235B-A22B-Thinking-2507:t
-    Qwen/Qwen3-Next-80B-A3B-Instruct:t moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr
-    swiss-ai/Apertus-8B-Instruct-2509:t openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
-    meta-llama/Llama-3.1-8B-Instruct:t deepseek-ai/DeepSeek-R1:t
-    swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
-    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t
-    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t Qwen/Qwen3-8B:t
-    google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t Qwen/Qwen3-32B:t
-    Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t Qwen/Qwen3-235B-A22B:t
-    Qwen/Qwen2.5-Coder-32B-Instruct:t deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
-    deepseek-ai/DeepSeek-V3:t deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
-    deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
-    Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
-    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it deepseek-ai/DeepSeek-R1-Distill-Llama-8B
-    Qwen/Qwen2.5-72B-Instruct:t meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2
-    CohereLabs/c4ai-command-r-08-2024:t CohereLabs/aya-expanse-32b:t
-    CohereLabs/c4ai-command-a-03-2025:t CohereLabs/command-a-reasoning-08-2025:t
-    alpindale/WizardLM-2-8x22B:t deepseek-ai/DeepSeek-R1-Distill-Llama-70B
-    CohereLabs/aya-vision-32b:it CohereLabs/c4ai-command-r7b-arabic-02-2025:t
-    Sao10K/L3-8B-Lunaris-v1 zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
-    """
-)
+_BUILT_IN = """
+omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
+CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
+CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
+Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
+nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
+deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
+NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra tencent/Hy3:tra
+XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta swiss-ai/Apertus-v1.5-70B:ita
+swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
+deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
+prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t CohereLabs/tiny-aya-fire
+XiaomiMiMo/MiMo-V2.5-Pro:tra nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra
+stepfun-ai/Step-3.7-Flash:itra google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
+speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
+moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
+nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
+meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
+pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
+deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
+Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
+MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
+google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global CohereLabs/tiny-aya-earth
+CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it
+Qwen/Qwen3.5-397B-A17B:it MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t
+Qwen/Qwen3-VL-235B-A22B-Instruct:it google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t
+moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr MiniMaxAI/MiniMax-M2.1:t
+zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr Qwen/Qwen3-VL-30B-A3B-Instruct:it
+aisingapore/Qwen-SEA-LION-v4-32B-IT:t deepcogito/cogito-671b-v2.1:t
+deepcogito/cogito-671b-v2.1-FP8:t openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it
+deepseek-ai/DeepSeek-V3.2-Exp:t zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t
+Qwen/Qwen3-VL-235B-A22B-Thinking:it zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it
+zai-org/GLM-4.6V-FP8:it Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
+moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
+openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t meta-llama/Llama-3.1-8B-Instruct:t
+deepseek-ai/DeepSeek-R1:t swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
+Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t moonshotai/Kimi-K2-Instruct:t
+zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t Qwen/Qwen3-8B:t google/gemma-3-27b-it:it
+zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t Qwen/Qwen3-32B:t
+Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t Qwen/Qwen3-235B-A22B:t
+Qwen/Qwen2.5-Coder-32B-Instruct:t deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
+deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
+deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
+Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
+meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it deepseek-ai/DeepSeek-R1-Distill-Llama-8B
+Qwen/Qwen2.5-72B-Instruct:t meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2
+CohereLabs/c4ai-command-r-08-2024:t CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
+CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
+CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1 zai-org/GLM-4-32B-0414:t
+Qwen/Qwen2.5-Coder-3B-Instruct:t
+"""
+
+
+def _built_in(row: str) -> ModelInfo:
+    id, _, flags = row.partition(":")
+    images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
+    return ModelInfo(id, images, tools, reasoning, artifacts, router)
+
+
+BUILT_IN = tuple(map(_built_in, _BUILT_IN.split()))
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -1158,14 +1145,12 @@ def read_catalogue(value: Any) -> Catalogue:
     for entry in msgspec.convert(value, list[dict[str, Any]]):
         said = {name: value for name, value in entry.items() if value is not None}
         said["description"] = one_line(said.get("description", ""))
-        try:
+        with contextlib.suppress(msgspec.ValidationError):
             model = msgspec.convert(said, ModelInfo)
-        except msgspec.ValidationError:
-            model = ModelInfo("")
-        if is_usable_id(model.id):
-            models.setdefault(model.id, model)
-        else:
-            unusable.append(repr(one_line(said.get("id"), 60)))
+            if is_usable_id(model.id):
+                models.setdefault(model.id, model)
+                continue
+        unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
         raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
     return Catalogue(tuple(models.values()), unusable=tuple(unusable))
@@ -4069,7 +4054,8 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
         raise model_error(error, credentials, sent=f"the recording {name}") from None
-    text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
+    said = read_body(response, dict[str, Any], credentials.server).get("text")
+    text = _string(said).strip()
     if not text:
         raise HuggingChatError(f"{host} heard no words in {name}.")
     return text
