@@ -18,12 +18,12 @@ from llm_huggingchat import (
     EventStreamDecoder,
     FileUpdate,
     FinalAnswer,
+    HuggingChatError,
     JsonLinesDecoder,
     PromptedFeatures,
     StoredMessage,
     StreamUpdate,
     ThinkTags,
-    TooLarge,
     ToolCallBody,
     ToolResultBody,
     ToolUpdate,
@@ -273,5 +273,5 @@ def test_length_seen_is_counted_as_javascript_does():
 
 def test_answer_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
-    with pytest.raises(TooLarge, match="has no end"):
+    with pytest.raises(HuggingChatError, match="has no end"):
         told(*[StreamUpdate("x" * 100)] * 11)

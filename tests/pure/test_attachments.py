@@ -179,10 +179,9 @@ def test_type_is_found_out_by_name_or_content(name: str, content: bytes, type: s
         (llm.Attachment(url="https://a.example/x%20y.png?z"), "x y.png"),
         (llm.Attachment(type="image/png; q=1", content=b"x"), "attachment.png"),
         (llm.Attachment(content=b"x"), "attachment"),
-        (None, "attachment"),
     ],
 )
-def test_name_is_what_people_know(attachment: llm.Attachment | None, name: str) -> None:
+def test_name_is_what_people_know(attachment: llm.Attachment, name: str) -> None:
     assert attachment_name(attachment) == shown_name(attachment) == name
 
 

@@ -303,7 +303,7 @@ def test_answer_that_is_saved_on_the_way_is_given_but_is_not_yet_stored():
             if answer := self.arrivals and found.answer_of("g"):
                 ends = [FINAL] if self.seconds < 5 else [FINAL, FINISHED]
                 answer.content = "".join(WORDS)
-                answer.updates = msgspec.Raw(json.dumps(ends).encode())
+                answer.updates = [msgspec.Raw(json.dumps(end).encode()) for end in ends]
             return found
 
     world = Saving(("cut", 300), lag=1e6, log=False)
