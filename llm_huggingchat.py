@@ -5731,12 +5731,11 @@ def logged_answers(store: LogStore, server: Server) -> list[LoggedAnswer]:
     )
     found = []
     for hash, thread_id, payload in rows:
-        with contextlib.suppress(ValueError, RecursionError):
-            metadata = _mapping(_mapping(json.loads(payload)).get("provider_metadata"))
-            about = _mapping(metadata.get("huggingchat"))
-            ids = map(known_id, map(about.get, ("conversation_id", "message_id", "generation_id")))
-            if about.get("server") == server.url:
-                found.append(LoggedAnswer(hash, thread_id, *ids))
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+            about = json.loads(payload)["provider_metadata"]["huggingchat"]
+            if about["server"] == server.url:
+                ids = map(about.get, ("conversation_id", "message_id", "generation_id"))
+                found.append(LoggedAnswer(hash, thread_id, *map(known_id, ids)))
     return found
 
 
@@ -5756,13 +5755,6 @@ class ConversationRef(msgspec.Struct, frozen=True):
         return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
-class StoredTurn(msgspec.Struct, frozen=True):
-    """A stored answer, and what the person said since the answer before it."""
-
-    questions: list[StoredMessage]
-    answer: StoredMessage
-
-
 class ConversationTree(msgspec.Struct, frozen=True):
     """A conversation, its texts as they may be shown, and its branches, the newest one first.
 
@@ -5773,7 +5765,7 @@ class ConversationTree(msgspec.Struct, frozen=True):
     title: str
     model: str
     preprompt: str
-    branches: list[list[StoredTurn]]
+    branches: list[list[StoredMessage]]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -5785,34 +5777,25 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def branches_of(conversation: Conversation) -> list[list[StoredTurn]]:
+def branches_of(conversation: Conversation) -> list[list[StoredMessage]]:
     """Every branch, from its first question to its last answer; the newest one first.
 
     Empty answers, answers that are still being written, and questions without an answer are
     left out.
     """
-    messages = {message.id: message for message in conversation.messages}
-    answers = {id: message for id, message in messages.items() if _is_answer(message)}
-    inner = {id for message in answers.values() for id in message.ancestors or ()}
-    leaves = [message for id, message in answers.items() if id not in inner]
-    branches = []
-    for leaf in sorted(leaves, key=lambda leaf: leaf.created_at or "", reverse=True):
-        branch: list[StoredTurn] = []
-        questions: list[StoredMessage] = []
-        for id in dict.fromkeys([*(leaf.ancestors or ()), leaf.id]):
-            if id in answers:
-                branch.append(StoredTurn(questions, answers[id]))
-                questions = []
-            elif id in messages and messages[id].sender == "user":
-                questions.append(messages[id])
-        branches.append(branch)
-    return branches
+    said = {message.id: message for message in conversation.messages if _is_said(message)}
+    answers = [message for message in said.values() if message.sender == "assistant"]
+    inner = {id for answer in answers for id in answer.ancestors or ()}
+    leaves = [answer for answer in answers if answer.id not in inner]
+    leaves.sort(key=lambda leaf: leaf.created_at or "", reverse=True)
+    branches = (dict.fromkeys([*(leaf.ancestors or ()), leaf.id]) for leaf in leaves)
+    return [[said[id] for id in branch if id in said] for branch in branches]
 
 
-def _is_answer(message: StoredMessage) -> bool:
-    """Whether a message is an answer, and no longer being written."""
+def _is_said(message: StoredMessage) -> bool:
+    """Whether a message is a person's, or an answer that is no longer being written."""
     if message.sender != "assistant":
-        return False
+        return message.sender == "user"
     updates, complete, settled = stored_updates(message)
     updated = parse_time(message.updated_at)
     if message.generation_id and updated and not (complete or settled):
@@ -5874,8 +5857,7 @@ def response_of(
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
-    if ref.shared and response.response_json:
-        response.response_json["huggingchat"]["url"] = ref.page
+    response.response_json["huggingchat"]["url"] = ref.page
     response.set_resolved_model(answer.router.model or model)
     begun, ended = parse_time(message.created_at), parse_time(message.updated_at)
     response._start_utcnow = begun
@@ -5905,19 +5887,19 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for turn in next(iter(tree.branches), []):
-        for message in turn.questions:
-            pieces.append("## User" if for_model else "## You")
-            pieces += _markdown(question_of(tree, message))
-        response = response_of(tree, turn.answer, [])
-        pieces.append(f"## {response.resolved_model}")
-        for answer in response.messages():
-            pieces += _markdown(answer, reasoning=not for_model)
+    for message in next(iter(tree.branches), []):
+        if message.sender == "user":
+            name, said = "User" if for_model else "You", [question_of(tree, message)]
+        else:
+            response = response_of(tree, message, [])
+            name, said = str(response.resolved_model), response.messages()
+        parts = itertools.chain.from_iterable(each.parts for each in said)
+        pieces += [f"## {name}", *_markdown(parts, reasoning=not for_model)]
     return "\n\n".join(pieces) + "\n"
 
 
-def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
-    for part in message.parts:
+def _markdown(parts: Iterable[Part], reasoning: bool) -> Iterator[str]:
+    for part in parts:
         match part:
             case TextPart():
                 yield part.text.strip("\n")
@@ -5947,26 +5929,26 @@ class Importer:
         self._store = store
         self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
         self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
+        self._models: set[str] = set()
         rows = store.db.execute("select tip_message_hash, id from threads order by id")
         self._tips = {str(tip): str(id) for tip, id in rows if tip}
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
-    def knows(self, branches: list[list[StoredTurn]]) -> bool:
+    def knows(self, branches: list[list[StoredMessage]]) -> bool:
         """Whether everything in these branches is logged."""
-        return all(self._logged(branch[-1].answer) for branch in branches)
+        return all(self._logged(branch[-1]) for branch in branches)
 
     def add(
-        self, tree: ConversationTree, branches: list[list[StoredTurn]]
+        self, tree: ConversationTree, branches: list[list[StoredMessage]]
     ) -> list[tuple[str, int]]:
         """Log what is new in these branches, all of it or nothing: threads and numbers of turns.
 
         Raises sqlite3.Error.
         """
-        models: set[str] = set()
         with self._store.db.atomic():
-            added = [self._add(tree, branch, models) for branch in branches]
-        remember_models(tree.ref.server.url, models)
+            added = [self._add(tree, branch) for branch in branches]
+        remember_models(tree.ref.server.url, self._models)
         return added
 
     def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
@@ -5975,38 +5957,37 @@ class Importer:
         for id in filter(None, ids):
             self._hashes.setdefault(id, []).append(hash)
 
-    def _logged(self, answer: StoredMessage) -> str | None:
-        """The logged message that is this answer; preferably the last one of a thread."""
-        ids = filter(None, (answer.id, answer.generation_id))
+    def _logged(self, message: StoredMessage) -> str:
+        """The logged answer that this is, preferably the last one of a thread; or ""."""
+        ids = filter(None, (message.id, message.generation_id))
         hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
+        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
 
-    def _add(
-        self, tree: ConversationTree, branch: list[StoredTurn], models: set[str]
-    ) -> tuple[str, int]:
-        logged = [self._logged(turn.answer) or "" for turn in branch]
+    def _add(self, tree: ConversationTree, branch: list[StoredMessage]) -> tuple[str, int]:
+        logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip = logged[start - 1] if start else ""
+        tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
         thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
         if start == len(branch):
             return thread_id, 0
         if tip not in self._tips:
-            leaf = branch[-1].answer
             names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
             id = ulid_of(parse_time(leaf.created_at), *names)
             thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
         self._tips.pop(tip, None)
         history = self._history(tree, tip)
-        for turn in branch[start:]:
-            history += [question_of(tree, message) for message in turn.questions]
-            response = response_of(tree, turn.answer, history)
+        for message in branch[start:]:
+            if message.sender == "user":
+                history.append(question_of(tree, message))
+                continue
+            response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            models.add(response.model.model_id.removeprefix("huggingchat/"))
-            tip = str(self._store.thread_tip(thread_id))
-            self._remember(tip, thread_id, turn.answer.id, turn.answer.generation_id)
+            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
+            tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
+            self._remember(tip, thread_id, message.id, message.generation_id)
         self._tips[tip] = thread_id
-        return thread_id, len(branch) - start
+        return thread_id, turns
 
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
@@ -7016,7 +6997,8 @@ def artifacts(
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
     branch = next(iter(tree.branches), [])
-    found = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
+    answers = (message.content for message in branch if message.sender == "assistant")
+    found = artifacts_of(map(join_surrogates, answers))
     files = _write_artifacts(artifact_names(found, every), output, show)
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
