@@ -6016,6 +6016,11 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        # \b keeps the lines of the examples as they are.
+        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", "\b\nExamples:", 1)
+        super().add_command(cmd, name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -6052,8 +6057,8 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
         "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
         "by default it is the latest conversation in llm's logs."
     )
-    help = inspect.cleandoc(command.__doc__ or "")
-    command.__doc__ = help.replace("\b", f"{text}\n\n\b", 1)
+    help = command.__doc__ or ""
+    command.__doc__ = help.replace("Examples:", f"{text}\n\n    Examples:", 1)
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
@@ -6188,7 +6193,6 @@ def login(browser: str | None) -> None:
     session from it, stores both in llm's key store and refreshes the list of models. On a
     terminal it asks for the cookie and does not show it; otherwise it reads standard input.
 
-    \b
     Examples:
         llm huggingchat login
         llm huggingchat login --browser firefox
@@ -6298,7 +6302,6 @@ def logout(yes: bool) -> None:
 
     Where there are no logins, your conversations cannot be found without them, so it asks.
 
-    \b
     Examples:
         llm huggingchat logout
     """
@@ -6324,7 +6327,6 @@ def status(ctx: click.Context, json_: bool) -> None:
 
     The exit status is 1 if they would fail.
 
-    \b
     Examples:
         llm huggingchat status
         llm huggingchat status --json
@@ -6378,7 +6380,6 @@ def _fill_status(state: dict[str, Any]) -> None:
 def refresh() -> None:
     """Fetch the list of models, and show what was added and removed.
 
-    \b
     Examples:
         llm huggingchat refresh
     """
@@ -6406,7 +6407,6 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
 
     Each -q, as for `llm models`, has to be a part of the id or of an alias.
 
-    \b
     Examples:
         llm huggingchat models
         llm huggingchat models -q qwen -q coder
@@ -6527,7 +6527,6 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     of all models that have any. They are settings of your account: they apply from the next
     message on, here and on the web page.
 
-    \b
     Examples:
         llm huggingchat settings
         llm huggingchat settings hf-deepseek --reasoning-effort low
@@ -6664,11 +6663,10 @@ def find_conversations(
     return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
 
 
-async def for_each(
-    client: Client,
+def call_for_each(
     credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, Credentials, ConversationRef], Coroutine[Any, Any, T]],
     label: str,
     done: Callable[[T], None] = lambda _: None,
 ) -> None:
@@ -6678,25 +6676,27 @@ async def for_each(
     some conversations were not there.
     """
 
-    async def work_if_there(ref: ConversationRef) -> list[T]:
-        with contextlib.suppress(NotFound):
-            return [await work(ref)]
-        return []
+    async def run(client: Client, credentials: Credentials) -> None:
+        async def work_if_there(ref: ConversationRef) -> list[T]:
+            with contextlib.suppress(NotFound):
+                return [await work(client, credentials, ref)]
+            return []
 
-    missing = []
-    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
-    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        missing = []
         async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
             async for ref, result in results:
                 bar.update(1)
                 missing += [] if result else [ref.id]
                 for each in result:
                     done(each)
-    if missing:
-        await require_login(client, credentials)
-        host = credentials.server.host
-        ids = ", ".join(missing)
-        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+        if missing:
+            await require_login(client, credentials)
+            host, ids = credentials.server.host, ", ".join(missing)
+            raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+
+    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
+    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        call_server(credentials, run)
 
 
 @huggingchat.command()
@@ -6714,7 +6714,6 @@ def conversations(number: int, query: str, json_: bool) -> None:
 
     Shows id, age, title and model. Those in llm's logs are marked with a star.
 
-    \b
     Examples:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
@@ -6759,7 +6758,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     only what is new. A shared conversation is copied into your account first, as the web
     page does.
 
-    \b
     Examples:
         llm huggingchat import 6b039392759aa03066f1190f
         llm huggingchat import https://huggingface.co/chat/r/aBcD123
@@ -6771,32 +6769,30 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     refs = find_conversations(names or [None], credentials, every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def fetch(ref: ConversationRef) -> ConversationTree:
-            tree = await read_tree(client, credentials, ref)
-            if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
-                return tree
-            # Only a copy in the account can be continued there.
-            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-            response = await client.call(credentials, "POST", path, value, idempotent=False)
-            copy = read_body(
-                response, Envelope[CreatedConversation], ref.server
-            ).json.conversation_id
-            return await read_tree(client, credentials, ConversationRef(ref.server, copy))
+    async def fetch(
+        client: Client, credentials: Credentials, ref: ConversationRef
+    ) -> ConversationTree:
+        tree = await read_tree(client, credentials, ref)
+        if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
+            return tree
+        # Only a copy in the account can be continued there.
+        path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+        response = await client.call(credentials, "POST", path, value, idempotent=False)
+        copy = read_body(response, Envelope[CreatedConversation], ref.server).json
+        ref = ConversationRef(ref.server, copy.conversation_id)
+        return await read_tree(client, credentials, ref)
 
-        def add(tree: ConversationTree) -> None:
-            added = importer.add(tree, tree.branches[wanted])
-            for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
-                click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
-            if not added:
-                click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
+    def add(tree: ConversationTree) -> None:
+        added = importer.add(tree, tree.branches[wanted])
+        for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
+            click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
+        if not added:
+            click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
 
-        label = "" if sys.stdout.isatty() else "Conversations imported"
-        await for_each(client, credentials, refs, fetch, label, add)
-
+    label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
         importer = Importer(store, credentials.server)
-        call_server(credentials, work)
+        call_for_each(credentials, refs, fetch, label, add)
 
 
 @huggingchat.command(name="open")
@@ -6805,7 +6801,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
 def open_(name: str | None, only_print: bool) -> None:
     """Open the page of a conversation in the browser, and print its address.
 
-    \b
     Examples:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
@@ -6822,7 +6817,6 @@ def open_(name: str | None, only_print: bool) -> None:
 def rename(name: str | None, title: str | None) -> None:
     """Give a conversation another title.
 
-    \b
     Examples:
         llm huggingchat rename 'A poem'
         llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
@@ -6848,7 +6842,6 @@ def rename(name: str | None, title: str | None) -> None:
 def share(name: str | None) -> None:
     """Print a link with which everybody can read a conversation, as it is now.
 
-    \b
     Examples:
         llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
@@ -6875,7 +6868,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     [ID|URL] is a conversation's id, the address of its page or its id in llm's logs. What
     llm's logs hold of a conversation stays there.
 
-    \b
     Examples:
         llm huggingchat delete 6b039392759aa03066f1190f
         llm huggingchat delete --all --yes
@@ -6885,26 +6877,21 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names, credentials, every=every, shared=False)
 
-    async def title(client: Client, credentials: Credentials) -> str:
-        found: Conversation = await client.conversation(credentials, refs[0].id)
-        return f"{one_line(found.title, 200)!r} ({refs[0].id})"
-
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def delete_one(ref: ConversationRef) -> None:
-            path = api_path(ref.id)
-            try:
-                await client.call(credentials, "DELETE", path, idempotent=False)
-            except (ConnectionLost, HttpError):
-                with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
-                    await client.call(credentials, "DELETE", path)
-
-        await for_each(client, credentials, refs, delete_one, "Conversations deleted")
+    async def delete_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
+        path = api_path(ref.id)
+        try:
+            await client.call(credentials, "DELETE", path, idempotent=False)
+        except (ConnectionLost, HttpError):
+            with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
+                await client.call(credentials, "DELETE", path)
 
     what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
-        what = call_server(credentials, title) if len(refs) == 1 else what
+        if len(refs) == 1:
+            tree = call_server(credentials, functools.partial(read_tree, ref=refs[0]))
+            what = f"{tree.title!r} ({tree.ref.id})"
         click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
-    call_server(credentials, work)
+    call_for_each(credentials, refs, delete_one, "Conversations deleted")
     click.echo(f"Deleted {what} on {credentials.server.host}.")
 
 
@@ -6922,7 +6909,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
 def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """Write a conversation as Markdown or JSON.
 
-    \b
     Examples:
         llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
@@ -6987,7 +6973,6 @@ def artifacts(
     they are as in that panel, with the updates of later answers applied. Shows identifier,
     kind, title and versions of those in the newest branch.
 
-    \b
     Examples:
         llm huggingchat artifacts
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
@@ -7083,7 +7068,6 @@ def transcribe(file: str) -> None:
     FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB. It can be an address on
     the web; - is standard input.
 
-    \b
     Examples:
         llm huggingchat transcribe memo.mp3
     """
@@ -7107,7 +7091,6 @@ def transcribe(file: str) -> None:
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
 
-    \b
     Examples:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
