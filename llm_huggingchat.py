@@ -6057,8 +6057,7 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
         "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
         "by default it is the latest conversation in llm's logs."
     )
-    help = command.__doc__ or ""
-    command.__doc__ = help.replace("Examples:", f"{text}\n\n    Examples:", 1)
+    command.__doc__ = (command.__doc__ or "").replace("Examples:", f"{text}\n\n    Examples:", 1)
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
@@ -6142,8 +6141,9 @@ def open_in_browser(url: str) -> bool:
     return True
 
 
-def age(seconds: float) -> str:
-    """How long ago something was, in the largest unit that fits."""
+def age(since: float) -> str:
+    """How long ago a time was (seconds since 1970), in the largest unit that fits."""
+    seconds = time.time() - since
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             return f"{count_of(int(seconds // length), unit)} ago"
@@ -6334,32 +6334,6 @@ def status(ctx: click.Context, json_: bool) -> None:
     names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
     state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
     state |= {"ok": False, "cookies": "none", "models": 0}
-    try:
-        _fill_status(state)
-    except llm.ModelError as error:
-        state["reason"] = str(error)
-    if json_:
-        echo_json(state)
-        ctx.exit(0 if state["ok"] else 1)
-    nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
-    made, fetched, now = state["session_time"], state["catalogue_time"], time.time()
-    session = f", session made {age(now - made)}" if made else ""
-    refreshed = f"refreshed {age(now - fetched)}" if fetched else "built in, never refreshed"
-    click.echo(f"Server: {state['server'] or 'none'}")
-    click.echo(f"Logged in: {state['user'] or nobody}")
-    click.echo(f"Cookies: {state['cookies']}{session}")
-    click.echo(f"Models: {state['models']} ({refreshed})")
-    if not state["ok"]:
-        raise click.ClickException(state["reason"])
-
-
-def _fill_status(state: dict[str, Any]) -> None:
-    """Fill in what is known. Raises HuggingChatError if prompts would fail."""
-    server = current_server()
-    catalogue = load_catalogue(server.url)
-    state.update(server=server.url, models=len(catalogue.models), catalogue_time=catalogue.time)
-    key, source = find_key(server)
-    state["cookies"] = source if key else "none"
 
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
@@ -6367,10 +6341,30 @@ def _fill_status(state: dict[str, Any]) -> None:
         cookies = client.sessions.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
         if state["login_needed"] and not user:
-            raise login_error(server, cookies)
+            raise login_error(credentials.server, cookies)
 
-    call_server(Credentials(server, cookies_of_key(server, key) if key else None), ask)
-    state["ok"] = True
+    try:
+        server = current_server()
+        catalogue = load_catalogue(server.url)
+        state |= {"server": server.url, "models": len(catalogue.models)}
+        state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
+        call_server(current_credentials(), ask)
+        state["ok"] = True
+    except llm.ModelError as error:
+        state["reason"] = str(error)
+    if json_:
+        echo_json(state)
+        ctx.exit(0 if state["ok"] else 1)
+    nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
+    made, fetched = state["session_time"], state["catalogue_time"]
+    session = f", session made {age(made)}" if made else ""
+    refreshed = f"refreshed {age(fetched)}" if fetched else "built in, never refreshed"
+    click.echo(f"Server: {state['server'] or 'none'}")
+    click.echo(f"Logged in: {state['user'] or nobody}")
+    click.echo(f"Cookies: {state['cookies']}{session}")
+    click.echo(f"Models: {state['models']} ({refreshed})")
+    if not state["ok"]:
+        raise click.ClickException(state["reason"])
 
 
 # Models
@@ -6443,14 +6437,14 @@ OVERRIDES = {
 }
 
 
-def settings_of(account: dict[str, Any], id: str) -> dict[str, Any]:
-    """A model's settings by their names; None is what the model or the server does by default."""
-    found = dict.fromkeys(OVERRIDES)
+def settings_of(account: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each model that has any, by their names; None is the default."""
+    found: dict[str, dict[str, Any]] = {}
     for name, key in OVERRIDES.items():
-        value = _mapping(account.get(key)).get(id)
-        if isinstance(value, bool | str) and value != "auto":
-            found[name] = value
-    return found
+        for id, value in _mapping(account.get(key)).items():
+            if isinstance(value, bool | str) and value != "auto":
+                found.setdefault(id, dict.fromkeys(OVERRIDES))[name] = value
+    return dict(sorted(found.items()))
 
 
 async def account_settings(client: Client, credentials: Credentials) -> dict[str, Any]:
@@ -6488,7 +6482,7 @@ async def change_settings(
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     account = await account_settings(client, credentials)
-    if not changes.items() <= settings_of(account, id).items():
+    if not changes.items() <= settings_of(account).get(id, dict.fromkeys(OVERRIDES)).items():
         raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
     return account
 
@@ -6543,10 +6537,9 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     if changes:
         work = functools.partial(change_settings, id=id, changes=changes)
     account = call_server(credentials, work)
-    overridden = {each for key in OVERRIDES.values() for each in _mapping(account.get(key))}
-    found = {each: settings_of(account, each) for each in ([id] if id else sorted(overridden))}
-    if not id:
-        found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
+    found = settings_of(account)
+    if id:
+        found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
@@ -6666,7 +6659,7 @@ def find_conversations(
 def call_for_each(
     credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[Client, Credentials, ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, ConversationRef], Coroutine[Any, Any, T]],
     label: str,
     done: Callable[[T], None] = lambda _: None,
 ) -> None:
@@ -6679,7 +6672,7 @@ def call_for_each(
     async def run(client: Client, credentials: Credentials) -> None:
         async def work_if_there(ref: ConversationRef) -> list[T]:
             with contextlib.suppress(NotFound):
-                return [await work(client, credentials, ref)]
+                return [await work(client, ref)]
             return []
 
         missing = []
@@ -6724,19 +6717,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     with open_logs() as store:
         answers = logged_answers(store, credentials.server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
-    now = datetime.datetime.now(datetime.UTC)
     shown = []
     for entry in found:
-        title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        about = {"id": entry.id, "title": title, "model": model}
-        about["updated_at"] = one_line(entry.updated_at, 60)
-        about["url"] = credentials.server.page(entry.id)
-        shown.append({**about, "thread_id": threads.get(entry.id)})
+        about = {name: one_line(text, 200) for name, text in msgspec.structs.asdict(entry).items()}
+        here = {"url": credentials.server.page(entry.id), "thread_id": threads.get(entry.id)}
+        shown.append({**about, **here})
         if not json_:
             updated = parse_time(entry.updated_at)
-            when = age((now - updated).total_seconds()) if updated else ""
+            when = age(updated.timestamp()) if updated else ""
             mark = "*" if entry.id in threads else " "
-            click.echo(f"{entry.id} {mark} {when:>14}  {title} ({model})")
+            click.echo(f"{entry.id} {mark} {when:>14}  {about['title']} ({about['model']})")
     if json_:
         echo_json(shown)
     elif not found:
@@ -6769,9 +6759,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     refs = find_conversations(names or [None], credentials, every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def fetch(
-        client: Client, credentials: Credentials, ref: ConversationRef
-    ) -> ConversationTree:
+    async def fetch(client: Client, ref: ConversationRef) -> ConversationTree:
         tree = await read_tree(client, credentials, ref)
         if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
             return tree
@@ -6824,7 +6812,7 @@ def rename(name: str | None, title: str | None) -> None:
     if title is None:  # one argument is the title
         name, title = None, name or ""
     title = title.strip()
-    if not 0 < len(title) <= 100:
+    if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server, shared=False)
@@ -6877,7 +6865,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names, credentials, every=every, shared=False)
 
-    async def delete_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
+    async def delete_one(client: Client, ref: ConversationRef) -> None:
         path = api_path(ref.id)
         try:
             await client.call(credentials, "DELETE", path, idempotent=False)
@@ -6984,7 +6972,10 @@ def artifacts(
     branch = next(iter(tree.branches), [])
     answers = (message.content for message in branch if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
-    files = _write_artifacts(artifact_names(found, every), output, show)
+    names = artifact_names(found, every)
+    if output is None:
+        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
+    files = _write_artifacts(names, output) if names else []
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
@@ -7004,13 +6995,9 @@ def artifacts(
 
 
 def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None, show: bool
+    names: list[tuple[Version, str]], output: pathlib.Path | None
 ) -> list[tuple[pathlib.Path, Version]]:
-    """Write versions to files in `output`, or what a browser can show to a temporary folder."""
-    if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
-    if not names:
-        return []
+    """Write versions to files in `output`, or in a temporary folder."""
     folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
     folder.mkdir(parents=True, exist_ok=True)
     files = [(folder / name, version) for version, name in names]
