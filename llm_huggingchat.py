@@ -1683,8 +1683,8 @@ class Version(msgspec.Struct, frozen=True):
     title: str
     language: str
     content: str
-    cut: bool
-    missed: tuple[str, ...] = ()
+    missed: tuple[str, ...]
+    cut: bool = msgspec.field(name="interrupted")
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -1746,7 +1746,7 @@ def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
         if tag.kind != "update":
             operation = "rewrite" if identifier in made else "create"
             title, content = tag.title or identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+            version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
         elif made:
             if identifier not in made:  # models change names; else it is the one made last
                 named = identifier.strip().lower()
@@ -5755,17 +5755,17 @@ class ConversationRef(msgspec.Struct, frozen=True):
         return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
-class ConversationTree(msgspec.Struct, frozen=True):
-    """A conversation, its texts as they may be shown, and its branches, the newest one first.
+Branch = list[StoredMessage]  # from a conversation's first question to its last answer
 
-    `model` is the id of the model that the next turn would use; `preprompt` may be "".
-    """
+
+class ConversationTree(msgspec.Struct, frozen=True):
+    """A conversation, its texts as they may be shown, and its branches, the newest one first."""
 
     ref: ConversationRef
     title: str
-    model: str
-    preprompt: str
-    branches: list[list[StoredMessage]]
+    model: str  # the id of the one that the next turn would use
+    preprompt: str  # may be ""
+    branches: list[Branch]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -5777,8 +5777,8 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def branches_of(conversation: Conversation) -> list[list[StoredMessage]]:
-    """Every branch, from its first question to its last answer; the newest one first.
+def branches_of(conversation: Conversation) -> list[Branch]:
+    """Every branch of a conversation, the newest one first.
 
     Empty answers, answers that are still being written, and questions without an answer are
     left out.
@@ -5828,10 +5828,7 @@ def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
 def response_of(
     tree: ConversationTree, message: StoredMessage, history: list[Message]
 ) -> llm.Response:
-    """A stored answer as the response that llm would have logged, had it asked.
-
-    `history` is what was said before, the question included.
-    """
+    """A stored answer as llm would have logged it; `history` ends with the question."""
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
     updates, complete, _ = stored_updates(message)
@@ -5935,13 +5932,11 @@ class Importer:
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
-    def knows(self, branches: list[list[StoredMessage]]) -> bool:
+    def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
         return all(self._logged(branch[-1]) for branch in branches)
 
-    def add(
-        self, tree: ConversationTree, branches: list[list[StoredMessage]]
-    ) -> list[tuple[str, int]]:
+    def add(self, tree: ConversationTree, branches: list[Branch]) -> list[tuple[str, int]]:
         """Log what is new in these branches, all of it or nothing: threads and numbers of turns.
 
         Raises sqlite3.Error.
@@ -5963,7 +5958,7 @@ class Importer:
         hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
         return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
 
-    def _add(self, tree: ConversationTree, branch: list[StoredMessage]) -> tuple[str, int]:
+    def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
         tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
@@ -5992,8 +5987,7 @@ class Importer:
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            said: list[Part] = [TextPart(text=tree.preprompt)]
-            return [Message("system", said)] if tree.preprompt else []
+            return [Message("system", [TextPart(text=tree.preprompt)])] if tree.preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -6113,10 +6107,7 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, Use
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Whether the session was expired, and is renewed now.
-
-    Raises HuggingChatError if nobody is logged in where that is necessary.
-    """
+    """Whether an expired session is renewed now. Raises HuggingChatError if a login is missing."""
     before = client.sessions.current(credentials)
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
@@ -6214,10 +6205,7 @@ def login(browser: str | None) -> None:
 
 
 async def log_in(client: Client, credentials: Credentials) -> str:
-    """Keep cookies if the server accepts them, and refresh the models: the account's name.
-
-    Raises HuggingChatError if it does not.
-    """
+    """Keep cookies, and refresh the models: the account's name. Raises HuggingChatError."""
     server = credentials.server
     _, user = await find_user(client, credentials)
     cookies = client.sessions.current(credentials).cookies
@@ -6456,13 +6444,13 @@ async def account_settings(client: Client, credentials: Credentials) -> dict[str
 
 async def change_settings(
     client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
-) -> dict[str, Any]:
-    """Change a model's settings; None restores a default. The account's settings afterwards.
+) -> dict[str, dict[str, Any]]:
+    """Change a model's settings, if at all; None restores a default. All settings afterwards.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
     """
-    host, provider = credentials.server.host, changes.get("provider")
+    provider = changes.get("provider")
     if provider and provider not in POLICIES:
         path = f"/api/v2/models/{quote(id)}"
         details = await client.get(credentials.public, path, ModelDetails)
@@ -6473,6 +6461,8 @@ async def change_settings(
                 f"or choose {', '.join(POLICIES)}."
             )
     account = await account_settings(client, credentials)
+    if not changes:
+        return settings_of(account)
     changed = {key: value for key, value in account.items() if value is not None}
     for name, value in changes.items():
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
@@ -6481,10 +6471,11 @@ async def change_settings(
         session = anonymous_session(credentials.server, note)
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
-    account = await account_settings(client, credentials)
-    if not changes.items() <= settings_of(account).get(id, dict.fromkeys(OVERRIDES)).items():
+    found = settings_of(await account_settings(client, credentials))
+    if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
+        host = credentials.server.host
         raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
-    return account
+    return found
 
 
 def _model_named(name: str) -> ModelInfo:
@@ -6533,11 +6524,8 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         raise click.UsageError("Which model? Give an alias or an id.")
     id = _model_named(name).id if name else ""
     credentials = current_credentials()
-    work: Work[dict[str, Any]] = account_settings
-    if changes:
-        work = functools.partial(change_settings, id=id, changes=changes)
-    account = call_server(credentials, work)
-    found = settings_of(account)
+    work = functools.partial(change_settings, id=id, changes=changes)
+    found = call_server(credentials, work)
     if id:
         found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
     if json_:
@@ -6626,11 +6614,8 @@ async def read_tree(
 async def list_conversations(
     client: Client, credentials: Credentials, number: int = 0, query: str = ""
 ) -> list[ConversationSummary]:
-    """The first `number` conversations, or all, whose title contains `query`, newest first.
-
-    Each is there once, even if the pages shift meanwhile.
-    """
-    listed: dict[str, ConversationSummary] = {}
+    """The first `number` conversations, or all, whose title contains `query`, newest first."""
+    listed: dict[str, ConversationSummary] = {}  # each once, even if pages shift meanwhile
     number, page = number or sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
@@ -7038,8 +7023,6 @@ def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     versions = msgspec.to_builtins(artifact.versions)
-    for version in versions:
-        version["interrupted"] = version.pop("cut")
     latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
     return {"identifier": artifact.identifier, **latest, "versions": versions}
 
