@@ -1534,8 +1534,8 @@ class Version(msgspec.Struct, frozen=True):
     title: str
     language: str
     content: str
-    cut: bool
-    missed: tuple[str, ...] = ()
+    missed: tuple[str, ...]
+    cut: bool = msgspec.field(name="interrupted")
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -1597,7 +1597,7 @@ def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
         if tag.kind != "update":
             operation = "rewrite" if identifier in made else "create"
             title, content = tag.title or identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
+            version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
         elif made:
             if identifier not in made:  # models change names; else it is the one made last
                 named = identifier.strip().lower()
@@ -5582,12 +5582,11 @@ def logged_answers(store: LogStore, server: Server) -> list[LoggedAnswer]:
     )
     found = []
     for hash, thread_id, payload in rows:
-        with contextlib.suppress(ValueError, RecursionError):
-            metadata = _mapping(_mapping(json.loads(payload)).get("provider_metadata"))
-            about = _mapping(metadata.get("huggingchat"))
-            ids = map(known_id, map(about.get, ("conversation_id", "message_id", "generation_id")))
-            if about.get("server") == server.url:
-                found.append(LoggedAnswer(hash, thread_id, *ids))
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+            about = json.loads(payload)["provider_metadata"]["huggingchat"]
+            if about["server"] == server.url:
+                ids = map(about.get, ("conversation_id", "message_id", "generation_id"))
+                found.append(LoggedAnswer(hash, thread_id, *map(known_id, ids)))
     return found
 
 
@@ -5607,24 +5606,17 @@ class ConversationRef(msgspec.Struct, frozen=True):
         return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
-class StoredTurn(msgspec.Struct, frozen=True):
-    """A stored answer, and what the person said since the answer before it."""
-
-    questions: list[StoredMessage]
-    answer: StoredMessage
+Branch = list[StoredMessage]  # from a conversation's first question to its last answer
 
 
 class ConversationTree(msgspec.Struct, frozen=True):
-    """A conversation, its texts as they may be shown, and its branches, the newest one first.
-
-    `model` is the id of the model that the next turn would use; `preprompt` may be "".
-    """
+    """A conversation, its texts as they may be shown, and its branches, the newest one first."""
 
     ref: ConversationRef
     title: str
-    model: str
-    preprompt: str
-    branches: list[list[StoredTurn]]
+    model: str  # the id of the one that the next turn would use
+    preprompt: str  # may be ""
+    branches: list[Branch]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -5636,34 +5628,25 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def branches_of(conversation: Conversation) -> list[list[StoredTurn]]:
-    """Every branch, from its first question to its last answer; the newest one first.
+def branches_of(conversation: Conversation) -> list[Branch]:
+    """Every branch of a conversation, the newest one first.
 
     Empty answers, answers that are still being written, and questions without an answer are
     left out.
     """
-    messages = {message.id: message for message in conversation.messages}
-    answers = {id: message for id, message in messages.items() if _is_answer(message)}
-    inner = {id for message in answers.values() for id in message.ancestors or ()}
-    leaves = [message for id, message in answers.items() if id not in inner]
-    branches = []
-    for leaf in sorted(leaves, key=lambda leaf: leaf.created_at or "", reverse=True):
-        branch: list[StoredTurn] = []
-        questions: list[StoredMessage] = []
-        for id in dict.fromkeys([*(leaf.ancestors or ()), leaf.id]):
-            if id in answers:
-                branch.append(StoredTurn(questions, answers[id]))
-                questions = []
-            elif id in messages and messages[id].sender == "user":
-                questions.append(messages[id])
-        branches.append(branch)
-    return branches
+    said = {message.id: message for message in conversation.messages if _is_said(message)}
+    answers = [message for message in said.values() if message.sender == "assistant"]
+    inner = {id for answer in answers for id in answer.ancestors or ()}
+    leaves = [answer for answer in answers if answer.id not in inner]
+    leaves.sort(key=lambda leaf: leaf.created_at or "", reverse=True)
+    branches = (dict.fromkeys([*(leaf.ancestors or ()), leaf.id]) for leaf in leaves)
+    return [[said[id] for id in branch if id in said] for branch in branches]
 
 
-def _is_answer(message: StoredMessage) -> bool:
-    """Whether a message is an answer, and no longer being written."""
+def _is_said(message: StoredMessage) -> bool:
+    """Whether a message is a person's, or an answer that is no longer being written."""
     if message.sender != "assistant":
-        return False
+        return message.sender == "user"
     updates, complete, settled = stored_updates(message)
     updated = parse_time(message.updated_at)
     if message.generation_id and updated and not (complete or settled):
@@ -5696,10 +5679,7 @@ def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
 def response_of(
     tree: ConversationTree, message: StoredMessage, history: list[Message]
 ) -> llm.Response:
-    """A stored answer as the response that llm would have logged, had it asked.
-
-    `history` is what was said before, the question included.
-    """
+    """A stored answer as llm would have logged it; `history` ends with the question."""
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
     updates, complete, _ = stored_updates(message)
@@ -5725,8 +5705,7 @@ def response_of(
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
-    if ref.shared and response.response_json:
-        response.response_json["huggingchat"]["url"] = ref.page
+    response.response_json["huggingchat"]["url"] = ref.page
     response.set_resolved_model(answer.router.model or model)
     begun, ended = parse_time(message.created_at), parse_time(message.updated_at)
     response._start_utcnow = begun
@@ -5756,19 +5735,19 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for turn in next(iter(tree.branches), []):
-        for message in turn.questions:
-            pieces.append("## User" if for_model else "## You")
-            pieces += _markdown(question_of(tree, message))
-        response = response_of(tree, turn.answer, [])
-        pieces.append(f"## {response.resolved_model}")
-        for answer in response.messages():
-            pieces += _markdown(answer, reasoning=not for_model)
+    for message in next(iter(tree.branches), []):
+        if message.sender == "user":
+            name, said = "User" if for_model else "You", [question_of(tree, message)]
+        else:
+            response = response_of(tree, message, [])
+            name, said = str(response.resolved_model), response.messages()
+        parts = itertools.chain.from_iterable(each.parts for each in said)
+        pieces += [f"## {name}", *_markdown(parts, reasoning=not for_model)]
     return "\n\n".join(pieces) + "\n"
 
 
-def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
-    for part in message.parts:
+def _markdown(parts: Iterable[Part], reasoning: bool) -> Iterator[str]:
+    for part in parts:
         match part:
             case TextPart():
                 yield part.text.strip("\n")
@@ -5798,26 +5777,24 @@ class Importer:
         self._store = store
         self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
         self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
+        self._models: set[str] = set()
         rows = store.db.execute("select tip_message_hash, id from threads order by id")
         self._tips = {str(tip): str(id) for tip, id in rows if tip}
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
-    def knows(self, branches: list[list[StoredTurn]]) -> bool:
+    def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
-        return all(self._logged(branch[-1].answer) for branch in branches)
+        return all(self._logged(branch[-1]) for branch in branches)
 
-    def add(
-        self, tree: ConversationTree, branches: list[list[StoredTurn]]
-    ) -> list[tuple[str, int]]:
+    def add(self, tree: ConversationTree, branches: list[Branch]) -> list[tuple[str, int]]:
         """Log what is new in these branches, all of it or nothing: threads and numbers of turns.
 
         Raises sqlite3.Error.
         """
-        models: set[str] = set()
         with self._store.db.atomic():
-            added = [self._add(tree, branch, models) for branch in branches]
-        remember_models(tree.ref.server.url, models)
+            added = [self._add(tree, branch) for branch in branches]
+        remember_models(tree.ref.server.url, self._models)
         return added
 
     def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
@@ -5826,44 +5803,42 @@ class Importer:
         for id in filter(None, ids):
             self._hashes.setdefault(id, []).append(hash)
 
-    def _logged(self, answer: StoredMessage) -> str | None:
-        """The logged message that is this answer; preferably the last one of a thread."""
-        ids = filter(None, (answer.id, answer.generation_id))
+    def _logged(self, message: StoredMessage) -> str:
+        """The logged answer that this is, preferably the last one of a thread; or ""."""
+        ids = filter(None, (message.id, message.generation_id))
         hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
+        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
 
-    def _add(
-        self, tree: ConversationTree, branch: list[StoredTurn], models: set[str]
-    ) -> tuple[str, int]:
-        logged = [self._logged(turn.answer) or "" for turn in branch]
+    def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
+        logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip = logged[start - 1] if start else ""
+        tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
         thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
         if start == len(branch):
             return thread_id, 0
         if tip not in self._tips:
-            leaf = branch[-1].answer
             names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
             id = ulid_of(parse_time(leaf.created_at), *names)
             thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
         self._tips.pop(tip, None)
         history = self._history(tree, tip)
-        for turn in branch[start:]:
-            history += [question_of(tree, message) for message in turn.questions]
-            response = response_of(tree, turn.answer, history)
+        for message in branch[start:]:
+            if message.sender == "user":
+                history.append(question_of(tree, message))
+                continue
+            response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            models.add(response.model.model_id.removeprefix("huggingchat/"))
-            tip = str(self._store.thread_tip(thread_id))
-            self._remember(tip, thread_id, turn.answer.id, turn.answer.generation_id)
+            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
+            tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
+            self._remember(tip, thread_id, message.id, message.generation_id)
         self._tips[tip] = thread_id
-        return thread_id, len(branch) - start
+        return thread_id, turns
 
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            said: list[Part] = [TextPart(text=tree.preprompt)]
-            return [Message("system", said)] if tree.preprompt else []
+            return [Message("system", [TextPart(text=tree.preprompt)])] if tree.preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -5885,6 +5860,11 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        # \b keeps the lines of the examples as they are.
+        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", "\b\nExamples:", 1)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -5922,8 +5902,7 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
         "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
         "by default it is the latest conversation in llm's logs."
     )
-    help = inspect.cleandoc(command.__doc__ or "")
-    command.__doc__ = help.replace("\b", f"{text}\n\n\b", 1)
+    command.__doc__ = (command.__doc__ or "").replace("Examples:", f"{text}\n\n    Examples:", 1)
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
@@ -5979,10 +5958,7 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Whether the session was expired, and is renewed now.
-
-    Raises HuggingChatError if nobody is logged in where that is necessary.
-    """
+    """Whether an expired session is renewed now. Raises HuggingChatError if a login is missing."""
     before = client.sessions.current(credentials)
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
@@ -6007,8 +5983,9 @@ def open_in_browser(url: str) -> bool:
     return True
 
 
-def age(seconds: float) -> str:
-    """How long ago something was, in the largest unit that fits."""
+def age(since: float) -> str:
+    """How long ago a time was (seconds since 1970), in the largest unit that fits."""
+    seconds = time.time() - since
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             return f"{count_of(int(seconds // length), unit)} ago"
@@ -6058,7 +6035,6 @@ def login(browser: str | None) -> None:
     session from it, stores both in llm's key store and refreshes the list of models. On a
     terminal it asks for the cookie and does not show it; otherwise it reads standard input.
 
-    \b
     Examples:
         llm huggingchat login
         llm huggingchat login --browser firefox
@@ -6080,10 +6056,7 @@ def login(browser: str | None) -> None:
 
 
 async def log_in(client: Client, credentials: Credentials) -> str:
-    """Keep cookies if the server accepts them, and refresh the models: the account's name.
-
-    Raises HuggingChatError if it does not.
-    """
+    """Keep cookies, and refresh the models: the account's name. Raises HuggingChatError."""
     server = credentials.server
     _, user = await find_user(client, credentials)
     cookies = client.sessions.current(credentials).cookies
@@ -6168,7 +6141,6 @@ def logout(yes: bool) -> None:
 
     Where there are no logins, your conversations cannot be found without them, so it asks.
 
-    \b
     Examples:
         llm huggingchat logout
     """
@@ -6194,7 +6166,6 @@ def status(ctx: click.Context, json_: bool) -> None:
 
     The exit status is 1 if they would fail.
 
-    \b
     Examples:
         llm huggingchat status
         llm huggingchat status --json
@@ -6202,32 +6173,6 @@ def status(ctx: click.Context, json_: bool) -> None:
     names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
     state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
     state |= {"ok": False, "cookies": "none", "models": 0}
-    try:
-        _fill_status(state)
-    except llm.ModelError as error:
-        state["reason"] = str(error)
-    if json_:
-        echo_json(state)
-        ctx.exit(0 if state["ok"] else 1)
-    nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
-    made, fetched, now = state["session_time"], state["catalogue_time"], time.time()
-    session = f", session made {age(now - made)}" if made else ""
-    refreshed = f"refreshed {age(now - fetched)}" if fetched else "built in, never refreshed"
-    click.echo(f"Server: {state['server'] or 'none'}")
-    click.echo(f"Logged in: {state['user'] or nobody}")
-    click.echo(f"Cookies: {state['cookies']}{session}")
-    click.echo(f"Models: {state['models']} ({refreshed})")
-    if not state["ok"]:
-        raise click.ClickException(state["reason"])
-
-
-def _fill_status(state: dict[str, Any]) -> None:
-    """Fill in what is known. Raises HuggingChatError if prompts would fail."""
-    server = current_server()
-    catalogue = load_catalogue(server.url)
-    state.update(server=server.url, models=len(catalogue.models), catalogue_time=catalogue.time)
-    key, source = find_key(server)
-    state["cookies"] = source if key else "none"
 
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
@@ -6235,10 +6180,30 @@ def _fill_status(state: dict[str, Any]) -> None:
         cookies = client.sessions.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
         if state["login_needed"] and not user:
-            raise login_error(server, cookies)
+            raise login_error(credentials.server, cookies)
 
-    call_server(Credentials(server, cookies_of_key(server, key) if key else None), ask)
-    state["ok"] = True
+    try:
+        server = current_server()
+        catalogue = load_catalogue(server.url)
+        state |= {"server": server.url, "models": len(catalogue.models)}
+        state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
+        call_server(current_credentials(), ask)
+        state["ok"] = True
+    except llm.ModelError as error:
+        state["reason"] = str(error)
+    if json_:
+        echo_json(state)
+        ctx.exit(0 if state["ok"] else 1)
+    nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
+    made, fetched = state["session_time"], state["catalogue_time"]
+    session = f", session made {age(made)}" if made else ""
+    refreshed = f"refreshed {age(fetched)}" if fetched else "built in, never refreshed"
+    click.echo(f"Server: {state['server'] or 'none'}")
+    click.echo(f"Logged in: {state['user'] or nobody}")
+    click.echo(f"Cookies: {state['cookies']}{session}")
+    click.echo(f"Models: {state['models']} ({refreshed})")
+    if not state["ok"]:
+        raise click.ClickException(state["reason"])
 
 
 # Models
@@ -6248,7 +6213,6 @@ def _fill_status(state: dict[str, Any]) -> None:
 def refresh() -> None:
     """Fetch the list of models, and show what was added and removed.
 
-    \b
     Examples:
         llm huggingchat refresh
     """
@@ -6276,7 +6240,6 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
 
     Each -q, as for `llm models`, has to be a part of the id or of an alias.
 
-    \b
     Examples:
         llm huggingchat models
         llm huggingchat models -q qwen -q coder
@@ -6313,14 +6276,14 @@ OVERRIDES = {
 }
 
 
-def settings_of(account: dict[str, Any], id: str) -> dict[str, Any]:
-    """A model's settings by their names; None is what the model or the server does by default."""
-    found = dict.fromkeys(OVERRIDES)
+def settings_of(account: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each model that has any, by their names; None is the default."""
+    found: dict[str, dict[str, Any]] = {}
     for name, key in OVERRIDES.items():
-        value = _mapping(account.get(key)).get(id)
-        if isinstance(value, bool | str) and value != "auto":
-            found[name] = value
-    return found
+        for id, value in _mapping(account.get(key)).items():
+            if isinstance(value, bool | str) and value != "auto":
+                found.setdefault(id, dict.fromkeys(OVERRIDES))[name] = value
+    return dict(sorted(found.items()))
 
 
 async def account_settings(client: Client, credentials: Credentials) -> dict[str, Any]:
@@ -6332,13 +6295,13 @@ async def account_settings(client: Client, credentials: Credentials) -> dict[str
 
 async def change_settings(
     client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
-) -> dict[str, Any]:
-    """Change a model's settings; None restores a default. The account's settings afterwards.
+) -> dict[str, dict[str, Any]]:
+    """Change a model's settings, if at all; None restores a default. All settings afterwards.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
     """
-    host, provider = credentials.server.host, changes.get("provider")
+    provider = changes.get("provider")
     if provider and provider not in POLICIES:
         path = f"/api/v2/models/{quote(id)}"
         details = await client.get(credentials.public, path, dict[str, Any])
@@ -6350,6 +6313,8 @@ async def change_settings(
                 f"or choose {', '.join(POLICIES)}."
             )
     account = await account_settings(client, credentials)
+    if not changes:
+        return settings_of(account)
     changed = {key: value for key, value in account.items() if value is not None}
     for name, value in changes.items():
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
@@ -6358,10 +6323,11 @@ async def change_settings(
         session = anonymous_session(credentials.server, note)
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
-    account = await account_settings(client, credentials)
-    if not changes.items() <= settings_of(account, id).items():
+    found = settings_of(await account_settings(client, credentials))
+    if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
+        host = credentials.server.host
         raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
-    return account
+    return found
 
 
 def _model_named(name: str) -> ModelInfo:
@@ -6398,7 +6364,6 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     of all models that have any. They are settings of your account: they apply from the next
     message on, here and on the web page.
 
-    \b
     Examples:
         llm huggingchat settings
         llm huggingchat settings hf-deepseek --reasoning-effort low
@@ -6411,14 +6376,10 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         raise click.UsageError("Which model? Give an alias or an id.")
     id = _model_named(name).id if name else ""
     credentials = current_credentials()
-    work: Work[dict[str, Any]] = account_settings
-    if changes:
-        work = functools.partial(change_settings, id=id, changes=changes)
-    account = call_server(credentials, work)
-    overridden = {each for key in OVERRIDES.values() for each in _mapping(account.get(key))}
-    found = {each: settings_of(account, each) for each in ([id] if id else sorted(overridden))}
-    if not id:
-        found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
+    work = functools.partial(change_settings, id=id, changes=changes)
+    found = call_server(credentials, work)
+    if id:
+        found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
@@ -6505,11 +6466,8 @@ async def read_tree(
 async def list_conversations(
     client: Client, credentials: Credentials, number: int = 0, query: str = ""
 ) -> list[ConversationSummary]:
-    """The first `number` conversations, or all, whose title contains `query`, newest first.
-
-    Each is there once, even if the pages shift meanwhile.
-    """
-    listed: dict[str, ConversationSummary] = {}
+    """The first `number` conversations, or all, whose title contains `query`, newest first."""
+    listed: dict[str, ConversationSummary] = {}  # each once, even if pages shift meanwhile
     number, page = number or sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
@@ -6535,11 +6493,10 @@ def find_conversations(
     return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
 
 
-async def for_each(
-    client: Client,
+def call_for_each(
     credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, ConversationRef], Coroutine[Any, Any, T]],
     label: str,
     done: Callable[[T], None] = lambda _: None,
 ) -> None:
@@ -6549,25 +6506,27 @@ async def for_each(
     some conversations were not there.
     """
 
-    async def work_if_there(ref: ConversationRef) -> list[T]:
-        with contextlib.suppress(NotFound):
-            return [await work(ref)]
-        return []
+    async def run(client: Client, credentials: Credentials) -> None:
+        async def work_if_there(ref: ConversationRef) -> list[T]:
+            with contextlib.suppress(NotFound):
+                return [await work(client, ref)]
+            return []
 
-    missing = []
-    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
-    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        missing = []
         async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
             async for ref, result in results:
                 bar.update(1)
                 missing += [] if result else [ref.id]
                 for each in result:
                     done(each)
-    if missing:
-        await require_login(client, credentials)
-        host = credentials.server.host
-        ids = ", ".join(missing)
-        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+        if missing:
+            await require_login(client, credentials)
+            host, ids = credentials.server.host, ", ".join(missing)
+            raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+
+    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
+    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        call_server(credentials, run)
 
 
 @huggingchat.command()
@@ -6585,7 +6544,6 @@ def conversations(number: int, query: str, json_: bool) -> None:
 
     Shows id, age, title and model. Those in llm's logs are marked with a star.
 
-    \b
     Examples:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
@@ -6596,19 +6554,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     with open_logs() as store:
         answers = logged_answers(store, credentials.server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
-    now = datetime.datetime.now(datetime.UTC)
     shown = []
     for entry in found:
-        title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        about = {"id": entry.id, "title": title, "model": model}
-        about["updated_at"] = one_line(entry.updated_at, 60)
-        about["url"] = credentials.server.page(entry.id)
-        shown.append({**about, "thread_id": threads.get(entry.id)})
+        about = {name: one_line(text, 200) for name, text in msgspec.structs.asdict(entry).items()}
+        here = {"url": credentials.server.page(entry.id), "thread_id": threads.get(entry.id)}
+        shown.append({**about, **here})
         if not json_:
             updated = parse_time(entry.updated_at)
-            when = age((now - updated).total_seconds()) if updated else ""
+            when = age(updated.timestamp()) if updated else ""
             mark = "*" if entry.id in threads else " "
-            click.echo(f"{entry.id} {mark} {when:>14}  {title} ({model})")
+            click.echo(f"{entry.id} {mark} {when:>14}  {about['title']} ({about['model']})")
     if json_:
         echo_json(shown)
     elif not found:
@@ -6630,7 +6585,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     only what is new. A shared conversation is copied into your account first, as the web
     page does.
 
-    \b
     Examples:
         llm huggingchat import 6b039392759aa03066f1190f
         llm huggingchat import https://huggingface.co/chat/r/aBcD123
@@ -6642,32 +6596,28 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     refs = find_conversations(names or [None], credentials, every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def fetch(ref: ConversationRef) -> ConversationTree:
-            tree = await read_tree(client, credentials, ref)
-            if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
-                return tree
-            # Only a copy in the account can be continued there.
-            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-            response = await client.call(credentials, "POST", path, value, idempotent=False)
-            copy = read_body(
-                response, Envelope[CreatedConversation], ref.server
-            ).json.conversation_id
-            return await read_tree(client, credentials, ConversationRef(ref.server, copy))
+    async def fetch(client: Client, ref: ConversationRef) -> ConversationTree:
+        tree = await read_tree(client, credentials, ref)
+        if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
+            return tree
+        # Only a copy in the account can be continued there.
+        path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+        response = await client.call(credentials, "POST", path, value, idempotent=False)
+        copy = read_body(response, Envelope[CreatedConversation], ref.server).json
+        ref = ConversationRef(ref.server, copy.conversation_id)
+        return await read_tree(client, credentials, ref)
 
-        def add(tree: ConversationTree) -> None:
-            added = importer.add(tree, tree.branches[wanted])
-            for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
-                click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
-            if not added:
-                click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
+    def add(tree: ConversationTree) -> None:
+        added = importer.add(tree, tree.branches[wanted])
+        for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
+            click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
+        if not added:
+            click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
 
-        label = "" if sys.stdout.isatty() else "Conversations imported"
-        await for_each(client, credentials, refs, fetch, label, add)
-
+    label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
         importer = Importer(store, credentials.server)
-        call_server(credentials, work)
+        call_for_each(credentials, refs, fetch, label, add)
 
 
 @huggingchat.command(name="open")
@@ -6676,7 +6626,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
 def open_(name: str | None, only_print: bool) -> None:
     """Open the page of a conversation in the browser, and print its address.
 
-    \b
     Examples:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
@@ -6693,7 +6642,6 @@ def open_(name: str | None, only_print: bool) -> None:
 def rename(name: str | None, title: str | None) -> None:
     """Give a conversation another title.
 
-    \b
     Examples:
         llm huggingchat rename 'A poem'
         llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
@@ -6701,7 +6649,7 @@ def rename(name: str | None, title: str | None) -> None:
     if title is None:  # one argument is the title
         name, title = None, name or ""
     title = title.strip()
-    if not 0 < len(title) <= 100:
+    if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server, shared=False)
@@ -6719,7 +6667,6 @@ def rename(name: str | None, title: str | None) -> None:
 def share(name: str | None) -> None:
     """Print a link with which everybody can read a conversation, as it is now.
 
-    \b
     Examples:
         llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
@@ -6746,7 +6693,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     [ID|URL] is a conversation's id, the address of its page or its id in llm's logs. What
     llm's logs hold of a conversation stays there.
 
-    \b
     Examples:
         llm huggingchat delete 6b039392759aa03066f1190f
         llm huggingchat delete --all --yes
@@ -6756,26 +6702,21 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names, credentials, every=every, shared=False)
 
-    async def title(client: Client, credentials: Credentials) -> str:
-        found: Conversation = await client.conversation(credentials, refs[0].id)
-        return f"{one_line(found.title, 200)!r} ({refs[0].id})"
-
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def delete_one(ref: ConversationRef) -> None:
-            path = api_path(ref.id)
-            try:
-                await client.call(credentials, "DELETE", path, idempotent=False)
-            except (ConnectionLost, HttpError):
-                with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
-                    await client.call(credentials, "DELETE", path)
-
-        await for_each(client, credentials, refs, delete_one, "Conversations deleted")
+    async def delete_one(client: Client, ref: ConversationRef) -> None:
+        path = api_path(ref.id)
+        try:
+            await client.call(credentials, "DELETE", path, idempotent=False)
+        except (ConnectionLost, HttpError):
+            with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
+                await client.call(credentials, "DELETE", path)
 
     what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
-        what = call_server(credentials, title) if len(refs) == 1 else what
+        if len(refs) == 1:
+            tree = call_server(credentials, functools.partial(read_tree, ref=refs[0]))
+            what = f"{tree.title!r} ({tree.ref.id})"
         click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
-    call_server(credentials, work)
+    call_for_each(credentials, refs, delete_one, "Conversations deleted")
     click.echo(f"Deleted {what} on {credentials.server.host}.")
 
 
@@ -6793,7 +6734,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
 def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """Write a conversation as Markdown or JSON.
 
-    \b
     Examples:
         llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
@@ -6858,7 +6798,6 @@ def artifacts(
     they are as in that panel, with the updates of later answers applied. Shows identifier,
     kind, title and versions of those in the newest branch.
 
-    \b
     Examples:
         llm huggingchat artifacts
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
@@ -6868,8 +6807,12 @@ def artifacts(
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
     branch = next(iter(tree.branches), [])
-    found = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
-    files = _write_artifacts(artifact_names(found, every), output, show)
+    answers = (message.content for message in branch if message.sender == "assistant")
+    found = artifacts_of(map(join_surrogates, answers))
+    names = artifact_names(found, every)
+    if output is None:
+        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
+    files = _write_artifacts(names, output) if names else []
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
@@ -6889,13 +6832,9 @@ def artifacts(
 
 
 def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None, show: bool
+    names: list[tuple[Version, str]], output: pathlib.Path | None
 ) -> list[tuple[pathlib.Path, Version]]:
-    """Write versions to files in `output`, or what a browser can show to a temporary folder."""
-    if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
-    if not names:
-        return []
+    """Write versions to files in `output`, or in a temporary folder."""
     folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
     folder.mkdir(parents=True, exist_ok=True)
     files = [(folder / name, version) for version, name in names]
@@ -6936,8 +6875,6 @@ def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     versions = msgspec.to_builtins(artifact.versions)
-    for version in versions:
-        version["interrupted"] = version.pop("cut")
     latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
     return {"identifier": artifact.identifier, **latest, "versions": versions}
 
@@ -6953,7 +6890,6 @@ def transcribe(file: str) -> None:
     FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB. It can be an address on
     the web; - is standard input.
 
-    \b
     Examples:
         llm huggingchat transcribe memo.mp3
     """
@@ -6977,7 +6913,6 @@ def transcribe(file: str) -> None:
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
 
-    \b
     Examples:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
