@@ -1952,6 +1952,8 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
+        if value == schema:
+            return "it is the schema itself"
         try:
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Exception as error:  # a reference to elsewhere, or one without end
@@ -2067,47 +2069,61 @@ def _printable_json(value: Any) -> str:
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
-    Returns the document and "", or "" and what is wrong with the longest candidate. Words, a
-    fence or an artifact's tags may stand around a document. It is returned as the model wrote
-    it, unless only a lenient reader could read it. What is inside a broken one is none.
+    Returns the document and "", or "" and what is wrong with the longest candidate. The
+    document is as the model wrote it, unless only a lenient reader could read it.
     """
     problems = [(-1, "there is no JSON document in it")]
-    # A bracket and what makes it the beginning of a document; after `[` it may be words.
-    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
-    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
-    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
-        with contextlib.suppress(ValueError):
-            value = _lenient_json.decode(whole)
-            if not (problem := problem_of(value)):
-                return _strict_json(whole, value), ""
-            problems.append((len(whole), problem))
-    at = 0
-    while match := start.search(text, at):
-        at = match.start()
-        try:
-            value, end = _lenient_json.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            if match[0][0] == "[" and match[0][-1] not in '[{"' and isinstance(error, ValueError):
-                at += 1  # words in brackets
-                continue
-            end = text.find("```", at)
-            end = len(text) if end < 0 else end
-            problem = f"it is not valid JSON ({one_line(error)})"
-        else:
-            if not (problem := problem_of(value)):
-                return _strict_json(text[at:end], value), ""
-        problems.append((end - at, problem))
-        at = end
+    for candidate, value, problem in _candidates(text):
+        problem = problem or problem_of(value)
+        if not problem:
+            with contextlib.suppress(ValueError):
+                json.loads(candidate)
+                return candidate, ""
+            return _printable_json(value), ""
+        problems.append((len(candidate), problem))
     return "", max(problems)[1]
 
 
-def _strict_json(text: str, value: Any) -> str:
-    """A document as the model wrote it, or anew if only a lenient reader could read that."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return _printable_json(value)
-    return text
+def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
+    """What may be JSON documents: their text, their value, and why they are none.
+
+    Words, a fence or an artifact's tags may stand around them. Inside a broken one is none.
+    """
+    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
+    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
+        with contextlib.suppress(ValueError):
+            yield whole, _lenient_json.decode(whole), ""
+    # A bracket and what makes it the beginning of a document; after `[` it may be words.
+    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
+    at = 0
+    while match := start.search(text, at):
+        at, value, problem = match.start(), None, ""
+        try:
+            value, end = _lenient_json.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "pos", at) == match.end() - 1 and match[0][-1] != '"':
+                at += 1  # words in brackets
+                continue
+            end = _end_of_broken(text, at)
+            problem = f"it is not valid JSON ({one_line(error)})"
+        yield text[at:end], value, problem
+        at = end
+
+
+def _end_of_broken(text: str, at: int) -> int:
+    """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, at)
+    end = fence.start() if fence else len(text)
+    opened: list[str] = []
+    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"|[{}\[\]]').finditer(text, at, end):
+        if token[0] in "{[":
+            opened.append(token[0])
+        elif token[0] in "}]":  # brackets inside may have been forgotten
+            while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
+                pass
+            if not opened:
+                return token.end()
+    return end
 
 
 # --- history: llm's messages -> what to send, and after which message -----------------
@@ -2569,8 +2585,8 @@ class Answer:
 
     def _add_words(self, words: str) -> None:
         """Text as it is shown or, with a schema, as a document is looked for in it."""
+        self._has_text = self._has_text or bool(words)
         text = self._layout.feed(words)
-        self._has_text = self._has_text or bool(text)
         if self._schema:
             self.raw_text += text
         else:
