@@ -1478,14 +1478,15 @@ def _beginning_of(word: str) -> str:
     return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
 
 
-# Tags; what a text may end with of one, if only nothing. Models double the bracket. A tag with
-# more than 2,000 characters of attributes is text. The line end before a closing tag is no content.
+# A tag, or what a text may end with of one. Models double the bracket. A tag with more than
+# 2,000 characters of attributes is text. The line end before a closing tag is no content.
+_OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000})>"
 _OPENING = (
-    r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
+    rf"(?ai){_OPENING_TAG}"
     rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}))?\Z"
 )
 _CLOSING = (
-    r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
+    r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
     rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
 )
 # Models swap the closing tags of a pair, so either will do.
@@ -1587,7 +1588,7 @@ class ArtifactFilter:
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
         shown, text, self._held = "", self._held + text, ""
-        while tag := re.search(_CLOSING if self._tag else _OPENING, text):
+        while tag := re.search(rf"(?ai){_CLOSING}" if self._tag else _OPENING, text):
             before, text = text[: tag.start()], text[tag.end() :]
             shown += self._inside(self._tag, before) if self._tag else self._outside(before)
             if not tag[0].endswith(">"):
@@ -1639,13 +1640,10 @@ class ArtifactFilter:
 
         The model ends its own fence, unless the artifact was cut.
         """
-        if self._content is None:
-            shown = "\n"
-        elif tag.kind == "update":
-            shown = _diff(self._content)
-        else:
-            shown = _without_start(self._content)
-            shown += "\n" if shown else ""
+        content = self._content or ""
+        shown = _diff(content) if tag.kind == "update" else _without_start(content)
+        if shown or self._content is None:
+            shown += "\n"
         self._tag = None
         if self._own_fence and not cut:
             return shown.removesuffix("\n")
@@ -1660,13 +1658,11 @@ def read_pairs(update: str) -> list[tuple[str, str]]:
 
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
-    lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
+    marked = [each for pair in read_pairs(update) for each in zip("-+", pair, strict=True)]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
-    return lines + (_marked(" ", rest) if rest.strip() else "")
-
-
-def _marked(mark: str, text: str) -> str:
-    return "".join(f"{mark}{line}\n" for line in text.splitlines())
+    if rest.strip():
+        marked.append((" ", rest))
+    return "\n".join(mark + line for mark, text in marked for line in text.splitlines())
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -1742,29 +1738,21 @@ def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
     """
     made: dict[str, list[Version]] = {}
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
-        identifier = tag.identifier
         if tag.kind != "update":
-            operation = "rewrite" if identifier in made else "create"
-            title, content = tag.title or identifier, _without_start(inside)
+            versions = made.setdefault(tag.identifier, [])
+            operation = "rewrite" if versions else "create"
+            title, content = tag.title or tag.identifier, _without_start(inside)
             version = Version(0, operation, tag.kind, title, tag.language, content, cut)
-        elif made:
-            if identifier not in made:  # models change names; else it is the one made last
-                named = identifier.strip().lower()
-                alike = [name for name in made if name.strip().lower() == named]
-                identifier = (alike or list(made))[-1]
-            base, pairs = made[identifier][-1], read_pairs(inside)
-            content, missed = apply_pairs(base.content, pairs or [("", "")])
-            version = msgspec.structs.replace(
-                base,
-                operation="update",
-                title=tag.title or base.title,
-                content=content,
-                cut=cut,
-                missed=missed,
-            )
+        elif made:  # models change names; else it is the one made last
+            named = tag.identifier.strip().lower()
+            alike = [each for name, each in made.items() if name.strip().lower() == named]
+            versions = made.get(tag.identifier) or (alike or list(made.values()))[-1]
+            base = versions[-1]
+            content, missed = apply_pairs(base.content, read_pairs(inside) or [("", "")])
+            changed = {"title": tag.title or base.title, "content": content, "missed": missed}
+            version = msgspec.structs.replace(base, operation="update", cut=cut, **changed)
         else:
             continue
-        versions = made.setdefault(identifier, [])
         versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
     return [Artifact(name, tuple(versions)) for name, versions in made.items()]
 
@@ -1773,11 +1761,8 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
     """Each artifact's opening tag, what is inside, and whether it was never closed."""
     # The web page's panel takes any <think> for reasoning, wherever it stands.
     text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
-    while (opening := re.search(_OPENING, text)) and opening[0].endswith(">"):
-        text = text[opening.end() :]
-        closing = cast("re.Match[str]", re.search(_CLOSING, text))
-        yield opening_tag(opening[1]), text[: closing.start()], not closing[0].endswith(">")
-        text = text[closing.end() :]
+    for match in re.finditer(rf"(?ais){_OPENING_TAG}(.*?)({_CLOSING})", text):
+        yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
 def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
@@ -2341,19 +2326,12 @@ def _tool_responses(
     }
     responses: list[str] = []
     results: list[Part] = []
-    messages: list[Message] = []
-    for message in after:
-        others: list[Part] = []
-        for part in message.parts:
-            if isinstance(part, ToolResultPart) and part.tool_call_id in calls:
-                problem = _metadata(calls.pop(part.tool_call_id)).get("problem")
-                responses.append(tool_response(part, _string(problem)))
-                results.append(part)
-            else:
-                others.append(part)
-        if others:
-            messages.append(replace(message, parts=others))
-    return responses, results, messages
+    for part in itertools.chain.from_iterable(message.parts for message in after):
+        if isinstance(part, ToolResultPart) and (call := calls.pop(part.tool_call_id, None)):
+            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+            results.append(part)
+    rest = [(message, [p for p in message.parts if p not in results]) for message in after]
+    return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
 
 def _plan_retry(
@@ -2404,19 +2382,11 @@ class ReplayedText:
         """From here on, all that came comes again."""
         self._half, self._skip = "", len(self.text)
 
-    def feed(self, text: str) -> str:
-        """What is new in the next piece."""
+    def feed(self, text: str, ends: bool = False) -> str:
+        """What is new in the next piece. If it `ends`, half an emoji stands for itself."""
         text = self._half + text.replace("\0", "")
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return self._new(text.removesuffix(self._half))
-
-    def end(self) -> str:
-        """What is new when nothing follows the last piece: half an emoji stands for itself."""
-        half, self._half = self._half, ""
-        return self._new(half)
-
-    def _new(self, text: str) -> str:
-        text = join_surrogates(text)
+        self._half = text[-1:] if not ends and "\ud800" <= text[-1:] <= "\udbff" else ""
+        text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
         if new:
@@ -2594,8 +2564,8 @@ class Answer:
 
     def _end_paragraph(self, interrupted: bool = False) -> None:
         """A tool follows, or nothing: what was held back belongs to the text before it."""
-        self._give("reasoning", self._seen_reasoning.end())
-        self._add_text(self._seen_text.end(), ends=True)
+        self._give("reasoning", self._seen_reasoning.feed("", ends=True))
+        self._add_text(self._seen_text.feed("", ends=True), ends=True)
         words, calls = self._calls.end(interrupted) if self._calls else ("", [])
         self._add_words(words)
         self._give("text", self._layout.end())
