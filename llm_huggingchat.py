@@ -2275,7 +2275,12 @@ def make_plan(
     """
     parent, answer, after = _split(messages, server_url)
     sent = parent.sent if parent else SentInstructions()
-    new_system = system if system and not _knows_system(system, sent, messages) else ""
+    system = system or ""
+    if sent.system:
+        is_known = sent.system == _digest(system)
+    else:
+        is_known = any(system in _text_of(each) for each in messages if each.role == "system")
+    new_system = "" if is_known else system
     if retry and not _only_results(after):
         return _plan_retry(parent, after, features, new_system)
     question = after.pop() if after and after[-1].role == "user" else Message("user")
@@ -2306,13 +2311,6 @@ def make_plan(
         msgspec.structs.replace(features.sent, system=_digest(new_system) or sent.system),
         features,
     )
-
-
-def _knows_system(system: str, sent: SentInstructions, messages: list[Message]) -> bool:
-    """Whether the model has been given this system prompt already, or it is in the chain."""
-    if sent.system:
-        return sent.system == _digest(system)
-    return any(system in _text_of(message) for message in messages if message.role == "system")
 
 
 def _tool_responses(
@@ -2409,28 +2407,19 @@ class ThinkTags:
     def feed(self, text: str) -> list[tuple[str, str]]:
         """The pieces of `text`, each with its kind: text or reasoning."""
         pieces: list[tuple[str, str]] = []
-        rest, self._held = self._held + text, ""
-        while rest:
-            kind, piece = "text", rest
-            if self._state == "thinking":
-                kind = "reasoning"
-                piece, closed, rest = rest.partition(CLOSE)
-                if closed:
-                    self._state = "start"
-                elif held := _overlap(piece, CLOSE):
-                    piece, self._held = piece[:-held], piece[-held:]
-            elif self._state == "start" and rest.lstrip().startswith(OPEN):
-                self._state = "thinking"
-                piece, _, rest = rest.partition(OPEN)
-            else:
-                words, rest = rest.lstrip(), ""
-                if self._state == "start" and OPEN.startswith(words):
-                    piece, self._held = piece.removesuffix(words), words
-                else:
-                    self._state = "text"
-            if piece:
-                pieces.append((kind, piece))
-        return pieces
+        text, self._held = self._held + text, ""
+        while text and self._state != "text":
+            kind, tag = ("reasoning", CLOSE) if self._state == "thinking" else ("text", OPEN)
+            piece, found, rest = text.partition(tag)
+            shown = piece if found else piece[: len(piece) - _overlap(piece, tag)]
+            if kind == "text" and shown.strip():
+                self._state = "text"
+                break
+            pieces.append((kind, shown))
+            self._held, text = piece[len(shown) :], rest
+            if found:
+                self._state = "thinking" if tag == OPEN else "start"
+        return [each for each in (*pieces, ("text", text)) if each[1]]
 
     def end(self) -> list[tuple[str, str]]:
         """What was held back. A tool was called, or a file came: the model may think again."""
