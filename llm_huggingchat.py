@@ -1608,6 +1608,8 @@ class ArtifactFilter:
         return self._outside(held) + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
+        if text and self._own_fence:  # which the model ends, in a line of its own
+            text, self._own_fence = "\n" + text.removeprefix("\n"), ""
         text = self._paragraphs.feed(text)
         self._outside_end = (self._outside_end + text)[-200:]
         return text
@@ -1647,8 +1649,8 @@ class ArtifactFilter:
         self._tag = None
         if self._own_fence and not cut:
             return shown.removesuffix("\n")
-        shown += self._paragraphs.feed(self._own_fence or FENCE)
-        return shown + self._paragraphs.end()
+        fence, self._own_fence = self._own_fence or FENCE, ""
+        return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
 
 
 def read_pairs(update: str) -> list[tuple[str, str]]:

@@ -191,6 +191,7 @@ def test_each_pair_is_removed_and_added_lines(inside, lines):
 def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
+    assert shown(f"{fence}html\n{CLOCK}{fence}") == f"{fence}html\n{PAGE}\n{fence}"
     cut = shown(f"{fence}html\n{CLOCK.removesuffix('</artifact>')}", "")
     assert cut.endswith(f"\n{fence.strip()}")
     filter = ArtifactFilter()
