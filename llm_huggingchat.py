@@ -1329,14 +1329,15 @@ def _beginning_of(word: str) -> str:
     return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
 
 
-# Tags; what a text may end with of one, if only nothing. Models double the bracket. A tag with
-# more than 2,000 characters of attributes is text. The line end before a closing tag is no content.
+# A tag, or what a text may end with of one. Models double the bracket. A tag with more than
+# 2,000 characters of attributes is text. The line end before a closing tag is no content.
+_OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000})>"
 _OPENING = (
-    r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
+    rf"(?ai){_OPENING_TAG}"
     rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}))?\Z"
 )
 _CLOSING = (
-    r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
+    r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
     rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
 )
 # Models swap the closing tags of a pair, so either will do.
@@ -1438,7 +1439,7 @@ class ArtifactFilter:
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
         shown, text, self._held = "", self._held + text, ""
-        while tag := re.search(_CLOSING if self._tag else _OPENING, text):
+        while tag := re.search(rf"(?ai){_CLOSING}" if self._tag else _OPENING, text):
             before, text = text[: tag.start()], text[tag.end() :]
             shown += self._inside(self._tag, before) if self._tag else self._outside(before)
             if not tag[0].endswith(">"):
@@ -1458,6 +1459,8 @@ class ArtifactFilter:
         return self._outside(held) + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
+        if text and self._own_fence:  # which the model ends, in a line of its own
+            text, self._own_fence = "\n" + text.removeprefix("\n"), ""
         text = self._paragraphs.feed(text)
         self._outside_end = (self._outside_end + text)[-200:]
         return text
@@ -1490,18 +1493,15 @@ class ArtifactFilter:
 
         The model ends its own fence, unless the artifact was cut.
         """
-        if self._content is None:
-            shown = "\n"
-        elif tag.kind == "update":
-            shown = _diff(self._content)
-        else:
-            shown = _without_start(self._content)
-            shown += "\n" if shown else ""
+        content = self._content or ""
+        shown = _diff(content) if tag.kind == "update" else _without_start(content)
+        if shown or self._content is None:
+            shown += "\n"
         self._tag = None
         if self._own_fence and not cut:
             return shown.removesuffix("\n")
-        shown += self._paragraphs.feed(self._own_fence or FENCE)
-        return shown + self._paragraphs.end()
+        fence, self._own_fence = self._own_fence or FENCE, ""
+        return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
 
 
 def read_pairs(update: str) -> list[tuple[str, str]]:
@@ -1511,13 +1511,11 @@ def read_pairs(update: str) -> list[tuple[str, str]]:
 
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
-    lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
+    marked = [each for pair in read_pairs(update) for each in zip("-+", pair, strict=True)]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
-    return lines + (_marked(" ", rest) if rest.strip() else "")
-
-
-def _marked(mark: str, text: str) -> str:
-    return "".join(f"{mark}{line}\n" for line in text.splitlines())
+    if rest.strip():
+        marked.append((" ", rest))
+    return "\n".join(mark + line for mark, text in marked for line in text.splitlines())
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -1593,29 +1591,21 @@ def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
     """
     made: dict[str, list[Version]] = {}
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
-        identifier = tag.identifier
         if tag.kind != "update":
-            operation = "rewrite" if identifier in made else "create"
-            title, content = tag.title or identifier, _without_start(inside)
+            versions = made.setdefault(tag.identifier, [])
+            operation = "rewrite" if versions else "create"
+            title, content = tag.title or tag.identifier, _without_start(inside)
             version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
-        elif made:
-            if identifier not in made:  # models change names; else it is the one made last
-                named = identifier.strip().lower()
-                alike = [name for name in made if name.strip().lower() == named]
-                identifier = (alike or list(made))[-1]
-            base, pairs = made[identifier][-1], read_pairs(inside)
-            content, missed = apply_pairs(base.content, pairs or [("", "")])
-            version = msgspec.structs.replace(
-                base,
-                operation="update",
-                title=tag.title or base.title,
-                content=content,
-                cut=cut,
-                missed=missed,
-            )
+        elif made:  # models change names; else it is the one made last
+            named = tag.identifier.strip().lower()
+            alike = [each for name, each in made.items() if name.strip().lower() == named]
+            versions = made.get(tag.identifier) or (alike or list(made.values()))[-1]
+            base = versions[-1]
+            content, missed = apply_pairs(base.content, read_pairs(inside) or [("", "")])
+            changed = {"title": tag.title or base.title, "content": content, "missed": missed}
+            version = msgspec.structs.replace(base, operation="update", cut=cut, **changed)
         else:
             continue
-        versions = made.setdefault(identifier, [])
         versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
     return [Artifact(name, tuple(versions)) for name, versions in made.items()]
 
@@ -1624,11 +1614,8 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
     """Each artifact's opening tag, what is inside, and whether it was never closed."""
     # The web page's panel takes any <think> for reasoning, wherever it stands.
     text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
-    while (opening := re.search(_OPENING, text)) and opening[0].endswith(">"):
-        text = text[opening.end() :]
-        closing = cast("re.Match[str]", re.search(_CLOSING, text))
-        yield opening_tag(opening[1]), text[: closing.start()], not closing[0].endswith(">")
-        text = text[closing.end() :]
+    for match in re.finditer(rf"(?ais){_OPENING_TAG}(.*?)({_CLOSING})", text):
+        yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
 def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
@@ -1803,6 +1790,8 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
+        if value == schema:
+            return "it is the schema itself"
         try:
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Exception as error:  # a reference to elsewhere, or one without end
@@ -1918,47 +1907,61 @@ def _printable_json(value: Any) -> str:
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
-    Returns the document and "", or "" and what is wrong with the longest candidate. Words, a
-    fence or an artifact's tags may stand around a document. It is returned as the model wrote
-    it, unless only a lenient reader could read it. What is inside a broken one is none.
+    Returns the document and "", or "" and what is wrong with the longest candidate. The
+    document is as the model wrote it, unless only a lenient reader could read it.
     """
     problems = [(-1, "there is no JSON document in it")]
-    # A bracket and what makes it the beginning of a document; after `[` it may be words.
-    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
-    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
-    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
-        with contextlib.suppress(ValueError):
-            value = _lenient_json.decode(whole)
-            if not (problem := problem_of(value)):
-                return _strict_json(whole, value), ""
-            problems.append((len(whole), problem))
-    at = 0
-    while match := start.search(text, at):
-        at = match.start()
-        try:
-            value, end = _lenient_json.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            if match[0][0] == "[" and match[0][-1] not in '[{"' and isinstance(error, ValueError):
-                at += 1  # words in brackets
-                continue
-            end = text.find("```", at)
-            end = len(text) if end < 0 else end
-            problem = f"it is not valid JSON ({one_line(error)})"
-        else:
-            if not (problem := problem_of(value)):
-                return _strict_json(text[at:end], value), ""
-        problems.append((end - at, problem))
-        at = end
+    for candidate, value, problem in _candidates(text):
+        problem = problem or problem_of(value)
+        if not problem:
+            with contextlib.suppress(ValueError):
+                json.loads(candidate)
+                return candidate, ""
+            return _printable_json(value), ""
+        problems.append((len(candidate), problem))
     return "", max(problems)[1]
 
 
-def _strict_json(text: str, value: Any) -> str:
-    """A document as the model wrote it, or anew if only a lenient reader could read that."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return _printable_json(value)
-    return text
+def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
+    """What may be JSON documents: their text, their value, and why they are none.
+
+    Words, a fence or an artifact's tags may stand around them. Inside a broken one is none.
+    """
+    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
+    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
+        with contextlib.suppress(ValueError):
+            yield whole, _lenient_json.decode(whole), ""
+    # A bracket and what makes it the beginning of a document; after `[` it may be words.
+    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
+    at = 0
+    while match := start.search(text, at):
+        at, value, problem = match.start(), None, ""
+        try:
+            value, end = _lenient_json.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "pos", at) == match.end() - 1 and match[0][-1] != '"':
+                at += 1  # words in brackets
+                continue
+            end = _end_of_broken(text, at)
+            problem = f"it is not valid JSON ({one_line(error)})"
+        yield text[at:end], value, problem
+        at = end
+
+
+def _end_of_broken(text: str, at: int) -> int:
+    """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, at)
+    end = fence.start() if fence else len(text)
+    opened: list[str] = []
+    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"|[{}\[\]]').finditer(text, at, end):
+        if token[0] in "{[":
+            opened.append(token[0])
+        elif token[0] in "}]":  # brackets inside may have been forgotten
+            while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
+                pass
+            if not opened:
+                return token.end()
+    return end
 
 
 # --- history: llm's messages -> what to send, and after which message -----------------
@@ -2125,7 +2128,12 @@ def make_plan(
     """
     parent, answer, after = _split(messages, server_url)
     sent = parent.sent if parent else SentInstructions()
-    new_system = system if system and not _knows_system(system, sent, messages) else ""
+    system = system or ""
+    if sent.system:
+        is_known = sent.system == _digest(system)
+    else:
+        is_known = any(system in _text_of(each) for each in messages if each.role == "system")
+    new_system = "" if is_known else system
     if retry and not _only_results(after):
         return _plan_retry(parent, after, features, new_system)
     question = after.pop() if after and after[-1].role == "user" else Message("user")
@@ -2158,13 +2166,6 @@ def make_plan(
     )
 
 
-def _knows_system(system: str, sent: SentInstructions, messages: list[Message]) -> bool:
-    """Whether the model has been given this system prompt already, or it is in the chain."""
-    if sent.system:
-        return sent.system == _digest(system)
-    return any(system in _text_of(message) for message in messages if message.role == "system")
-
-
 def _tool_responses(
     answer: Message | None, after: list[Message]
 ) -> tuple[list[str], list[Part], list[Message]]:
@@ -2176,19 +2177,12 @@ def _tool_responses(
     }
     responses: list[str] = []
     results: list[Part] = []
-    messages: list[Message] = []
-    for message in after:
-        others: list[Part] = []
-        for part in message.parts:
-            if isinstance(part, ToolResultPart) and part.tool_call_id in calls:
-                problem = _metadata(calls.pop(part.tool_call_id)).get("problem")
-                responses.append(tool_response(part, _string(problem)))
-                results.append(part)
-            else:
-                others.append(part)
-        if others:
-            messages.append(replace(message, parts=others))
-    return responses, results, messages
+    for part in itertools.chain.from_iterable(message.parts for message in after):
+        if isinstance(part, ToolResultPart) and (call := calls.pop(part.tool_call_id, None)):
+            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+            results.append(part)
+    rest = [(message, [p for p in message.parts if p not in results]) for message in after]
+    return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
 
 def _plan_retry(
@@ -2239,19 +2233,11 @@ class ReplayedText:
         """From here on, all that came comes again."""
         self._half, self._skip = "", len(self.text)
 
-    def feed(self, text: str) -> str:
-        """What is new in the next piece."""
+    def feed(self, text: str, ends: bool = False) -> str:
+        """What is new in the next piece. If it `ends`, half an emoji stands for itself."""
         text = self._half + text.replace("\0", "")
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return self._new(text.removesuffix(self._half))
-
-    def end(self) -> str:
-        """What is new when nothing follows the last piece: half an emoji stands for itself."""
-        half, self._half = self._half, ""
-        return self._new(half)
-
-    def _new(self, text: str) -> str:
-        text = join_surrogates(text)
+        self._half = text[-1:] if not ends and "\ud800" <= text[-1:] <= "\udbff" else ""
+        text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
         if new:
@@ -2274,28 +2260,19 @@ class ThinkTags:
     def feed(self, text: str) -> list[tuple[str, str]]:
         """The pieces of `text`, each with its kind: text or reasoning."""
         pieces: list[tuple[str, str]] = []
-        rest, self._held = self._held + text, ""
-        while rest:
-            kind, piece = "text", rest
-            if self._state == "thinking":
-                kind = "reasoning"
-                piece, closed, rest = rest.partition(CLOSE)
-                if closed:
-                    self._state = "start"
-                elif held := _overlap(piece, CLOSE):
-                    piece, self._held = piece[:-held], piece[-held:]
-            elif self._state == "start" and rest.lstrip().startswith(OPEN):
-                self._state = "thinking"
-                piece, _, rest = rest.partition(OPEN)
-            else:
-                words, rest = rest.lstrip(), ""
-                if self._state == "start" and OPEN.startswith(words):
-                    piece, self._held = piece.removesuffix(words), words
-                else:
-                    self._state = "text"
-            if piece:
-                pieces.append((kind, piece))
-        return pieces
+        text, self._held = self._held + text, ""
+        while text and self._state != "text":
+            kind, tag = ("reasoning", CLOSE) if self._state == "thinking" else ("text", OPEN)
+            piece, found, rest = text.partition(tag)
+            shown = piece if found else piece[: len(piece) - _overlap(piece, tag)]
+            if kind == "text" and shown.strip():
+                self._state = "text"
+                break
+            pieces.append((kind, shown))
+            self._held, text = piece[len(shown) :], rest
+            if found:
+                self._state = "thinking" if tag == OPEN else "start"
+        return [each for each in (*pieces, ("text", text)) if each[1]]
 
     def end(self) -> list[tuple[str, str]]:
         """What was held back. A tool was called, or a file came: the model may think again."""
@@ -2420,8 +2397,8 @@ class Answer:
 
     def _add_words(self, words: str) -> None:
         """Text as it is shown or, with a schema, as a document is looked for in it."""
+        self._has_text = self._has_text or bool(words)
         text = self._layout.feed(words)
-        self._has_text = self._has_text or bool(text)
         if self._schema:
             self.raw_text += text
         else:
@@ -2429,8 +2406,8 @@ class Answer:
 
     def _end_paragraph(self, interrupted: bool = False) -> None:
         """A tool follows, or nothing: what was held back belongs to the text before it."""
-        self._give("reasoning", self._seen_reasoning.end())
-        self._add_text(self._seen_text.end(), ends=True)
+        self._give("reasoning", self._seen_reasoning.feed("", ends=True))
+        self._add_text(self._seen_text.feed("", ends=True), ends=True)
         words, calls = self._calls.end(interrupted) if self._calls else ("", [])
         self._add_words(words)
         self._give("text", self._layout.end())

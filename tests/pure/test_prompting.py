@@ -205,6 +205,8 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
         f"[1 mixed}} {REX}",
+        f'{{"name": "Max", "age": 5,}} Sorry: {REX}',
+        f'{{"dogs": [{{"name": "Max", "age": 5}}, no}}\n{REX}',
     ],
 )
 def test_document_is_found_whatever_stands_around_it(text):
@@ -246,6 +248,10 @@ def test_wrong_document_says_what_is_wrong(text, problem):
 )
 def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
+
+
+def test_schema_itself_is_no_answer():
+    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
 
 
 def test_schema_without_end_is_said_to_be_of_no_use():
