@@ -111,7 +111,6 @@ if TYPE_CHECKING:
 
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
-    from filelock import BaseFileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
@@ -123,8 +122,8 @@ class Limits(msgspec.Struct):
     """How long things may take, in seconds; the tests shorten them."""
 
     read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
-    call_timeout: float = 60.0  # any other call, with all its attempts
-    slowest_upload: int = 20_000  # bytes a second: an upload may take that much longer
+    call_timeout: float = 60.0  # silence of any other call, over all its attempts
+    slowest_upload: int = 20_000  # bytes a second: an upload may be silent that much longer
     reconnect_timeout: float = 30.0  # without hearing of the server, before a turn gives up
     backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts; last repeats
     max_attempts: int = 4  # at a call, or at sending a message
@@ -2739,9 +2738,7 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
 
     def change(content: bytes) -> bytes:
         nonlocal value
-        keys = json.loads(content or b"{}")
-        if not isinstance(keys, dict):
-            raise ValueError
+        keys = msgspec.convert(json.loads(content or b"{}"), dict[str, Any])
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
@@ -2751,10 +2748,8 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
             keys = (keys or KEY_NOTE) | {name: value}
         return json.dumps(keys, indent=2).encode() + b"\n"
 
-    try:
+    with _key_store_errors("updated"):
         _update_file("keys.json", change, 0o600)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("updated", error) from None
     return value
 
 
@@ -2764,18 +2759,17 @@ def stored_key(name: str) -> str | None:
 
 
 def _stored_keys() -> dict[str, Any]:
+    with _key_store_errors("read"):
+        return msgspec.convert(llm.load_keys(), dict[str, Any])
+
+
+@contextlib.contextmanager
+def _key_store_errors(done: str) -> Iterator[None]:
     try:
-        keys = llm.load_keys()
-        if isinstance(keys, dict):
-            return keys
-        raise ValueError
+        yield
     except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("read", error) from None
-
-
-def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
-    path = llm.user_dir() / "keys.json"
-    return HuggingChatError(f"llm's key store, {path}, cannot be {done}: {os_error_text(error)}")
+        what = f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be {done}"
+        raise HuggingChatError(f"{what}: {os_error_text(error)}") from None
 
 
 def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
@@ -2786,11 +2780,9 @@ def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
     """
     found: dict[str, Cookies] = {}
     with contextlib.suppress(llm.ModelError):
-        for name, value in _stored_keys().items():
-            if not cookies.token or cookies.token not in _string(value):
-                continue
+        for name, value in _stored_keys().items() if cookies.token else ():
             with contextlib.suppress(llm.ModelError):
-                kept = parse_cookies(value, server.host)
+                kept = parse_cookies(_string(value), server.host)
                 named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
                 if kept.token == cookies.token and (named or name == server.key_name):
                     found[name] = kept
@@ -2813,6 +2805,20 @@ def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
 def is_anonymous(key: str | None) -> bool:
     """Whether this is the key of a session that this plugin made for a server without logins."""
     return bool(re.search(r'"(anonymous|made_up)": true', key or ""))
+
+
+def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
+    """Why the server does not accept the cookies, and how to give it better ones."""
+    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
+    if cookies is None or cookies.anonymous:
+        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
+    why = "the cookie 'token' is missing beside 'hf-chat'."
+    if cookies.token:
+        why = (
+            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
+            f"Open {server.url}/login in your browser."
+        )
+    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
 
 
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
@@ -2843,10 +2849,7 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
             f"Run: llm keys set {server.key_name}"
         )
     if server.is_service:
-        raise LoginRequired(
-            "HuggingChat requires a login, and there is no key. Run: llm huggingchat login "
-            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
-        )
+        raise login_error(server, None)
     return None, "none"
 
 
@@ -2904,16 +2907,12 @@ class _CachedServer(msgspec.Struct, omit_defaults=True):
         return bool(new)
 
 
-class _Cache(msgspec.Struct):
-    servers: dict[str, _CachedServer] = msgspec.field(default_factory=dict)
-
-
 def _read_cache() -> dict[str, _CachedServer]:
     """What is cached, by the server's address; nothing if the file cannot be read."""
     try:
         content = (llm.user_dir() / CACHE).read_bytes()
-        return msgspec.json.decode(content, type=_Cache).servers
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return msgspec.json.decode(content, type=dict[str, dict[str, _CachedServer]])["servers"]
+    except (OSError, LookupError, ValueError, RecursionError):
         return {}
 
 
@@ -2923,7 +2922,7 @@ def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) ->
     def update(_: bytes) -> bytes:
         servers = _read_cache()
         change(servers.setdefault(server_url, _CachedServer()))
-        return msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n"
+        return msgspec.json.format(msgspec.json.encode({"servers": servers}), indent=1) + b"\n"
 
     _update_file(CACHE, update)
 
@@ -3012,39 +3011,31 @@ class TurnLock:
     """
 
     def __init__(self, page: str) -> None:
+        from filelock import FileLock
+
         self.pending = False
         self.stopped: float | None = None
         self.sent = 0.0
         self._file = _turn_file(page)
-        self._lock: BaseFileLock | None = None
+        self._lock = FileLock(self._file.with_suffix(".lock"), blocking=False)
 
     async def acquire(self) -> None:
         """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
-            while self._lock is None:
+            while not self._lock.is_locked:
                 try:
-                    lock.acquire()
-                    self._lock = lock
+                    self._lock.acquire()
                 except Timeout:
                     await asyncio.sleep(0.05)
-            self._read()
-        except (OSError, NotImplementedError):
+            self.pending = self._file.exists()
+            times = decode(self._file.read_bytes() if self.pending else b"{}", dict[str, float])
+            self.stopped = min(times.get("stopped", 0.0), time.time()) or None
+            self.sent = min(times.get("sent", 0.0), time.time())
+        except (OSError, NotImplementedError, ValueError):
             self.pending = True  # nobody knows, so the server is asked
-
-    def _read(self) -> None:
-        try:
-            times = decode(self._file.read_bytes(), dict[str, float])
-        except FileNotFoundError:
-            return
-        except ValueError:
-            times = {}
-        self.pending = True
-        self.stopped = min(times.get("stopped", 0.0), time.time()) or None
-        self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
         """A message is about to be sent."""
@@ -3058,10 +3049,9 @@ class TurnLock:
         with contextlib.suppress(OSError):
             if stored:
                 self._file.unlink(missing_ok=True)
-            if self._lock:
-                self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
-        if self._lock:
-            self._lock.release()
+            if self._lock.is_locked:
+                pathlib.Path(self._lock.lock_file).unlink(missing_ok=True)  # safe while it is held
+        self._lock.release()
 
     def _write(self, value: dict[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -3496,7 +3486,8 @@ class Exchange:
         **options: Any,
     ) -> None:
         self._url = url
-        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = bytearray()  # what came and is not read yet
+        self._news = asyncio.Event()
         self._received = 0
         self._max_bytes = max_bytes
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
@@ -3514,7 +3505,7 @@ class Exchange:
                 **options,
             )
         )
-        self._task.add_done_callback(lambda _: self._chunks.put_nowait(b""))
+        self._task.add_done_callback(lambda _: self._news.set())
 
     def _once(self, body: bytes) -> Iterator[bytes]:
         """The body, as an iterator, which curl cannot rewind.
@@ -3533,21 +3524,24 @@ class Exchange:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
-        self._chunks.put_nowait(chunk)
+        self._waiting += chunk
+        self._news.set()
         return len(chunk)
 
-    async def read(self, silence: float | None) -> bytes:
-        """What comes next of the body, within `silence` seconds; b"" at the end.
+    async def read(self, silence: float) -> bytes:
+        """What has come of the body, or comes within `silence` seconds; b"" at the end.
 
         Raises ConnectionLost, TooLarge, HuggingChatError.
         """
-        allowed = silence and (silence if self._received else silence + self._upload)
-        try:
-            async with asyncio.timeout(allowed):
-                chunk = await self._chunks.get()
-        except TimeoutError:
-            why = f"the server said nothing for {allowed:.0f} seconds"
-            raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        if not (self._waiting or self._task.done()):
+            self._news.clear()
+            try:
+                async with asyncio.timeout(silence if self._received else silence + self._upload):
+                    await self._news.wait()
+            except TimeoutError:
+                why = "it did not answer in time"
+                raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        chunk, self._waiting = bytes(self._waiting), bytearray()
         if not chunk:
             self._check()
         return chunk
@@ -3566,27 +3560,22 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, deadline: float) -> HttpResponse:
-        """The whole response, until `deadline` on the monotonic clock.
+    async def whole(self, silence: float, into: BinaryIO | None) -> HttpResponse:
+        """The whole response; without its body, if that is written `into` a file.
 
         Raises what `read` does, and HttpError for any status but 200.
         """
         body = io.BytesIO()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await self.write_to(body, None)
-        except TimeoutError:
-            raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
-        return msgspec.structs.replace(response, body=body.getvalue())
-
-    async def write_to(self, file: BinaryIO, silence: float | None) -> HttpResponse:
-        """Write the body to an empty file as it comes. Raises what `read` does, and HttpError."""
+        file = into or body
+        file.seek(0)
+        file.truncate()
         async with self:
             while chunk := await self.read(silence):
                 file.write(chunk)
-            if self.response.status != 200:
-                raise HttpError(self.response)
-            return self.response
+        response = self.response
+        if response.status != 200:
+            raise HttpError(response)
+        return msgspec.structs.replace(response, body=body.getvalue())
 
     @property
     def response(self) -> HttpResponse:
@@ -3717,7 +3706,6 @@ class Client:
         path: str,
         value: Any = None,
         *,
-        body: bytes | None = None,
         content_type: str = "application/json",
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
@@ -3726,28 +3714,25 @@ class Client:
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
-        `limits.call_timeout`; a response that is written `into` a file takes its time. Raises
-        ConnectionLost, HttpError for any status but 200, NotFound for a conversation that is not
-        there, TooLarge, HuggingChatError.
+        `value` is sent as JSON, bytes as they are. The server has to begin its answer
+        within `timeout` seconds in all, by default `limits.call_timeout`; a file that is written
+        `into` may come as slowly as it likes. Raises ConnectionLost, HttpError for any status but
+        200, NotFound for a conversation that is not there, TooLarge, HuggingChatError.
         """
-        if value is not None:
+        timeout = timeout or limits.call_timeout
+        deadline = time.monotonic() + timeout
+        body = value
+        if value is not None and not isinstance(value, bytes):
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         credentials = await self.sessions.ready(credentials)
-        backoff = Backoff(limits.max_attempts)
-        upload = len(body or b"") / limits.slowest_upload
-        deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
-        renewed = False
+        backoff, renewed = Backoff(limits.max_attempts), False
         while True:
             exchange = self.open(
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                if into is None:
-                    return await exchange.whole(deadline)
-                into.seek(0)
-                into.truncate()
-                return await exchange.write_to(into, limits.call_timeout)
+                silence = timeout if into else deadline - time.monotonic()
+                return await exchange.whole(silence, into)
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -4084,20 +4069,6 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
-    """Why the server does not accept the cookies, and how to give it better ones."""
-    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
-    if cookies is None or cookies.anonymous:
-        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
-    why = "the cookie 'token' is missing beside 'hf-chat'."
-    if cookies.token:
-        why = (
-            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
-            f"Open {server.url}/login in your browser."
-        )
-    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
-
-
 # Attachments: reading them, and what is said in them
 
 
@@ -4193,7 +4164,7 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
             credentials,
             "POST",
             "/api/transcribe",
-            body=recording.content,
+            recording.content,
             content_type=recording.type,
             timeout=limits.transcribe_timeout,
         )
