@@ -3122,19 +3122,20 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
 
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
-    boundary, uploads = uuid.uuid4().hex, tuple(uploads)
+    boundary = uuid.uuid4().hex
     text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
-    parts = [(b'Content-Disposition: form-data; name="data"', text)]
+    parts = [('name="data"', text)]
     for upload in uploads:
-        head = (
-            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
-            f"Content-Type: {upload.type}"
-        )
-        parts.append((head.encode(), base64.b64encode(upload.content)))
-    mark = b"--" + boundary.encode()
-    body = b"".join(b"%s\r\n%s\r\n\r\n%s\r\n" % (mark, *part) for part in parts) + mark + b"--\r\n"
+        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
+        parts.append((head, base64.b64encode(upload.content)))
+    body = b""
+    for head, content in parts:
+        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
     if len(body) > BODY_LIMIT:
-        files = f" and {_megabytes(len(body) - len(text))} of files (in base64)" if uploads else ""
+        size = _megabytes(len(body) - len(text))
+        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
         raise HuggingChatError(
             f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
             f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
@@ -3647,15 +3648,6 @@ class Client:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
-    def note_later(self, note: Callable[[str], None], text: str) -> asyncio.Task[None]:
-        """Call `note` with `text` after some seconds, unless the task is cancelled."""
-
-        async def tell() -> None:
-            await asyncio.sleep(sum(limits.backoff[:4]))
-            note(text)
-
-        return self.spawn(tell())
-
     def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the server to stop a run, however often the turn itself is cancelled."""
         task = self.spawn(stop)
@@ -3714,10 +3706,10 @@ class Client:
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, bytes as they are. The server has to begin its answer
-        within `timeout` seconds in all, by default `limits.call_timeout`; a file that is written
-        `into` may come as slowly as it likes. Raises ConnectionLost, HttpError for any status but
-        200, NotFound for a conversation that is not there, TooLarge, HuggingChatError.
+        `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
+        together, by default `limits.call_timeout`; while a file is written `into`, that between
+        two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
+        conversation that is not there, TooLarge, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3789,21 +3781,17 @@ class Client:
             self._refreshing = self.spawn(refresh_catalogue(self, credentials))
 
 
-async def fetch_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """The server's models; no login is needed, so none is sent."""
+async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
+    """Fetch the server's models and cache them; no login is needed, so none is sent."""
+    url = credentials.server.url
     try:
-        return read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
+        catalogue = read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
     except ValueError as error:
         raise HuggingChatError(
-            f"{credentials.server.url} lists no model that can be used ({error}). "
+            f"{url} lists no model that can be used ({error}). "
             f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
         ) from None
-
-
-async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """Fetch the server's models and cache them. Raises what `fetch_catalogue` does."""
-    catalogue = await fetch_catalogue(client, credentials)
-    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
+    await asyncio.to_thread(keep_catalogue, url, catalogue.models)
     return catalogue
 
 
@@ -3843,7 +3831,6 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
 async def _log_end(client: Client, credentials: Credentials, path: str, backoff: Backoff) -> str:
     """How a log says that its run ended; "" where the server refuses. Raises ConnectionLost."""
     decoder = EventStreamDecoder()
-    credentials = client.sessions.current(credentials)
     async with client.open(credentials, "GET", path) as exchange:
         while chunk := await exchange.read(limits.read_timeout):
             for event in decoder.feed(chunk):
@@ -4152,13 +4139,17 @@ async def concurrently(
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
 
 
-async def transcribe_recording(client: Client, credentials: Credentials, recording: Upload) -> str:
+async def transcribe_recording(
+    client: Client, credentials: Credentials, note: Callable[[str], None], recording: Upload
+) -> str:
     """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
 
     chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
     on its status and its words.
     """
     host, name = credentials.server.host, recording.name
+    words = f"{name} is being transcribed"
+    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
     try:
         response = await client.call(
             credentials,
@@ -4174,6 +4165,8 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
         raise model_error(error, credentials, sent=f"the recording {name}") from None
+    finally:
+        noting.cancel()
     text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
     if not text:
         raise HuggingChatError(f"{host} heard no words in {name}.")
@@ -4191,13 +4184,6 @@ async def transcribe_all(
     Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
 
-    async def transcribe(recording: Upload) -> str:
-        noting = client.note_later(note, f"{recording.name} is being transcribed")
-        try:
-            return await transcribe_recording(client, credentials, recording)
-        finally:
-            noting.cancel()
-
     try:
         flags = await client.feature_flags(credentials)
     except (ConnectionLost, HttpError) as error:
@@ -4205,6 +4191,7 @@ async def transcribe_all(
     if flags.transcription_enabled is not True:
         host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
+    transcribe = functools.partial(transcribe_recording, client, credentials, note)
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
         async for recording, text in texts:
             yield recording, text
