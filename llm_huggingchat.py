@@ -2829,23 +2829,21 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     service has none, llm.ModelError when there are only cookies of another host.
     """
     near = server.is_service or server.is_loopback
-    given = os.environ.get(KEY_VARIABLE) or None
-    foreign = ""
+    given = os.environ.get(KEY_VARIABLE)
     if explicit:
         ours = (server.key_name, "huggingchat") if near else (server.key_name,)
         if not re.match(r"huggingchat(:|$)", explicit) or explicit in ours:
             return stored_key(explicit) or explicit, "--key"
-        foreign = "That key"
     else:
         stored = stored_key(server.key_name)
         if stored and not (given and near and is_anonymous(stored)):
             return stored, f"llm keys ({server.key_name})"
         if given and near:
             return given, KEY_VARIABLE
-        foreign = KEY_VARIABLE if given else ""
-    if foreign:
+    if explicit or given:
         raise HuggingChatError(
-            f"{foreign} is not for {server.host}: cookies of one host never go to another. "
+            f"{'That key' if explicit else KEY_VARIABLE} is not for {server.host}: "
+            "cookies of one host never go to another. "
             f"Run: llm keys set {server.key_name}"
         )
     if server.is_service:
@@ -3062,10 +3060,8 @@ class TurnLock:
 
 # Type as llm or a server calls it -> type as chat-ui takes it.
 IMAGE_TYPES = _table(
-    """
-    image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;
-    image/webp image/webp; image/gif image/gif
-    """
+    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
+    "image/webp image/webp; image/gif image/gif"
 )
 # Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
 # sound that counts; 3gpp is what the voice recorders of many telephones write.
@@ -3413,6 +3409,7 @@ class Backoff:
         return min(pause, left) if left > 0 else None
 
 
+# In the order in which curl_cffi looks at them.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
@@ -3434,10 +3431,8 @@ def connection_error(
     why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
     if code in (60, 77):
         hint = f"To trust another, name a file in {', '.join(CERTIFICATE_VARIABLES)}"
-        for name in CERTIFICATE_VARIABLES:  # in curl_cffi's order
-            if path := os.environ.get(name):
-                hint = f"{name} names the trusted ones: {one_line(path, 200)}"
-                break
+        if name := next(filter(os.environ.get, CERTIFICATE_VARIABLES), ""):
+            hint = f"{name} names the trusted ones: {one_line(os.environ[name], 200)}"
         return HuggingChatError(f"No connection to {urlsplit(url).netloc}: {why}. {hint}")
     if (refused or code in (5, 7)) and (proxy := proxy_of(url)):
         what = "refused the connection" if refused else "cannot be reached"
@@ -3589,9 +3584,7 @@ class Exchange:
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # seen, so asyncio does not report it
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 def _open_session() -> AsyncSession[Any]:
@@ -3633,10 +3626,9 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         """Cancel what runs beside, and close the connections."""
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.close()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -4064,7 +4056,7 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
 
     Raises HuggingChatError.
     """
-    from curl_cffi import CurlOpt
+    from curl_cffi import CurlECode, CurlOpt
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
@@ -4072,30 +4064,24 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     shown = one_line(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    # curl knows more protocols, some of which put chosen bytes on a raw socket.
-    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
-    content = bytearray()
-
-    def receive(chunk: bytes) -> int:
-        content.extend(chunk)
-        return len(chunk) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
-
+    options: Any = {
+        # curl knows more protocols, some of which put chosen bytes on a raw socket.
+        CurlOpt.PROTOCOLS_STR: "http,https",
+        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
+        CurlOpt.MAXFILESIZE_LARGE: AUDIO_LIMIT,
+    }
     browser: Any = impersonated_browser()
     try:
-        async with AsyncSession[Any](
-            timeout=limits.call_timeout, max_redirects=3, curl_options=cast(Any, only)
-        ) as session:
-            response = await session.get(
-                url, content_callback=receive, verify=True, impersonate=browser
-            )
+        async with AsyncSession[Any](max_redirects=3, curl_options=options) as session:
+            response = await session.get(url, timeout=limits.call_timeout, impersonate=browser)
     except RequestException as error:
-        if len(content) > AUDIO_LIMIT:
+        if error.code == CurlECode.FILESIZE_EXCEEDED:
             raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
         why = connection_error(error, True, url)
         raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return bytes(content), response.headers.get("content-type") or ""
+    return response.content, response.headers.get("content-type") or ""
 
 
 async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
@@ -4174,12 +4160,9 @@ async def transcribe_recording(
 
 
 async def transcribe_all(
-    client: Client,
-    credentials: Credentials,
-    recordings: Iterable[Upload],
-    note: Callable[[str], None],
-) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order; `note` says when that takes long.
+    client: Client, credentials: Credentials, recordings: list[Upload], note: Callable[[str], None]
+) -> list[str]:
+    """What is said in each recording; `note` says when that takes long.
 
     Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
@@ -4193,8 +4176,7 @@ async def transcribe_all(
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
     transcribe = functools.partial(transcribe_recording, client, credentials, note)
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
-        async for recording, text in texts:
-            yield recording, text
+        return [text async for _, text in texts]
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -5584,13 +5566,12 @@ class _HuggingChat:
         self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
     ) -> dict[str, str]:
         """What is said in the recordings, by attachment id; it is logged as a tool's work."""
+        texts = await transcribe_all(client, credentials, recordings, channel.note)
         heard: dict[str, str] = {}
-        transcribed = transcribe_all(client, credentials, recordings, channel.note)
-        async with contextlib.aclosing(transcribed) as texts:
-            async for recording, text in texts:
-                heard[recording.id] = text
-                for event in transcription_events(recording.name, recording.id, text):
-                    channel.emit(event, 0)
+        for recording, text in zip(recordings, texts, strict=True):
+            heard[recording.id] = text
+            for event in transcription_events(recording.name, recording.id, text):
+                channel.emit(event, 0)
         return heard
 
 
@@ -7069,8 +7050,8 @@ def transcribe(file: str) -> None:
 
     async def work(client: Client, credentials: Credentials) -> str:
         recording = recording_of(attachment, *await read_attachment(attachment))
-        texts = transcribe_all(client, credentials, [recording], note)
-        return "".join([f"{text}\n" async for _, text in texts])
+        (text,) = await transcribe_all(client, credentials, [recording], note)
+        return f"{text}\n"
 
     echo_text(call_server(current_credentials(), work))
 
