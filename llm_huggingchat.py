@@ -2866,8 +2866,7 @@ def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, this process uses it, and `tell` is called with
-    words that say so.
+    time share one. If it cannot be stored, `tell` says so, and this process uses it.
     """
     if server.url not in _anonymous:
         cookies = Cookies(str(uuid.uuid4()), anonymous=True)
@@ -3231,10 +3230,9 @@ def too_large(name: str, most: int) -> llm.ModelError:
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
-    """The content of an attachment that is a file, of at most AUDIO_LIMIT bytes and one.
+    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
 
-    Raises llm.ModelError for one that cannot be read, also for a pipe: what is read of it is
-    gone, and llm reads it again.
+    Raises llm.ModelError, also for a pipe: what is read of it is gone, and llm reads it again.
     """
     path = pathlib.Path(attachment.path or "")
     try:
@@ -3422,9 +3420,7 @@ _CURL_ERRORS = {
 }
 
 
-def connection_error(
-    error: RequestException, sent: bool, url: str
-) -> ConnectionLost | HuggingChatError:
+def connection_error(error: RequestException, sent: bool, url: str) -> Exception:
     """A libcurl error in words; HuggingChatError where trying again cannot help."""
     code = int(error.code or 0)
     refused = "CONNECT tunnel failed" in str(error)
@@ -3473,33 +3469,19 @@ class Exchange:
     """
 
     def __init__(
-        self,
-        session: AsyncSession[Any],
-        method: str,
-        url: str,
-        body: bytes | None,
-        max_bytes: int,
-        **options: Any,
+        self, session: AsyncSession[Any], url: str, body: bytes | None, limit: int, **options: Any
     ) -> None:
         self._url = url
         self._waiting = bytearray()  # what came and is not read yet
         self._news = asyncio.Event()
         self._received = 0
-        self._max_bytes = max_bytes
+        self._limit = limit
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
         self._head = bytearray()  # how the body begins: what a refusal says
         self.sent = body is None
+        content: Any = None if body is None else self._once(body)
         self._task = asyncio.create_task(
-            session.request(
-                cast(Any, method),
-                url,
-                content=cast(Any, None if body is None else self._once(body)),
-                content_callback=self._receive,
-                allow_redirects=False,  # a redirect could take the cookies elsewhere
-                verify=True,
-                timeout=0,  # curl's does not bound the silence between chunks
-                **options,
-            )
+            session.request(url=url, content=content, content_callback=self._receive, **options)
         )
         self._task.add_done_callback(lambda _: self._news.set())
 
@@ -3516,7 +3498,7 @@ class Exchange:
 
     def _receive(self, chunk: bytes) -> int:
         self._received += len(chunk)
-        if self._received > self._max_bytes:
+        if self._received > self._limit:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
@@ -3549,9 +3531,9 @@ class Exchange:
         try:
             self._task.result()
         except RequestException as error:
-            if self._received > self._max_bytes:
+            if self._received > self._limit:
                 raise TooLarge(
-                    f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
+                    f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
@@ -3595,6 +3577,7 @@ def _open_session() -> AsyncSession[Any]:
     session: AsyncSession[Any] = AsyncSession(
         max_clients=1000,
         discard_cookies=True,
+        allow_redirects=False,  # a redirect could take the cookies elsewhere
         curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
     )
     release = session.release_curl
@@ -3666,12 +3649,17 @@ class Client:
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        # A compressor could hold the events of a stream back.
-        encoding = "identity" if stream else "gzip, deflate, br"
-        options: dict[str, Any] = {"accept_encoding": encoding}
+        options: dict[str, Any] = {
+            "method": method,
+            "timeout": 0,  # curl's does not bound the silence between chunks
+            # A compressor could hold the events of a stream back.
+            "accept_encoding": "identity" if stream else "gzip, deflate, br",
+        }
         if browser:
             headers = browser_headers(server, method)
-            options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
+            options["impersonate"] = browser
+            if not stream:
+                options["accept_encoding"] = None  # its own
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
         if cookies:
@@ -3680,8 +3668,7 @@ class Client:
             headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        url = server.url + path
-        return Exchange(self._http, method, url, body, max_bytes, headers=headers, **options)
+        return Exchange(self._http, server.url + path, body, max_bytes, headers=headers, **options)
 
     async def call(
         self,
@@ -3723,8 +3710,7 @@ class Client:
                     continue
                 if is_missing(path, error):
                     raise NotFound from None
-                pause = backoff.next() if may_retry(error, idempotent) else None
-                if pause is None:
+                if not may_retry(error, idempotent) or (pause := backoff.next()) is None:
                     raise
             await asyncio.sleep(pause)
 
@@ -3813,8 +3799,7 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
                 try:
                     return await _log_end(client, credentials, path, backoff)
                 except ConnectionLost:
-                    pause = backoff.next()
-                    if pause is None:
+                    if (pause := backoff.next()) is None:
                         raise
                 await asyncio.sleep(pause)
     return ""
