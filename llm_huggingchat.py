@@ -64,46 +64,16 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
-from types import MappingProxyType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    BinaryIO,
-    Generic,
-    NoReturn,
-    Self,
-    TypeVar,
-    assert_never,
-    cast,
-    get_args,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
 import msgspec
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    Part,
-    ReasoningPart,
-    StreamEvent,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from llm import Message
+from llm.parts import AttachmentPart, Part, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -115,7 +85,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 E = TypeVar("E")
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Limits(msgspec.Struct):
@@ -186,10 +155,11 @@ def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str
     then cp1252, but only for text without three bytes beyond ASCII in a row: such a row is
     rare in Western European languages, and common in others.
     """
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+    marked = content.startswith(marks)  # that of UTF-32 LE begins as that of UTF-16 LE
     named = re.search(rb"(?:charset|coding)[=:]\s*[\"']?([\w.-]{1,40})", content[:1024])
-    encodings = ["utf-16" if marked else "utf-8-sig", charset]
-    encodings.append(named[1].decode("ascii") if named else "")
+    encodings = ["utf-32", "utf-16"] if marked else ["utf-8-sig"]
+    encodings += [charset, named[1].decode("ascii") if named else ""]
     if guess and not re.search(rb"[\x00-\x08\x0e-\x1a\x7f]", content):
         system = locale.getencoding()
         encodings.append("" if system == "cp1252" else system)
@@ -243,10 +213,7 @@ def _overlap(text: str, tag: str) -> int:
 
 
 def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, of whatever kind, else "".
-
-    Ids end up in addresses, in the logs and in the terminal.
-    """
+    """`value` if it can be an id of the server's, else ""."""
     text = _string(value)
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
@@ -268,10 +235,6 @@ class LoginRequired(HuggingChatError, llm.NeedsKeyException):
     """The server requires a login, and there is no key for it."""
 
 
-class TooLarge(HuggingChatError):
-    """A server sent more than any real answer has. It is not asked again."""
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
@@ -284,10 +247,8 @@ def on_command_line() -> bool:
     return bool(context and cli and context.find_root().command is cli.cli)
 
 
-def attachment_name(attachment: llm.Attachment | None) -> str:
+def attachment_name(attachment: llm.Attachment) -> str:
     """A name for people: the file's or the URL's last part, else what kind it is."""
-    if attachment is None:
-        return "attachment"
     if attachment.path:
         return pathlib.PurePath(attachment.path).name
     if attachment.url:
@@ -296,15 +257,15 @@ def attachment_name(attachment: llm.Attachment | None) -> str:
     return "attachment" + (mimetypes.guess_extension(kind) or "")
 
 
-def shown_name(attachment: llm.Attachment | None) -> str:
+def shown_name(attachment: llm.Attachment) -> str:
     """The same, as it may be shown."""
     return one_line(attachment_name(attachment), 100)
 
 
-def attachment_id(attachment: llm.Attachment | None) -> str:
+def attachment_id(attachment: llm.Attachment) -> str:
     """What llm's logs know an attachment by; "" if its file is not there any more."""
     with contextlib.suppress(OSError):
-        return str(attachment.id()) if attachment else ""
+        return str(attachment.id())
     return ""
 
 
@@ -382,15 +343,13 @@ def leads_to_login(location: str) -> bool:
 
 def own_target(url: str, location: str) -> str:
     """The address that a redirect from `url` leads to, if it stays on the origin; else ""."""
-    try:
+    with contextlib.suppress(ValueError):
         target = urljoin(url, location)
-        same_origin = urlsplit(url)[:2] == urlsplit(target)[:2]
-    except ValueError:
-        return ""
-    return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
+        if urlsplit(url)[:2] == urlsplit(target)[:2] and re.fullmatch(r"[!-~]+", target):
+            return target
+    return ""
 
 
-@functools.cache
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -540,10 +499,8 @@ class Cookies(msgspec.Struct, frozen=True):
 
     def to_key(self) -> str:
         """The value kept in llm's key store: one line of JSON."""
-        about = {"anonymous": self.anonymous or None, "since": self.since}
-        return json.dumps(
-            self.pairs() | {name: value for name, value in about.items() if value is not None}
-        )
+        kept = self.pairs() | {"anonymous": self.anonymous, "since": self.since}
+        return json.dumps({name: value for name, value in kept.items() if value})
 
 
 def _is_for(domain: object, host: str) -> bool:
@@ -654,28 +611,27 @@ def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type)
 
 
-def decode(data: bytes | str, type: Any) -> Any:
+def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
     """The value in JSON text, checked against `type`.
 
     JavaScript can cut an emoji in two and send half a surrogate pair, which msgspec refuses:
-    such a half becomes U+FFFD. Raises ValueError, also for NaN, Infinity and deep nesting.
+    such a half becomes U+FFFD, or is left with `keep_halves`. Raises ValueError, also for NaN,
+    Infinity and deep nesting.
     """
+    decoder = _decoder(type)
     try:
-        return _decoder(type).decode(data)
+        return decoder.decode(data)
     except msgspec.ValidationError:
         raise
     except (ValueError, RecursionError):
-        text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
-    return _decoder(type).decode(text)
-
-
-def _loads(data: bytes | str) -> Any:
-    """JSON that may hold half surrogate pairs, or half a UTF-8 character."""
-    text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
-        return json.loads(text, parse_float=finite_number, parse_constant=finite_number)
+        value = json.loads(text, parse_float=finite_number, parse_constant=finite_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if keep_halves:
+        return msgspec.convert(value, type)
+    return decoder.decode(join_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 # Updates: what a stream, a log and a stored answer consist of
@@ -780,15 +736,6 @@ class ToolUpdate(Struct, tag="tool"):
         return "\n".join(filter(None, map(_output_text, outputs)))
 
 
-class ElicitationRequest(Struct):
-    """What a tool asks the person."""
-
-    elicitation_id: str | None = None
-    server: str | None = None
-    message: str | None = None
-    url: str | None = None
-
-
 class ElicitationUpdate(Struct, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
@@ -797,20 +744,19 @@ class ElicitationUpdate(Struct, tag="elicitation"):
     """
 
     subtype: str = ""
-    request: ElicitationRequest | None = None
+    request: dict[str, Any] | None = None
     elicitation_id: str | None = None
     expires_at: float | None = None
 
     @property
     def id(self) -> str:
         """What the question and its end have in common."""
-        return self.elicitation_id or (self.request and self.request.elicitation_id) or ""
+        return self.elicitation_id or _string((self.request or {}).get("elicitationId"))
 
     @property
     def question(self) -> str:
         """Who asks what, in one line."""
-        request = self.request or ElicitationRequest()
-        said = (request.server, request.message, request.url)
+        said = map((self.request or {}).get, ("server", "message", "url"))
         return ": ".join(one_line(text) for text in said if text)
 
 
@@ -832,34 +778,20 @@ Update = (
     | ElicitationUpdate
     | FinalAnswer
 )
-"""A new kind is a class here; mypy then names each `match` that has to say what it means."""
+"""A new kind is a class here; mypy then names the `match` that has to say what it means."""
 
 
 def is_content(update: Update) -> bool:
     """Whether an update is a part of the answer itself."""
-    match update:
-        case StreamUpdate(token=token) | ReasoningUpdate(token=token):
-            return bool(token.strip("\0"))
-        case ToolUpdate() | FileUpdate():
-            return True
-        case StatusUpdate() | TitleUpdate() | RouterMetadata() | ElicitationUpdate():
-            return False
-        case FinalAnswer():
-            return False
-        case _:
-            assert_never(update)
+    if isinstance(update, StreamUpdate | ReasoningUpdate):
+        return bool(update.token.strip("\0"))
+    return isinstance(update, ToolUpdate | FileUpdate)
 
 
 def decode_update(line: bytes | msgspec.Raw) -> Update | None:
     """The update in a line, or None for a kind that is unknown, or what is malformed."""
-    try:
-        return cast(Update, _decoder(Update).decode(line))
-    except msgspec.ValidationError:
-        return None
-    except (ValueError, RecursionError):
-        pass
-    try:  # the two halves of an emoji may come in two tokens: they are kept as they are
-        return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
+    try:  # the two halves of an emoji may come in two tokens
+        return cast(Update, decode(line, Update, keep_halves=True))
     except ValueError:
         return None
 
@@ -890,56 +822,42 @@ class LogEnd(Struct):
     status: str = ""
 
 
-def split_lines(data: bytes) -> list[bytes]:
-    """The lines of `data`, and last what has no end yet. Only `\\n` ends a line: U+2028 does not.
-
-    Raises TooLarge for a line without end.
-    """
-    lines = data.split(b"\n")
-    if len(lines[-1]) > LINE_LIMIT:
-        raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
-    return lines
-
-
 class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, one update a line."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[Update]:
-        """The updates that end in `data`. Raises TooLarge."""
-        *lines, self._rest = split_lines(self._rest + data)
-        return [update for line in lines if (update := decode_update(line))]
+    def feed(self, data: bytes) -> list[Update | LogEnd]:
+        """What the lines that end in `data` say. Raises HuggingChatError for a line without end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")  # U+2028 ends no line
+        if len(self._rest) > LINE_LIMIT:
+            raise HuggingChatError(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+        return [update for line in lines if (update := self._read(line))]
 
-    def end(self) -> list[Update]:
+    def end(self) -> list[Update | LogEnd]:
         """The update after the last line end: a cut may have taken only that."""
         return self.feed(b"\n")
 
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        return decode_update(line)
 
-class EventStreamDecoder:
+
+class EventStreamDecoder(JsonLinesDecoder):
     """A run's log: server-sent events. `seq` is the number of the last whole event."""
 
     def __init__(self, seq: int = 0) -> None:
+        super().__init__()
         self.seq = seq
-        self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
-    def feed(self, data: bytes) -> list[Update | LogEnd]:
-        """The updates that end in `data`, and the log's end. Raises TooLarge."""
-        found: list[Update | LogEnd] = []
-        *lines, self._rest = split_lines(self._rest + data)
-        for line in lines:
-            name, _, value = line.removesuffix(b"\r").partition(b":")
-            if name:
-                self._fields[name] = value.removeprefix(b" ")
-            elif line.startswith(b":"):
-                found.append(StatusUpdate("keepAlive"))  # a comment, which shows the run at work
-            elif not line.strip() and (event := self._dispatch()):
-                found.append(event)
-        return found
-
-    def _dispatch(self) -> Update | LogEnd | None:
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        name, _, value = line.removesuffix(b"\r").partition(b":")
+        if name:
+            self._fields[name] = value.removeprefix(b" ")
+            return None
+        if line.startswith(b":"):
+            return StatusUpdate("keepAlive")  # a comment, which shows the run at work
         fields, self._fields = self._fields, {}
         if re.fullmatch(rb"[0-9]{1,15}", fields.get(b"id", b"")):
             self.seq = int(fields[b"id"])
@@ -953,38 +871,6 @@ class EventStreamDecoder:
 
 
 # Calls
-
-
-class User(Struct):
-    """The account that is logged in."""
-
-    username: str | None = None
-    email: str | None = None
-    id: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the account is called, as it may be shown."""
-        return one_line(self.username or self.email or self.id or "", 80)
-
-
-class FeatureFlags(Struct):
-    """What the server offers."""
-
-    login_enabled: bool | None = None
-    transcription_enabled: bool | None = None
-
-
-class Provider(Struct):
-    """An inference provider of a model."""
-
-    provider: str = ""
-
-
-class ModelDetails(Struct):
-    """What the server says of one model."""
-
-    providers: list[Provider] | None = None
 
 
 class McpServer(Struct):
@@ -1009,7 +895,7 @@ class StoredMessage(Struct):
     sender: str = msgspec.field(default="", name="from")
     content: str = ""
     reasoning: str | None = None
-    updates: msgspec.Raw = msgspec.Raw(b"[]")
+    updates: list[msgspec.Raw] | None = None
     files: list[StoredFile] | None = None
     ancestors: list[str] | None = None
     generation_id: str | None = None
@@ -1020,11 +906,7 @@ class StoredMessage(Struct):
 
     def decoded_updates(self) -> list[Update]:
         """The updates, without those of an unknown kind."""
-        try:
-            raws = decode(self.updates, list[msgspec.Raw] | None)
-        except ValueError:
-            return []
-        return [update for raw in raws or () if (update := decode_update(raw))]
+        return [update for raw in self.updates or () if (update := decode_update(raw))]
 
 
 class Conversation(Struct):
@@ -1034,7 +916,6 @@ class Conversation(Struct):
     title: str = ""
     model: str = ""
     preprompt: str | None = None
-    root_message_id: str | None = None
 
     def answer_of(self, generation_id: str | None) -> StoredMessage | None:
         """The message that a run wrote."""
@@ -1080,12 +961,6 @@ class SharedConversation(Struct):
     share_id: Id
 
 
-class Transcript(Struct):
-    """What is said in a recording; empty for silence."""
-
-    text: str
-
-
 def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
     """The updates of a stored answer as its stream sent them; if it is complete, and settled.
 
@@ -1102,21 +977,20 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
             case StreamUpdate(len=int(length)) if length >= 0:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
-                updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+                update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
             case StreamUpdate():
-                pass  # without its length: its text is in what is left
+                continue  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
+                continue
             case StatusUpdate(status="finished"):
                 finished = settled = True
+                continue
             case StatusUpdate(status="error"):
                 settled = True
-                updates.append(update)
             case ElicitationUpdate(subtype="resolved"):
                 final, finished, settled = None, False, False  # another run resumes the answer
-                updates.append(update)
-            case _:
-                updates.append(update)
+        updates.append(update)
     if rest := text[at:]:
         updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
     if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
@@ -1168,21 +1042,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NA
     @property
     def abilities(self) -> dict[str, bool]:
         """What it can do, by the names that people are told."""
-        return {
-            "images": self.multimodal,
-            "tools": self.tools,
-            "reasoning": self.reasoning,
-            "artifacts": self.artifacts,
-            "router": self.router,
-        }
-
-
-def removed_error(model: ModelInfo, server: Server) -> llm.ModelError:
-    """The error for a prompt to a model that is left only in old conversations."""
-    return HuggingChatError(
-        f"huggingchat/{model.id} is no longer offered by {server.host}. "
-        "Continue with another model: -m MODEL"
-    )
+        return {"images": self.multimodal} | {name: getattr(self, name) for name in _WIRE_NAMES}
 
 
 def is_usable_id(id: str) -> bool:
@@ -1190,76 +1050,69 @@ def is_usable_id(id: str) -> bool:
     return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
 
 
-def _built_in(rows: str) -> tuple[ModelInfo, ...]:
-    models = []
-    for row in rows.split():
-        id, _, flags = row.partition(":")
-        images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
-        models.append(ModelInfo(id, images, tools, reasoning, artifacts, router))
-    return tuple(models)
-
-
 # The service's catalogue of August 2026, for the time before the first refresh. After the
 # colon: takes (i)mages, takes (t)ools, (r)easons, writes (a)rtifacts, r(o)uter.
-BUILT_IN = _built_in(
-    """
-    omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
-    CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
-    CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
-    Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
-    nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
-    deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
-    NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra
-    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta
-    swiss-ai/Apertus-v1.5-70B:ita swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
-    prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t
-    CohereLabs/tiny-aya-fire XiaomiMiMo/MiMo-V2.5-Pro:tra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra stepfun-ai/Step-3.7-Flash:itra
-    google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
-    speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
-    moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
-    meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
-    pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
-    deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
-    Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
-    MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
-    google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global
-    CohereLabs/tiny-aya-earth CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita
-    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it
-    MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
-    google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr
-    MiniMaxAI/MiniMax-M2.1:t zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
-    Qwen/Qwen3-VL-30B-A3B-Instruct:it aisingapore/Qwen-SEA-LION-v4-32B-IT:t
-    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t
-    openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t
-    zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it
-    zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it
-    Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
-    moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
-    openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
-    meta-llama/Llama-3.1-8B-Instruct:t deepseek-ai/DeepSeek-R1:t
-    swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
-    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t
-    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t
-    Qwen/Qwen3-8B:t google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t
-    Qwen/Qwen3-32B:t Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t
-    Qwen/Qwen3-235B-A22B:t Qwen/Qwen2.5-Coder-32B-Instruct:t
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
-    deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
-    deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
-    Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
-    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it
-    deepseek-ai/DeepSeek-R1-Distill-Llama-8B Qwen/Qwen2.5-72B-Instruct:t
-    meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2 CohereLabs/c4ai-command-r-08-2024:t
-    CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
-    CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
-    deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
-    CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1
-    zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
-    """
-)
+_BUILT_IN = """
+omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
+CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
+CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
+Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
+nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
+deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
+NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra tencent/Hy3:tra
+XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta swiss-ai/Apertus-v1.5-70B:ita
+swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
+deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
+prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t CohereLabs/tiny-aya-fire
+XiaomiMiMo/MiMo-V2.5-Pro:tra nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra
+stepfun-ai/Step-3.7-Flash:itra google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
+speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
+moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
+nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
+meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
+pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
+deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
+Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
+MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
+google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global CohereLabs/tiny-aya-earth
+CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it
+Qwen/Qwen3.5-397B-A17B:it MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t
+Qwen/Qwen3-VL-235B-A22B-Instruct:it google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t
+moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr MiniMaxAI/MiniMax-M2.1:t
+zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr Qwen/Qwen3-VL-30B-A3B-Instruct:it
+aisingapore/Qwen-SEA-LION-v4-32B-IT:t deepcogito/cogito-671b-v2.1:t
+deepcogito/cogito-671b-v2.1-FP8:t openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it
+deepseek-ai/DeepSeek-V3.2-Exp:t zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t
+Qwen/Qwen3-VL-235B-A22B-Thinking:it zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it
+zai-org/GLM-4.6V-FP8:it Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
+moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
+openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t meta-llama/Llama-3.1-8B-Instruct:t
+deepseek-ai/DeepSeek-R1:t swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
+Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t moonshotai/Kimi-K2-Instruct:t
+zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t Qwen/Qwen3-8B:t google/gemma-3-27b-it:it
+zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t Qwen/Qwen3-32B:t
+Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t Qwen/Qwen3-235B-A22B:t
+Qwen/Qwen2.5-Coder-32B-Instruct:t deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
+deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
+deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
+Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
+meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it deepseek-ai/DeepSeek-R1-Distill-Llama-8B
+Qwen/Qwen2.5-72B-Instruct:t meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2
+CohereLabs/c4ai-command-r-08-2024:t CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
+CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
+CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1 zai-org/GLM-4-32B-0414:t
+Qwen/Qwen2.5-Coder-3B-Instruct:t
+"""
+
+
+def _built_in(row: str) -> ModelInfo:
+    id, _, flags = row.partition(":")
+    images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
+    return ModelInfo(id, images, tools, reasoning, artifacts, router)
+
+
+BUILT_IN = tuple(map(_built_in, _BUILT_IN.split()))
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -1292,14 +1145,12 @@ def read_catalogue(value: Any) -> Catalogue:
     for entry in msgspec.convert(value, list[dict[str, Any]]):
         said = {name: value for name, value in entry.items() if value is not None}
         said["description"] = one_line(said.get("description", ""))
-        try:
+        with contextlib.suppress(msgspec.ValidationError):
             model = msgspec.convert(said, ModelInfo)
-        except msgspec.ValidationError:
-            model = ModelInfo("")
-        if is_usable_id(model.id):
-            models.setdefault(model.id, model)
-        else:
-            unusable.append(repr(one_line(said.get("id"), 60)))
+            if is_usable_id(model.id):
+                models.setdefault(model.id, model)
+                continue
+        unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
         raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
     return Catalogue(tuple(models.values()), unusable=tuple(unusable))
@@ -2217,14 +2068,14 @@ def _attachments_of(part: Part) -> list[llm.Attachment]:
     return [part.attachment] if isinstance(part, AttachmentPart) and part.attachment else []
 
 
-def _transcript_of(attachment: llm.Attachment, transcripts: Mapping[str, str]) -> str:
+def _transcript_of(attachment: llm.Attachment, transcripts: dict[str, str] | None) -> str:
     """A recording as its transcript; "" for an attachment that has none."""
     text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
-def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
+def _text_of(message: Message, transcripts: dict[str, str] | None = None) -> str:
     """A message as text: attachments and tools are named, reasoning is left out."""
     texts: list[str] = []
     for part in message.parts:
@@ -2243,7 +2094,7 @@ def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
     return "\n".join(filter(None, texts))
 
 
-def render_history(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+def render_history(messages: Iterable[Message], transcripts: dict[str, str] | None = None) -> str:
     """Messages as labelled text, for a model that has not seen them; "" for none.
 
     `transcripts` of recordings, by attachment id, stand where the recordings were.
@@ -2260,7 +2111,7 @@ def make_plan(
     system: str | None = None,
     retry: bool = False,
     features: PromptedFeatures = NO_FEATURES,
-    transcripts: Mapping[str, str] = NOTHING,
+    transcripts: dict[str, str] | None = None,
 ) -> Plan:
     """Plan a turn from llm's chain of messages.
 
@@ -2285,7 +2136,7 @@ def make_plan(
     attachments = [each for part in [*results, *question.parts] for each in _attachments_of(part)]
     if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
-    transcripts = {**earlier_transcripts(messages), **transcripts}
+    transcripts = {**earlier_transcripts(messages), **(transcripts or {})}
     spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
     told, preprompt = instructions(features, sent), None
     if parent is None:
@@ -2512,7 +2363,7 @@ class Answer:
         self._seen_reasoning.rewind()
 
     def add(self, update: Update) -> list[StreamEvent]:
-        """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
+        """What `update` adds, as llm's stream events. Raises HuggingChatError if it has no end."""
         match update:
             case StreamUpdate(token=token):
                 self._add_text(self._seen_text.feed(token))
@@ -2548,7 +2399,7 @@ class Answer:
             if event.chunk or event.type == "tool_result":
                 self.last_type = event.type
         if self._size > ANSWER_LIMIT:
-            raise TooLarge(f"The answer has no end: it has {self._size:,} characters so far.")
+            raise HuggingChatError(f"The answer has no end: {self._size:,} characters so far.")
         return events
 
     def _give(self, kind: str, text: str) -> None:
@@ -2681,7 +2532,7 @@ def os_error_text(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedWriter]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
@@ -3509,7 +3360,7 @@ class Exchange:
     async def read(self, silence: float) -> bytes:
         """What has come of the body, or comes within `silence` seconds; b"" at the end.
 
-        Raises ConnectionLost, TooLarge, HuggingChatError.
+        Raises ConnectionLost, HuggingChatError.
         """
         if not (self._waiting or self._task.done()):
             self._news.clear()
@@ -3532,13 +3383,13 @@ class Exchange:
             self._task.result()
         except RequestException as error:
             if self._received > self._limit:
-                raise TooLarge(
+                raise HuggingChatError(
                     f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, silence: float, into: BinaryIO | None) -> HttpResponse:
+    async def whole(self, silence: float, into: io.BufferedIOBase | None) -> HttpResponse:
         """The whole response; without its body, if that is written `into` a file.
 
         Raises what `read` does, and HttpError for any status but 200.
@@ -3604,7 +3455,7 @@ class Client:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[Catalogue] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -3681,14 +3532,14 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: BinaryIO | None = None,
+        into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
         `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
         together, by default `limits.call_timeout`; while a file is written `into`, that between
         two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
-        conversation that is not there, TooLarge, HuggingChatError.
+        conversation that is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3734,14 +3585,15 @@ class Client:
                 raise NotFound from None
             raise
 
-    async def user(self, credentials: Credentials) -> User | None:
-        """The account that is logged in."""
-        return cast("User | None", await self.get(credentials, "/api/v2/user", User | None))
+    async def user(self, credentials: Credentials) -> str:
+        """The name of the account that is logged in, as it may be shown; "" if there is none."""
+        user = await self.get(credentials, "/api/v2/user", dict[str, Any] | None) or {}
+        return one_line(user.get("username") or user.get("email") or user.get("id") or "", 80)
 
-    async def feature_flags(self, credentials: Credentials) -> FeatureFlags:
-        """What the server offers; no login is needed."""
+    async def feature_flags(self, credentials: Credentials) -> dict[str, Any]:
+        """What the server offers, by its own names; no login is needed."""
         path = "/api/v2/feature-flags"
-        return cast(FeatureFlags, await self.get(credentials.public, path, FeatureFlags))
+        return cast("dict[str, Any]", await self.get(credentials.public, path, dict[str, Any]))
 
     async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
         """The tool servers that the chat server offers. This answer is plain JSON."""
@@ -3750,7 +3602,7 @@ class Client:
 
     async def wants_login(self, credentials: Credentials) -> bool:
         """Whether the server has accounts at all."""
-        return (await self.feature_flags(credentials)).login_enabled is not False
+        return (await self.feature_flags(credentials)).get("loginEnabled") is not False
 
     def refresh_if_old(self, credentials: Credentials) -> None:
         """Refresh the cached catalogue beside what goes on, if that is due."""
@@ -4138,7 +3990,8 @@ async def transcribe_recording(
         raise model_error(error, credentials, sent=f"the recording {name}") from None
     finally:
         noting.cancel()
-    text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
+    said = read_body(response, dict[str, Any], credentials.server).get("text")
+    text = _string(said).strip()
     if not text:
         raise HuggingChatError(f"{host} heard no words in {name}.")
     return text
@@ -4156,7 +4009,7 @@ async def transcribe_all(
         flags = await client.feature_flags(credentials)
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, credentials) from None
-    if flags.transcription_enabled is not True:
+    if flags.get("transcriptionEnabled") is not True:
         host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
     transcribe = functools.partial(transcribe_recording, client, credentials, note)
@@ -4381,7 +4234,7 @@ class Run:
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
 
-        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
+        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
         try:
@@ -4431,9 +4284,7 @@ class Run:
         elif not await self._client.sessions.renew_after(error, target.credentials):
             raise NotFound if response.is_hidden and target.parent_id else error
 
-    async def _receive(
-        self, decoder: JsonLinesDecoder | EventStreamDecoder, method: str, path: str, *body: Any
-    ) -> None:
+    async def _receive(self, decoder: JsonLinesDecoder, method: str, path: str, *body: Any) -> None:
         """Take the updates of a response. Raises HttpError for one that is none of updates."""
         credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
         async with self._client.open(credentials, method, path, *body) as exchange:
@@ -4445,7 +4296,7 @@ class Run:
         if response.status != 200 or response.is_html:
             raise HttpError(response)
 
-    def _take(self, updates: Sequence[Update | LogEnd]) -> None:
+    def _take(self, updates: list[Update | LogEnd]) -> None:
         """Updates came: they show the run at work, and are passed on."""
         if updates:
             self._backoff.reset()
@@ -4488,14 +4339,11 @@ class Run:
             raise
         if self.state is state:
             if (pause := self._backoff.next()) is None:
-                self._give_up()
+                if state is RunState.UNLOGGED:
+                    raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+                raise ConnectionLost(why, sent=True)
             await asyncio.sleep(pause)
-
-    def _give_up(self) -> NoReturn:
-        if self.state is RunState.UNLOGGED:
-            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        seconds = limits.reconnect_timeout
-        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4531,7 +4379,7 @@ class Run:
             return
         if not progress.outcome:
             self._on_rewind()
-            self._take(updates)
+            self._take([*updates])
         if not progress.outcome:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
@@ -5491,7 +5339,10 @@ class _HuggingChat:
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
-            raise removed_error(self.info, server)
+            raise HuggingChatError(
+                f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
+                "Continue with another model: -m MODEL"
+            )
         if server.url not in self._used_on:  # file locks are waited for in a thread
             await asyncio.to_thread(remember_models, server.url, [self.info.id])
             self._used_on.add(server.url)
@@ -5519,7 +5370,7 @@ class _HuggingChat:
         )
 
     def _plans(
-        self, prompt: llm.Prompt, server: Server, heard: Mapping[str, str] = NOTHING
+        self, prompt: llm.Prompt, server: Server, heard: dict[str, str] | None = None
     ) -> tuple[Plan, Plan | None]:
         """What to send, and what to send if the conversation is gone.
 
@@ -5845,7 +5696,7 @@ def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
         match part:
             case TextPart():
                 yield part.text.strip("\n")
-            case ReasoningPart() if part.text and reasoning:
+            case llm.parts.ReasoningPart() if part.text and reasoning:
                 text = part.text.strip()
                 yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
             case ToolCallPart():
@@ -6037,7 +5888,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
         return runner.run(run())
 
 
-async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
+async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
     login_needed = await client.wants_login(credentials)
     for new_session in (client.sessions.ready, client.sessions.renew):
@@ -6048,7 +5899,7 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, Use
         user = await client.user(credentials)
         if user or not login_needed:
             return login_needed, user
-    return login_needed, None
+    return login_needed, ""
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
@@ -6160,7 +6011,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     server = credentials.server
     _, user = await find_user(client, credentials)
     cookies = client.sessions.current(credentials).cookies
-    if user is None or cookies is None:
+    if not user or cookies is None:
         raise HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing, expired or wrong, or "
             "has to be confirmed first. These cookies are not kept.\n"
@@ -6169,7 +6020,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     keep_key(server.key_name, cookies.to_key())
     with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
         await refresh_catalogue(client, credentials)
-    return user.name
+    return user
 
 
 @contextlib.contextmanager
@@ -6304,7 +6155,7 @@ def _fill_status(state: dict[str, Any]) -> None:
 
     async def ask(client: Client, credentials: Credentials) -> None:
         state["login_needed"], user = await find_user(client, credentials)
-        state["user"] = user and user.name
+        state["user"] = user or None
         cookies = client.sessions.current(credentials).cookies
         state["session_time"] = cookies and cookies.since
         if state["login_needed"] and not user:
@@ -6414,8 +6265,9 @@ async def change_settings(
     host, provider = credentials.server.host, changes.get("provider")
     if provider and provider not in POLICIES:
         path = f"/api/v2/models/{quote(id)}"
-        details = await client.get(credentials.public, path, ModelDetails)
-        offered = [one_line(entry.provider, 80) for entry in details.providers or ()]
+        details = await client.get(credentials.public, path, dict[str, Any])
+        entries = _mappings(details.get("providers"))
+        offered = [one_line(entry.get("provider", ""), 80) for entry in entries]
         if provider not in offered:
             raise HuggingChatError(
                 f"{id} has no provider {provider!r}. It has: {', '.join(offered) or 'none'}; "
