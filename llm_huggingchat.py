@@ -81,7 +81,6 @@ if TYPE_CHECKING:
 
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
-    from filelock import BaseFileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
@@ -92,8 +91,8 @@ class Limits(msgspec.Struct):
     """How long things may take, in seconds; the tests shorten them."""
 
     read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
-    call_timeout: float = 60.0  # any other call, with all its attempts
-    slowest_upload: int = 20_000  # bytes a second: an upload may take that much longer
+    call_timeout: float = 60.0  # silence of any other call, over all its attempts
+    slowest_upload: int = 20_000  # bytes a second: an upload may be silent that much longer
     reconnect_timeout: float = 30.0  # without hearing of the server, before a turn gives up
     backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts; last repeats
     max_attempts: int = 4  # at a call, or at sending a message
@@ -2567,9 +2566,7 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
 
     def change(content: bytes) -> bytes:
         nonlocal value
-        keys = json.loads(content or b"{}")
-        if not isinstance(keys, dict):
-            raise ValueError
+        keys = msgspec.convert(json.loads(content or b"{}"), dict[str, Any])
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
@@ -2579,10 +2576,8 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
             keys = (keys or KEY_NOTE) | {name: value}
         return json.dumps(keys, indent=2).encode() + b"\n"
 
-    try:
+    with _key_store_errors("updated"):
         _update_file("keys.json", change, 0o600)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("updated", error) from None
     return value
 
 
@@ -2592,18 +2587,17 @@ def stored_key(name: str) -> str | None:
 
 
 def _stored_keys() -> dict[str, Any]:
+    with _key_store_errors("read"):
+        return msgspec.convert(llm.load_keys(), dict[str, Any])
+
+
+@contextlib.contextmanager
+def _key_store_errors(done: str) -> Iterator[None]:
     try:
-        keys = llm.load_keys()
-        if isinstance(keys, dict):
-            return keys
-        raise ValueError
+        yield
     except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("read", error) from None
-
-
-def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
-    path = llm.user_dir() / "keys.json"
-    return HuggingChatError(f"llm's key store, {path}, cannot be {done}: {os_error_text(error)}")
+        what = f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be {done}"
+        raise HuggingChatError(f"{what}: {os_error_text(error)}") from None
 
 
 def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
@@ -2614,11 +2608,9 @@ def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
     """
     found: dict[str, Cookies] = {}
     with contextlib.suppress(llm.ModelError):
-        for name, value in _stored_keys().items():
-            if not cookies.token or cookies.token not in _string(value):
-                continue
+        for name, value in _stored_keys().items() if cookies.token else ():
             with contextlib.suppress(llm.ModelError):
-                kept = parse_cookies(value, server.host)
+                kept = parse_cookies(_string(value), server.host)
                 named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
                 if kept.token == cookies.token and (named or name == server.key_name):
                     found[name] = kept
@@ -2643,6 +2635,20 @@ def is_anonymous(key: str | None) -> bool:
     return bool(re.search(r'"(anonymous|made_up)": true', key or ""))
 
 
+def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
+    """Why the server does not accept the cookies, and how to give it better ones."""
+    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
+    if cookies is None or cookies.anonymous:
+        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
+    why = "the cookie 'token' is missing beside 'hf-chat'."
+    if cookies.token:
+        why = (
+            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
+            f"Open {server.url}/login in your browser."
+        )
+    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
+
+
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
     """The key for a server, and where it comes from: --key, the store, or the environment.
 
@@ -2651,30 +2657,25 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     service has none, llm.ModelError when there are only cookies of another host.
     """
     near = server.is_service or server.is_loopback
-    given = os.environ.get(KEY_VARIABLE) or None
-    foreign = ""
+    given = os.environ.get(KEY_VARIABLE)
     if explicit:
         ours = (server.key_name, "huggingchat") if near else (server.key_name,)
         if not re.match(r"huggingchat(:|$)", explicit) or explicit in ours:
             return stored_key(explicit) or explicit, "--key"
-        foreign = "That key"
     else:
         stored = stored_key(server.key_name)
         if stored and not (given and near and is_anonymous(stored)):
             return stored, f"llm keys ({server.key_name})"
         if given and near:
             return given, KEY_VARIABLE
-        foreign = KEY_VARIABLE if given else ""
-    if foreign:
+    if explicit or given:
         raise HuggingChatError(
-            f"{foreign} is not for {server.host}: cookies of one host never go to another. "
+            f"{'That key' if explicit else KEY_VARIABLE} is not for {server.host}: "
+            "cookies of one host never go to another. "
             f"Run: llm keys set {server.key_name}"
         )
     if server.is_service:
-        raise LoginRequired(
-            "HuggingChat requires a login, and there is no key. Run: llm huggingchat login "
-            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
-        )
+        raise login_error(server, None)
     return None, "none"
 
 
@@ -2693,8 +2694,7 @@ def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, this process uses it, and `tell` is called with
-    words that say so.
+    time share one. If it cannot be stored, `tell` says so, and this process uses it.
     """
     if server.url not in _anonymous:
         cookies = Cookies(str(uuid.uuid4()), anonymous=True)
@@ -2732,16 +2732,12 @@ class _CachedServer(msgspec.Struct, omit_defaults=True):
         return bool(new)
 
 
-class _Cache(msgspec.Struct):
-    servers: dict[str, _CachedServer] = msgspec.field(default_factory=dict)
-
-
 def _read_cache() -> dict[str, _CachedServer]:
     """What is cached, by the server's address; nothing if the file cannot be read."""
     try:
         content = (llm.user_dir() / CACHE).read_bytes()
-        return msgspec.json.decode(content, type=_Cache).servers
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return msgspec.json.decode(content, type=dict[str, dict[str, _CachedServer]])["servers"]
+    except (OSError, LookupError, ValueError, RecursionError):
         return {}
 
 
@@ -2751,7 +2747,7 @@ def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) ->
     def update(_: bytes) -> bytes:
         servers = _read_cache()
         change(servers.setdefault(server_url, _CachedServer()))
-        return msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n"
+        return msgspec.json.format(msgspec.json.encode({"servers": servers}), indent=1) + b"\n"
 
     _update_file(CACHE, update)
 
@@ -2840,39 +2836,31 @@ class TurnLock:
     """
 
     def __init__(self, page: str) -> None:
+        from filelock import FileLock
+
         self.pending = False
         self.stopped: float | None = None
         self.sent = 0.0
         self._file = _turn_file(page)
-        self._lock: BaseFileLock | None = None
+        self._lock = FileLock(self._file.with_suffix(".lock"), blocking=False)
 
     async def acquire(self) -> None:
         """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
-            while self._lock is None:
+            while not self._lock.is_locked:
                 try:
-                    lock.acquire()
-                    self._lock = lock
+                    self._lock.acquire()
                 except Timeout:
                     await asyncio.sleep(0.05)
-            self._read()
-        except (OSError, NotImplementedError):
+            self.pending = self._file.exists()
+            times = decode(self._file.read_bytes() if self.pending else b"{}", dict[str, float])
+            self.stopped = min(times.get("stopped", 0.0), time.time()) or None
+            self.sent = min(times.get("sent", 0.0), time.time())
+        except (OSError, NotImplementedError, ValueError):
             self.pending = True  # nobody knows, so the server is asked
-
-    def _read(self) -> None:
-        try:
-            times = decode(self._file.read_bytes(), dict[str, float])
-        except FileNotFoundError:
-            return
-        except ValueError:
-            times = {}
-        self.pending = True
-        self.stopped = min(times.get("stopped", 0.0), time.time()) or None
-        self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
         """A message is about to be sent."""
@@ -2886,10 +2874,9 @@ class TurnLock:
         with contextlib.suppress(OSError):
             if stored:
                 self._file.unlink(missing_ok=True)
-            if self._lock:
-                self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
-        if self._lock:
-            self._lock.release()
+            if self._lock.is_locked:
+                pathlib.Path(self._lock.lock_file).unlink(missing_ok=True)  # safe while it is held
+        self._lock.release()
 
     def _write(self, value: dict[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -2900,10 +2887,8 @@ class TurnLock:
 
 # Type as llm or a server calls it -> type as chat-ui takes it.
 IMAGE_TYPES = _table(
-    """
-    image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;
-    image/webp image/webp; image/gif image/gif
-    """
+    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
+    "image/webp image/webp; image/gif image/gif"
 )
 # Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
 # sound that counts; 3gpp is what the voice recorders of many telephones write.
@@ -2960,19 +2945,20 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
 
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
-    boundary, uploads = uuid.uuid4().hex, tuple(uploads)
+    boundary = uuid.uuid4().hex
     text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
-    parts = [(b'Content-Disposition: form-data; name="data"', text)]
+    parts = [('name="data"', text)]
     for upload in uploads:
-        head = (
-            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
-            f"Content-Type: {upload.type}"
-        )
-        parts.append((head.encode(), base64.b64encode(upload.content)))
-    mark = b"--" + boundary.encode()
-    body = b"".join(b"%s\r\n%s\r\n\r\n%s\r\n" % (mark, *part) for part in parts) + mark + b"--\r\n"
+        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
+        parts.append((head, base64.b64encode(upload.content)))
+    body = b""
+    for head, content in parts:
+        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
     if len(body) > BODY_LIMIT:
-        files = f" and {_megabytes(len(body) - len(text))} of files (in base64)" if uploads else ""
+        size = _megabytes(len(body) - len(text))
+        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
         raise HuggingChatError(
             f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
             f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
@@ -3072,10 +3058,9 @@ def too_large(name: str, most: int) -> llm.ModelError:
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
-    """The content of an attachment that is a file, of at most AUDIO_LIMIT bytes and one.
+    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
 
-    Raises llm.ModelError for one that cannot be read, also for a pipe: what is read of it is
-    gone, and llm reads it again.
+    Raises llm.ModelError, also for a pipe: what is read of it is gone, and llm reads it again.
     """
     path = pathlib.Path(attachment.path or "")
     try:
@@ -3250,6 +3235,7 @@ class Backoff:
         return min(pause, left) if left > 0 else None
 
 
+# In the order in which curl_cffi looks at them.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
@@ -3262,19 +3248,15 @@ _CURL_ERRORS = {
 }
 
 
-def connection_error(
-    error: RequestException, sent: bool, url: str
-) -> ConnectionLost | HuggingChatError:
+def connection_error(error: RequestException, sent: bool, url: str) -> Exception:
     """A libcurl error in words; HuggingChatError where trying again cannot help."""
     code = int(error.code or 0)
     refused = "CONNECT tunnel failed" in str(error)
     why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
     if code in (60, 77):
         hint = f"To trust another, name a file in {', '.join(CERTIFICATE_VARIABLES)}"
-        for name in CERTIFICATE_VARIABLES:  # in curl_cffi's order
-            if path := os.environ.get(name):
-                hint = f"{name} names the trusted ones: {one_line(path, 200)}"
-                break
+        if name := next(filter(os.environ.get, CERTIFICATE_VARIABLES), ""):
+            hint = f"{name} names the trusted ones: {one_line(os.environ[name], 200)}"
         return HuggingChatError(f"No connection to {urlsplit(url).netloc}: {why}. {hint}")
     if (refused or code in (5, 7)) and (proxy := proxy_of(url)):
         what = "refused the connection" if refused else "cannot be reached"
@@ -3315,34 +3297,21 @@ class Exchange:
     """
 
     def __init__(
-        self,
-        session: AsyncSession[Any],
-        method: str,
-        url: str,
-        body: bytes | None,
-        max_bytes: int,
-        **options: Any,
+        self, session: AsyncSession[Any], url: str, body: bytes | None, limit: int, **options: Any
     ) -> None:
         self._url = url
-        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = bytearray()  # what came and is not read yet
+        self._news = asyncio.Event()
         self._received = 0
-        self._max_bytes = max_bytes
+        self._limit = limit
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
         self._head = bytearray()  # how the body begins: what a refusal says
         self.sent = body is None
+        content: Any = None if body is None else self._once(body)
         self._task = asyncio.create_task(
-            session.request(
-                cast(Any, method),
-                url,
-                content=cast(Any, None if body is None else self._once(body)),
-                content_callback=self._receive,
-                allow_redirects=False,  # a redirect could take the cookies elsewhere
-                verify=True,
-                timeout=0,  # curl's does not bound the silence between chunks
-                **options,
-            )
+            session.request(url=url, content=content, content_callback=self._receive, **options)
         )
-        self._task.add_done_callback(lambda _: self._chunks.put_nowait(b""))
+        self._task.add_done_callback(lambda _: self._news.set())
 
     def _once(self, body: bytes) -> Iterator[bytes]:
         """The body, as an iterator, which curl cannot rewind.
@@ -3357,25 +3326,28 @@ class Exchange:
 
     def _receive(self, chunk: bytes) -> int:
         self._received += len(chunk)
-        if self._received > self._max_bytes:
+        if self._received > self._limit:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
-        self._chunks.put_nowait(chunk)
+        self._waiting += chunk
+        self._news.set()
         return len(chunk)
 
-    async def read(self, silence: float | None) -> bytes:
-        """What comes next of the body, within `silence` seconds; b"" at the end.
+    async def read(self, silence: float) -> bytes:
+        """What has come of the body, or comes within `silence` seconds; b"" at the end.
 
         Raises ConnectionLost, HuggingChatError.
         """
-        allowed = silence and (silence if self._received else silence + self._upload)
-        try:
-            async with asyncio.timeout(allowed):
-                chunk = await self._chunks.get()
-        except TimeoutError:
-            why = f"the server said nothing for {allowed:.0f} seconds"
-            raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        if not (self._waiting or self._task.done()):
+            self._news.clear()
+            try:
+                async with asyncio.timeout(silence if self._received else silence + self._upload):
+                    await self._news.wait()
+            except TimeoutError:
+                why = "it did not answer in time"
+                raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        chunk, self._waiting = bytes(self._waiting), bytearray()
         if not chunk:
             self._check()
         return chunk
@@ -3387,34 +3359,29 @@ class Exchange:
         try:
             self._task.result()
         except RequestException as error:
-            if self._received > self._max_bytes:
+            if self._received > self._limit:
                 raise HuggingChatError(
-                    f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
+                    f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, deadline: float) -> HttpResponse:
-        """The whole response, until `deadline` on the monotonic clock.
+    async def whole(self, silence: float, into: io.BufferedIOBase | None) -> HttpResponse:
+        """The whole response; without its body, if that is written `into` a file.
 
         Raises what `read` does, and HttpError for any status but 200.
         """
         body = io.BytesIO()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await self.write_to(body, None)
-        except TimeoutError:
-            raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
-        return msgspec.structs.replace(response, body=body.getvalue())
-
-    async def write_to(self, file: io.BufferedIOBase, silence: float | None) -> HttpResponse:
-        """Write the body to an empty file as it comes. Raises what `read` does, and HttpError."""
+        file = into or body
+        file.seek(0)
+        file.truncate()
         async with self:
             while chunk := await self.read(silence):
                 file.write(chunk)
-            if self.response.status != 200:
-                raise HttpError(self.response)
-            return self.response
+        response = self.response
+        if response.status != 200:
+            raise HttpError(response)
+        return msgspec.structs.replace(response, body=body.getvalue())
 
     @property
     def response(self) -> HttpResponse:
@@ -3427,9 +3394,7 @@ class Exchange:
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # seen, so asyncio does not report it
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 def _open_session() -> AsyncSession[Any]:
@@ -3440,6 +3405,7 @@ def _open_session() -> AsyncSession[Any]:
     session: AsyncSession[Any] = AsyncSession(
         max_clients=1000,
         discard_cookies=True,
+        allow_redirects=False,  # a redirect could take the cookies elsewhere
         curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
     )
     release = session.release_curl
@@ -3471,10 +3437,9 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         """Cancel what runs beside, and close the connections."""
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.close()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -3485,15 +3450,6 @@ class Client:
         # Seen, so asyncio does not report it.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
-
-    def note_later(self, note: Callable[[str], None], text: str) -> asyncio.Task[None]:
-        """Call `note` with `text` after some seconds, unless the task is cancelled."""
-
-        async def tell() -> None:
-            await asyncio.sleep(sum(limits.backoff[:4]))
-            note(text)
-
-        return self.spawn(tell())
 
     def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the server to stop a run, however often the turn itself is cancelled."""
@@ -3521,12 +3477,17 @@ class Client:
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        # A compressor could hold the events of a stream back.
-        encoding = "identity" if stream else "gzip, deflate, br"
-        options: dict[str, Any] = {"accept_encoding": encoding}
+        options: dict[str, Any] = {
+            "method": method,
+            "timeout": 0,  # curl's does not bound the silence between chunks
+            # A compressor could hold the events of a stream back.
+            "accept_encoding": "identity" if stream else "gzip, deflate, br",
+        }
         if browser:
             headers = browser_headers(server, method)
-            options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
+            options["impersonate"] = browser
+            if not stream:
+                options["accept_encoding"] = None  # its own
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
         if cookies:
@@ -3535,8 +3496,7 @@ class Client:
             headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        url = server.url + path
-        return Exchange(self._http, method, url, body, max_bytes, headers=headers, **options)
+        return Exchange(self._http, server.url + path, body, max_bytes, headers=headers, **options)
 
     async def call(
         self,
@@ -3545,7 +3505,6 @@ class Client:
         path: str,
         value: Any = None,
         *,
-        body: bytes | None = None,
         content_type: str = "application/json",
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
@@ -3554,36 +3513,32 @@ class Client:
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
-        `limits.call_timeout`; a response that is written `into` a file takes its time. Raises
-        ConnectionLost, HttpError for any status but 200, NotFound for a conversation that is not
-        there, HuggingChatError.
+        `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
+        together, by default `limits.call_timeout`; while a file is written `into`, that between
+        two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
+        conversation that is not there, HuggingChatError.
         """
-        if value is not None:
+        timeout = timeout or limits.call_timeout
+        deadline = time.monotonic() + timeout
+        body = value
+        if value is not None and not isinstance(value, bytes):
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         credentials = await self.sessions.ready(credentials)
-        backoff = Backoff(limits.max_attempts)
-        upload = len(body or b"") / limits.slowest_upload
-        deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
-        renewed = False
+        backoff, renewed = Backoff(limits.max_attempts), False
         while True:
             exchange = self.open(
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                if into is None:
-                    return await exchange.whole(deadline)
-                into.seek(0)
-                into.truncate()
-                return await exchange.write_to(into, limits.call_timeout)
+                silence = timeout if into else deadline - time.monotonic()
+                return await exchange.whole(silence, into)
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
                     continue
                 if is_missing(path, error):
                     raise NotFound from None
-                pause = backoff.next() if may_retry(error, idempotent) else None
-                if pause is None:
+                if not may_retry(error, idempotent) or (pause := backoff.next()) is None:
                     raise
             await asyncio.sleep(pause)
 
@@ -3633,21 +3588,17 @@ class Client:
             self._refreshing = self.spawn(refresh_catalogue(self, credentials))
 
 
-async def fetch_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """The server's models; no login is needed, so none is sent."""
+async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
+    """Fetch the server's models and cache them; no login is needed, so none is sent."""
+    url = credentials.server.url
     try:
-        return read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
+        catalogue = read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
     except ValueError as error:
         raise HuggingChatError(
-            f"{credentials.server.url} lists no model that can be used ({error}). "
+            f"{url} lists no model that can be used ({error}). "
             f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
         ) from None
-
-
-async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """Fetch the server's models and cache them. Raises what `fetch_catalogue` does."""
-    catalogue = await fetch_catalogue(client, credentials)
-    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
+    await asyncio.to_thread(keep_catalogue, url, catalogue.models)
     return catalogue
 
 
@@ -3677,8 +3628,7 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
                 try:
                     return await _log_end(client, credentials, path, backoff)
                 except ConnectionLost:
-                    pause = backoff.next()
-                    if pause is None:
+                    if (pause := backoff.next()) is None:
                         raise
                 await asyncio.sleep(pause)
     return ""
@@ -3687,7 +3637,6 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
 async def _log_end(client: Client, credentials: Credentials, path: str, backoff: Backoff) -> str:
     """How a log says that its run ended; "" where the server refuses. Raises ConnectionLost."""
     decoder = EventStreamDecoder()
-    credentials = client.sessions.current(credentials)
     async with client.open(credentials, "GET", path) as exchange:
         while chunk := await exchange.read(limits.read_timeout):
             for event in decoder.feed(chunk):
@@ -3913,20 +3862,6 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
-    """Why the server does not accept the cookies, and how to give it better ones."""
-    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
-    if cookies is None or cookies.anonymous:
-        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
-    why = "the cookie 'token' is missing beside 'hf-chat'."
-    if cookies.token:
-        why = (
-            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
-            f"Open {server.url}/login in your browser."
-        )
-    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
-
-
 # Attachments: reading them, and what is said in them
 
 
@@ -3935,7 +3870,7 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
 
     Raises HuggingChatError.
     """
-    from curl_cffi import CurlOpt
+    from curl_cffi import CurlECode, CurlOpt
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
@@ -3943,30 +3878,24 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     shown = one_line(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    # curl knows more protocols, some of which put chosen bytes on a raw socket.
-    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
-    content = bytearray()
-
-    def receive(chunk: bytes) -> int:
-        content.extend(chunk)
-        return len(chunk) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
-
+    options: Any = {
+        # curl knows more protocols, some of which put chosen bytes on a raw socket.
+        CurlOpt.PROTOCOLS_STR: "http,https",
+        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
+        CurlOpt.MAXFILESIZE_LARGE: AUDIO_LIMIT,
+    }
     browser: Any = impersonated_browser()
     try:
-        async with AsyncSession[Any](
-            timeout=limits.call_timeout, max_redirects=3, curl_options=cast(Any, only)
-        ) as session:
-            response = await session.get(
-                url, content_callback=receive, verify=True, impersonate=browser
-            )
+        async with AsyncSession[Any](max_redirects=3, curl_options=options) as session:
+            response = await session.get(url, timeout=limits.call_timeout, impersonate=browser)
     except RequestException as error:
-        if len(content) > AUDIO_LIMIT:
+        if error.code == CurlECode.FILESIZE_EXCEEDED:
             raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
         why = connection_error(error, True, url)
         raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return bytes(content), response.headers.get("content-type") or ""
+    return response.content, response.headers.get("content-type") or ""
 
 
 async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
@@ -4010,19 +3939,23 @@ async def concurrently(
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
 
 
-async def transcribe_recording(client: Client, credentials: Credentials, recording: Upload) -> str:
+async def transcribe_recording(
+    client: Client, credentials: Credentials, note: Callable[[str], None], recording: Upload
+) -> str:
     """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
 
     chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
     on its status and its words.
     """
     host, name = credentials.server.host, recording.name
+    words = f"{name} is being transcribed"
+    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
     try:
         response = await client.call(
             credentials,
             "POST",
             "/api/transcribe",
-            body=recording.content,
+            recording.content,
             content_type=recording.type,
             timeout=limits.transcribe_timeout,
         )
@@ -4032,6 +3965,8 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
         raise model_error(error, credentials, sent=f"the recording {name}") from None
+    finally:
+        noting.cancel()
     said = read_body(response, dict[str, Any], credentials.server).get("text")
     text = _string(said).strip()
     if not text:
@@ -4040,22 +3975,12 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
 
 
 async def transcribe_all(
-    client: Client,
-    credentials: Credentials,
-    recordings: Iterable[Upload],
-    note: Callable[[str], None],
-) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order; `note` says when that takes long.
+    client: Client, credentials: Credentials, recordings: list[Upload], note: Callable[[str], None]
+) -> list[str]:
+    """What is said in each recording; `note` says when that takes long.
 
     Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
-
-    async def transcribe(recording: Upload) -> str:
-        noting = client.note_later(note, f"{recording.name} is being transcribed")
-        try:
-            return await transcribe_recording(client, credentials, recording)
-        finally:
-            noting.cancel()
 
     try:
         flags = await client.feature_flags(credentials)
@@ -4064,9 +3989,9 @@ async def transcribe_all(
     if flags.get("transcriptionEnabled") is not True:
         host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
+    transcribe = functools.partial(transcribe_recording, client, credentials, note)
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
-        async for recording, text in texts:
-            yield recording, text
+        return [text async for _, text in texts]
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -5454,13 +5379,12 @@ class _HuggingChat:
         self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
     ) -> dict[str, str]:
         """What is said in the recordings, by attachment id; it is logged as a tool's work."""
+        texts = await transcribe_all(client, credentials, recordings, channel.note)
         heard: dict[str, str] = {}
-        transcribed = transcribe_all(client, credentials, recordings, channel.note)
-        async with contextlib.aclosing(transcribed) as texts:
-            async for recording, text in texts:
-                heard[recording.id] = text
-                for event in transcription_events(recording.name, recording.id, text):
-                    channel.emit(event, 0)
+        for recording, text in zip(recordings, texts, strict=True):
+            heard[recording.id] = text
+            for event in transcription_events(recording.name, recording.id, text):
+                channel.emit(event, 0)
         return heard
 
 
@@ -6876,8 +6800,8 @@ def transcribe(file: str) -> None:
 
     async def work(client: Client, credentials: Credentials) -> str:
         recording = recording_of(attachment, *await read_attachment(attachment))
-        texts = transcribe_all(client, credentials, [recording], note)
-        return "".join([f"{text}\n" async for _, text in texts])
+        (text,) = await transcribe_all(client, credentials, [recording], note)
+        return f"{text}\n"
 
     echo_text(call_server(current_credentials(), work))
 
