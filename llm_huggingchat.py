@@ -63,7 +63,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -82,7 +82,6 @@ from typing import (
     Any,
     BinaryIO,
     Generic,
-    NoReturn,
     Self,
     TypeVar,
     assert_never,
@@ -4301,14 +4300,8 @@ class RateLimiter:
             self._trial = ""
 
 
-_rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
-
-
-def rate_limiter(target: RunTarget) -> RateLimiter:
-    """The limiter of a server, which all share that may wait."""
-    if not target.max_wait:
-        return RateLimiter()
-    return _rate_limiters.setdefault(target.credentials.server.url, RateLimiter())
+# By the server's address, for all messages that may wait.
+_rate_limiters: defaultdict[str, RateLimiter] = defaultdict(RateLimiter)
 
 
 class RunProgress:
@@ -4446,7 +4439,8 @@ class Run:
         self._stored_updates = -1
         self._deadline = asyncio.timeout(None)
         self._begun = time.monotonic()
-        self._limiter = rate_limiter(target)
+        shared = _rate_limiters[target.credentials.server.url]
+        self._limiter = shared if target.max_wait else RateLimiter()
 
     @property
     def is_settled(self) -> bool:
@@ -4459,12 +4453,12 @@ class Run:
         Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
-        try:
+        with contextlib.suppress(TimeoutError):  # the next turn waits for it
             async with self._deadline:
-                while self.state is not RunState.STORED:
-                    await (self._send() if self.state is RunState.UNSENT else self._pursue())
-        except TimeoutError:
-            pass  # the next turn waits for it
+                while (state := self.state) is not RunState.STORED:
+                    await (self._send() if state is RunState.UNSENT else self._pursue())
+                    if self.state is not state:
+                        self._backoff.reset()
 
     async def _send(self) -> None:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
@@ -4491,9 +4485,13 @@ class Run:
             if error.response.status < 500:
                 self.state = RunState.UNSENT
                 await self._refused(error)
+        except HuggingChatError as error:
+            # Of an answer too large it is the server's; else no connection could be made.
+            if self.state is RunState.SENT and not isinstance(error, TooLarge):
+                self.state = RunState.UNSENT
+            raise
         finally:
             self._limiter.leave(target.generation_id)
-        self._backoff.reset()
 
     async def _refused(self, error: HttpError) -> None:
         """The server does not take the message: raise, unless it may after all."""
@@ -4562,15 +4560,13 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
             raise
         if self.state is state:
-            if (pause := self._backoff.next()) is None:
-                self._give_up()
+            pause = self._backoff.next()
+            if pause is None and state is RunState.UNLOGGED:
+                raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+            if pause is None:
+                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+                raise ConnectionLost(why, sent=True)
             await asyncio.sleep(pause)
-
-    def _give_up(self) -> NoReturn:
-        if self.state is RunState.UNLOGGED:
-            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        seconds = limits.reconnect_timeout
-        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4853,32 +4849,21 @@ class TurnResult(msgspec.Struct):
         """The conversation's web page; "" before there is one."""
         return Server(self.server).page(self.conversation_id) if self.conversation_id else ""
 
-    @property
-    def parent(self) -> Parent:
-        """The answer, to continue after."""
-        ids = self.conversation_id, self.message_id, self.generation_id
-        return Parent(*ids, self.model, self.sent)
-
-    def metadata(self) -> dict[str, Any]:
-        """What the next turn needs, as llm's `provider_metadata`."""
-        return {"huggingchat": self._known() | self.sent.metadata()}
+    def metadata(self, **more: object) -> dict[str, Any]:
+        """The answer's ids, under llm's name for this plugin; and of `more` what is known."""
+        names = ("conversation_id", "message_id", "generation_id", "server", "model")
+        known = {name: getattr(self, name) for name in names} | more
+        return {"huggingchat": {name: value for name, value in known.items() if value}}
 
     def response_json(self) -> dict[str, Any]:
         """What llm logs of the response beside its parts."""
-        known = self._known(
+        return self.metadata(
             url=self.page,
             title=self.title,
             provider=self.router.provider,
             route=self.router.route,
             interrupted=self.interrupted,
         )
-        return {"huggingchat": known}
-
-    def _known(self, **more: object) -> dict[str, Any]:
-        """The answer's ids, and of `more` what is known."""
-        names = ("conversation_id", "message_id", "generation_id", "server", "model")
-        known = {name: getattr(self, name) for name in names} | more
-        return {name: value for name, value in known.items() if value}
 
 
 class Channel:
@@ -4912,110 +4897,61 @@ class Channel:
         return event
 
 
-class ConversationLease:
-    """The conversation that a turn belongs to: found or made, and locked for the turn."""
+async def create_conversation(
+    client: Client, credentials: Credentials, model: str, system: str | None
+) -> tuple[str, str]:
+    """Make a conversation: its id, and its root message's. Raises what `client.call` does.
 
-    def __init__(self, client: Client, request: TurnRequest, result: TurnResult) -> None:
-        self._client = client
-        self._credentials = request.credentials
-        self._model = request.model.id
-        self._result = result
-        self.lock: TurnLock | None = None
+    If the answer is lost it is made once more: an empty one that is left does no harm.
+    """
+    value = {"model": model}
+    if system:
+        value["preprompt"] = system  # chat-ui refuses null
+    response = await client.call(credentials, "POST", "/conversation", value)
+    if response.is_html:
+        raise HttpError(response)
+    created = read_body(response, CreatedConversation, credentials.server)
+    inner = HttpResponse(200, (), created.conversation.encode())
+    root = read_body(inner, Envelope[RootMessage], credentials.server).json
+    return created.conversation_id, root.root_message_id
 
-    async def acquire(self, plan: Plan, note: Callable[[str], None]) -> str:
-        """Find or make the conversation: the id of the message to continue after.
 
-        Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
-        """
-        if plan.parent is None:
-            message_id = await self._create(plan.system)
-            await self._wait_for_turn(note)
-        else:
-            self._result.conversation_id = plan.parent.conversation_id
-            await self._wait_for_turn(note)
-            message_id = await self._find(plan.parent)
-        self._client.models[self._result.conversation_id] = self._model
-        return message_id
+async def find_answer(client: Client, credentials: Credentials, parent: Parent, model: str) -> str:
+    """The id of the answer to continue after; its conversation has `model` then.
 
-    def release(self, stored: bool, stopped: float | None = None) -> None:
-        """The turn is over; unless its run is `stored`, the next one waits for that."""
-        lock, self.lock = self.lock, None
-        if lock:
-            lock.release(stored, stopped)
-
-    async def _create(self, system: str | None) -> str:
-        """Make the conversation; its root message's id.
-
-        If the answer is lost it is made once more: an empty one that is left does no harm.
-        """
-        credentials, value = self._credentials, {"model": self._model}
-        if system:
-            value["preprompt"] = system  # chat-ui refuses null
-        response = await self._client.call(credentials, "POST", "/conversation", value)
-        if response.is_html:
-            raise HttpError(response)
-        created = read_body(response, CreatedConversation, credentials.server)
-        self._result.conversation_id = created.conversation_id
-        inner = HttpResponse(200, (), created.conversation.encode())
-        root = read_body(inner, Envelope[RootMessage], credentials.server).json
-        return str(root.root_message_id)
-
-    async def _find(self, parent: Parent) -> str:
-        """The id of the answer to continue after. Raises NotFound if it is not there."""
-        credentials, message_id, id = self._credentials, parent.message_id, parent.conversation_id
-        if not message_id:
-            found: Conversation = await self._client.conversation(credentials, id)
-            answer = found.answer_of(parent.generation_id)
-            message_id = answer.id if answer else None
-        if not message_id:
+    Raises NotFound if it is not there, and what `client.call` does.
+    """
+    id, message_id = parent.conversation_id, parent.message_id
+    if not message_id:
+        found: Conversation = await client.conversation(credentials, id)
+        answer = found.answer_of(parent.generation_id)
+        if answer is None:
             raise NotFound(answer=True)
-        if self._client.models.get(id, parent.model) != self._model:
-            await self._client.call(credentials, "PATCH", api_path(id), {"model": self._model})
-        return message_id
-
-    async def _wait_for_turn(self, note: Callable[[str], None]) -> None:
-        """Wait until no other run goes on in the conversation, here or in another process.
-
-        A stop that reached the server too late leaves a marker there, which stops the next
-        run if that begins within `limits.stop_marker` seconds.
-        """
-        words = "waiting for the end of another turn of this conversation"
-        loop = asyncio.get_running_loop()
-        noting = loop.call_later(sum(limits.backoff[:4]), note, words)
-        lock = TurnLock(self._result.page)
-        try:
-            await lock.acquire()
-            self.lock = lock
-            if lock.pending:
-                await asyncio.sleep(lock.sent + limits.arrival - time.time())
-                id = self._result.conversation_id
-                ended = await wait_until_stored(self._client, self._credentials, id)
-                if lock.stopped and ended != "interrupted":
-                    await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
-                lock.pending, lock.stopped = False, None
-        finally:
-            noting.cancel()
+        message_id = answer.id
+    if client.models.get(id, parent.model) != model:
+        await client.call(credentials, "PATCH", api_path(id), {"model": model})
+    return message_id
 
 
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
     def __init__(
-        self, client: Client, request: TurnRequest, plan: Plan, result: TurnResult, channel: Channel
+        self, client: Client, request: TurnRequest, result: TurnResult, channel: Channel
     ) -> None:
         self._client = client
         self._request = request
         self._credentials = request.credentials
-        self._plan = plan
+        self._plan = plan = request.plan
         self._result = result
         self._channel = channel
-        self._lease = ConversationLease(client, request, result)
         file_page = request.credentials.server.file_page
         self.answer = Answer(
             lambda sha: file_page(result.conversation_id, sha),
             plan.features,
             request.model.artifacts,
         )
+        self._lock: TurnLock | None = None
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
         self._questions: set[str] = set()  # those that were shown
@@ -5036,7 +4972,6 @@ class Turn:
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
         except HuggingChatError as error:
-            await self._stop()  # if it is not over: an answer without end
             await self._delete_unused(error)
             raise
         except NotFound:
@@ -5053,8 +4988,7 @@ class Turn:
             run = self._run = Run(
                 self._client, target, self._add, self.answer.rewind, self._channel.note
             )
-            driving = self._client.spawn(run.drive())  # it goes on until the answer is stored
-            driving.add_done_callback(lambda _: self._run_ended(run))
+            driving = self._client.spawn(self._drive(run))
             try:
                 await run.progress.answered.wait()
             finally:
@@ -5067,13 +5001,21 @@ class Turn:
             self._emit(self.answer.end())  # what was shown stays
             raise
         finally:
-            if self._run is None and (lock := self._lease.lock):
-                self._lease.release(not lock.pending, lock.stopped)
+            if self._run is None and self._lock:
+                self._lock.release(not self._lock.pending, self._lock.stopped)
         await self._finish(driving)
 
-    def _run_ended(self, run: Run) -> None:
-        self._lease.release(run.is_settled, self._stopped)
-        run.progress.answered.set()
+    async def _drive(self, run: Run) -> None:
+        """Follow the run until it is stored, which may be after the prompt has ended."""
+        try:
+            await run.drive()
+        except HuggingChatError:
+            await self._stop()  # if it is not over: an answer without end
+            raise
+        finally:
+            if self._lock:
+                self._lock.release(run.is_settled, self._stopped)
+            run.progress.answered.set()
 
     async def _stop(self) -> None:
         """Nobody wants the answer any more: tell the server, for a bounded time.
@@ -5105,10 +5047,19 @@ class Turn:
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
         client, request, plan, result = self._client, self._request, self._plan, self._result
+        credentials, model = self._credentials, request.model.id
         needed = any(isinstance(tool, HuggingChatTool) and tool.patterns for tool in request.tools)
-        offered = await client.mcp_servers(self._credentials) if needed else []
-        names, servers = select_tools(request.tools, offered, self._credentials.server)
-        message_id = await self._lease.acquire(plan, self._channel.note)
+        offered = await client.mcp_servers(credentials) if needed else []
+        names, servers = select_tools(request.tools, offered, credentials.server)
+        if plan.parent is None:
+            created = await create_conversation(client, credentials, model, plan.system)
+            result.conversation_id, message_id = created
+            lock = await self._wait_for_turn()
+        else:
+            result.conversation_id = plan.parent.conversation_id
+            lock = await self._wait_for_turn()
+            message_id = await find_answer(client, credentials, plan.parent, model)
+        client.models[result.conversation_id] = model
         result.generation_id = str(uuid.uuid4())
         data: dict[str, Any] = {
             "id": message_id,
@@ -5122,16 +5073,39 @@ class Turn:
         if plan.text:
             data["inputs"] = plan.text
         body, content_type = multipart(data, request.uploads)
-        cast(TurnLock, self._lease.lock).begin()
+        lock.begin()
         return RunTarget(
-            self._credentials,
-            self._result.conversation_id,
+            credentials,
+            result.conversation_id,
             result.generation_id,
             message_id if plan.parent else None,
             body,
             content_type,
             request.max_wait,
         )
+
+    async def _wait_for_turn(self) -> TurnLock:
+        """Wait until no other run goes on in the conversation, here or in another process.
+
+        A stop that reached the server too late leaves a marker there, which stops the next
+        run if that begins within `limits.stop_marker` seconds.
+        """
+        words = "waiting for the end of another turn of this conversation"
+        noting = self._client.note_later(self._channel.note, words)
+        lock = TurnLock(self._result.page)
+        try:
+            await lock.acquire()
+            self._lock = lock
+            if lock.pending:
+                await asyncio.sleep(lock.sent + limits.arrival - time.time())
+                id = self._result.conversation_id
+                ended = await wait_until_stored(self._client, self._credentials, id)
+                if lock.stopped and ended != "interrupted":
+                    await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
+                lock.pending, lock.stopped = False, None
+        finally:
+            noting.cancel()
+        return lock
 
     # The answer
 
@@ -5145,16 +5119,12 @@ class Turn:
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
             self._client.refresh_if_old(self._credentials)
-        question = update if isinstance(update, ElicitationUpdate) else None
-        if question and question.subtype == "request" and question.expires_at is not None:
-            self._ask(question)
-
-    def _ask(self, question: ElicitationUpdate) -> None:
-        """Tell where a question can be answered that the server waits for, once."""
-        if question.id not in self._questions:
-            self._questions.add(question.id)
-            page = self._result.page
-            self._channel.note(f"a tool asks: {question.question}. Answer it at {page}")
+        match update:  # a question that expires is one that the server waits for
+            case ElicitationUpdate("request", expires_at=float()):
+                if update.id not in self._questions:
+                    self._questions.add(update.id)
+                    page = self._result.page
+                    self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
@@ -5203,9 +5173,9 @@ async def run_turn(
 ) -> None:
     """Run a turn; start over if its conversation is gone; ask once more for a document that
     does not match the schema. Raises HuggingChatError."""
-    plan, repairing = request.plan, False
+    repairing = False
     while True:
-        turn = Turn(client, request, plan, result, channel)
+        plan, turn = request.plan, Turn(client, request, result, channel)
         try:
             await turn.run()
         except NotFound as error:
@@ -5217,22 +5187,29 @@ async def run_turn(
             if error.answer:
                 what = f"the answer to continue after is no longer in {page}"
             channel.note(f"{what}; going on in a new conversation")
-            plan, result.conversation_id = request.fresh_plan, ""
+            request = msgspec.structs.replace(request, plan=request.fresh_plan)
+            result.conversation_id = ""
             continue
-        if not turn.answer.problem:
+        problem = turn.answer.problem
+        if not problem:
             channel.emit(last_event(turn.answer, result), turn.answer.seen_length)
             return
         if repairing or result.interrupted:
-            raise _unusable_error(turn.answer, result)
+            # People see what there is instead of a document.
+            said = one_line(turn.answer.raw_text, 1000) or "nothing"
+            when = "does not match the schema, asked twice"
+            when = "was broken off" if result.interrupted else when
+            raise HuggingChatError(f"The answer {when}: {problem}. {result.page}\nIt was: {said}")
         repairing = True
+        ids = result.conversation_id, result.message_id, result.generation_id
         plan = Plan(
-            result.parent,
+            Parent(*ids, result.model, result.sent),
             None,
-            repair_request(plan.features, turn.answer.problem),
+            repair_request(plan.features, problem),
             sent=msgspec.structs.replace(plan.sent, schema=plan.features.schema),
             features=plan.features,
         )
-        request = msgspec.structs.replace(request, fresh_plan=None, tools=(), uploads=())
+        request = msgspec.structs.replace(request, plan=plan, fresh_plan=None, tools=(), uploads=())
 
 
 def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
@@ -5242,14 +5219,8 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     part of its own carries it.
     """
     kind = "text" if answer.last_type == "text" else "reasoning"
-    return StreamEvent(type=kind, chunk="", provider_metadata=result.metadata())
-
-
-def _unusable_error(answer: Answer, result: TurnResult) -> HuggingChatError:
-    """There is no document that matches the schema: people see what there is instead."""
-    when = "was broken off" if result.interrupted else "does not match the schema, asked twice"
-    said = one_line(answer.raw_text, 1000) or "nothing"
-    return HuggingChatError(f"The answer {when}: {answer.problem}. {result.page}\nIt was: {said}")
+    metadata = result.metadata(**result.sent.metadata())
+    return StreamEvent(type=kind, chunk="", provider_metadata=metadata)
 
 
 # --- background: the models' event loop ---------------------------------------------------
@@ -5442,7 +5413,9 @@ class Display:
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
         self._text = self._on_command_line and stream
-        self._one_output = _one_output()
+        self._one_output = False  # whether standard output and error go to the same place
+        with contextlib.suppress(OSError, ValueError):
+            self._one_output = os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
         self._open = ""  # what has not ended its line: "text" or "tool"
         self._names: dict[str | None, str] = {}
 
@@ -5494,13 +5467,6 @@ class Display:
             sys.stdout.flush()
             click.echo(err=True)
             self._open = ""
-
-
-def _one_output() -> bool:
-    """Whether standard output and standard error go to the same place."""
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
-    return False
 
 
 class _HuggingChat:
@@ -5570,8 +5536,12 @@ class _HuggingChat:
         if server.url not in self._used_on:  # file locks are waited for in a thread
             await asyncio.to_thread(remember_models, server.url, [self.info.id])
             self._used_on.add(server.url)
-        tools = self._server_side_tools(prompt)
-        plan, fresh_plan = self._plans(prompt, server)
+        tools, features = self._server_side_tools(prompt), self._features(prompt, server)
+        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
+        planned = functools.partial(
+            make_plan, prompt.messages, system=prompt.system, features=features
+        )
+        plan = planned(server.url, retry=retry)
         uploads = [
             upload_of(self.info, attachment, *await read_attachment(attachment))
             for attachment in plan.attachments
@@ -5580,38 +5550,30 @@ class _HuggingChat:
         if cookies is None:
             cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
+        heard: Mapping[str, str] = NOTHING
         if recordings := [upload for upload in uploads if upload.is_recording]:
             heard = await self._transcribe(client, channel, credentials, recordings)
-            plan, fresh_plan = self._plans(prompt, server, heard)
+            plan = planned(server.url, retry=retry, transcripts=heard)
         return TurnRequest(
             credentials,
             self.info,
             plan,
-            fresh_plan,
+            None if retry else planned(None, transcripts=heard),
             tuple(tools),
             tuple(upload for upload in uploads if not upload.is_recording),
             max_wait(),
         )
 
-    def _plans(
-        self, prompt: llm.Prompt, server: Server, heard: Mapping[str, str] = NOTHING
-    ) -> tuple[Plan, Plan | None]:
-        """What to send, and what to send if the conversation is gone.
-
-        `heard` is what is said in recordings, by attachment id. Raises HuggingChatError.
-        """
-        messages = prompt.messages
+    def _features(self, prompt: llm.Prompt, server: Server) -> PromptedFeatures:
+        """What the answer may call and has to match. Raises HuggingChatError."""
+        schema = cast("dict[str, Any] | None", prompt.schema)
         features = PromptedFeatures(
             tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
-            cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
+            schema or pending_schema(prompt.messages, server.url),
         )
         if features.schema:
             schema_checker(features.schema)  # refused before anything is sent
-        plan = functools.partial(
-            make_plan, messages, system=prompt.system, features=features, transcripts=heard
-        )
-        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
-        return plan(server.url, retry=retry), None if retry else plan(None)
+        return features
 
     def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
