@@ -24,12 +24,14 @@ from llm_huggingchat import (
     FinalAnswer,
     HttpError,
     HttpResponse,
+    HuggingChatError,
     IncompleteAnswer,
     NotFound,
     Run,
     RunTarget,
     StatusUpdate,
     TitleUpdate,
+    TooLarge,
     Update,
     decode,
     limits,
@@ -135,7 +137,13 @@ class World:
             self.run = Run(client, self.target, self.take, again, self.notes.append)
             try:
                 await self.run.drive()
-            except (ConnectionLost, HttpError, NotFound, IncompleteAnswer) as error:
+            except (
+                ConnectionLost,
+                HttpError,
+                NotFound,
+                IncompleteAnswer,
+                HuggingChatError,
+            ) as error:
                 return error
             return None
 
@@ -371,6 +379,29 @@ def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
     assert world.text == "".join(WORDS)
     assert not world.run.is_settled
     assert world.seconds == pytest.approx(limits.store_timeout, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "settled"),
+    [(HuggingChatError("its certificate is not trusted"), True), (TooLarge("no end"), False)],
+)
+def test_next_message_may_be_sent_where_this_one_was_not(error, settled):
+    world = World(error)
+    assert world.drive() is error
+    assert world.run.is_settled is settled
+    assert world.came("send")
+
+
+def test_server_that_goes_away_again_after_a_late_message_has_its_full_time():
+    class GoneAgain(World):
+        def follow(self, *arguments: Any) -> Exchange:
+            if self.seconds < limits.reconnect_timeout + 5:
+                return Exchange(lambda: iter([UNSENT]))
+            return super().follow(*arguments)
+
+    world = GoneAgain(("late", 99))
+    assert world.drive() is None
+    assert (world.text, len(world.arrivals)) == ("".join(WORDS), 1)
 
 
 def test_log_is_taken_up_where_it_broke_and_only_its_end_once_the_answer_is_there():
