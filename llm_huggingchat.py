@@ -4308,9 +4308,8 @@ class RunProgress:
     """How far a run has come, read off its updates.
 
     `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run; None
-    as long as it is not known. `answered` is set when it is, or when it never will be.
-    `finished`: the end of the stream means that all is stored. `died`: the model broke off, no
-    final answer came.
+    until it is known. `answered` is set when it is, or when it never will be. `finished`: the
+    end of the stream means that all is stored. `died`: the model broke off its answer.
     """
 
     def __init__(self) -> None:
@@ -4334,8 +4333,11 @@ class RunProgress:
                 return self.end(update) if said else None
             case StatusUpdate(status="error"):
                 return self.end(update)
+            case StatusUpdate(status="finished") if self._questions:
+                return self.end(next(iter(self._questions.values())))
             case StatusUpdate(status="finished"):
-                return self._end_without_answer()
+                self.died = self.begun
+                return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
             case ElicitationUpdate(subtype="request"):
                 self._questions[update.id] = update
             case ElicitationUpdate():
@@ -4349,13 +4351,6 @@ class RunProgress:
         self.outcome = outcome
         self.answered.set()
         return outcome
-
-    def _end_without_answer(self) -> Update:
-        """A question ended the run, or the model died: what it said is stored."""
-        if self._questions:
-            return self.end(next(iter(self._questions.values())))
-        self.died = self.begun
-        return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
 
 
 class RunTarget(msgspec.Struct, frozen=True):
@@ -4624,29 +4619,12 @@ def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd
 NOT_LOGGED = "(not logged)"
 
 
-class _ToolType(type):
-    """Creates a tool with the arguments that may be logged, and then tells it all of them.
+class HuggingChatTool(llm.ServerSideTool):
+    """A tool that runs on the chat server.
 
-    llm logs what a tool's __init__ gets, and creates the tool from it again for `llm -c`.
-    What a header or a query holds may be a secret, so __init__ gets only the name of one.
+    llm logs what a tool's `__init__` gets, and creates the tool from it again for `llm -c`.
+    What a header or a query holds may be a secret, so `__init__` gets only the name of one.
     """
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        signature = inspect.signature(cls)
-        try:
-            arguments = signature.bind(*args, **kwargs).arguments
-            for name, value in arguments.items():
-                msgspec.convert(value, signature.parameters[name].annotation)
-        except (TypeError, msgspec.ValidationError) as error:
-            name = cls.__name__
-            raise HuggingChatError(f"{name}: {one_line(error)}. Usage: {name}{signature}") from None
-        tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
-        tool.arguments = arguments
-        return tool
-
-
-class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
-    """A tool that runs on the chat server."""
 
     plugin = "llm-huggingchat"
     feature = ""  # what it is for, in words
@@ -4659,10 +4637,23 @@ class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        create = cls.__init__
         # `llm tools` shows the signature: with types in it, not their names in quotes.
-        shown = inspect.signature(cls.__init__, eval_str=True)
-        parameters = list(shown.parameters.values())[1:]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parameters = list(inspect.signature(create, eval_str=True).parameters.values())[1:]
+        signature = inspect.Signature(parameters)
+
+        def __init__(self: HuggingChatTool, *args: Any, **kwargs: Any) -> None:
+            try:
+                self.arguments = signature.bind(*args, **kwargs).arguments
+                for name, value in self.arguments.items():
+                    msgspec.convert(value, signature.parameters[name].annotation)
+            except (TypeError, msgspec.ValidationError) as error:
+                usage = f"Usage: {cls.__name__}{signature}"
+                raise HuggingChatError(f"{cls.__name__}: {one_line(error)}. {usage}") from None
+            create(self, **cls.loggable(self.arguments))
+
+        cls.__signature__ = signature  # type: ignore[attr-defined]
+        cls.__init__ = __init__  # type: ignore[method-assign]
 
     @classmethod
     def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -4787,10 +4778,9 @@ def select_tools(
     names: list[str] = []
     servers: list[dict[str, Any]] = []
     for tool in tools:
-        if isinstance(tool, MCP):
-            if (request := tool.request(server)) not in servers:
-                servers.append(request)
-        elif isinstance(tool, HuggingChatTool):
+        if isinstance(tool, MCP) and (request := tool.request(server)) not in servers:
+            servers.append(request)
+        elif isinstance(tool, WebSearch | HuggingFace):
             names.append(_offering(tool, [each for each in offered if each.name]))
     names = list(dict.fromkeys(names))
     for request in servers:
@@ -5266,13 +5256,7 @@ class Background:
             target=loop.run_forever, name="llm-huggingchat", daemon=True
         )
         self._thread.start()
-        atexit.unregister(self._at_exit)
-        atexit.register(self._at_exit)
         return loop
-
-    def _at_exit(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
-            self.close()
 
     def close(self) -> None:
         """Stop what runs, close what is open, within a second or so. It can begin again."""
@@ -5281,7 +5265,8 @@ class Background:
         if loop is None or thread is None or self._process != os.getpid():
             return
         asyncio.run_coroutine_threadsafe(self._finish(), loop)
-        thread.join(limits.stop_timeout + 0.5)
+        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
+            thread.join(limits.stop_timeout + 0.5)
         if not thread.is_alive():
             loop.close()
 
@@ -5301,6 +5286,7 @@ class Background:
 
 
 background = Background()
+atexit.register(background.close)
 
 
 def reset() -> None:
