@@ -4246,10 +4246,9 @@ NO_OUTPUT = StatusUpdate("error", "No output was generated")
 class RateLimiter:
     """When messages may go to a server that asks for a pause, for all runs of this process.
 
-    chat-ui counts the messages of a minute, also those that it refused. So after a refusal
-    nobody sends for a minute; then one run tries, and the others follow one by one. Other
-    processes are not known here, so the pauses grow at random while attempts fail. Times are
-    seconds of a monotonic clock.
+    chat-ui counts the messages of a minute, refused ones too. So after a refusal nobody sends
+    for a minute; then one run tries, and the others follow one by one. Other processes are not
+    known here, so pauses grow at random while attempts fail. Times are of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -4354,19 +4353,15 @@ class RunProgress:
 
 
 class RunTarget(msgspec.Struct, frozen=True):
-    """What one run needs: where its message goes, and what it is.
-
-    `parent_id` is the message that it continues after, None in a new conversation. `max_wait`
-    is how many seconds the message may wait when the server asks for a pause.
-    """
+    """A run's message, and where it goes."""
 
     credentials: Credentials
     conversation_id: str
-    generation_id: str
-    parent_id: str | None
+    generation_id: str  # an idempotency key: it finds the message if nobody knows if it arrived
+    parent_id: str | None  # the message that it continues after; None in a new conversation
     body: bytes
     content_type: str
-    max_wait: float = 0.0
+    max_wait: float = 0.0  # seconds that it may wait when the server asks for a pause
 
 
 class RunState(enum.Enum):
@@ -4407,9 +4402,8 @@ async def has_arrived(
 class Run:
     """One run: its message is sent once, and followed until its answer is stored.
 
-    `generation_id` is an idempotency key: where it is not known whether a message has arrived,
-    the conversation tells. Updates go to `on_update` as they come; `on_rewind` is called before
-    they come again from the first. Notes go to `note`.
+    Updates go to `on_update` as they come; `on_rewind` is called before they come again from
+    the first. Notes go to `note`.
     """
 
     def __init__(
@@ -4806,18 +4800,15 @@ def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
-    """What a turn needs. `fresh_plan` is for when the conversation is gone.
-
-    `max_wait` is how many seconds the message may wait when the server asks for a pause.
-    """
+    """What a turn needs."""
 
     credentials: Credentials
     model: ModelInfo
     plan: Plan
-    fresh_plan: Plan | None
+    fresh_plan: Plan | None  # for when the conversation is gone
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
-    max_wait: float = 0.0
+    max_wait: float = 0.0  # seconds that it may wait when the server asks for a pause
 
 
 class TurnResult(msgspec.Struct):
@@ -4860,8 +4851,8 @@ class Channel:
     """From a turn on the background loop to the caller who takes its answer.
 
     What is put into it is an event with the length of the text up to its end, or a note.
-    `delivered` is the length of the text that has reached the caller, in UTF-16 units: where a
-    stop cuts the answer, so that what is stored is what was shown.
+    `delivered` is that of the text that has reached the caller, in UTF-16 units: where a stop
+    cuts the answer, so that what is stored is what was shown.
     """
 
     def __init__(self, put: Callable[[Any], object], on_note: Callable[[str], None]) -> None:
@@ -4870,7 +4861,7 @@ class Channel:
         self._on_note = on_note
 
     def emit(self, event: StreamEvent, length: int) -> None:
-        """A part of the answer, whose text has that length with it, in UTF-16 units."""
+        """A part of the answer, whose text has that length with it."""
         self._put((event, length))
 
     def note(self, text: str) -> None:
@@ -4956,14 +4947,13 @@ class Turn:
         """
         try:
             await self._answer()
-        except (ConnectionLost, HttpError, IncompleteAnswer) as error:
+        except (ConnectionLost, HttpError, IncompleteAnswer, HuggingChatError) as error:
             page = "" if await self._delete_unused(error) else self._result.page
+            if isinstance(error, HuggingChatError):
+                raise
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
-        except HuggingChatError as error:
-            await self._delete_unused(error)
-            raise
         except NotFound:
             if self._run is None or self._run.state is not RunState.STORED:
                 raise
@@ -5038,7 +5028,7 @@ class Turn:
         """Enter the conversation and write the message."""
         client, request, plan, result = self._client, self._request, self._plan, self._result
         credentials, model = self._credentials, request.model.id
-        needed = any(isinstance(tool, HuggingChatTool) and tool.patterns for tool in request.tools)
+        needed = any(isinstance(tool, WebSearch | HuggingFace) for tool in request.tools)
         offered = await client.mcp_servers(credentials) if needed else []
         names, servers = select_tools(request.tools, offered, credentials.server)
         if plan.parent is None:
@@ -5267,8 +5257,8 @@ class Background:
         asyncio.run_coroutine_threadsafe(self._finish(), loop)
         with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
             thread.join(limits.stop_timeout + 0.5)
-        if not thread.is_alive():
-            loop.close()
+            if not thread.is_alive():
+                loop.close()
 
     async def _finish(self) -> None:
         """Stop the turns, let stops that are under way reach the server, end the loop."""
@@ -5387,7 +5377,7 @@ class HuggingChatOptions(llm.Options):
     )
 
 
-class Display:
+class Display(contextlib.AbstractContextManager["Display"]):
     """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
     They go to standard error, a line each; a line that the answer has begun there is ended
@@ -5404,9 +5394,6 @@ class Display:
             self._one_output = os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
         self._open = ""  # what has not ended its line: "text" or "tool"
         self._names: dict[str | None, str] = {}
-
-    def __enter__(self) -> Display:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self._open == "text" and isinstance(error, llm.ModelError):
@@ -5497,24 +5484,22 @@ class _HuggingChat:
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
         """Do nothing: what an attachment is shows when it is read, before anything is sent."""
 
-    def _work(self, prompt: llm.Prompt, key: str | None) -> TurnWork:
-        """The turn that answers `prompt`: what is wrong with it is raised when it runs."""
-
-        async def work(client: Client, channel: Channel) -> TurnResult:
-            server = current_server()
-            result = TurnResult(server.url, self.info.id)
-            try:
-                request = await self._request(client, channel, server, prompt, key)
-                await run_turn(client, request, result, channel)
-            except llm.NeedsKeyException:
-                forget_session(server)
-                raise
-            return result
-
-        return work
+    async def _turn(
+        self, prompt: llm.Prompt, key: str | None, client: Client, channel: Channel
+    ) -> TurnResult:
+        """The turn that answers `prompt`. Raises HuggingChatError."""
+        server = current_server()
+        result = TurnResult(server.url, self.info.id)
+        try:
+            request = await self._request(prompt, key, client, channel, server)
+            await run_turn(client, request, result, channel)
+        except llm.NeedsKeyException:
+            forget_session(server)
+            raise
+        return result
 
     async def _request(
-        self, client: Client, channel: Channel, server: Server, prompt: llm.Prompt, key: str | None
+        self, prompt: llm.Prompt, key: str | None, client: Client, channel: Channel, server: Server
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
@@ -5607,7 +5592,8 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
         """The answer, as llm asks for it. Raises HuggingChatError while iterated over."""
-        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
+        work = functools.partial(self._turn, prompt, key)
+        fill = functools.partial(_fill, weakref.ref(response))
         display = Display(prompt, stream)
         with display, contextlib.closing(stream_turn(work, display.note, fill)) as events:
             for event in events:
@@ -5630,7 +5616,8 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         llm's async responses own the iterator over this. Were the response held here, an
         abandoned one would be noticed only by the garbage collector, much later.
         """
-        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
+        work = functools.partial(self._turn, prompt, key)
+        fill = functools.partial(_fill, weakref.ref(response))
         del response
         display = Display(prompt, stream)
         with display:
