@@ -4914,6 +4914,42 @@ async def find_answer(client: Client, credentials: Credentials, parent: Parent, 
     return message_id
 
 
+async def wait_for_turn(
+    client: Client, credentials: Credentials, id: str, note: Callable[[str], None]
+) -> TurnLock:
+    """Wait until no other run goes on in a conversation, here or in another process.
+
+    A stop that reached the server too late leaves a marker there, which stops the next run if
+    that begins within `limits.stop_marker` seconds. Raises ConnectionLost.
+    """
+    noting = client.note_later(note, "waiting for the end of another turn of this conversation")
+    lock = TurnLock(credentials.server.page(id))
+    try:
+        await lock.acquire()
+        try:
+            if lock.pending:
+                await asyncio.sleep(lock.sent + limits.arrival - time.time())
+                ended = await wait_until_stored(client, credentials, id)
+                if lock.stopped and ended != "interrupted":
+                    await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
+        except BaseException:
+            lock.release(False, lock.stopped)
+            raise
+    finally:
+        noting.cancel()
+    return lock
+
+
+def write_message(request: TurnRequest, **data: Any) -> tuple[bytes, str]:
+    """A message with its files as a form, and the form's content type."""
+    data["is_retry"] = request.plan.retry
+    if zone := local_timezone():
+        data["timezone"] = zone
+    if request.plan.text:
+        data["inputs"] = request.plan.text
+    return multipart(data, request.uploads)
+
+
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
@@ -4982,7 +5018,7 @@ class Turn:
             raise
         finally:
             if self._run is None and self._lock:
-                self._lock.release(not self._lock.pending, self._lock.stopped)
+                self._lock.release(stored=True)
         await self._finish(driving)
 
     async def _drive(self, run: Run) -> None:
@@ -5034,58 +5070,24 @@ class Turn:
         if plan.parent is None:
             created = await create_conversation(client, credentials, model, plan.system)
             result.conversation_id, message_id = created
-            lock = await self._wait_for_turn()
         else:
             result.conversation_id = plan.parent.conversation_id
-            lock = await self._wait_for_turn()
+        id, note = result.conversation_id, self._channel.note
+        self._lock = await wait_for_turn(client, credentials, id, note)
+        if plan.parent:
             message_id = await find_answer(client, credentials, plan.parent, model)
-        client.models[result.conversation_id] = model
-        result.generation_id = str(uuid.uuid4())
-        data: dict[str, Any] = {
-            "id": message_id,
-            "is_retry": plan.retry,
-            "generationId": result.generation_id,
-            "selectedMcpServerNames": names,  # left out, it would mean all of them
-            "selectedMcpServers": servers,
-        }
-        if zone := local_timezone():
-            data["timezone"] = zone
-        if plan.text:
-            data["inputs"] = plan.text
-        body, content_type = multipart(data, request.uploads)
-        lock.begin()
-        return RunTarget(
-            credentials,
-            result.conversation_id,
-            result.generation_id,
-            message_id if plan.parent else None,
-            body,
-            content_type,
-            request.max_wait,
+        client.models[id] = model
+        generation_id = result.generation_id = str(uuid.uuid4())
+        message = write_message(
+            request,
+            id=message_id,
+            generationId=generation_id,
+            selectedMcpServerNames=names,  # left out, it would mean all of them
+            selectedMcpServers=servers,
         )
-
-    async def _wait_for_turn(self) -> TurnLock:
-        """Wait until no other run goes on in the conversation, here or in another process.
-
-        A stop that reached the server too late leaves a marker there, which stops the next
-        run if that begins within `limits.stop_marker` seconds.
-        """
-        words = "waiting for the end of another turn of this conversation"
-        noting = self._client.note_later(self._channel.note, words)
-        lock = TurnLock(self._result.page)
-        try:
-            await lock.acquire()
-            self._lock = lock
-            if lock.pending:
-                await asyncio.sleep(lock.sent + limits.arrival - time.time())
-                id = self._result.conversation_id
-                ended = await wait_until_stored(self._client, self._credentials, id)
-                if lock.stopped and ended != "interrupted":
-                    await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
-                lock.pending, lock.stopped = False, None
-        finally:
-            noting.cancel()
-        return lock
+        self._lock.begin()
+        parent_id = message_id if plan.parent else None
+        return RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
 
     # The answer
 
