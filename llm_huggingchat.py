@@ -4787,11 +4787,10 @@ def select_tools(
 
 def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
     """The name of the server that has the tool. Raises HuggingChatError if there is none."""
-    for attribute in ("name", "url"):
-        for pattern in tool.patterns:
-            for server in offered:
-                if re.search(pattern, getattr(server, attribute), re.IGNORECASE):
-                    return server.name
+    for attribute, pattern in itertools.product(("name", "url"), tool.patterns):
+        for server in offered:
+            if re.search(pattern, getattr(server, attribute), re.IGNORECASE):
+                return server.name
     there = ", ".join(one_line(server.name, 60) for server in offered) or "none"
     raise HuggingChatError(f"This server offers no {tool.feature}. Its tool servers: {there}.")
 
@@ -5044,9 +5043,8 @@ class Turn:
         if run is None or run.is_settled or run.progress.outcome:
             return
         self._stopped = time.time()
-        id, generation_id = self._result.conversation_id, self._result.generation_id or ""
-        seen = self._channel.delivered
-        stop = stop_run(self._client, self._credentials, id, generation_id, seen)
+        ids = self._result.conversation_id, self._result.generation_id or ""
+        stop = stop_run(self._client, self._credentials, *ids, self._channel.delivered)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
