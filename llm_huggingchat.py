@@ -63,7 +63,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
@@ -233,6 +233,10 @@ class HuggingChatError(click.ClickException, llm.ModelError):
 
 class LoginRequired(HuggingChatError, llm.NeedsKeyException):
     """The server requires a login, and there is no key for it."""
+
+
+class TooLarge(HuggingChatError):
+    """A server sent more than any real answer has."""
 
 
 def note(text: str) -> None:
@@ -832,7 +836,7 @@ class JsonLinesDecoder:
         """What the lines that end in `data` say. Raises HuggingChatError for a line without end."""
         *lines, self._rest = (self._rest + data).split(b"\n")  # U+2028 ends no line
         if len(self._rest) > LINE_LIMIT:
-            raise HuggingChatError(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+            raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
         return [update for line in lines if (update := self._read(line))]
 
     def end(self) -> list[Update | LogEnd]:
@@ -2376,7 +2380,7 @@ class Answer:
             if event.chunk or event.type == "tool_result":
                 self.last_type = event.type
         if self._size > ANSWER_LIMIT:
-            raise HuggingChatError(f"The answer has no end: {self._size:,} characters so far.")
+            raise TooLarge(f"The answer has no end: {self._size:,} characters so far.")
         return events
 
     def _give(self, kind: str, text: str) -> None:
@@ -3360,7 +3364,7 @@ class Exchange:
             self._task.result()
         except RequestException as error:
             if self._received > self._limit:
-                raise HuggingChatError(
+                raise TooLarge(
                     f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
@@ -4002,10 +4006,9 @@ NO_OUTPUT = StatusUpdate("error", "No output was generated")
 class RateLimiter:
     """When messages may go to a server that asks for a pause, for all runs of this process.
 
-    chat-ui counts the messages of a minute, also those that it refused. So after a refusal
-    nobody sends for a minute; then one run tries, and the others follow one by one. Other
-    processes are not known here, so the pauses grow at random while attempts fail. Times are
-    seconds of a monotonic clock.
+    chat-ui counts the messages of a minute, refused ones too. So after a refusal nobody sends
+    for a minute; then one run tries, and the others follow one by one. Other processes are not
+    known here, so pauses grow at random while attempts fail. Times are of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -4056,23 +4059,16 @@ class RateLimiter:
             self._trial = ""
 
 
-_rate_limiters: dict[str, RateLimiter] = {}  # by the server's address
-
-
-def rate_limiter(target: RunTarget) -> RateLimiter:
-    """The limiter of a server, which all share that may wait."""
-    if not target.max_wait:
-        return RateLimiter()
-    return _rate_limiters.setdefault(target.credentials.server.url, RateLimiter())
+# By the server's address, for all messages that may wait.
+_rate_limiters: defaultdict[str, RateLimiter] = defaultdict(RateLimiter)
 
 
 class RunProgress:
     """How far a run has come, read off its updates.
 
     `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run; None
-    as long as it is not known. `answered` is set when it is, or when it never will be.
-    `finished`: the end of the stream means that all is stored. `died`: the model broke off, no
-    final answer came.
+    until it is known. `answered` is set when it is, or when it never will be. `finished`: the
+    end of the stream means that all is stored. `died`: the model broke off its answer.
     """
 
     def __init__(self) -> None:
@@ -4096,8 +4092,11 @@ class RunProgress:
                 return self.end(update) if said else None
             case StatusUpdate(status="error"):
                 return self.end(update)
+            case StatusUpdate(status="finished") if self._questions:
+                return self.end(next(iter(self._questions.values())))
             case StatusUpdate(status="finished"):
-                return self._end_without_answer()
+                self.died = self.begun
+                return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
             case ElicitationUpdate(subtype="request"):
                 self._questions[update.id] = update
             case ElicitationUpdate():
@@ -4112,28 +4111,17 @@ class RunProgress:
         self.answered.set()
         return outcome
 
-    def _end_without_answer(self) -> Update:
-        """A question ended the run, or the model died: what it said is stored."""
-        if self._questions:
-            return self.end(next(iter(self._questions.values())))
-        self.died = self.begun
-        return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
-
 
 class RunTarget(msgspec.Struct, frozen=True):
-    """What one run needs: where its message goes, and what it is.
-
-    `parent_id` is the message that it continues after, None in a new conversation. `max_wait`
-    is how many seconds the message may wait when the server asks for a pause.
-    """
+    """A run's message, and where it goes."""
 
     credentials: Credentials
     conversation_id: str
-    generation_id: str
-    parent_id: str | None
+    generation_id: str  # an idempotency key: it finds the message if nobody knows if it arrived
+    parent_id: str | None  # the message that it continues after; None in a new conversation
     body: bytes
     content_type: str
-    max_wait: float = 0.0
+    max_wait: float = 0.0  # seconds that it may wait when the server asks for a pause
 
 
 class RunState(enum.Enum):
@@ -4174,9 +4162,8 @@ async def has_arrived(
 class Run:
     """One run: its message is sent once, and followed until its answer is stored.
 
-    `generation_id` is an idempotency key: where it is not known whether a message has arrived,
-    the conversation tells. Updates go to `on_update` as they come; `on_rewind` is called before
-    they come again from the first. Notes go to `note`.
+    Updates go to `on_update` as they come; `on_rewind` is called before they come again from
+    the first. Notes go to `note`.
     """
 
     def __init__(
@@ -4201,7 +4188,8 @@ class Run:
         self._stored_updates = -1
         self._deadline = asyncio.timeout(None)
         self._begun = time.monotonic()
-        self._limiter = rate_limiter(target)
+        shared = _rate_limiters[target.credentials.server.url]
+        self._limiter = shared if target.max_wait else RateLimiter()
 
     @property
     def is_settled(self) -> bool:
@@ -4214,12 +4202,12 @@ class Run:
         Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
-        try:
+        with contextlib.suppress(TimeoutError):  # the next turn waits for it
             async with self._deadline:
-                while self.state is not RunState.STORED:
-                    await (self._send() if self.state is RunState.UNSENT else self._pursue())
-        except TimeoutError:
-            pass  # the next turn waits for it
+                while (state := self.state) is not RunState.STORED:
+                    await (self._send() if state is RunState.UNSENT else self._pursue())
+                    if self.state is not state:
+                        self._backoff.reset()
 
     async def _send(self) -> None:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
@@ -4246,9 +4234,13 @@ class Run:
             if error.response.status < 500:
                 self.state = RunState.UNSENT
                 await self._refused(error)
+        except HuggingChatError as error:
+            # Of an answer too large it is the server's; else no connection could be made.
+            if self.state is RunState.SENT and not isinstance(error, TooLarge):
+                self.state = RunState.UNSENT
+            raise
         finally:
             self._limiter.leave(target.generation_id)
-        self._backoff.reset()
 
     async def _refused(self, error: HttpError) -> None:
         """The server does not take the message: raise, unless it may after all."""
@@ -4315,9 +4307,10 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
             raise
         if self.state is state:
-            if (pause := self._backoff.next()) is None:
-                if state is RunState.UNLOGGED:
-                    raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+            pause = self._backoff.next()
+            if pause is None and state is RunState.UNLOGGED:
+                raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+            if pause is None:
                 why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
                 raise ConnectionLost(why, sent=True)
             await asyncio.sleep(pause)
@@ -4378,29 +4371,12 @@ def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd
 NOT_LOGGED = "(not logged)"
 
 
-class _ToolType(type):
-    """Creates a tool with the arguments that may be logged, and then tells it all of them.
+class HuggingChatTool(llm.ServerSideTool):
+    """A tool that runs on the chat server.
 
-    llm logs what a tool's __init__ gets, and creates the tool from it again for `llm -c`.
-    What a header or a query holds may be a secret, so __init__ gets only the name of one.
+    llm logs what a tool's `__init__` gets, and creates the tool from it again for `llm -c`.
+    What a header or a query holds may be a secret, so `__init__` gets only the name of one.
     """
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        signature = inspect.signature(cls)
-        try:
-            arguments = signature.bind(*args, **kwargs).arguments
-            for name, value in arguments.items():
-                msgspec.convert(value, signature.parameters[name].annotation)
-        except (TypeError, msgspec.ValidationError) as error:
-            name = cls.__name__
-            raise HuggingChatError(f"{name}: {one_line(error)}. Usage: {name}{signature}") from None
-        tool = super().__call__(**cls.loggable(arguments))  # type: ignore[attr-defined]
-        tool.arguments = arguments
-        return tool
-
-
-class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
-    """A tool that runs on the chat server."""
 
     plugin = "llm-huggingchat"
     feature = ""  # what it is for, in words
@@ -4413,10 +4389,23 @@ class HuggingChatTool(llm.ServerSideTool, metaclass=_ToolType):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        create = cls.__init__
         # `llm tools` shows the signature: with types in it, not their names in quotes.
-        shown = inspect.signature(cls.__init__, eval_str=True)
-        parameters = list(shown.parameters.values())[1:]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parameters = list(inspect.signature(create, eval_str=True).parameters.values())[1:]
+        signature = inspect.Signature(parameters)
+
+        def __init__(self: HuggingChatTool, *args: Any, **kwargs: Any) -> None:
+            try:
+                self.arguments = signature.bind(*args, **kwargs).arguments
+                for name, value in self.arguments.items():
+                    msgspec.convert(value, signature.parameters[name].annotation)
+            except (TypeError, msgspec.ValidationError) as error:
+                usage = f"Usage: {cls.__name__}{signature}"
+                raise HuggingChatError(f"{cls.__name__}: {one_line(error)}. {usage}") from None
+            create(self, **cls.loggable(self.arguments))
+
+        cls.__signature__ = signature  # type: ignore[attr-defined]
+        cls.__init__ = __init__  # type: ignore[method-assign]
 
     @classmethod
     def loggable(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -4541,10 +4530,9 @@ def select_tools(
     names: list[str] = []
     servers: list[dict[str, Any]] = []
     for tool in tools:
-        if isinstance(tool, MCP):
-            if (request := tool.request(server)) not in servers:
-                servers.append(request)
-        elif isinstance(tool, HuggingChatTool):
+        if isinstance(tool, MCP) and (request := tool.request(server)) not in servers:
+            servers.append(request)
+        elif isinstance(tool, WebSearch | HuggingFace):
             names.append(_offering(tool, [each for each in offered if each.name]))
     names = list(dict.fromkeys(names))
     for request in servers:
@@ -4557,11 +4545,10 @@ def select_tools(
 
 def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
     """The name of the server that has the tool. Raises HuggingChatError if there is none."""
-    for attribute in ("name", "url"):
-        for pattern in tool.patterns:
-            for server in offered:
-                if re.search(pattern, getattr(server, attribute), re.IGNORECASE):
-                    return server.name
+    for attribute, pattern in itertools.product(("name", "url"), tool.patterns):
+        for server in offered:
+            if re.search(pattern, getattr(server, attribute), re.IGNORECASE):
+                return server.name
     there = ", ".join(one_line(server.name, 60) for server in offered) or "none"
     raise HuggingChatError(f"This server offers no {tool.feature}. Its tool servers: {there}.")
 
@@ -4570,18 +4557,15 @@ def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
-    """What a turn needs. `fresh_plan` is for when the conversation is gone.
-
-    `max_wait` is how many seconds the message may wait when the server asks for a pause.
-    """
+    """What a turn needs."""
 
     credentials: Credentials
     model: ModelInfo
     plan: Plan
-    fresh_plan: Plan | None
+    fresh_plan: Plan | None  # for when the conversation is gone
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
-    max_wait: float = 0.0
+    max_wait: float = 0.0  # seconds that it may wait when the server asks for a pause
 
 
 class TurnResult(msgspec.Struct):
@@ -4603,40 +4587,29 @@ class TurnResult(msgspec.Struct):
         """The conversation's web page; "" before there is one."""
         return Server(self.server).page(self.conversation_id) if self.conversation_id else ""
 
-    @property
-    def parent(self) -> Parent:
-        """The answer, to continue after."""
-        ids = self.conversation_id, self.message_id, self.generation_id
-        return Parent(*ids, self.model, self.sent)
-
-    def metadata(self) -> dict[str, Any]:
-        """What the next turn needs, as llm's `provider_metadata`."""
-        return {"huggingchat": self._known() | self.sent.metadata()}
+    def metadata(self, **more: object) -> dict[str, Any]:
+        """The answer's ids, under llm's name for this plugin; and of `more` what is known."""
+        names = ("conversation_id", "message_id", "generation_id", "server", "model")
+        known = {name: getattr(self, name) for name in names} | more
+        return {"huggingchat": {name: value for name, value in known.items() if value}}
 
     def response_json(self) -> dict[str, Any]:
         """What llm logs of the response beside its parts."""
-        known = self._known(
+        return self.metadata(
             url=self.page,
             title=self.title,
             provider=self.router.provider,
             route=self.router.route,
             interrupted=self.interrupted,
         )
-        return {"huggingchat": known}
-
-    def _known(self, **more: object) -> dict[str, Any]:
-        """The answer's ids, and of `more` what is known."""
-        names = ("conversation_id", "message_id", "generation_id", "server", "model")
-        known = {name: getattr(self, name) for name in names} | more
-        return {name: value for name, value in known.items() if value}
 
 
 class Channel:
     """From a turn on the background loop to the caller who takes its answer.
 
     What is put into it is an event with the length of the text up to its end, or a note.
-    `delivered` is the length of the text that has reached the caller, in UTF-16 units: where a
-    stop cuts the answer, so that what is stored is what was shown.
+    `delivered` is that of the text that has reached the caller, in UTF-16 units: where a stop
+    cuts the answer, so that what is stored is what was shown.
     """
 
     def __init__(self, put: Callable[[Any], object], on_note: Callable[[str], None]) -> None:
@@ -4645,7 +4618,7 @@ class Channel:
         self._on_note = on_note
 
     def emit(self, event: StreamEvent, length: int) -> None:
-        """A part of the answer, whose text has that length with it, in UTF-16 units."""
+        """A part of the answer, whose text has that length with it."""
         self._put((event, length))
 
     def note(self, text: str) -> None:
@@ -4662,110 +4635,98 @@ class Channel:
         return event
 
 
-class ConversationLease:
-    """The conversation that a turn belongs to: found or made, and locked for the turn."""
+async def create_conversation(
+    client: Client, credentials: Credentials, model: str, system: str | None
+) -> tuple[str, str]:
+    """Make a conversation: its id, and its root message's. Raises what `client.call` does.
 
-    def __init__(self, client: Client, request: TurnRequest, result: TurnResult) -> None:
-        self._client = client
-        self._credentials = request.credentials
-        self._model = request.model.id
-        self._result = result
-        self.lock: TurnLock | None = None
+    If the answer is lost it is made once more: an empty one that is left does no harm.
+    """
+    value = {"model": model}
+    if system:
+        value["preprompt"] = system  # chat-ui refuses null
+    response = await client.call(credentials, "POST", "/conversation", value)
+    if response.is_html:
+        raise HttpError(response)
+    created = read_body(response, CreatedConversation, credentials.server)
+    inner = HttpResponse(200, (), created.conversation.encode())
+    root = read_body(inner, Envelope[RootMessage], credentials.server).json
+    return created.conversation_id, root.root_message_id
 
-    async def acquire(self, plan: Plan, note: Callable[[str], None]) -> str:
-        """Find or make the conversation: the id of the message to continue after.
 
-        Raises NotFound, ConnectionLost, HttpError, HuggingChatError.
-        """
-        if plan.parent is None:
-            message_id = await self._create(plan.system)
-            await self._wait_for_turn(note)
-        else:
-            self._result.conversation_id = plan.parent.conversation_id
-            await self._wait_for_turn(note)
-            message_id = await self._find(plan.parent)
-        self._client.models[self._result.conversation_id] = self._model
-        return message_id
+async def find_answer(client: Client, credentials: Credentials, parent: Parent, model: str) -> str:
+    """The id of the answer to continue after; its conversation has `model` then.
 
-    def release(self, stored: bool, stopped: float | None = None) -> None:
-        """The turn is over; unless its run is `stored`, the next one waits for that."""
-        lock, self.lock = self.lock, None
-        if lock:
-            lock.release(stored, stopped)
-
-    async def _create(self, system: str | None) -> str:
-        """Make the conversation; its root message's id.
-
-        If the answer is lost it is made once more: an empty one that is left does no harm.
-        """
-        credentials, value = self._credentials, {"model": self._model}
-        if system:
-            value["preprompt"] = system  # chat-ui refuses null
-        response = await self._client.call(credentials, "POST", "/conversation", value)
-        if response.is_html:
-            raise HttpError(response)
-        created = read_body(response, CreatedConversation, credentials.server)
-        self._result.conversation_id = created.conversation_id
-        inner = HttpResponse(200, (), created.conversation.encode())
-        root = read_body(inner, Envelope[RootMessage], credentials.server).json
-        return str(root.root_message_id)
-
-    async def _find(self, parent: Parent) -> str:
-        """The id of the answer to continue after. Raises NotFound if it is not there."""
-        credentials, message_id, id = self._credentials, parent.message_id, parent.conversation_id
-        if not message_id:
-            found: Conversation = await self._client.conversation(credentials, id)
-            answer = found.answer_of(parent.generation_id)
-            message_id = answer.id if answer else None
-        if not message_id:
+    Raises NotFound if it is not there, and what `client.call` does.
+    """
+    id, message_id = parent.conversation_id, parent.message_id
+    if not message_id:
+        found: Conversation = await client.conversation(credentials, id)
+        answer = found.answer_of(parent.generation_id)
+        if answer is None:
             raise NotFound(answer=True)
-        if self._client.models.get(id, parent.model) != self._model:
-            await self._client.call(credentials, "PATCH", api_path(id), {"model": self._model})
-        return message_id
+        message_id = answer.id
+    if client.models.get(id, parent.model) != model:
+        await client.call(credentials, "PATCH", api_path(id), {"model": model})
+    return message_id
 
-    async def _wait_for_turn(self, note: Callable[[str], None]) -> None:
-        """Wait until no other run goes on in the conversation, here or in another process.
 
-        A stop that reached the server too late leaves a marker there, which stops the next
-        run if that begins within `limits.stop_marker` seconds.
-        """
-        words = "waiting for the end of another turn of this conversation"
-        loop = asyncio.get_running_loop()
-        noting = loop.call_later(sum(limits.backoff[:4]), note, words)
-        lock = TurnLock(self._result.page)
+async def wait_for_turn(
+    client: Client, credentials: Credentials, id: str, note: Callable[[str], None]
+) -> TurnLock:
+    """Wait until no other run goes on in a conversation, here or in another process.
+
+    A stop that reached the server too late leaves a marker there, which stops the next run if
+    that begins within `limits.stop_marker` seconds. Raises ConnectionLost.
+    """
+    words = "waiting for the end of another turn of this conversation"
+    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
+    lock = TurnLock(credentials.server.page(id))
+    try:
+        await lock.acquire()
         try:
-            await lock.acquire()
-            self.lock = lock
             if lock.pending:
                 await asyncio.sleep(lock.sent + limits.arrival - time.time())
-                id = self._result.conversation_id
-                ended = await wait_until_stored(self._client, self._credentials, id)
+                ended = await wait_until_stored(client, credentials, id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
-                lock.pending, lock.stopped = False, None
-        finally:
-            noting.cancel()
+        except BaseException:
+            lock.release(False, lock.stopped)
+            raise
+    finally:
+        noting.cancel()
+    return lock
+
+
+def write_message(request: TurnRequest, **data: Any) -> tuple[bytes, str]:
+    """A message with its files as a form, and the form's content type."""
+    data["is_retry"] = request.plan.retry
+    if zone := local_timezone():
+        data["timezone"] = zone
+    if request.plan.text:
+        data["inputs"] = request.plan.text
+    return multipart(data, request.uploads)
 
 
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
     def __init__(
-        self, client: Client, request: TurnRequest, plan: Plan, result: TurnResult, channel: Channel
+        self, client: Client, request: TurnRequest, result: TurnResult, channel: Channel
     ) -> None:
         self._client = client
         self._request = request
         self._credentials = request.credentials
-        self._plan = plan
+        self._plan = plan = request.plan
         self._result = result
         self._channel = channel
-        self._lease = ConversationLease(client, request, result)
         file_page = request.credentials.server.file_page
         self.answer = Answer(
             lambda sha: file_page(result.conversation_id, sha),
             plan.features,
             request.model.artifacts,
         )
+        self._lock: TurnLock | None = None
         self._run: Run | None = None
         self._stopped: float | None = None  # when the server is told to stop the run
         self._questions: set[str] = set()  # those that were shown
@@ -4780,15 +4741,13 @@ class Turn:
         """
         try:
             await self._answer()
-        except (ConnectionLost, HttpError, IncompleteAnswer) as error:
+        except (ConnectionLost, HttpError, IncompleteAnswer, HuggingChatError) as error:
             page = "" if await self._delete_unused(error) else self._result.page
+            if isinstance(error, HuggingChatError):
+                raise
             sent = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
             raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
-        except HuggingChatError as error:
-            await self._stop()  # if it is not over: an answer without end
-            await self._delete_unused(error)
-            raise
         except NotFound:
             if self._run is None or self._run.state is not RunState.STORED:
                 raise
@@ -4803,8 +4762,7 @@ class Turn:
             run = self._run = Run(
                 self._client, target, self._add, self.answer.rewind, self._channel.note
             )
-            driving = self._client.spawn(run.drive())  # it goes on until the answer is stored
-            driving.add_done_callback(lambda _: self._run_ended(run))
+            driving = self._client.spawn(self._drive(run))
             try:
                 await run.progress.answered.wait()
             finally:
@@ -4817,13 +4775,21 @@ class Turn:
             self._emit(self.answer.end())  # what was shown stays
             raise
         finally:
-            if self._run is None and (lock := self._lease.lock):
-                self._lease.release(not lock.pending, lock.stopped)
+            if self._run is None and self._lock:
+                self._lock.release(stored=True)
         await self._finish(driving)
 
-    def _run_ended(self, run: Run) -> None:
-        self._lease.release(run.is_settled, self._stopped)
-        run.progress.answered.set()
+    async def _drive(self, run: Run) -> None:
+        """Follow the run until it is stored, which may be after the prompt has ended."""
+        try:
+            await run.drive()
+        except HuggingChatError:
+            await self._stop()  # if it is not over: an answer without end
+            raise
+        finally:
+            if self._lock:
+                self._lock.release(run.is_settled, self._stopped)
+            run.progress.answered.set()
 
     async def _stop(self) -> None:
         """Nobody wants the answer any more: tell the server, for a bounded time.
@@ -4836,9 +4802,8 @@ class Turn:
         if run is None or run.is_settled or run.progress.outcome:
             return
         self._stopped = time.time()
-        id, generation_id = self._result.conversation_id, self._result.generation_id or ""
-        seen = self._channel.delivered
-        stop = stop_run(self._client, self._credentials, id, generation_id, seen)
+        ids = self._result.conversation_id, self._result.generation_id or ""
+        stop = stop_run(self._client, self._credentials, *ids, self._channel.delivered)
         await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
 
     async def _delete_unused(self, error: Exception) -> bool:
@@ -4855,33 +4820,31 @@ class Turn:
     async def _prepare(self) -> RunTarget:
         """Enter the conversation and write the message."""
         client, request, plan, result = self._client, self._request, self._plan, self._result
-        needed = any(isinstance(tool, HuggingChatTool) and tool.patterns for tool in request.tools)
-        offered = await client.mcp_servers(self._credentials) if needed else []
-        names, servers = select_tools(request.tools, offered, self._credentials.server)
-        message_id = await self._lease.acquire(plan, self._channel.note)
-        result.generation_id = str(uuid.uuid4())
-        data: dict[str, Any] = {
-            "id": message_id,
-            "is_retry": plan.retry,
-            "generationId": result.generation_id,
-            "selectedMcpServerNames": names,  # left out, it would mean all of them
-            "selectedMcpServers": servers,
-        }
-        if zone := local_timezone():
-            data["timezone"] = zone
-        if plan.text:
-            data["inputs"] = plan.text
-        body, content_type = multipart(data, request.uploads)
-        cast(TurnLock, self._lease.lock).begin()
-        return RunTarget(
-            self._credentials,
-            self._result.conversation_id,
-            result.generation_id,
-            message_id if plan.parent else None,
-            body,
-            content_type,
-            request.max_wait,
+        credentials, model = self._credentials, request.model.id
+        needed = any(isinstance(tool, WebSearch | HuggingFace) for tool in request.tools)
+        offered = await client.mcp_servers(credentials) if needed else []
+        names, servers = select_tools(request.tools, offered, credentials.server)
+        if plan.parent is None:
+            created = await create_conversation(client, credentials, model, plan.system)
+            result.conversation_id, message_id = created
+        else:
+            result.conversation_id = plan.parent.conversation_id
+        id, note = result.conversation_id, self._channel.note
+        self._lock = await wait_for_turn(client, credentials, id, note)
+        if plan.parent:
+            message_id = await find_answer(client, credentials, plan.parent, model)
+        client.models[id] = model
+        generation_id = result.generation_id = str(uuid.uuid4())
+        message = write_message(
+            request,
+            id=message_id,
+            generationId=generation_id,
+            selectedMcpServerNames=names,  # left out, it would mean all of them
+            selectedMcpServers=servers,
         )
+        self._lock.begin()
+        parent_id = message_id if plan.parent else None
+        return RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
 
     # The answer
 
@@ -4895,16 +4858,12 @@ class Turn:
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
             self._client.refresh_if_old(self._credentials)
-        question = update if isinstance(update, ElicitationUpdate) else None
-        if question and question.subtype == "request" and question.expires_at is not None:
-            self._ask(question)
-
-    def _ask(self, question: ElicitationUpdate) -> None:
-        """Tell where a question can be answered that the server waits for, once."""
-        if question.id not in self._questions:
-            self._questions.add(question.id)
-            page = self._result.page
-            self._channel.note(f"a tool asks: {question.question}. Answer it at {page}")
+        match update:  # a question that expires is one that the server waits for
+            case ElicitationUpdate("request", expires_at=float()):
+                if update.id not in self._questions:
+                    self._questions.add(update.id)
+                    page = self._result.page
+                    self._channel.note(f"a tool asks: {update.question}. Answer it at {page}")
 
     async def _fetch_id(self) -> None:
         """Read the answer's id, and the conversation's model, while the answer streams."""
@@ -4953,9 +4912,9 @@ async def run_turn(
 ) -> None:
     """Run a turn; start over if its conversation is gone; ask once more for a document that
     does not match the schema. Raises HuggingChatError."""
-    plan, repairing = request.plan, False
+    repairing = False
     while True:
-        turn = Turn(client, request, plan, result, channel)
+        plan, turn = request.plan, Turn(client, request, result, channel)
         try:
             await turn.run()
         except NotFound as error:
@@ -4967,22 +4926,29 @@ async def run_turn(
             if error.answer:
                 what = f"the answer to continue after is no longer in {page}"
             channel.note(f"{what}; going on in a new conversation")
-            plan, result.conversation_id = request.fresh_plan, ""
+            request = msgspec.structs.replace(request, plan=request.fresh_plan)
+            result.conversation_id = ""
             continue
-        if not turn.answer.problem:
+        problem = turn.answer.problem
+        if not problem:
             channel.emit(last_event(turn.answer, result), turn.answer.seen_length)
             return
         if repairing or result.interrupted:
-            raise _unusable_error(turn.answer, result)
+            # People see what there is instead of a document.
+            said = one_line(turn.answer.raw_text, 1000) or "nothing"
+            when = "does not match the schema, asked twice"
+            when = "was broken off" if result.interrupted else when
+            raise HuggingChatError(f"The answer {when}: {problem}. {result.page}\nIt was: {said}")
         repairing = True
+        ids = result.conversation_id, result.message_id, result.generation_id
         plan = Plan(
-            result.parent,
+            Parent(*ids, result.model, result.sent),
             None,
-            repair_request(plan.features, turn.answer.problem),
+            repair_request(plan.features, problem),
             sent=msgspec.structs.replace(plan.sent, schema=plan.features.schema),
             features=plan.features,
         )
-        request = msgspec.structs.replace(request, fresh_plan=None, tools=(), uploads=())
+        request = msgspec.structs.replace(request, plan=plan, fresh_plan=None, tools=(), uploads=())
 
 
 def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
@@ -4992,14 +4958,8 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     part of its own carries it.
     """
     kind = "text" if answer.last_type == "text" else "reasoning"
-    return StreamEvent(type=kind, chunk="", provider_metadata=result.metadata())
-
-
-def _unusable_error(answer: Answer, result: TurnResult) -> HuggingChatError:
-    """There is no document that matches the schema: people see what there is instead."""
-    when = "was broken off" if result.interrupted else "does not match the schema, asked twice"
-    said = one_line(answer.raw_text, 1000) or "nothing"
-    return HuggingChatError(f"The answer {when}: {answer.problem}. {result.page}\nIt was: {said}")
+    metadata = result.metadata(**result.sent.metadata())
+    return StreamEvent(type=kind, chunk="", provider_metadata=metadata)
 
 
 # --- background: the models' event loop ---------------------------------------------------
@@ -5045,13 +5005,7 @@ class Background:
             target=loop.run_forever, name="llm-huggingchat", daemon=True
         )
         self._thread.start()
-        atexit.unregister(self._at_exit)
-        atexit.register(self._at_exit)
         return loop
-
-    def _at_exit(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
-            self.close()
 
     def close(self) -> None:
         """Stop what runs, close what is open, within a second or so. It can begin again."""
@@ -5060,9 +5014,10 @@ class Background:
         if loop is None or thread is None or self._process != os.getpid():
             return
         asyncio.run_coroutine_threadsafe(self._finish(), loop)
-        thread.join(limits.stop_timeout + 0.5)
-        if not thread.is_alive():
-            loop.close()
+        with contextlib.suppress(KeyboardInterrupt):  # once more: nobody waits any longer
+            thread.join(limits.stop_timeout + 0.5)
+            if not thread.is_alive():
+                loop.close()
 
     async def _finish(self) -> None:
         """Stop the turns, let stops that are under way reach the server, end the loop."""
@@ -5080,6 +5035,7 @@ class Background:
 
 
 background = Background()
+atexit.register(background.close)
 
 
 def reset() -> None:
@@ -5180,7 +5136,7 @@ class HuggingChatOptions(llm.Options):
     )
 
 
-class Display:
+class Display(contextlib.AbstractContextManager["Display"]):
     """What a person sees on llm's command line beside the answer: notes, and tools at work.
 
     They go to standard error, a line each; a line that the answer has begun there is ended
@@ -5192,12 +5148,11 @@ class Display:
         terminal = self._on_command_line and sys.stderr.isatty()
         self._tools = terminal and not getattr(prompt, "hide_reasoning", False)
         self._text = self._on_command_line and stream
-        self._one_output = _one_output()
+        self._one_output = False  # whether standard output and error go to the same place
+        with contextlib.suppress(OSError, ValueError):
+            self._one_output = os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
         self._open = ""  # what has not ended its line: "text" or "tool"
         self._names: dict[str | None, str] = {}
-
-    def __enter__(self) -> Display:
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if self._open == "text" and isinstance(error, llm.ModelError):
@@ -5246,13 +5201,6 @@ class Display:
             self._open = ""
 
 
-def _one_output() -> bool:
-    """Whether standard output and standard error go to the same place."""
-    with contextlib.suppress(OSError, ValueError):
-        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
-    return False
-
-
 class _HuggingChat:
     """What the sync and the async model share."""
 
@@ -5295,24 +5243,22 @@ class _HuggingChat:
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
         """Do nothing: what an attachment is shows when it is read, before anything is sent."""
 
-    def _work(self, prompt: llm.Prompt, key: str | None) -> TurnWork:
-        """The turn that answers `prompt`: what is wrong with it is raised when it runs."""
-
-        async def work(client: Client, channel: Channel) -> TurnResult:
-            server = current_server()
-            result = TurnResult(server.url, self.info.id)
-            try:
-                request = await self._request(client, channel, server, prompt, key)
-                await run_turn(client, request, result, channel)
-            except llm.NeedsKeyException:
-                forget_session(server)
-                raise
-            return result
-
-        return work
+    async def _turn(
+        self, prompt: llm.Prompt, key: str | None, client: Client, channel: Channel
+    ) -> TurnResult:
+        """The turn that answers `prompt`. Raises HuggingChatError."""
+        server = current_server()
+        result = TurnResult(server.url, self.info.id)
+        try:
+            request = await self._request(prompt, key, client, channel, server)
+            await run_turn(client, request, result, channel)
+        except llm.NeedsKeyException:
+            forget_session(server)
+            raise
+        return result
 
     async def _request(
-        self, client: Client, channel: Channel, server: Server, prompt: llm.Prompt, key: str | None
+        self, prompt: llm.Prompt, key: str | None, client: Client, channel: Channel, server: Server
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
@@ -5323,8 +5269,12 @@ class _HuggingChat:
         if server.url not in self._used_on:  # file locks are waited for in a thread
             await asyncio.to_thread(remember_models, server.url, [self.info.id])
             self._used_on.add(server.url)
-        tools = self._server_side_tools(prompt)
-        plan, fresh_plan = self._plans(prompt, server)
+        tools, features = self._server_side_tools(prompt), self._features(prompt, server)
+        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
+        planned = functools.partial(
+            make_plan, prompt.messages, system=prompt.system, features=features
+        )
+        plan = planned(server.url, retry=retry)
         uploads = [
             upload_of(self.info, attachment, *await read_attachment(attachment))
             for attachment in plan.attachments
@@ -5333,38 +5283,30 @@ class _HuggingChat:
         if cookies is None:
             cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
+        heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
             heard = await self._transcribe(client, channel, credentials, recordings)
-            plan, fresh_plan = self._plans(prompt, server, heard)
+            plan = planned(server.url, retry=retry, transcripts=heard)
         return TurnRequest(
             credentials,
             self.info,
             plan,
-            fresh_plan,
+            None if retry else planned(None, transcripts=heard),
             tuple(tools),
             tuple(upload for upload in uploads if not upload.is_recording),
             max_wait(),
         )
 
-    def _plans(
-        self, prompt: llm.Prompt, server: Server, heard: dict[str, str] | None = None
-    ) -> tuple[Plan, Plan | None]:
-        """What to send, and what to send if the conversation is gone.
-
-        `heard` is what is said in recordings, by attachment id. Raises HuggingChatError.
-        """
-        messages = prompt.messages
+    def _features(self, prompt: llm.Prompt, server: Server) -> PromptedFeatures:
+        """What the answer may call and has to match. Raises HuggingChatError."""
+        schema = cast("dict[str, Any] | None", prompt.schema)
         features = PromptedFeatures(
             tuple(tool_definition(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)),
-            cast("dict[str, Any] | None", prompt.schema) or pending_schema(messages, server.url),
+            schema or pending_schema(prompt.messages, server.url),
         )
         if features.schema:
             schema_checker(features.schema)  # refused before anything is sent
-        plan = functools.partial(
-            make_plan, messages, system=prompt.system, features=features, transcripts=heard
-        )
-        retry = bool(cast(HuggingChatOptions, prompt.options).retry)
-        return plan(server.url, retry=retry), None if retry else plan(None)
+        return features
 
     def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
@@ -5411,7 +5353,8 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
         key: str | None = None,
     ) -> Iterator[StreamEvent]:
         """The answer, as llm asks for it. Raises HuggingChatError while iterated over."""
-        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
+        work = functools.partial(self._turn, prompt, key)
+        fill = functools.partial(_fill, weakref.ref(response))
         display = Display(prompt, stream)
         with display, contextlib.closing(stream_turn(work, display.note, fill)) as events:
             for event in events:
@@ -5434,7 +5377,8 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
         llm's async responses own the iterator over this. Were the response held here, an
         abandoned one would be noticed only by the garbage collector, much later.
         """
-        work, fill = self._work(prompt, key), functools.partial(_fill, weakref.ref(response))
+        work = functools.partial(self._turn, prompt, key)
+        fill = functools.partial(_fill, weakref.ref(response))
         del response
         display = Display(prompt, stream)
         with display:

@@ -360,3 +360,20 @@ async def test_prompt_after_a_stop_that_came_too_late_is_not_stopped_by_it(
     answer = await (await first.reply("[[tokens=9]] [[delay=0.06]]")).text()
     assert answer == "".join(f"w{n} " for n in range(9))
     assert "interrupted" not in server.runs.values()
+
+
+async def test_prompt_after_an_answer_without_end_is_not_stopped_by_the_stop_of_that(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "stop_marker", 0.9)
+    monkeypatch.setattr("chat_ui.STOP_MARKER", 0.35)
+    monkeypatch.setattr("llm_huggingchat.ANSWER_LIMIT", 50)
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    server.faults["POST", "*/stop-generating"] = [Fault(delay=0.3)]
+    with pytest.raises(llm.ModelError, match="no end"):
+        await (await first.reply("[[tokens=40]]")).text()
+    await until(lambda: server.stops)
+    answer = await (await first.reply("[[tokens=9]] [[delay=0.06]]")).text()
+    assert answer == "".join(f"w{n} " for n in range(9))
+    assert "interrupted" not in server.runs.values()

@@ -24,11 +24,13 @@ from llm_huggingchat import (
     FinalAnswer,
     HttpError,
     HttpResponse,
+    HuggingChatError,
     IncompleteAnswer,
     NotFound,
     Run,
     RunTarget,
     StatusUpdate,
+    TooLarge,
     Update,
     decode,
     limits,
@@ -121,9 +123,10 @@ class World:
             self.run = Run(client, TARGET, self.take, again, lambda note: None)
             await self.run.drive()
 
+        ends = (ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError)
         try:
             self.clock.run(drive())
-        except (ConnectionLost, HttpError, NotFound, IncompleteAnswer) as error:
+        except ends as error:
             return error
         return None
 
@@ -335,6 +338,28 @@ def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
     assert world.text == "".join(WORDS)
     assert not world.run.is_settled
     assert world.seconds == pytest.approx(limits.store_timeout, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "settled"),
+    [(HuggingChatError("its certificate is not trusted"), True), (TooLarge("no end"), False)],
+)
+def test_next_message_may_be_sent_where_this_one_was_not(error, settled):
+    world = World(error)
+    assert world.drive() is error
+    assert (world.run.is_settled, world.asked) == (settled, ["send"])
+
+
+def test_server_that_goes_away_again_after_a_late_message_has_its_full_time():
+    class GoneAgain(World):
+        def follow(self, *arguments: Any) -> Exchange:
+            if self.seconds < limits.reconnect_timeout + 5:
+                return Exchange([UNSENT])
+            return super().follow(*arguments)
+
+    world = GoneAgain(("late", 99))
+    assert world.drive() is None
+    assert (world.text, len(world.arrivals)) == ("".join(WORDS), 1)
 
 
 def test_log_is_taken_up_where_it_broke_and_only_its_end_once_the_answer_is_there():
