@@ -188,6 +188,11 @@ def only_conversation(server: ChatUI) -> Conversation:
     return conversation
 
 
+def page(server: ChatUI) -> str:
+    """The address of the one conversation."""
+    return f"{server.url}/conversation/{only_conversation(server).id}"
+
+
 def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
     """The stored questions as a tree: each with what was asked after its answers."""
     messages = {message["id"]: message for message in server.messages(conversation_id)}
@@ -264,3 +269,8 @@ def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.005)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """The same, while the loop goes on."""
+    await asyncio.to_thread(wait_for, condition)
