@@ -20,6 +20,7 @@ from helpers import (
     both,
     calls,
     failure,
+    kept_files,
     make_logs,
     only_conversation,
     parts,
@@ -28,7 +29,7 @@ from helpers import (
 )
 
 import llm_huggingchat
-from llm_huggingchat import MCP, HuggingFace, WebSearch
+from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
@@ -39,19 +40,11 @@ def selected(server: ChatUI) -> list[Any]:
     return [request.data and request.data["selectedMcpServerNames"] for request in sends(server)]
 
 
-def added(server: ChatUI) -> list[dict[str, Any]]:
-    """The servers that the last message brought with it."""
-    data = sends(server)[-1].data
-    assert data
-    return list(data["selectedMcpServers"])
-
-
 # --- which tools ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
+def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
+    cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, []),
         ({"tools": [WebSearch()]}, [SEARCH]),
         ({"tools": [HuggingFace()]}, [HUB]),
@@ -59,31 +52,22 @@ def added(server: ChatUI) -> list[dict[str, Any]]:
         ({"web_search": True}, [SEARCH]),
         ({"web_search": True, "tools": [WebSearch()]}, [SEARCH]),
         ({"web_search": False}, []),
-    ],
-)
-def test_only_tools_that_are_asked_for_are_selected(
-    server: ChatUI, options: dict[str, Any], names: list[str]
-) -> None:
-    ask_sync("hello", **options)
-    assert selected(server) == [names]
+    ]
+    for options, _ in cases:
+        ask_sync("hello", **options)
+    assert selected(server) == [names for _, names in cases]
 
 
-def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(server: ChatUI) -> None:
+def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server: ChatUI) -> None:
+    ask_sync("[[tool]]", web_search=True)
+    path = f"/conversation/{only_conversation(server).id}"
+    first = [("GET", "/api/mcp/servers"), ("POST", "/conversation"), ("POST", path)]
+    assert calls(server)[:3] == first
     server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
+    reset()
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
         ask_async("hello", web_search=True)
-    assert server.conversations == {}
-
-
-def test_tools_cost_one_request_before_the_first_turn(server: ChatUI) -> None:
-    ask_sync("[[tool]]", web_search=True)
-    id = only_conversation(server).id
-    asked = [call for call in calls(server) if call != ("GET", f"/api/v2/conversations/{id}")]
-    assert asked[:3] == [
-        ("GET", "/api/mcp/servers"),
-        ("POST", "/conversation"),
-        ("POST", f"/conversation/{id}"),
-    ]
+    assert len(sends(server)) == 1
 
 
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=["sync", "async"])
@@ -107,7 +91,7 @@ def test_own_server_is_selected_by_its_address(
         MCP("https://a.example/", "Mine"),
     )
     ask_async("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
-    first, second = added(server)
+    first, second = sends(server)[0].data["selectedMcpServers"]  # type: ignore[index]
     assert first == {
         "name": "Mine",
         "url": "https://mcp.example/x",
@@ -122,30 +106,23 @@ def test_own_server_is_selected_by_its_address(
 
 
 def test_secrets_of_an_own_server_are_sent_but_never_logged(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MCP_SECRET", "sesame-sesame")
     tool = 'MCP(url="https://mcp.example/x?k=$MCP_SECRET", headers={"X-Key": "Bearer $MCP_SECRET"})'
     run("-m", "hf-llama", "-T", tool, "[[tool]] one")
     run("-c", "[[tool]] two")
-    run("-c", "[[tool]] three", "-T", tool.replace("$MCP_SECRET", "typed-secret"))
+    run("-m", "hf-llama", "-T", tool.replace("$MCP_SECRET", "typed-secret"), "[[tool]] three")
     sent = [(request.data or {})["selectedMcpServers"][0] for request in sends(server)]
-    assert [(mcp["url"].partition("=")[2], mcp["headers"][0]["value"]) for mcp in sent] == [
-        ("sesame-sesame", "Bearer sesame-sesame"),
-        ("sesame-sesame", "Bearer sesame-sesame"),
-        ("typed-secret", "Bearer typed-secret"),
-    ]
-    kept = b"".join(path.read_bytes() for path in user_path.iterdir() if path.is_file())
+    secrets = ["sesame-sesame", "sesame-sesame", "typed-secret"]
+    assert [mcp["url"].partition("=")[2] for mcp in sent] == secrets
+    assert [mcp["headers"][0]["value"] for mcp in sent] == [f"Bearer {word}" for word in secrets]
+    kept = b"".join(path.read_bytes() for path in kept_files())
     assert b"$MCP_SECRET" in kept
     assert b"sesame-sesame" not in kept
     assert b"typed-secret" not in kept
-
-
-def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
-    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
-    run("-m", "hf-llama", "-T", tool, "one")
-    assert "X-Key" in failure("-c", "two")
-    assert len(sends(server)) == 1
+    assert "not kept in the logs" in failure("-c", "four")
+    assert len(sends(server)) == 3
 
 
 # --- what tools give ------------------------------------------------------------------

@@ -141,9 +141,10 @@ def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> N
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
         ask_sync("two", after=first)
     busy.max_conversations = 1
+    ask_sync("three")
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
         ask_sync("four")
-    assert len(sends(busy)) == 2
+    assert len(sends(busy)) == 3
 
 
 async def cancel(task: asyncio.Task[str]) -> None:
