@@ -232,6 +232,22 @@ PATIENT = (
 )
 
 
+def on_a_terminal(stream: str, *arguments: str) -> str:
+    """`llm` with "stdout" or "stderr" on a terminal: what that shows."""
+    import pty  # not on Windows
+
+    make_logs()
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, stream, screen)
+        llm.cli.cli(list(arguments), standalone_mode=False)
+        screen.write(".")  # something to read
+        screen.flush()
+        shown = os.read(ours, 10_000)
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n").removesuffix(".")  # as a terminal ends lines
+
+
 @contextlib.contextmanager
 def soon() -> Iterator[None]:
     """What is done here waits for nothing that takes for ever."""

@@ -68,24 +68,20 @@ def test_status_renews_the_session_and_says_how_old_it_is(accounts: ChatUI) -> N
 # --- models ---
 
 
-def test_refresh_says_what_changed(server: ChatUI) -> None:
-    server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}]
-    shown = command("refresh").stdout
-    assert "Added: huggingchat/home/Grown-1B\n" in shown
-    assert "Removed: huggingchat/nvidia/" in shown
-    assert shown.endswith(f"\n{len(server.models)} models on {host(server)}.\n")
-    assert "nothing changed" in command("refresh").stdout
-
-
-def test_refresh_names_what_it_leaves_out_and_why(server: ChatUI) -> None:
+def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server: ChatUI) -> None:
     odd = [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
-    server.models = [*server.models, *odd]
+    server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}, *odd]
     shown = command("refresh").stdout
+    assert "\x1b" not in shown
+    assert "Added: huggingchat/home/Grown-1B\n" in shown
+    assert "Added: huggingchat/own/a b@c%[x]\n" in shown
+    assert "Removed: huggingchat/nvidia/" in shown
     first, second = [line for line in shown.splitlines() if line.startswith("Left out: ")]
     assert "control characters" in first
     assert "empty" in second
-    assert "\x1b" not in shown
+    assert shown.endswith(f"\n{len(server.models) - 2} models on {host(server)}.\n")
     assert "own/a b@c%[x]" in command("models", "-q", "own/").stdout
+    assert "nothing changed" in command("refresh").stdout
 
 
 def test_models_are_listed_without_a_request(server: ChatUI) -> None:

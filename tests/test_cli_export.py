@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import pty
-import sys
 
-import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
-from helpers import run
+from helpers import on_a_terminal, run
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -77,12 +74,7 @@ def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathl
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
     spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
-    ours, theirs = pty.openpty()
-    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdout", screen)
-        llm.cli.cli(["huggingchat", "export", id], standalone_mode=False)
-        text = os.read(ours, 10_000).decode().replace("\r\n", "\n")  # as a terminal ends lines
-    os.close(ours)
+    text = on_a_terminal("stdout", "huggingchat", "export", id)
     assert f"safeEVIL]0;x {spelt}\n" in text
     assert all(char in "\n\t\u200c\u200d" or char.isprintable() for char in text.expandtabs())
     assert "\x1b]0;x\x07" in command("export", id).stdout  # in a pipe it is as it is

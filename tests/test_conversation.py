@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import llm
@@ -40,37 +39,6 @@ from helpers import (
 from llm_huggingchat import reset
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-class Parrot(llm.Model):
-    """A model of another provider."""
-
-    model_id = "parrot"
-
-    def execute(
-        self,
-        prompt: llm.Prompt,
-        stream: bool,
-        response: llm.Response,
-        conversation: llm.Conversation | None,
-    ) -> Iterator[str]:
-        yield f"Squawk: {prompt.prompt}"
-
-
-@pytest.fixture
-def parrot() -> Iterator[None]:
-    """A model of another provider, which llm knows."""
-
-    class Plugin:
-        @llm.hookimpl
-        def register_models(self, register: Any) -> None:
-            register(Parrot())
-
-    plugin = Plugin()
-    llm.plugins.load_plugins()
-    llm.plugins.pm.register(plugin)
-    yield
-    llm.plugins.pm.unregister(plugin)
 
 
 # --- a line ---------------------------------------------------------------------------
@@ -218,13 +186,12 @@ def test_model_that_was_chosen_on_the_web_page_is_told_and_then_changed_back(
 # --- turns and histories from elsewhere -----------------------------------------------
 
 
-@pytest.mark.usefixtures("parrot")
 def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("-c", "-m", "parrot", "two")
-    run("-c", "-m", "hf-llama", "three")
-    shown = run("-c", "-m", "hf-llama", "[[history]]")
-    messages = seen(shown.stdout)
+    first = ask_sync("one")
+    others = [llm.user("two"), llm.assistant("Squawk: two")]
+    earlier = [*first.prompt.messages, *first.messages()]
+    second = ask_sync(messages=[*earlier, *others, llm.user("three")])
+    messages = seen(ask_sync("[[history]]", after=second).text())
     assert [role for role, _ in messages] == ["user", "assistant"] * 2 + ["user"]
     (_, carried) = messages[2]
     assert carried.endswith("three")

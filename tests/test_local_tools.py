@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
 from typing import Any, cast
 
 import click.testing
@@ -55,28 +53,9 @@ class Counted:
         return {"key": place}
 
 
-Chain = Callable[..., list[llm.Response]]
-
-
-def chain_sync(prompt: str | None, **more: Any) -> list[llm.Response]:
+def chain(prompt: str, **more: Any) -> list[llm.Response]:
     """The answers of a whole chain of calls."""
-    chained = llm.get_model("hf-llama").chain(prompt, **more)
-    return list(chained.responses())
-
-
-def chain_async(prompt: str | None, **more: Any) -> list[llm.Response]:
-    """The same through asyncio."""
-
-    async def answers() -> list[llm.Response]:
-        chained = llm.get_async_model("hf-llama").chain(prompt, **more)
-        return [await response.to_sync_response() async for response in chained.responses()]
-
-    return asyncio.run(answers())
-
-
-both_chains = pytest.mark.parametrize(
-    "chain", [pytest.param(chain_sync, id="sync"), pytest.param(chain_async, id="async")]
-)
+    return list(llm.get_model("hf-llama").chain(prompt, **more).responses())
 
 
 def texts(answers: list[llm.Response]) -> list[str]:
@@ -107,8 +86,7 @@ def test_functions_on_the_command_line(server: ChatUI) -> None:
     assert len(server.conversations) == 1
 
 
-@both_chains
-def test_chain_of_calls_is_one_conversation(server: ChatUI, chain: Chain) -> None:
+def test_chain_of_calls_is_one_conversation(server: ChatUI) -> None:
     tools = Counted()
     prompt = says(
         call("place_of", dog="Cleo"),
@@ -149,7 +127,7 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
         attachment = llm.Attachment(type="text/plain", content=b"Rex is four")
         return llm.ToolOutput(output="attached", attachments=[attachment])
 
-    chain_sync(says(call("notes"), "Four."), tools=[notes])
+    chain(says(call("notes"), "Four."), tools=[notes])
     first, second = sends(server)
     assert not first.files
     assert [content for _, _, content in second.files] == [b"Rex is four"]
@@ -167,7 +145,7 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
     ]
     wrong = [f"<tool_call>{text}</tool_call>" for text in broken]
     prompt = says(*wrong, call("place_of", dog="Rex"), "There.")
-    assert texts(chain_sync(prompt, tools=[tools.place_of])) == ["", "", "", "", "There."]
+    assert texts(chain(prompt, tools=[tools.place_of])) == ["", "", "", "", "There."]
     assert tools.calls == [("place_of", "Rex")]
     _, *errors, result = questions(server)
     for error in errors:
@@ -181,7 +159,7 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
 def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) -> None:
     tools = Counted()
     prompt = says(f"So. {call('place_of', dog='Rex')} Wait.", "There.")
-    answers = chain_sync(f"{prompt} {fault}", tools=[tools.place_of])
+    answers = chain(f"{prompt} {fault}", tools=[tools.place_of])
     assert texts(answers) == ["So. Wait.", "There."]
     assert tools.calls == [("place_of", "Rex")]
     assert len(sends(server)) == 2
@@ -215,7 +193,7 @@ def test_tools_first_and_then_the_document(server: ChatUI) -> None:
         "Rex it is.",
         f"```json\n{REX}\n```",
     )
-    answers = chain_async(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
+    answers = chain(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
     assert texts(answers) == ["", "", REX]
     assert tools.calls == [("place_of", "Rex"), ("key_of", "a")]
     assert "no JSON document" in questions(server)[-1]
@@ -224,7 +202,7 @@ def test_tools_first_and_then_the_document(server: ChatUI) -> None:
 def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI) -> None:
     tools = Counted()
     prompt = says(WRONG, call("place_of", dog="Rex"), REX)
-    assert texts(chain_sync(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
+    assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
     assert tools.calls == [("place_of", "Rex")]
 
 

@@ -9,12 +9,8 @@ import json
 import logging
 import pathlib
 import re
-import socketserver
-import subprocess
-import sys
-import threading
+import socket
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import click.testing
@@ -33,6 +29,7 @@ from helpers import (
     failure,
     kept_files,
     make_logs,
+    meanwhile,
     only_conversation,
     run,
     sends,
@@ -153,35 +150,15 @@ def test_name_and_password_in_an_address_are_refused_unseen(
 # --- attachments that are no files ----------------------------------------------------
 
 
-@pytest.fixture
-def raw() -> Iterator[tuple[int, list[bytes]]]:
-    """A port where somebody listens: its number, and what every connection said."""
-    heard: list[bytes] = []
-
-    class Listener(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.sendall(b"220 hello\r\n")  # ftp lets the server speak first
-            heard.append(self.request.recv(1000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Listener) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield listening.server_address[1], heard
-        listening.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("address", ["gopher://127.0.0.1:{}/_chosen", "file:///etc/passwd"])
-def test_attachment_is_not_redirected_to_another_protocol(
-    server: ChatUI, raw: tuple[int, list[bytes]], address: str
-) -> None:
-    port, heard = raw
-    elsewhere = (("location", address.format(port)),)
-    server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
-    attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
-    with pytest.raises(llm.ModelError, match="cannot be fetched"):
-        ask_sync("hello", attachments=[attachment])
-    assert heard == []
+def test_attachment_is_not_redirected_to_another_protocol(server: ChatUI) -> None:
+    with ChatUI() as other:
+        for address in (f"gopher://127.0.0.1:{other.port}/_chosen", "file:///etc/passwd"):
+            elsewhere = (("location", address),)
+            server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
+            attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
+            with pytest.raises(llm.ModelError, match="cannot be fetched"):
+                ask_sync("hello", attachments=[attachment])
+        assert other.connections == 0
     assert server.conversations == {}
 
 
@@ -400,21 +377,17 @@ def test_whatever_the_server_answers(
         check_no_secret(kept.read_bytes().decode("latin-1"))
 
 
-@pytest.mark.process
-def test_head_without_end_is_given_up() -> None:
+def test_head_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """curl_cffi would abort the whole process."""
-    program = (
-        "import os, socket, threading, time, llm.cli, llm_huggingchat as module\n"
-        "server = socket.create_server(('127.0.0.1', 0))\n"
-        "def drip():\n"
-        "    there, _ = server.accept()\n"
-        "    there.sendall(b'HTTP/1.1 200 OK\\r\\nx: y\\r\\n')\n"
-        "    time.sleep(60)\n"
-        "threading.Thread(target=drip, daemon=True).start()\n"
-        "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{server.getsockname()[1]}'\n"
-        "module.limits.call_timeout = 0.5\n"
-        "llm.cli.cli(['huggingchat', 'status'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "it did not answer in time" in done.stderr
+    monkeypatch.setattr(limits, "call_timeout", 0.5)
+
+    def drip() -> socket.socket:
+        there, _ = listening.accept()
+        there.sendall(b"HTTP/1.1 200 OK\r\nx: y\r\n")
+        return there
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, meanwhile(drip) as there:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
+        assert "it did not answer in time" in run("huggingchat", "status", status=1).stderr
+        there.result().close()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import pty
-import subprocess
-import sys
 from typing import Any
 
 import llm
@@ -21,14 +16,13 @@ from helpers import (
     calls,
     failure,
     kept_files,
-    make_logs,
+    on_a_terminal,
     only_conversation,
     parts,
     run,
     sends,
 )
 
-import llm_huggingchat
 from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
@@ -170,23 +164,8 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     ]
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """`llm` with standard error on a terminal: what that shows."""
-    make_logs()
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", *arguments]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
-    os.write(theirs, b".")  # something to read
-    shown = os.read(ours, 10_000).decode()
-    os.close(theirs)
-    os.close(ours)
-    return shown
-
-
-@pytest.mark.process
 def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server: ChatUI) -> None:
-    prompt = ("-m", "hf-llama", "-T", "WebSearch")
+    prompt = ("stderr", "-m", "hf-llama", "-T", "WebSearch")
     assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")
     assert "Tool: web_search_exa failed: " in on_a_terminal(*prompt, "[[tool_error]]")
     assert "Tool: " not in on_a_terminal(*prompt, "-R", "[[tool]]")
