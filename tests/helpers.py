@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import io
 import json
 import os
 import pathlib
@@ -240,6 +241,7 @@ def on_a_terminal(stream: str, *arguments: str) -> str:
     ours, theirs = pty.openpty()
     with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, stream, screen)
+        patch.setattr(sys, "stdin", io.StringIO())
         llm.cli.cli(list(arguments), standalone_mode=False)
         screen.write(".")  # something to read
         screen.flush()

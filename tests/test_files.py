@@ -5,21 +5,20 @@ from __future__ import annotations
 import http.server
 import json
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import llm
 import pytest
 from chat_ui import PICTURE, ChatUI
-from helpers import TurnRequest, ask_sync, both, run, sends
+from helpers import TurnRequest, ask_sync, both, meanwhile, run, sends
 
 TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
 
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    """The address of a small web server: pictures, texts, something too large."""
+    """The address of a small web server: a picture, a text, something too large."""
     files = {
         "/picture.png": ("image/png", PICTURE),
         "/a%20b.txt": ("text/plain; charset=utf-8", b"Rex is a dog"),
@@ -42,12 +41,12 @@ def web() -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd,
+        meanwhile(httpd.serve_forever, 0.02),
+    ):
         yield f"http://127.0.0.1:{httpd.server_address[1]}"
         httpd.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -60,9 +59,6 @@ def picture(tmp_path: pathlib.Path) -> pathlib.Path:
 def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
     """The files of the last message."""
     return sends(server)[-1].files
-
-
-# --- what is taken --------------------------------------------------------------------
 
 
 @both
@@ -112,9 +108,6 @@ def test_attachment_from_standard_input(server: ChatUI) -> None:
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-# --- what is refused, before anything is sent -----------------------------------------
-
-
 def test_file_of_more_than_ten_megabytes_is_refused(
     server: ChatUI, tmp_path: pathlib.Path, web: str
 ) -> None:
@@ -155,9 +148,6 @@ def test_attachment_that_the_web_does_not_have_is_refused(
         with pytest.raises(llm.ModelError):
             ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
     assert server.log == []
-
-
-# --- files in answers -----------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("quick")

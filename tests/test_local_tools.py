@@ -62,9 +62,6 @@ def texts(answers: list[llm.Response]) -> list[str]:
     return [answer.text() for answer in answers]
 
 
-# --- calls and results ----------------------------------------------------------------
-
-
 def test_functions_on_the_command_line(server: ChatUI) -> None:
     prompt = says(f"I add.\n\n{call('add', a=2, b=3)}", "It is five.")
     result = run("-m", "hf-llama", "--functions", ADD, "--td", prompt)
@@ -133,9 +130,6 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
     assert [content for _, _, content in second.files] == [b"Rex is four"]
 
 
-# --- calls that fail ------------------------------------------------------------------
-
-
 def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
     tools = Counted()
     broken = [
@@ -163,9 +157,6 @@ def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) ->
     assert texts(answers) == ["So. Wait.", "There."]
     assert tools.calls == [("place_of", "Rex")]
     assert len(sends(server)) == 2
-
-
-# --- with other turns, schemas, and the server's own tools ----------------------------
 
 
 def test_local_and_server_side_tools_together(server: ChatUI) -> None:

@@ -12,9 +12,6 @@ QUESTION = "Web Search (Exa): Which city do you mean?"
 ROME = 'Let me ask.\n\nThe person said: accept {"city": "Rome"}'
 
 
-# --- the server waits for the answer --------------------------------------------------
-
-
 @both
 @pytest.mark.parametrize("words", ["", "[[cut=1]]", "[[cut=2]]", "[[stall=2]]"])
 def test_answer_goes_on_once_the_question_is_answered_on_the_page(
@@ -49,9 +46,6 @@ def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server:
     assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
 
 
-# --- the run ends with the question ---------------------------------------------------
-
-
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
 def test_question_that_ends_the_run_is_an_error_with_the_page(
     server: ChatUI, way: tuple[str, ...]
@@ -65,9 +59,6 @@ def test_question_that_ends_the_run_is_an_error_with_the_page(
     assert server.stops == []
     run("-c", "three")
     assert stored(server)[-2:] == ["three", "You said: three"]
-
-
-# --- what a question may hold ---------------------------------------------------------
 
 
 def test_question_moves_no_cursor(server: ChatUI) -> None:

@@ -59,9 +59,6 @@ def sent(server: ChatUI) -> str:
     return str((sends(server)[-1].data or {}).get("inputs", ""))
 
 
-# --- into the message, and into the logs ----------------------------------------------
-
-
 @both
 def test_words_of_a_recording_go_into_the_message(
     server: ChatUI, ask: TurnRequest, file: pathlib.Path
@@ -111,9 +108,6 @@ def test_several_are_transcribed_at_once_but_not_all(server: ChatUI) -> None:
     said = [sent(server).index(f"the {n}th") for n in range(8)]
     assert said == sorted(said)
     assert 2 < most[0] < 8
-
-
-# --- what goes wrong: in words, before anything of the message is sent ----------------
 
 
 def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None = None) -> str:
@@ -196,9 +190,6 @@ def test_others_are_not_waited_for_when_one_fails(server: ChatUI) -> None:
     assert not server.conversations
 
 
-# --- leaving --------------------------------------------------------------------------
-
-
 def test_ctrl_c_while_transcribing(server: ChatUI, file: pathlib.Path) -> None:
     file.write_bytes(ID3 + b"[[wait=600]]")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -212,9 +203,6 @@ def test_ctrl_c_while_transcribing(server: ChatUI, file: pathlib.Path) -> None:
     signal.signal(signal.SIGINT, before)
     wait_for(lambda: server.open_connections == 0)
     assert not server.conversations
-
-
-# --- logins ---------------------------------------------------------------------------
 
 
 def test_recording_wants_a_login_where_prompts_do(server: ChatUI, file: pathlib.Path) -> None:

@@ -50,9 +50,6 @@ FLAGS = pytest.mark.parametrize(
 )
 
 
-# --- what is printed ------------------------------------------------------------------
-
-
 @FLAGS
 @pytest.mark.parametrize(
     "text",
@@ -105,9 +102,6 @@ def test_document_comes_whole_over_a_broken_connection(server: ChatUI, fault: st
     assert len(sends(server)) == 1
 
 
-# --- answers that do not fit ----------------------------------------------------------
-
-
 @FLAGS
 def test_wrong_answer_is_asked_for_once_more(server: ChatUI, flags: list[str]) -> None:
     result = asks(*flags, says(WRONG, REX))
@@ -140,9 +134,6 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server: ChatUI) -> No
     error = asks(f"{prompt} [[die=3]]", status=1).stderr
     assert "broken off" in error
     assert len(sends(server)) == 1
-
-
-# --- what is refused ------------------------------------------------------------------
 
 
 def test_reference_of_a_schema_is_not_fetched(server: ChatUI) -> None:

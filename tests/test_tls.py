@@ -94,9 +94,6 @@ def test_bundle_that_is_not_there_is_named(
     assert len(encrypted) <= 3
 
 
-# --- redirects ------------------------------------------------------------------------
-
-
 def test_redirect_is_not_followed_and_said_to_be_one(server: ChatUI) -> None:
     for status, location, shown in (
         (301, "https://new.example.org/chat/x-secret?x-secret=1#x", "https://new.example.org ("),

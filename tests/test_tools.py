@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import llm
-import llm.cli
 import pytest
 from chat_ui import ChatUI
-from helpers import (
-    TurnRequest,
-    ask_async,
-    ask_sync,
-    both,
-    calls,
-    failure,
-    kept_files,
-    on_a_terminal,
-    only_conversation,
-    parts,
-    run,
-    sends,
-)
+from helpers import TurnRequest, ask_sync, both, calls, failure, on_a_terminal, parts, run, sends
 
 from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
@@ -32,9 +19,6 @@ RESULTS = "1. first page https://example.org/first\n2. its docs https://example.
 def selected(server: ChatUI) -> list[Any]:
     """The names that each message selected."""
     return [request.data and request.data["selectedMcpServerNames"] for request in sends(server)]
-
-
-# --- which tools ----------------------------------------------------------------------
 
 
 def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
@@ -54,13 +38,13 @@ def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
 
 def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server: ChatUI) -> None:
     ask_sync("[[tool]]", web_search=True)
-    path = f"/conversation/{only_conversation(server).id}"
-    first = [("GET", "/api/mcp/servers"), ("POST", "/conversation"), ("POST", path)]
-    assert calls(server)[:3] == first
+    (id,) = server.conversations
+    first = [("GET", "/api/mcp/servers"), ("POST", "/conversation")]
+    assert calls(server)[:3] == [*first, ("POST", f"/conversation/{id}")]
     server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
     reset()
     with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
-        ask_async("hello", web_search=True)
+        ask_sync("hello", web_search=True)
     assert len(sends(server)) == 1
 
 
@@ -72,9 +56,6 @@ def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, 
     assert selected(server) == [[SEARCH], [SEARCH], [HUB]]
 
 
-# --- MCP servers by address -----------------------------------------------------------
-
-
 def test_own_server_is_selected_by_its_address(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +65,7 @@ def test_own_server_is_selected_by_its_address(
         MCP("https://mcp.example/x", "Mine", headers),
         MCP("https://a.example/", "Mine"),
     )
-    ask_async("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
+    ask_sync("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
     first, second = sends(server)[0].data["selectedMcpServers"]  # type: ignore[index]
     assert first == {
         "name": "Mine",
@@ -100,7 +81,7 @@ def test_own_server_is_selected_by_its_address(
 
 
 def test_secrets_of_an_own_server_are_sent_but_never_logged(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
 ) -> None:
     monkeypatch.setenv("MCP_SECRET", "sesame-sesame")
     tool = 'MCP(url="https://mcp.example/x?k=$MCP_SECRET", headers={"X-Key": "Bearer $MCP_SECRET"})'
@@ -111,15 +92,12 @@ def test_secrets_of_an_own_server_are_sent_but_never_logged(
     secrets = ["sesame-sesame", "sesame-sesame", "typed-secret"]
     assert [mcp["url"].partition("=")[2] for mcp in sent] == secrets
     assert [mcp["headers"][0]["value"] for mcp in sent] == [f"Bearer {word}" for word in secrets]
-    kept = b"".join(path.read_bytes() for path in kept_files())
+    kept = (user_path / "logs.db").read_bytes()
     assert b"$MCP_SECRET" in kept
     assert b"sesame-sesame" not in kept
     assert b"typed-secret" not in kept
     assert "not kept in the logs" in failure("-c", "four")
     assert len(sends(server)) == 3
-
-
-# --- what tools give ------------------------------------------------------------------
 
 
 def called(name: str = "web_search_exa") -> dict[str, Any]:
