@@ -101,9 +101,6 @@ WAYS = {
 }
 
 
-# --- all of it ---
-
-
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_events_come_in_order_and_all_of_them_also_of_many_turns_and_then_the_error(
     way: Callable[..., list[str]],
@@ -119,9 +116,6 @@ async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() ->
     assert (await anext(turn)).chunk == "0"
     await turn.aclose()  # type: ignore[attr-defined]
     assert next(take_turn(Work(1, stays=True), print)).chunk == "0"
-
-
-# --- left early ---
 
 
 def leave_sync(work: Any) -> None:
@@ -224,9 +218,6 @@ def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog: pytest.LogCaptu
     reset()
     gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
-
-
-# --- the end ---
 
 
 def test_reset_ends_what_runs_and_the_loop_begins_again() -> None:

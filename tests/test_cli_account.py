@@ -19,9 +19,6 @@ R1 = "deepseek-ai/DeepSeek-R1-0528"
 pytestmark = pytest.mark.usefixtures("person")
 
 
-# --- status ---
-
-
 def test_status_of_someone_logged_in(logged_in: ChatUI) -> None:
     shown = command("status").stdout
     for words in (
@@ -65,9 +62,6 @@ def test_status_renews_the_session_and_says_how_old_it_is(accounts: ChatUI) -> N
     assert "session" not in command("status").stdout
 
 
-# --- models ---
-
-
 def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server: ChatUI) -> None:
     odd = [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
     server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}, *odd]
@@ -109,9 +103,6 @@ def test_models_are_filtered_as_llm_does(server: ChatUI, query: str) -> None:
     assert ours == [n.removeprefix("HuggingChat: ") for n in theirs if n.startswith("Hugging")]
     listed = json.loads(command("models", "--json", *query.split()).stdout)
     assert [model["id"] for model in listed] == ours
-
-
-# --- settings ---
 
 
 def settings(*arguments: str) -> str:
@@ -170,9 +161,6 @@ def test_options_that_make_no_sense(logged_in: ChatUI, arguments: list[str]) -> 
     before = len(logged_in.log)
     run("huggingchat", "settings", *arguments, status=2)
     assert len(logged_in.log) == before
-
-
-# --- all commands ---
 
 
 def test_every_command_has_help_and_examples() -> None:

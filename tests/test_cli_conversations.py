@@ -20,9 +20,6 @@ NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 pytestmark = pytest.mark.usefixtures("person")
 
 
-# --- the list ---
-
-
 def test_conversations_over_all_pages(logged_in: ChatUI) -> None:
     for number in range(65):
         conversation = logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
@@ -69,8 +66,6 @@ def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> 
     assert process.communicate(timeout=AT_ONCE)[1] == ""
     assert process.returncode == 1
 
-
-# --- which conversation is meant ---
 
 WITH_ONE = [["artifacts"], ["export"], ["import"], ["open", "--print"], ["rename", "x"], ["share"]]
 
@@ -162,9 +157,6 @@ def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str)
     assert id in command("open", "--print").stdout
     assert f"{id} *" in command("conversations").stdout
     assert " 0 turns added" in command("import", id).stdout
-
-
-# --- open, rename, share, delete ---
 
 
 def test_open_shows_the_page_where_there_is_a_screen(

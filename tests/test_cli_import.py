@@ -187,9 +187,6 @@ def test_import_interrupted_and_started_again(
     assert command("import", "--all").stdout.count(" 0 turns added") == 5
 
 
-# --- what servers store ---
-
-
 def stored(server: ChatUI, *messages: dict[str, Any], **more: Any) -> str:
     """A conversation of ada's as the server is to have it: its id."""
     id = server.add_conversation("ada", LLAMA, "").id

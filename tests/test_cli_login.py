@@ -206,9 +206,15 @@ if sys.platform != "win32":
 
     @pytest.mark.parametrize("form", PASTES)
     def test_what_is_pasted_on_a_terminal_is_read_whole_and_not_shown(
-        accounts: ChatUI, terminal: Terminal, form: str
+        accounts: ChatUI, terminal: Terminal, form: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        opened: list[str] = []
+        monkeypatch.setattr(webbrowser, "open", opened.append)
+        monkeypatch.setenv("BROWSER", "true")
         assert "Logged in on" in terminal.log_in(PASTES[form])
+        assert opened == [accounts.url]
+        command("login", input=TOKEN)
+        assert len(opened) == 1  # where it is no terminal nobody has to copy anything
 
     def test_lines_of_a_slow_paste_belong_together(accounts: ChatUI, terminal: Terminal) -> None:
         first, second, *rest = EXTENSION.splitlines(keepends=True)
@@ -265,13 +271,3 @@ def test_logout_where_there_are_no_logins_asks_first(
     result = command("logout", "--yes")
     assert "forgotten" in result.stdout
     assert "still set" in result.stderr
-
-
-def test_login_opens_the_page_where_there_is_a_screen(
-    accounts: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    monkeypatch.setenv("BROWSER", "true")
-    command("login", input=TOKEN)
-    assert opened == []  # standard input is no terminal: nobody has to copy anything

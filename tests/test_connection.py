@@ -337,11 +337,3 @@ def test_slow_upload_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ask_sync("[[say]]Long.[[/say]]", attachments=[file]).text() == "Long."
         assert len(sends(server)) == 1
         assert not logs_read(server)
-
-
-def test_answer_that_ended_is_not_stopped(server: ChatUI) -> None:
-    ask_sync("[[tools]] [[cut=1]]", web_search=True)
-    with pytest.raises(llm.ModelError):
-        ask_sync("[[err=500]]")
-    ask_sync("another")
-    assert server.stops == []

@@ -23,7 +23,6 @@ from helpers import (
     host,
     kept,
     keys,
-    logged,
     meanwhile,
     only_conversation,
     run,
@@ -112,16 +111,6 @@ def test_two_replies_are_two_branches(server: ChatUI, ask: TurnRequest) -> None:
     }
     words = ["one", "You said: one", "right [[history]]"]
     assert [said for _, said in seen(right.text())] == words
-
-
-def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    first = logged()[0]["conversation_id"]
-    run("-m", "hf-qwen", "something else")
-    run("--cid", first, "two")
-    run("--cid", first, "three")
-    trees = [tree(server, id) for id in server.conversations]
-    assert trees == [{"one": {"two": {"three": {}}}}, {"something else": {}}]
 
 
 # --- the answer's id ------------------------------------------------------------------

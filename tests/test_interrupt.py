@@ -92,13 +92,9 @@ def test_iterator_that_is_left_stops_the_run_where_the_reader_was(server: ChatUI
 
 
 @pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
-async def test_timeout_and_cancel_stop_the_run(server: ChatUI, words: str) -> None:
-    model = llm.get_async_model("hf-llama")
-    with soon(), pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(model.prompt(words).text(), 0.25)
-    await until(lambda: interrupted(server))
-    task = asyncio.create_task(model.prompt(words).text())
-    await until(lambda: len(server.all_runs) == 2)
+async def test_cancelled_task_stops_the_run(server: ChatUI, words: str) -> None:
+    task = asyncio.create_task(llm.get_async_model("hf-llama").prompt(words).text())
+    await until(lambda: any(run.text or words == SILENT for run in server.all_runs))
     task.cancel()
     with soon(), pytest.raises(asyncio.CancelledError):
         await task
@@ -113,14 +109,6 @@ async def test_wait_for_each_piece_and_then_no_longer(server: ChatUI) -> None:
         await asyncio.wait_for(pieces.__anext__(), 0.05)
     await until(lambda: interrupted(server))
     assert stored(server)[1].startswith("w0 w1 w2")
-
-
-def test_one_of_two_prompts_is_left(server: ChatUI) -> None:
-    left = iter(llm.get_model("hf-llama").prompt(LONG))
-    next(left)
-    assert ask_sync("hello").text() == "You said: hello"
-    left.close()  # type: ignore[attr-defined]
-    wait_for(lambda: sorted(server.runs.values()) == ["completed", "interrupted"])
 
 
 # --- Ctrl-C in a program --------------------------------------------------------------
@@ -266,32 +254,6 @@ def test_ctrl_c_ends_commands_at_once_and_stops_their_runs(server: ChatUI) -> No
         process.send_signal(signal.SIGINT)
         check_aborts(process)
     wait_for(lambda: interrupted(server))
-
-
-@pytest.mark.process
-def test_more_ctrl_c_does_not_wait_for_the_server(server: ChatUI) -> None:
-    server.faults["POST", "*/stop-generating"] = [Fault(stall=True)] * 9
-    process = python(
-        server,
-        """
-        limits.stop_timeout = NEVER
-        for _ in llm.get_model("hf-llama").prompt(PROMPT):
-            begun()
-        """,
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: any(request.path.endswith("/stop-generating") for request in server.log))
-
-    def gone() -> bool:
-        process.send_signal(signal.SIGINT)
-        return process.poll() is not None
-
-    assert process.stderr
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would hold it
-    wait_for(gone)
-    assert process.wait() != 0
 
 
 @pytest.mark.process

@@ -195,7 +195,9 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
+    question = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
     events: list[dict[str, Any]] = [
+        {"type": "elicitation", "subtype": "request", "request": question},
         {"type": "title", "title": evil},
         {"type": "routerMetadata", "route": evil, "model": evil, "provider": evil},
         tool | {"subtype": "call", "call": {"name": evil, "parameters": {evil: evil}}},
@@ -211,7 +213,7 @@ def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     assert not CONTROLS.search(shown.stderr)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
     assert "hello\n\ta  " in shown.stdout
-    assert "evil" in shown.stderr
+    assert shown.stderr.count("evil") >= 2
     only_conversation(server).title = evil
     assert not CONTROLS.search(run("huggingchat", "conversations").output)
     run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")

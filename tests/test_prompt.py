@@ -148,6 +148,7 @@ def test_nothing_waits_after_the_final_answer(
         response = ask(words)
     assert response.text() == f"You said: {words}"
     assert list(server.runs.values()) == ["running"] or "hold" in words
+    assert server.stops == []
 
 
 def test_router_says_who_answered(server: ChatUI) -> None:

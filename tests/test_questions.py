@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_ui import ChatUI, Fault
+from chat_ui import ChatUI
 from helpers import TurnRequest, both, logged, meanwhile, page, run, sends, stored, wait_for
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -59,17 +59,3 @@ def test_question_that_ends_the_run_is_an_error_with_the_page(
     assert server.stops == []
     run("-c", "three")
     assert stored(server)[-2:] == ["three", "You said: three"]
-
-
-def test_question_moves_no_cursor(server: ChatUI) -> None:
-    event = (
-        b'{"type":"elicitation","subtype":"request","request":{"elicitationId":"q","mode":"form",'
-        b'"server":"Ev\\u001b[2Jil","message":"A\\u001b]0;x\\u0007 b\\nc\\u202e","fields":[]}}\n'
-        b'{"type":"status","status":"finished"}\n'
-    )
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=event, content_type="application/jsonl")
-    ]
-    said = run(*ASK, "hello", status=1).stderr
-    assert "Ev[2Jil" in said
-    assert not any(char in said for char in "\x1b\x07\u202e")

@@ -71,9 +71,6 @@ def session_of(server: ChatUI) -> dict[str, Any]:
     return cookies_of(f"huggingchat:{host(server)}")
 
 
-# --- a session from `token` -----------------------------------------------------------
-
-
 @both
 def test_prompt_makes_its_session_from_token_as_a_browser_does(
     chat: ChatUI, ask: TurnRequest
@@ -128,9 +125,6 @@ def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
     assert logins(chat) == 2 * LOGIN
 
 
-# --- logins that a person has to see to -----------------------------------------------
-
-
 @pytest.mark.parametrize("path", ["/login", "/login/callback"])
 def test_login_that_leads_nowhere_wants_a_person(chat: ChatUI, path: str) -> None:
     keep(chat, hf_chat=ENDED, token=TOKEN)
@@ -153,9 +147,6 @@ def test_login_that_leads_nowhere_wants_a_person(chat: ChatUI, path: str) -> Non
         assert len(chat.log) < 20
     assert chat.conversations == {}
     assert session_of(chat) == {"hf-chat": ENDED, "token": TOKEN}
-
-
-# --- one for all ----------------------------------------------------------------------
 
 
 def test_prompts_at_the_same_time_share_one_session(chat: ChatUI) -> None:
@@ -217,8 +208,6 @@ def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI) -> None:
     assert changed == {"mine", "ours"}
 
 
-# --- the firewall ---------------------------------------------------------------------
-
 PAGE = b"<!DOCTYPE html><title>Human Verification</title><script>x-secret</script>"
 CHALLENGE = Fault(status=202, body=b"", headers=(("X-Amzn-Waf-Action", "challenge"),))
 CAPTCHA = Fault(status=405, body=PAGE, headers=(("x-amzn-waf-action", "captcha"),))
@@ -264,9 +253,6 @@ def test_firewalls_cookie_goes_to_its_host_alone(
         run("-m", "hf-llama", "hello")
         run("huggingchat", "refresh")
         assert not any("aws-waf-token" in request.cookies for request in other.log)
-
-
-# --- looking like a browser -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

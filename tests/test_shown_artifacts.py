@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chat_ui import ChatUI
-from helpers import TurnRequest, ask_async, ask_sync, both, reasoning, run
+from helpers import TurnRequest, ask_async, both, run
 from markdown_it import MarkdownIt
 from test_schemas import says
 
@@ -43,14 +43,6 @@ def test_first_artifact_is_what_llm_extracts(server: ChatUI) -> None:
     assert run("-m", WRITES, "-x", says(f"Here. {CLOCK} Open it.")).stdout.strip() == PAGE
 
 
-def test_artifact_that_is_never_closed_ends_with_the_answer(server: ChatUI) -> None:
-    for rest in ("", "<", "</artifa"):
-        words = f"Here. {CLOCK.removesuffix('</artifact>').rstrip()}{rest}"
-        text = ask_sync(says(words), model=WRITES).text()
-        assert fences(text) == [("html", PAGE + "\n")]
-        assert text.rstrip().endswith(f"\n{FENCE}")
-
-
 def test_answer_that_ends_in_an_error_ends_its_fence(server: ChatUI) -> None:
     faults = "[[cut=14]] [[gone_incomplete]]"
     result = run("-m", WRITES, f"{says(f'{CLOCK} and so on')} {faults}", status=1)
@@ -58,12 +50,6 @@ def test_answer_that_ends_in_an_error_ends_its_fence(server: ChatUI) -> None:
     assert (word, content[:9]) == ("html", "<!doctype")
     assert result.stdout.rstrip().endswith(f"\n{FENCE}")
     assert "broke off" in result.stderr
-
-
-def test_artifact_in_reasoning_stays_reasoning(server: ChatUI) -> None:
-    response = ask_async(says(f"<think>I could write {CLOCK} now</think>Yes."), model=WRITES)
-    assert reasoning(response) == f"I could write {CLOCK} now"
-    assert response.text() == "Yes."
 
 
 def test_tags_of_a_model_that_writes_no_artifacts_stay(server: ChatUI) -> None:

@@ -19,7 +19,6 @@ from helpers import (
     ask_sync,
     both,
     calls,
-    failure,
     host,
     meanwhile,
     only_conversation,
@@ -60,18 +59,6 @@ def each_sent_once(server: ChatUI, number: int) -> None:
 
 
 # --- a pause that the server wants ----------------------------------------------------
-
-
-def test_wait_that_is_no_number_of_seconds_is_told(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for text in ("10 minutes", "\x1b", "59"):
-        monkeypatch.setenv(WAIT, text)
-        said = failure("-m", "hf-llama", "hello")
-        assert WAIT in said
-        assert "seconds" in said
-        assert "\x1b" not in said
-    assert server.conversations == {}
 
 
 async def test_prompts_at_once_are_all_answered_and_each_pause_is_told_once(
@@ -187,15 +174,22 @@ async def test_task_that_is_cancelled_while_it_tries_again_lets_the_next_prompt_
 
 
 @both
-@pytest.mark.parametrize("word", ["title_delay", "store"])
-@pytest.mark.parametrize("process", ["the same process", "another process"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[[title_delay=0.3]]",
+        "[[store=0.3]]",
+        "[[log_status=502*2]] [[hold]] [[store=0.5]]",  # its stream says no more, and then breaks
+        "[[stall_resume=1]] [[hold]] [[store=0.5]]",
+    ],
+)
 def test_turn_waits_until_the_answer_before_it_is_stored(
-    server: ChatUI, ask: TurnRequest, word: str, process: str
+    server: ChatUI, ask: TurnRequest, words: str
 ) -> None:
-    question = f"one [[{word}=0.3]]"
+    question = f"one {words}"
     first = ask(question)
-    if process == "another process":
-        reset()
+    if "title" not in words:
+        reset()  # as in a new process
     ask("two", after=first)
     assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
     assert stored(server)[1::2] == [f"You said: {question}", "You said: two"]
@@ -224,16 +218,6 @@ def test_turn_waits_for_the_one_before_it_whatever_the_clock_says(
     with soon():
         ask_sync("two", after=first)
     assert stored(server)[1::2] == ["You said: one [[store=0.3]]", "You said: two"]
-
-
-@pytest.mark.parametrize("words", ["", "[[log_status=502*2]]", "[[stall_resume=1]]"])
-def test_turn_waits_though_the_log_has_its_faults(server: ChatUI, words: str) -> None:
-    """The first turn's own connection says nothing after the answer, and then breaks."""
-    question = f"{words} [[hold]] [[store=0.5]] one"
-    second = ask_sync("two", after=ask_sync(question))
-    assert second.text() == "You said: two"
-    assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
-    assert stored(server)[1] == f"You said: {question}"
 
 
 @pytest.mark.parametrize(
