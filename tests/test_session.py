@@ -185,9 +185,16 @@ def test_session_that_another_process_is_making_is_waited_for(chat: ChatUI) -> N
         assert prompt.result().text() == "You said: hello"
     assert logins(chat) == []
     chat.sessions.clear()  # theirs has ended as well
-    ask_sync("again", key=f"hf-chat={ENDED}; token={TOKEN}")
+    ask_sync("again")
     assert logins(chat) == LOGIN
     assert session_of(chat)["hf-chat"] in chat.sessions
+
+
+def test_kept_session_that_has_ended_too_is_made_anew(chat: ChatUI) -> None:
+    keep(chat, hf_chat=ENDED.replace("1", "6"), token=TOKEN)
+    key = f"hf-chat={ENDED}; token={TOKEN}"
+    assert ask_sync("hello", key=key).text() == "You said: hello"
+    assert logins(chat) == LOGIN
 
 
 def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI) -> None:
