@@ -7,12 +7,10 @@ import re
 import tempfile
 import webbrowser
 
-import llm
 import pytest
-import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
-from helpers import ask_sync, kept, logged, make_logs, only_conversation, run
+from helpers import logged, only_conversation, run
 from test_recordings import ID3, recording
 
 PAGE = "<!doctype html>\n<title>Clock</title>"
@@ -25,17 +23,12 @@ pytestmark = pytest.mark.usefixtures("person")
 
 def made(identifier: str, content: str, type: str = "html", title: str = "A clock") -> str:
     """An artifact as a model writes it."""
-    about = f'identifier="{identifier}" type="{type}"' + (f' title="{title}"' if title else "")
+    about = f'identifier="{identifier}" type="{type}" title="{title}"'
     return f"<artifact {about}>\n{content}\n</artifact>"
 
 
-def update(identifier: str, *pairs: tuple[str, str]) -> str:
-    """An update, which replaces texts."""
-    changes = "\n".join(f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs)
-    return made(identifier, changes, "update", "")
-
-
-BIGGER = update("clock", ("Clock", "Big clock"))
+CHANGE = "<old_str>Clock</old_str><new_str>Big clock</new_str>"
+BIGGER = f'<artifact identifier="clock" type="update">\n{CHANGE}\n</artifact>'
 
 
 @pytest.fixture
@@ -46,26 +39,15 @@ def chat(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for what is shown
-    make_logs()
     return server
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the browser shows."""
-    urls: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", urls.append)
-    return urls
-
-
-def talk(*texts: str) -> str:
+def talk(first: str, *others: str) -> str:
     """A conversation whose answers say these texts: its id."""
-    response = None
-    for text in texts:
-        response = ask_sync(text, after=response)
-    assert response
-    response.log_to_db(sqlite_utils.Database(llm.user_dir() / "logs.db"))
-    return str(kept(response)["conversation_id"])
+    run("-m", "hf-llama", first)
+    for text in others:
+        run("-c", text)
+    return str(logged()[-1]["response_json"]["huggingchat"]["conversation_id"])
 
 
 # --- artifacts ---
@@ -113,7 +95,9 @@ def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> No
     assert command("artifacts").stdout == "clock  html  A clock (2 versions)\n"
 
 
-def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
+def test_artifacts_in_the_browser(chat: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
     command("artifacts", id, "--open")
     contents = [pathlib.Path(url.removeprefix("file://")).read_text() for url in opened]

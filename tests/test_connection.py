@@ -35,8 +35,7 @@ from helpers import (
 from llm_huggingchat import limits
 
 pytestmark = pytest.mark.usefixtures("quick")
-# None of these answers repeats its question, so that of an uncut run is the same.
-PLAIN = "[[tokens=12]] [[delay=0.003]]"
+# No answer repeats its question, so that of an uncut run is the same.
 MIXED = "[[tools]] [[delay=0.003]]"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import filelock
 import llm
-import llm.cli
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
@@ -39,7 +38,6 @@ CAPTURE = pathlib.Path(__file__).parent / "captures" / "login_renewed.json"
 ENDED = "11111111-2222-4333-8444-555555555555"
 TOKEN = "t-ada"
 LOGIN = [("GET", "/login"), ("GET", "outside:/oauth/authorize"), ("GET", "/login/callback")]
-NO = Fault(status=401, body=b"You have to be logged in.", content_type="text/plain")
 
 
 @pytest.fixture

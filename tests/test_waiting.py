@@ -195,9 +195,12 @@ def test_turn_waits_until_the_answer_before_it_is_stored(
     assert stored(server)[1::2] == [f"You said: {question}", "You said: two"]
 
 
-def test_turn_before_it_is_asked_about_with_a_session_made_from_the_token(server: ChatUI) -> None:
+def test_turn_before_it_is_asked_about_with_a_session_made_from_the_token(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "store_timeout", 0.3)
     server.login_required, server.tokens["t-ada"] = True, "ada"
-    first = ask_sync("one [[store=0.3]]", key="token=t-ada")
+    first = ask_sync(f"one [[store={NEVER}]]", key="token=t-ada")
     reset()  # as in a new process
     before = len(server.log)
     assert ask_sync("two", after=first, key="token=t-ada").text() == "You said: two"
