@@ -307,7 +307,7 @@ def test_another_server_gets_the_history_but_not_the_cookies(
 
 
 @pytest.mark.parametrize("status", [413, 429])
-def test_first_message_that_is_refused_leaves_no_empty_conversation(
+def test_first_message_that_is_refused_leaves_no_empty_conversation_and_a_later_one_what_was(
     server: ChatUI, status: int
 ) -> None:
     body = b'{"message":"An error occurred"}'
@@ -318,6 +318,12 @@ def test_first_message_that_is_refused_leaves_no_empty_conversation(
     assert not server.conversations
     assert "/conversation/" not in str(error.value)
     assert status == 429 or "The message is too large" in str(error.value)
+    server.faults.clear()
+    first = ask_sync("one")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two", after=first)
+    assert tree(server, only_conversation(server).id) == {"one": {}}
 
 
 def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> None:
