@@ -28,7 +28,6 @@ from helpers import (
     kept_files,
     make_logs,
     meanwhile,
-    only_conversation,
     run,
     sends,
     soon,
@@ -195,26 +194,28 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
-    question = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
+    asks = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
     events: list[dict[str, Any]] = [
-        {"type": "elicitation", "subtype": "request", "request": question},
         {"type": "title", "title": evil},
         {"type": "routerMetadata", "route": evil, "model": evil, "provider": evil},
         tool | {"subtype": "call", "call": {"name": evil, "parameters": {evil: evil}}},
         tool | {"subtype": "error", "message": evil},
         {"type": "stream", "token": f"hello\n\ta  {evil}"},
-        {"type": "status", "status": "error", "message": evil},
     ]
-    body = b"".join(json.dumps(event).encode() + b"\n" for event in events)
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    shown = run("-m", "hf-llama", "hello", status=1)
-    assert not CONTROLS.search(shown.stderr)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
-    assert "hello\n\ta  " in shown.stdout
-    assert shown.stderr.count("evil") >= 2
-    only_conversation(server).title = evil
+    question = {"type": "elicitation", "subtype": "request", "request": asks}
+    error = {"type": "status", "status": "error", "message": evil}
+    for end in ([question, {"type": "status", "status": "finished"}], [error]):
+        body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
+        server.faults["POST", "/conversation/*"] = [
+            Fault(status=200, body=body, content_type="application/jsonl")
+        ]
+        shown = run("-m", "hf-llama", "hello", status=1)
+        assert not CONTROLS.search(shown.stderr)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
+        assert "hello\n\ta  " in shown.stdout
+        assert "evil" in shown.stderr
+    for conversation in server.conversations.values():
+        conversation.title = evil
     assert not CONTROLS.search(run("huggingchat", "conversations").output)
     run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
     assert not re.search(r"[\x00\x07\x1b\x9b]", run("logs", "-r").stdout)
