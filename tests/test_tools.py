@@ -142,6 +142,12 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     ]
 
 
+def test_name_of_a_tool_is_one_line(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chat_ui_runs.tool_name", lambda server: "one\ntwo")
+    found = parts(ask_sync("[[tool]]", web_search=True))
+    assert [part["name"] for part in found if "name" in part] == ["one two", "one two"]
+
+
 def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server: ChatUI) -> None:
     prompt = ("stderr", "-m", "hf-llama", "-T", "WebSearch")
     assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")

@@ -277,9 +277,9 @@ def test_turn_waits_for_the_run_of_a_process_that_was_killed(server: ChatUI) -> 
 def test_turn_waits_for_a_message_that_a_killed_process_had_just_sent(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "arrival", 5.0)
+    monkeypatch.setattr(limits, "arrival", 1.5)
     run("-m", "hf-llama", "one")
-    server.faults["POST", "/conversation/*"] = [Fault(delay=0.7)]
+    server.faults["POST", "/conversation/*"] = [Fault(delay=0.4)]
     left = llm_process("-c", "left")
     wait_for(lambda: len(sends(server)) == 2)
     left.kill()
