@@ -15,6 +15,8 @@ from cli import LLAMA, NO_ID, Web, ask, command, refused
 from helpers import AT_ONCE, logged, only_conversation, run
 from helpers import command as llm_process
 
+from llm_huggingchat import limits
+
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 
 pytestmark = pytest.mark.usefixtures("person")
@@ -118,6 +120,8 @@ def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> 
         (f"https://evil.example/chat/conversation/{NO_ID}", "names no conversation"),
     ):
         assert said in refused(name, id, *others)
+    logged_in.faults["GET", f"/api/v2/conversations/{NO_ID}"] = [Fault(status=400)]
+    assert "o such conversation" in refused(name, NO_ID, *others)
     assert foreign in logged_in.conversations
     logged_in.down()
     assert "nobody is listening" in refused(name, NO_ID, *others)
@@ -175,7 +179,10 @@ def test_open_shows_the_page_where_there_is_a_screen(
     assert opened == [page]
 
 
-def test_change_right_after_a_prompt_is_not_overwritten(logged_in: ChatUI) -> None:
+def test_change_right_after_a_prompt_is_not_overwritten(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "tail_timeout", 0.0)
     logged_in.store_delay = 0.2
     ask("-m", "hf-llama", "one")
     command("rename", "Mine")

@@ -11,6 +11,8 @@ from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
 from helpers import on_a_terminal, run
 
+from llm_huggingchat import limits
+
 pytestmark = pytest.mark.usefixtures("person")
 
 
@@ -33,7 +35,10 @@ def test_export_as_markdown_and_as_json(logged_in: ChatUI) -> None:
     assert exported[1]["content"] == "[[title=A title]] 🦉 one"
 
 
-def test_export_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
+def test_export_right_after_a_prompt_has_its_answer(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "tail_timeout", 0.0)
     logged_in.store_delay = 0.2
     run("-m", "hf-llama", "first")
     for format in ("markdown", "json"):

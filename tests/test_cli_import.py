@@ -11,8 +11,10 @@ import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import LLAMA, Web, ask, command, refused, thread_of
-from helpers import logged, only_conversation, run, seen, wait_for
+from helpers import calls, logged, only_conversation, run, seen, wait_for
 from llm.logs import LogStore
+
+from llm_huggingchat import limits
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -139,6 +141,7 @@ def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     assert len(logged_in.messages(id)) == 3  # bob's own is as it was
     copies = [c for c in logged_in.conversations.values() if c.session == "ada"]
     assert [len(copy.messages) for copy in copies] == [5]
+    assert calls(logged_in).count(("POST", "/api/v2/conversations/import-share")) == 1
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
@@ -158,7 +161,10 @@ def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in: C
     assert not any("/output/" in request.path for request in logged_in.log)
 
 
-def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
+def test_import_right_after_a_prompt_has_its_answer(
+    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "tail_timeout", 0.0)
     logged_in.store_delay = 0.2
     ask("-m", "hf-llama", "a question", "-n")
     assert "1 turn added" in command("import", only_conversation(logged_in).id).stdout

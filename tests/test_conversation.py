@@ -61,6 +61,8 @@ def test_continued_prompts_make_a_line(server: ChatUI, way: tuple[str, ...]) -> 
     assert inputs == ["one", "two", "[[history]]"]
     assert conversation.preprompt == "Be brief"
     assert shown.stderr == ""
+    run("-c", "four", "-s", "Be rude", *way)
+    assert "System: Be rude" in (sends(server)[-1].data or {})["inputs"]
 
 
 def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI) -> None:

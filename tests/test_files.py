@@ -28,8 +28,9 @@ def web() -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             kind, content = files.get(self.path, ("text/html", b""))
-            self.send_response(302 if self.path == "/away" else 200 if content else 404)
-            self.send_header("location", pathlib.Path(__file__).as_uri())
+            ways = {"/away": pathlib.Path(__file__).as_uri(), "/ftp": "ftp://127.0.0.1:9/"}
+            self.send_response(302 if self.path in ways else 200 if content else 404)
+            self.send_header("location", ways.get(self.path, ""))
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
@@ -139,8 +140,13 @@ def test_what_the_server_does_not_take_is_refused(server: ChatUI) -> None:
 def test_attachment_that_the_web_does_not_have_is_refused(
     server: ChatUI, web: str, picture: pathlib.Path
 ) -> None:
-    for url in (f"{web}/nothing", f"{web}/away", picture.as_uri()):
-        with pytest.raises(llm.ModelError):
+    for url, says in (
+        (f"{web}/nothing", "HTTP 404"),
+        (f"{web}/away", r"curl error 1\)"),
+        (f"{web}/ftp", r"curl error 1\)"),
+        (picture.as_uri(), "not a http"),
+    ):
+        with pytest.raises(llm.ModelError, match=says):
             ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
     assert server.log == []
 

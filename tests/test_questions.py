@@ -46,6 +46,15 @@ def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server:
     assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
 
 
+def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server: ChatUI) -> None:
+    with meanwhile(run, *ASK, "[[elicit]] [[die=0]]") as command:
+        wait_for(lambda: server.elicitations)
+        server.reply(city="Rome")
+        shown = command.result()
+    assert shown.stdout == "Let me ask.\n"
+    assert "broke off its answer" in shown.stderr
+
+
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
 def test_question_that_ends_the_run_is_an_error_with_the_page(
     server: ChatUI, way: tuple[str, ...]

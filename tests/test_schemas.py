@@ -8,7 +8,7 @@ from typing import Any
 
 import llm
 import pytest
-from chat_ui import ChatUI
+from chat_ui import ChatUI, Request
 from helpers import (
     TurnRequest,
     ask_async,
@@ -117,6 +117,21 @@ def test_wrong_answer_is_asked_for_once_more(server: ChatUI, flags: list[str]) -
     wrong, right, _ = server.messages(conversation.id, "assistant")
     assert (wrong["content"], right["content"]) == (WRONG, REX)
     assert row["response_json"]["huggingchat"]["message_id"] == right["id"]
+
+
+def test_conversation_goes_on_after_the_right_answer_though_its_id_is_not_known(
+    server: ChatUI,
+) -> None:
+    def spoil(request: Request, body: bytes) -> bytes:
+        hidden = len(sends(server)) == 2 and request.path.startswith("/api/v2/conversations/")
+        return b"" if hidden else body
+
+    server.spoil = spoil
+    assert asks(says(WRONG, REX)).stdout == f"{REX}\n"
+    server.spoil = lambda request, body: body
+    run("-c", "And in words?")
+    first, second, third = questions(server)
+    assert tree(server, only_conversation(server).id) == {first: {second: {third: {}}}}
 
 
 @FLAGS
