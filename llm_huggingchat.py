@@ -64,46 +64,16 @@ import time
 import uuid
 import weakref
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
-from types import MappingProxyType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    BinaryIO,
-    Generic,
-    NoReturn,
-    Self,
-    TypeVar,
-    assert_never,
-    cast,
-    get_args,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
 import llm
 import msgspec
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    Part,
-    ReasoningPart,
-    StreamEvent,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from llm import Message
+from llm.parts import AttachmentPart, Part, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -111,20 +81,18 @@ if TYPE_CHECKING:
 
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
-    from filelock import BaseFileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
 E = TypeVar("E")
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Limits(msgspec.Struct):
     """How long things may take, in seconds; the tests shorten them."""
 
     read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
-    call_timeout: float = 60.0  # any other call, with all its attempts
-    slowest_upload: int = 20_000  # bytes a second: an upload may take that much longer
+    call_timeout: float = 60.0  # silence of any other call, over all its attempts
+    slowest_upload: int = 20_000  # bytes a second: an upload may be silent that much longer
     reconnect_timeout: float = 30.0  # without hearing of the server, before a turn gives up
     backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts; last repeats
     max_attempts: int = 4  # at a call, or at sending a message
@@ -187,10 +155,11 @@ def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str
     then cp1252, but only for text without three bytes beyond ASCII in a row: such a row is
     rare in Western European languages, and common in others.
     """
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+    marked = content.startswith(marks)  # that of UTF-32 LE begins as that of UTF-16 LE
     named = re.search(rb"(?:charset|coding)[=:]\s*[\"']?([\w.-]{1,40})", content[:1024])
-    encodings = ["utf-16" if marked else "utf-8-sig", charset]
-    encodings.append(named[1].decode("ascii") if named else "")
+    encodings = ["utf-32", "utf-16"] if marked else ["utf-8-sig"]
+    encodings += [charset, named[1].decode("ascii") if named else ""]
     if guess and not re.search(rb"[\x00-\x08\x0e-\x1a\x7f]", content):
         system = locale.getencoding()
         encodings.append("" if system == "cp1252" else system)
@@ -244,10 +213,7 @@ def _overlap(text: str, tag: str) -> int:
 
 
 def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, of whatever kind, else "".
-
-    Ids end up in addresses, in the logs and in the terminal.
-    """
+    """`value` if it can be an id of the server's, else ""."""
     text = _string(value)
     return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
 
@@ -269,10 +235,6 @@ class LoginRequired(HuggingChatError, llm.NeedsKeyException):
     """The server requires a login, and there is no key for it."""
 
 
-class TooLarge(HuggingChatError):
-    """A server sent more than any real answer has. It is not asked again."""
-
-
 def note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
@@ -285,10 +247,8 @@ def on_command_line() -> bool:
     return bool(context and cli and context.find_root().command is cli.cli)
 
 
-def attachment_name(attachment: llm.Attachment | None) -> str:
+def attachment_name(attachment: llm.Attachment) -> str:
     """A name for people: the file's or the URL's last part, else what kind it is."""
-    if attachment is None:
-        return "attachment"
     if attachment.path:
         return pathlib.PurePath(attachment.path).name
     if attachment.url:
@@ -297,15 +257,15 @@ def attachment_name(attachment: llm.Attachment | None) -> str:
     return "attachment" + (mimetypes.guess_extension(kind) or "")
 
 
-def shown_name(attachment: llm.Attachment | None) -> str:
+def shown_name(attachment: llm.Attachment) -> str:
     """The same, as it may be shown."""
     return one_line(attachment_name(attachment), 100)
 
 
-def attachment_id(attachment: llm.Attachment | None) -> str:
+def attachment_id(attachment: llm.Attachment) -> str:
     """What llm's logs know an attachment by; "" if its file is not there any more."""
     with contextlib.suppress(OSError):
-        return str(attachment.id()) if attachment else ""
+        return str(attachment.id())
     return ""
 
 
@@ -383,15 +343,13 @@ def leads_to_login(location: str) -> bool:
 
 def own_target(url: str, location: str) -> str:
     """The address that a redirect from `url` leads to, if it stays on the origin; else ""."""
-    try:
+    with contextlib.suppress(ValueError):
         target = urljoin(url, location)
-        same_origin = urlsplit(url)[:2] == urlsplit(target)[:2]
-    except ValueError:
-        return ""
-    return target if same_origin and re.fullmatch(r"[!-~]+", target) else ""
+        if urlsplit(url)[:2] == urlsplit(target)[:2] and re.fullmatch(r"[!-~]+", target):
+            return target
+    return ""
 
 
-@functools.cache
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -541,10 +499,8 @@ class Cookies(msgspec.Struct, frozen=True):
 
     def to_key(self) -> str:
         """The value kept in llm's key store: one line of JSON."""
-        about = {"anonymous": self.anonymous or None, "since": self.since}
-        return json.dumps(
-            self.pairs() | {name: value for name, value in about.items() if value is not None}
-        )
+        kept = self.pairs() | {"anonymous": self.anonymous, "since": self.since}
+        return json.dumps({name: value for name, value in kept.items() if value})
 
 
 def _is_for(domain: object, host: str) -> bool:
@@ -655,28 +611,27 @@ def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type)
 
 
-def decode(data: bytes | str, type: Any) -> Any:
+def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
     """The value in JSON text, checked against `type`.
 
     JavaScript can cut an emoji in two and send half a surrogate pair, which msgspec refuses:
-    such a half becomes U+FFFD. Raises ValueError, also for NaN, Infinity and deep nesting.
+    such a half becomes U+FFFD, or is left with `keep_halves`. Raises ValueError, also for NaN,
+    Infinity and deep nesting.
     """
+    decoder = _decoder(type)
     try:
-        return _decoder(type).decode(data)
+        return decoder.decode(data)
     except msgspec.ValidationError:
         raise
     except (ValueError, RecursionError):
-        text = join_surrogates(json.dumps(_loads(data), ensure_ascii=False))
-    return _decoder(type).decode(text)
-
-
-def _loads(data: bytes | str) -> Any:
-    """JSON that may hold half surrogate pairs, or half a UTF-8 character."""
-    text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
-        return json.loads(text, parse_float=finite_number, parse_constant=finite_number)
+        value = json.loads(text, parse_float=finite_number, parse_constant=finite_number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if keep_halves:
+        return msgspec.convert(value, type)
+    return decoder.decode(join_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 # Updates: what a stream, a log and a stored answer consist of
@@ -781,15 +736,6 @@ class ToolUpdate(Struct, tag="tool"):
         return "\n".join(filter(None, map(_output_text, outputs)))
 
 
-class ElicitationRequest(Struct):
-    """What a tool asks the person."""
-
-    elicitation_id: str | None = None
-    server: str | None = None
-    message: str | None = None
-    url: str | None = None
-
-
 class ElicitationUpdate(Struct, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
@@ -798,20 +744,19 @@ class ElicitationUpdate(Struct, tag="elicitation"):
     """
 
     subtype: str = ""
-    request: ElicitationRequest | None = None
+    request: dict[str, Any] | None = None
     elicitation_id: str | None = None
     expires_at: float | None = None
 
     @property
     def id(self) -> str:
         """What the question and its end have in common."""
-        return self.elicitation_id or (self.request and self.request.elicitation_id) or ""
+        return self.elicitation_id or _string((self.request or {}).get("elicitationId"))
 
     @property
     def question(self) -> str:
         """Who asks what, in one line."""
-        request = self.request or ElicitationRequest()
-        said = (request.server, request.message, request.url)
+        said = map((self.request or {}).get, ("server", "message", "url"))
         return ": ".join(one_line(text) for text in said if text)
 
 
@@ -833,34 +778,20 @@ Update = (
     | ElicitationUpdate
     | FinalAnswer
 )
-"""A new kind is a class here; mypy then names each `match` that has to say what it means."""
+"""A new kind is a class here; mypy then names the `match` that has to say what it means."""
 
 
 def is_content(update: Update) -> bool:
     """Whether an update is a part of the answer itself."""
-    match update:
-        case StreamUpdate(token=token) | ReasoningUpdate(token=token):
-            return bool(token.strip("\0"))
-        case ToolUpdate() | FileUpdate():
-            return True
-        case StatusUpdate() | TitleUpdate() | RouterMetadata() | ElicitationUpdate():
-            return False
-        case FinalAnswer():
-            return False
-        case _:
-            assert_never(update)
+    if isinstance(update, StreamUpdate | ReasoningUpdate):
+        return bool(update.token.strip("\0"))
+    return isinstance(update, ToolUpdate | FileUpdate)
 
 
 def decode_update(line: bytes | msgspec.Raw) -> Update | None:
     """The update in a line, or None for a kind that is unknown, or what is malformed."""
-    try:
-        return cast(Update, _decoder(Update).decode(line))
-    except msgspec.ValidationError:
-        return None
-    except (ValueError, RecursionError):
-        pass
-    try:  # the two halves of an emoji may come in two tokens: they are kept as they are
-        return cast(Update, msgspec.convert(_loads(line), cast(Any, Update)))
+    try:  # the two halves of an emoji may come in two tokens
+        return cast(Update, decode(line, Update, keep_halves=True))
     except ValueError:
         return None
 
@@ -891,56 +822,42 @@ class LogEnd(Struct):
     status: str = ""
 
 
-def split_lines(data: bytes) -> list[bytes]:
-    """The lines of `data`, and last what has no end yet. Only `\\n` ends a line: U+2028 does not.
-
-    Raises TooLarge for a line without end.
-    """
-    lines = data.split(b"\n")
-    if len(lines[-1]) > LINE_LIMIT:
-        raise TooLarge(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
-    return lines
-
-
 class JsonLinesDecoder:
     """The answer to a message: `application/jsonl`, one update a line."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[Update]:
-        """The updates that end in `data`. Raises TooLarge."""
-        *lines, self._rest = split_lines(self._rest + data)
-        return [update for line in lines if (update := decode_update(line))]
+    def feed(self, data: bytes) -> list[Update | LogEnd]:
+        """What the lines that end in `data` say. Raises HuggingChatError for a line without end."""
+        *lines, self._rest = (self._rest + data).split(b"\n")  # U+2028 ends no line
+        if len(self._rest) > LINE_LIMIT:
+            raise HuggingChatError(f"The server sent a line of more than {LINE_LIMIT:,} bytes.")
+        return [update for line in lines if (update := self._read(line))]
 
-    def end(self) -> list[Update]:
+    def end(self) -> list[Update | LogEnd]:
         """The update after the last line end: a cut may have taken only that."""
         return self.feed(b"\n")
 
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        return decode_update(line)
 
-class EventStreamDecoder:
+
+class EventStreamDecoder(JsonLinesDecoder):
     """A run's log: server-sent events. `seq` is the number of the last whole event."""
 
     def __init__(self, seq: int = 0) -> None:
+        super().__init__()
         self.seq = seq
-        self._rest = b""
         self._fields: dict[bytes, bytes] = {}
 
-    def feed(self, data: bytes) -> list[Update | LogEnd]:
-        """The updates that end in `data`, and the log's end. Raises TooLarge."""
-        found: list[Update | LogEnd] = []
-        *lines, self._rest = split_lines(self._rest + data)
-        for line in lines:
-            name, _, value = line.removesuffix(b"\r").partition(b":")
-            if name:
-                self._fields[name] = value.removeprefix(b" ")
-            elif line.startswith(b":"):
-                found.append(StatusUpdate("keepAlive"))  # a comment, which shows the run at work
-            elif not line.strip() and (event := self._dispatch()):
-                found.append(event)
-        return found
-
-    def _dispatch(self) -> Update | LogEnd | None:
+    def _read(self, line: bytes) -> Update | LogEnd | None:
+        name, _, value = line.removesuffix(b"\r").partition(b":")
+        if name:
+            self._fields[name] = value.removeprefix(b" ")
+            return None
+        if line.startswith(b":"):
+            return StatusUpdate("keepAlive")  # a comment, which shows the run at work
         fields, self._fields = self._fields, {}
         if re.fullmatch(rb"[0-9]{1,15}", fields.get(b"id", b"")):
             self.seq = int(fields[b"id"])
@@ -954,38 +871,6 @@ class EventStreamDecoder:
 
 
 # Calls
-
-
-class User(Struct):
-    """The account that is logged in."""
-
-    username: str | None = None
-    email: str | None = None
-    id: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the account is called, as it may be shown."""
-        return one_line(self.username or self.email or self.id or "", 80)
-
-
-class FeatureFlags(Struct):
-    """What the server offers."""
-
-    login_enabled: bool | None = None
-    transcription_enabled: bool | None = None
-
-
-class Provider(Struct):
-    """An inference provider of a model."""
-
-    provider: str = ""
-
-
-class ModelDetails(Struct):
-    """What the server says of one model."""
-
-    providers: list[Provider] | None = None
 
 
 class McpServer(Struct):
@@ -1010,7 +895,7 @@ class StoredMessage(Struct):
     sender: str = msgspec.field(default="", name="from")
     content: str = ""
     reasoning: str | None = None
-    updates: msgspec.Raw = msgspec.Raw(b"[]")
+    updates: list[msgspec.Raw] | None = None
     files: list[StoredFile] | None = None
     ancestors: list[str] | None = None
     generation_id: str | None = None
@@ -1021,11 +906,7 @@ class StoredMessage(Struct):
 
     def decoded_updates(self) -> list[Update]:
         """The updates, without those of an unknown kind."""
-        try:
-            raws = decode(self.updates, list[msgspec.Raw] | None)
-        except ValueError:
-            return []
-        return [update for raw in raws or () if (update := decode_update(raw))]
+        return [update for raw in self.updates or () if (update := decode_update(raw))]
 
 
 class Conversation(Struct):
@@ -1035,7 +916,6 @@ class Conversation(Struct):
     title: str = ""
     model: str = ""
     preprompt: str | None = None
-    root_message_id: str | None = None
 
     def answer_of(self, generation_id: str | None) -> StoredMessage | None:
         """The message that a run wrote."""
@@ -1081,12 +961,6 @@ class SharedConversation(Struct):
     share_id: Id
 
 
-class Transcript(Struct):
-    """What is said in a recording; empty for silence."""
-
-    text: str
-
-
 def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
     """The updates of a stored answer as its stream sent them; if it is complete, and settled.
 
@@ -1103,21 +977,20 @@ def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
             case StreamUpdate(len=int(length)) if length >= 0:
                 piece = text[at : at + 2 * length]
                 at += len(piece)
-                updates.append(StreamUpdate(piece.decode("utf-16-le", "surrogatepass")))
+                update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
             case StreamUpdate():
-                pass  # without its length: its text is in what is left
+                continue  # without its length: its text is in what is left
             case FinalAnswer():
                 final = update
+                continue
             case StatusUpdate(status="finished"):
                 finished = settled = True
+                continue
             case StatusUpdate(status="error"):
                 settled = True
-                updates.append(update)
             case ElicitationUpdate(subtype="resolved"):
                 final, finished, settled = None, False, False  # another run resumes the answer
-                updates.append(update)
-            case _:
-                updates.append(update)
+        updates.append(update)
     if rest := text[at:]:
         updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
     if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
@@ -1169,21 +1042,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NA
     @property
     def abilities(self) -> dict[str, bool]:
         """What it can do, by the names that people are told."""
-        return {
-            "images": self.multimodal,
-            "tools": self.tools,
-            "reasoning": self.reasoning,
-            "artifacts": self.artifacts,
-            "router": self.router,
-        }
-
-
-def removed_error(model: ModelInfo, server: Server) -> llm.ModelError:
-    """The error for a prompt to a model that is left only in old conversations."""
-    return HuggingChatError(
-        f"huggingchat/{model.id} is no longer offered by {server.host}. "
-        "Continue with another model: -m MODEL"
-    )
+        return {"images": self.multimodal} | {name: getattr(self, name) for name in _WIRE_NAMES}
 
 
 def is_usable_id(id: str) -> bool:
@@ -1191,76 +1050,69 @@ def is_usable_id(id: str) -> bool:
     return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
 
 
-def _built_in(rows: str) -> tuple[ModelInfo, ...]:
-    models = []
-    for row in rows.split():
-        id, _, flags = row.partition(":")
-        images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
-        models.append(ModelInfo(id, images, tools, reasoning, artifacts, router))
-    return tuple(models)
-
-
 # The service's catalogue of August 2026, for the time before the first refresh. After the
 # colon: takes (i)mages, takes (t)ools, (r)easons, writes (a)rtifacts, r(o)uter.
-BUILT_IN = _built_in(
-    """
-    omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
-    CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
-    CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
-    Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
-    nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
-    deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
-    NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra
-    tencent/Hy3:tra XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta
-    swiss-ai/Apertus-v1.5-70B:ita swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
-    prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t
-    CohereLabs/tiny-aya-fire XiaomiMiMo/MiMo-V2.5-Pro:tra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra stepfun-ai/Step-3.7-Flash:itra
-    google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
-    speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
-    moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
-    nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
-    meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
-    pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
-    deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
-    Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
-    MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
-    google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global
-    CohereLabs/tiny-aya-earth CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita
-    Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it Qwen/Qwen3.5-397B-A17B:it
-    MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t Qwen/Qwen3-VL-235B-A22B-Instruct:it
-    google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr
-    MiniMaxAI/MiniMax-M2.1:t zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr
-    Qwen/Qwen3-VL-30B-A3B-Instruct:it aisingapore/Qwen-SEA-LION-v4-32B-IT:t
-    deepcogito/cogito-671b-v2.1:t deepcogito/cogito-671b-v2.1-FP8:t
-    openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it deepseek-ai/DeepSeek-V3.2-Exp:t
-    zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t Qwen/Qwen3-VL-235B-A22B-Thinking:it
-    zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it zai-org/GLM-4.6V-FP8:it
-    Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
-    moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
-    openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t
-    meta-llama/Llama-3.1-8B-Instruct:t deepseek-ai/DeepSeek-R1:t
-    swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
-    Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t
-    moonshotai/Kimi-K2-Instruct:t zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t
-    Qwen/Qwen3-8B:t google/gemma-3-27b-it:it zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t
-    Qwen/Qwen3-32B:t Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t
-    Qwen/Qwen3-235B-A22B:t Qwen/Qwen2.5-Coder-32B-Instruct:t
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
-    deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
-    deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
-    Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
-    meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it
-    deepseek-ai/DeepSeek-R1-Distill-Llama-8B Qwen/Qwen2.5-72B-Instruct:t
-    meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2 CohereLabs/c4ai-command-r-08-2024:t
-    CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
-    CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
-    deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
-    CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1
-    zai-org/GLM-4-32B-0414:t Qwen/Qwen2.5-Coder-3B-Instruct:t
-    """
-)
+_BUILT_IN = """
+omni:itao deepseek-ai/DeepSeek-V4-Pro-0813:tra zai-org/GLM-4.7-FP8:tra
+CohereLabs/command-a-plus-05-2026-bf16:ita CohereLabs/command-a-plus-05-2026-fp8:ita
+CohereLabs/command-a-plus-05-2026-w4a4:ita CohereLabs/command-a-vision-07-2025:ita
+Qwen/Qwen3.8-2.4T-A95B:tra zai-org/GLM-4.5:tra meta-models/Muse-Glimmer-30B:itr
+nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16:t CohereLabs/command-a-translate-08-2025:a
+deepseek-ai/DeepSeek-V4-Flash-0731:tra thinkingmachines/Inkling-Small:itra
+NousResearch/Hermes-3-Llama-3.1-70B:ta Qwen/Qwen3-30B-A3B:t moonshotai/Kimi-K3:itra tencent/Hy3:tra
+XiaomiMiMo/MiMo-V2.5:ita zai-org/GLM-4.6-FP8:ta swiss-ai/Apertus-v1.5-70B:ita
+swiss-ai/Apertus-v1.5-8B:it Qwen/Qwen2.5-VL-72B-Instruct:ita
+deepseek-ai/DeepSeek-R1-Distill-Qwen-14B thinkingmachines/Inkling:itra
+prism-ml/Ternary-Bonsai-27B-AWQ-4bit:it prism-ml/Ternary-Bonsai-27B-gguf:t CohereLabs/tiny-aya-fire
+XiaomiMiMo/MiMo-V2.5-Pro:tra nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16:tra
+stepfun-ai/Step-3.7-Flash:itra google/gemma-3-12b-it:it google/gemma-3-4b-it:it microsoft/phi-4:t
+speakleash/Bielik-11B-v3.0-Instruct:t zai-org/GLM-5.2:tra zai-org/GLM-5.2-FP8:tra
+moonshotai/Kimi-K2.7-Code:tra MiniMaxAI/MiniMax-M3:itra
+nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4:tra Qwen/Qwen3.6-27B:tra
+meta-llama/Llama-4-Scout-17B-16E-Instruct:it CohereLabs/c4ai-command-r7b-12-2024:t
+pearl-ai/Gemma-4-31B-it-pearl:t inclusionAI/Ling-2.6-1T:ta deepseek-ai/DeepSeek-V4-Pro:tra
+deepseek-ai/DeepSeek-V4-Flash:tra deepseek-ai/DeepSeek-V3.2:ta stepfun-ai/Step-3.5-Flash:ta
+Qwen/Qwen3.6-35B-A3B:tra zai-org/GLM-4.7-Flash:tra moonshotai/Kimi-K2.6:ita
+MiniMaxAI/MiniMax-M2.7:tra zai-org/GLM-5.1:tra google/gemma-4-31B-it:ita
+google/gemma-4-26B-A4B-it:it Qwen/Qwen3.5-9B:it CohereLabs/tiny-aya-global CohereLabs/tiny-aya-earth
+CohereLabs/tiny-aya-water Qwen/Qwen3.5-122B-A10B:ita Qwen/Qwen3.5-35B-A3B:ita Qwen/Qwen3.5-27B:it
+Qwen/Qwen3.5-397B-A17B:it MiniMaxAI/MiniMax-M2.5:tr zai-org/GLM-5:t
+Qwen/Qwen3-VL-235B-A22B-Instruct:it google/gemma-3n-E4B-it:it Qwen/Qwen3-Coder-Next:t
+moonshotai/Kimi-K2.5:it zai-org/GLM-4.7:tr MiniMaxAI/MiniMax-M2.1:t
+zai-org/AutoGLM-Phone-9B-Multilingual:t MiniMaxAI/MiniMax-M2:tr Qwen/Qwen3-VL-30B-A3B-Instruct:it
+aisingapore/Qwen-SEA-LION-v4-32B-IT:t deepcogito/cogito-671b-v2.1:t
+deepcogito/cogito-671b-v2.1-FP8:t openai/gpt-oss-safeguard-20b:tr zai-org/GLM-4.5V-FP8:it
+deepseek-ai/DeepSeek-V3.2-Exp:t zai-org/GLM-4.6:t deepseek-ai/DeepSeek-V3.1-Terminus:t
+Qwen/Qwen3-VL-235B-A22B-Thinking:it zai-org/GLM-4.6V:it zai-org/GLM-4.6V-Flash:it
+zai-org/GLM-4.6V-FP8:it Qwen/Qwen3-235B-A22B-Thinking-2507:t Qwen/Qwen3-Next-80B-A3B-Instruct:t
+moonshotai/Kimi-K2-Instruct-0905:t openai/gpt-oss-20b:tr swiss-ai/Apertus-8B-Instruct-2509:t
+openai/gpt-oss-120b:tra Qwen/Qwen3-Coder-30B-A3B-Instruct:t meta-llama/Llama-3.1-8B-Instruct:t
+deepseek-ai/DeepSeek-R1:t swiss-ai/Apertus-70B-Instruct-2509:t Qwen/Qwen3-4B-Instruct-2507:t
+Qwen/Qwen3-Coder-480B-A35B-Instruct:t Qwen/Qwen3-4B-Thinking-2507:t moonshotai/Kimi-K2-Instruct:t
+zai-org/GLM-4.5V:it deepseek-ai/DeepSeek-V3.1:t Qwen/Qwen3-8B:t google/gemma-3-27b-it:it
+zai-org/GLM-4.5-Air:t Qwen/Qwen2.5-7B-Instruct:t Qwen/Qwen3-32B:t
+Qwen/Qwen3-235B-A22B-Instruct-2507:t meta-llama/Llama-3.3-70B-Instruct:t Qwen/Qwen3-235B-A22B:t
+Qwen/Qwen2.5-Coder-32B-Instruct:t deepseek-ai/DeepSeek-R1-Distill-Qwen-7B deepseek-ai/DeepSeek-V3:t
+deepseek-ai/DeepSeek-V3-0324:t baidu/ERNIE-4.5-VL-424B-A47B-Base-PT:it
+deepseek-ai/DeepSeek-R1-0528:t Qwen/Qwen3-14B:t MiniMaxAI/MiniMax-M1-80k:t
+Qwen/Qwen2.5-Coder-7B-Instruct:t aisingapore/Gemma-SEA-LION-v4-27B-IT:t
+meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8:it deepseek-ai/DeepSeek-R1-Distill-Llama-8B
+Qwen/Qwen2.5-72B-Instruct:t meta-llama/Llama-Guard-4-12B Sao10K/L3-8B-Stheno-v3.2
+CohereLabs/c4ai-command-r-08-2024:t CohereLabs/aya-expanse-32b:t CohereLabs/c4ai-command-a-03-2025:t
+CohereLabs/command-a-reasoning-08-2025:t alpindale/WizardLM-2-8x22B:t
+deepseek-ai/DeepSeek-R1-Distill-Llama-70B CohereLabs/aya-vision-32b:it
+CohereLabs/c4ai-command-r7b-arabic-02-2025:t Sao10K/L3-8B-Lunaris-v1 zai-org/GLM-4-32B-0414:t
+Qwen/Qwen2.5-Coder-3B-Instruct:t
+"""
+
+
+def _built_in(row: str) -> ModelInfo:
+    id, _, flags = row.partition(":")
+    images, tools, reasoning, artifacts, router = (flag in flags for flag in "itrao")
+    return ModelInfo(id, images, tools, reasoning, artifacts, router)
+
+
+BUILT_IN = tuple(map(_built_in, _BUILT_IN.split()))
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -1293,14 +1145,12 @@ def read_catalogue(value: Any) -> Catalogue:
     for entry in msgspec.convert(value, list[dict[str, Any]]):
         said = {name: value for name, value in entry.items() if value is not None}
         said["description"] = one_line(said.get("description", ""))
-        try:
+        with contextlib.suppress(msgspec.ValidationError):
             model = msgspec.convert(said, ModelInfo)
-        except msgspec.ValidationError:
-            model = ModelInfo("")
-        if is_usable_id(model.id):
-            models.setdefault(model.id, model)
-        else:
-            unusable.append(repr(one_line(said.get("id"), 60)))
+            if is_usable_id(model.id):
+                models.setdefault(model.id, model)
+                continue
+        unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
         raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
     return Catalogue(tuple(models.values()), unusable=tuple(unusable))
@@ -1478,14 +1328,15 @@ def _beginning_of(word: str) -> str:
     return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
 
 
-# Tags; what a text may end with of one, if only nothing. Models double the bracket. A tag with
-# more than 2,000 characters of attributes is text. The line end before a closing tag is no content.
+# A tag, or what a text may end with of one. Models double the bracket. A tag with more than
+# 2,000 characters of attributes is text. The line end before a closing tag is no content.
+_OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000})>"
 _OPENING = (
-    r"(?ai)(?<!<)<+artifact\b([^>]{0,2000})>"
+    rf"(?ai){_OPENING_TAG}"
     rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}))?\Z"
 )
 _CLOSING = (
-    r"(?ai)(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
+    r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
     rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
 )
 # Models swap the closing tags of a pair, so either will do.
@@ -1587,7 +1438,7 @@ class ArtifactFilter:
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
         shown, text, self._held = "", self._held + text, ""
-        while tag := re.search(_CLOSING if self._tag else _OPENING, text):
+        while tag := re.search(rf"(?ai){_CLOSING}" if self._tag else _OPENING, text):
             before, text = text[: tag.start()], text[tag.end() :]
             shown += self._inside(self._tag, before) if self._tag else self._outside(before)
             if not tag[0].endswith(">"):
@@ -1607,6 +1458,8 @@ class ArtifactFilter:
         return self._outside(held) + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
+        if text and self._own_fence:  # which the model ends, in a line of its own
+            text, self._own_fence = "\n" + text.removeprefix("\n"), ""
         text = self._paragraphs.feed(text)
         self._outside_end = (self._outside_end + text)[-200:]
         return text
@@ -1639,18 +1492,15 @@ class ArtifactFilter:
 
         The model ends its own fence, unless the artifact was cut.
         """
-        if self._content is None:
-            shown = "\n"
-        elif tag.kind == "update":
-            shown = _diff(self._content)
-        else:
-            shown = _without_start(self._content)
-            shown += "\n" if shown else ""
+        content = self._content or ""
+        shown = _diff(content) if tag.kind == "update" else _without_start(content)
+        if shown or self._content is None:
+            shown += "\n"
         self._tag = None
         if self._own_fence and not cut:
             return shown.removesuffix("\n")
-        shown += self._paragraphs.feed(self._own_fence or FENCE)
-        return shown + self._paragraphs.end()
+        fence, self._own_fence = self._own_fence or FENCE, ""
+        return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
 
 
 def read_pairs(update: str) -> list[tuple[str, str]]:
@@ -1660,13 +1510,11 @@ def read_pairs(update: str) -> list[tuple[str, str]]:
 
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
-    lines = "".join(_marked("-", old) + _marked("+", new) for old, new in read_pairs(update))
+    marked = [each for pair in read_pairs(update) for each in zip("-+", pair, strict=True)]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
-    return lines + (_marked(" ", rest) if rest.strip() else "")
-
-
-def _marked(mark: str, text: str) -> str:
-    return "".join(f"{mark}{line}\n" for line in text.splitlines())
+    if rest.strip():
+        marked.append((" ", rest))
+    return "\n".join(mark + line for mark, text in marked for line in text.splitlines())
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -1683,8 +1531,8 @@ class Version(msgspec.Struct, frozen=True):
     title: str
     language: str
     content: str
-    cut: bool
-    missed: tuple[str, ...] = ()
+    missed: tuple[str, ...]
+    cut: bool = msgspec.field(name="interrupted")
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -1742,29 +1590,21 @@ def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
     """
     made: dict[str, list[Version]] = {}
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
-        identifier = tag.identifier
         if tag.kind != "update":
-            operation = "rewrite" if identifier in made else "create"
-            title, content = tag.title or identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, cut)
-        elif made:
-            if identifier not in made:  # models change names; else it is the one made last
-                named = identifier.strip().lower()
-                alike = [name for name in made if name.strip().lower() == named]
-                identifier = (alike or list(made))[-1]
-            base, pairs = made[identifier][-1], read_pairs(inside)
-            content, missed = apply_pairs(base.content, pairs or [("", "")])
-            version = msgspec.structs.replace(
-                base,
-                operation="update",
-                title=tag.title or base.title,
-                content=content,
-                cut=cut,
-                missed=missed,
-            )
+            versions = made.setdefault(tag.identifier, [])
+            operation = "rewrite" if versions else "create"
+            title, content = tag.title or tag.identifier, _without_start(inside)
+            version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
+        elif made:  # models change names; else it is the one made last
+            named = tag.identifier.strip().lower()
+            alike = [each for name, each in made.items() if name.strip().lower() == named]
+            versions = made.get(tag.identifier) or (alike or list(made.values()))[-1]
+            base = versions[-1]
+            content, missed = apply_pairs(base.content, read_pairs(inside) or [("", "")])
+            changed = {"title": tag.title or base.title, "content": content, "missed": missed}
+            version = msgspec.structs.replace(base, operation="update", cut=cut, **changed)
         else:
             continue
-        versions = made.setdefault(identifier, [])
         versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
     return [Artifact(name, tuple(versions)) for name, versions in made.items()]
 
@@ -1773,11 +1613,8 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
     """Each artifact's opening tag, what is inside, and whether it was never closed."""
     # The web page's panel takes any <think> for reasoning, wherever it stands.
     text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
-    while (opening := re.search(_OPENING, text)) and opening[0].endswith(">"):
-        text = text[opening.end() :]
-        closing = cast("re.Match[str]", re.search(_CLOSING, text))
-        yield opening_tag(opening[1]), text[: closing.start()], not closing[0].endswith(">")
-        text = text[closing.end() :]
+    for match in re.finditer(rf"(?ais){_OPENING_TAG}(.*?)({_CLOSING})", text):
+        yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
 def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
@@ -1952,6 +1789,8 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     validator = kind(schema, format_checker=kind.FORMAT_CHECKER, registry=cast(Any, Registry()))
 
     def problem_of(value: Any) -> str:
+        if value == schema:
+            return "it is the schema itself"
         try:
             errors = [best_match([error]) for error in validator.iter_errors(value)]
         except Exception as error:  # a reference to elsewhere, or one without end
@@ -2067,47 +1906,61 @@ def _printable_json(value: Any) -> str:
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
-    Returns the document and "", or "" and what is wrong with the longest candidate. Words, a
-    fence or an artifact's tags may stand around a document. It is returned as the model wrote
-    it, unless only a lenient reader could read it. What is inside a broken one is none.
+    Returns the document and "", or "" and what is wrong with the longest candidate. The
+    document is as the model wrote it, unless only a lenient reader could read it.
     """
     problems = [(-1, "there is no JSON document in it")]
-    # A bracket and what makes it the beginning of a document; after `[` it may be words.
-    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
-    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
-    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
-        with contextlib.suppress(ValueError):
-            value = _lenient_json.decode(whole)
-            if not (problem := problem_of(value)):
-                return _strict_json(whole, value), ""
-            problems.append((len(whole), problem))
-    at = 0
-    while match := start.search(text, at):
-        at = match.start()
-        try:
-            value, end = _lenient_json.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            if match[0][0] == "[" and match[0][-1] not in '[{"' and isinstance(error, ValueError):
-                at += 1  # words in brackets
-                continue
-            end = text.find("```", at)
-            end = len(text) if end < 0 else end
-            problem = f"it is not valid JSON ({one_line(error)})"
-        else:
-            if not (problem := problem_of(value)):
-                return _strict_json(text[at:end], value), ""
-        problems.append((end - at, problem))
-        at = end
+    for candidate, value, problem in _candidates(text):
+        problem = problem or problem_of(value)
+        if not problem:
+            with contextlib.suppress(ValueError):
+                json.loads(candidate)
+                return candidate, ""
+            return _printable_json(value), ""
+        problems.append((len(candidate), problem))
     return "", max(problems)[1]
 
 
-def _strict_json(text: str, value: Any) -> str:
-    """A document as the model wrote it, or anew if only a lenient reader could read that."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return _printable_json(value)
-    return text
+def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
+    """What may be JSON documents: their text, their value, and why they are none.
+
+    Words, a fence or an artifact's tags may stand around them. Inside a broken one is none.
+    """
+    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
+    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
+        with contextlib.suppress(ValueError):
+            yield whole, _lenient_json.decode(whole), ""
+    # A bracket and what makes it the beginning of a document; after `[` it may be words.
+    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
+    at = 0
+    while match := start.search(text, at):
+        at, value, problem = match.start(), None, ""
+        try:
+            value, end = _lenient_json.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "pos", at) == match.end() - 1 and match[0][-1] != '"':
+                at += 1  # words in brackets
+                continue
+            end = _end_of_broken(text, at)
+            problem = f"it is not valid JSON ({one_line(error)})"
+        yield text[at:end], value, problem
+        at = end
+
+
+def _end_of_broken(text: str, at: int) -> int:
+    """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, at)
+    end = fence.start() if fence else len(text)
+    opened: list[str] = []
+    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"|[{}\[\]]').finditer(text, at, end):
+        if token[0] in "{[":
+            opened.append(token[0])
+        elif token[0] in "}]":  # brackets inside may have been forgotten
+            while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
+                pass
+            if not opened:
+                return token.end()
+    return end
 
 
 # --- history: llm's messages -> what to send, and after which message -----------------
@@ -2218,14 +2071,14 @@ def _attachments_of(part: Part) -> list[llm.Attachment]:
     return [part.attachment] if isinstance(part, AttachmentPart) and part.attachment else []
 
 
-def _transcript_of(attachment: llm.Attachment, transcripts: Mapping[str, str]) -> str:
+def _transcript_of(attachment: llm.Attachment, transcripts: dict[str, str] | None) -> str:
     """A recording as its transcript; "" for an attachment that has none."""
     text = transcripts.get(attachment_id(attachment)) if transcripts else None
     name = shown_name(attachment)
     return f"[Transcript of {name}]\n{text}\n[End of the transcript]" if text else ""
 
 
-def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
+def _text_of(message: Message, transcripts: dict[str, str] | None = None) -> str:
     """A message as text: attachments and tools are named, reasoning is left out."""
     texts: list[str] = []
     for part in message.parts:
@@ -2244,7 +2097,7 @@ def _text_of(message: Message, transcripts: Mapping[str, str] = NOTHING) -> str:
     return "\n".join(filter(None, texts))
 
 
-def render_history(messages: Iterable[Message], transcripts: Mapping[str, str] = NOTHING) -> str:
+def render_history(messages: Iterable[Message], transcripts: dict[str, str] | None = None) -> str:
     """Messages as labelled text, for a model that has not seen them; "" for none.
 
     `transcripts` of recordings, by attachment id, stand where the recordings were.
@@ -2261,7 +2114,7 @@ def make_plan(
     system: str | None = None,
     retry: bool = False,
     features: PromptedFeatures = NO_FEATURES,
-    transcripts: Mapping[str, str] = NOTHING,
+    transcripts: dict[str, str] | None = None,
 ) -> Plan:
     """Plan a turn from llm's chain of messages.
 
@@ -2274,7 +2127,12 @@ def make_plan(
     """
     parent, answer, after = _split(messages, server_url)
     sent = parent.sent if parent else SentInstructions()
-    new_system = system if system and not _knows_system(system, sent, messages) else ""
+    system = system or ""
+    if sent.system:
+        is_known = sent.system == _digest(system)
+    else:
+        is_known = any(system in _text_of(each) for each in messages if each.role == "system")
+    new_system = "" if is_known else system
     if retry and not _only_results(after):
         return _plan_retry(parent, after, features, new_system)
     question = after.pop() if after and after[-1].role == "user" else Message("user")
@@ -2286,7 +2144,7 @@ def make_plan(
     attachments = [each for part in [*results, *question.parts] for each in _attachments_of(part)]
     if not (text or attachments or responses):
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
-    transcripts = {**earlier_transcripts(messages), **transcripts}
+    transcripts = {**earlier_transcripts(messages), **(transcripts or {})}
     spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
     told, preprompt = instructions(features, sent), None
     if parent is None:
@@ -2307,13 +2165,6 @@ def make_plan(
     )
 
 
-def _knows_system(system: str, sent: SentInstructions, messages: list[Message]) -> bool:
-    """Whether the model has been given this system prompt already, or it is in the chain."""
-    if sent.system:
-        return sent.system == _digest(system)
-    return any(system in _text_of(message) for message in messages if message.role == "system")
-
-
 def _tool_responses(
     answer: Message | None, after: list[Message]
 ) -> tuple[list[str], list[Part], list[Message]]:
@@ -2325,19 +2176,12 @@ def _tool_responses(
     }
     responses: list[str] = []
     results: list[Part] = []
-    messages: list[Message] = []
-    for message in after:
-        others: list[Part] = []
-        for part in message.parts:
-            if isinstance(part, ToolResultPart) and part.tool_call_id in calls:
-                problem = _metadata(calls.pop(part.tool_call_id)).get("problem")
-                responses.append(tool_response(part, _string(problem)))
-                results.append(part)
-            else:
-                others.append(part)
-        if others:
-            messages.append(replace(message, parts=others))
-    return responses, results, messages
+    for part in itertools.chain.from_iterable(message.parts for message in after):
+        if isinstance(part, ToolResultPart) and (call := calls.pop(part.tool_call_id, None)):
+            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
+            results.append(part)
+    rest = [(message, [p for p in message.parts if p not in results]) for message in after]
+    return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
 
 def _plan_retry(
@@ -2388,19 +2232,11 @@ class ReplayedText:
         """From here on, all that came comes again."""
         self._half, self._skip = "", len(self.text)
 
-    def feed(self, text: str) -> str:
-        """What is new in the next piece."""
+    def feed(self, text: str, ends: bool = False) -> str:
+        """What is new in the next piece. If it `ends`, half an emoji stands for itself."""
         text = self._half + text.replace("\0", "")
-        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        return self._new(text.removesuffix(self._half))
-
-    def end(self) -> str:
-        """What is new when nothing follows the last piece: half an emoji stands for itself."""
-        half, self._half = self._half, ""
-        return self._new(half)
-
-    def _new(self, text: str) -> str:
-        text = join_surrogates(text)
+        self._half = text[-1:] if not ends and "\ud800" <= text[-1:] <= "\udbff" else ""
+        text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
         if new:
@@ -2423,28 +2259,19 @@ class ThinkTags:
     def feed(self, text: str) -> list[tuple[str, str]]:
         """The pieces of `text`, each with its kind: text or reasoning."""
         pieces: list[tuple[str, str]] = []
-        rest, self._held = self._held + text, ""
-        while rest:
-            kind, piece = "text", rest
-            if self._state == "thinking":
-                kind = "reasoning"
-                piece, closed, rest = rest.partition(CLOSE)
-                if closed:
-                    self._state = "start"
-                elif held := _overlap(piece, CLOSE):
-                    piece, self._held = piece[:-held], piece[-held:]
-            elif self._state == "start" and rest.lstrip().startswith(OPEN):
-                self._state = "thinking"
-                piece, _, rest = rest.partition(OPEN)
-            else:
-                words, rest = rest.lstrip(), ""
-                if self._state == "start" and OPEN.startswith(words):
-                    piece, self._held = piece.removesuffix(words), words
-                else:
-                    self._state = "text"
-            if piece:
-                pieces.append((kind, piece))
-        return pieces
+        text, self._held = self._held + text, ""
+        while text and self._state != "text":
+            kind, tag = ("reasoning", CLOSE) if self._state == "thinking" else ("text", OPEN)
+            piece, found, rest = text.partition(tag)
+            shown = piece if found else piece[: len(piece) - _overlap(piece, tag)]
+            if kind == "text" and shown.strip():
+                self._state = "text"
+                break
+            pieces.append((kind, shown))
+            self._held, text = piece[len(shown) :], rest
+            if found:
+                self._state = "thinking" if tag == OPEN else "start"
+        return [each for each in (*pieces, ("text", text)) if each[1]]
 
     def end(self) -> list[tuple[str, str]]:
         """What was held back. A tool was called, or a file came: the model may think again."""
@@ -2513,7 +2340,7 @@ class Answer:
         self._seen_reasoning.rewind()
 
     def add(self, update: Update) -> list[StreamEvent]:
-        """What `update` adds, as llm's stream events. Raises TooLarge for an endless answer."""
+        """What `update` adds, as llm's stream events. Raises HuggingChatError if it has no end."""
         match update:
             case StreamUpdate(token=token):
                 self._add_text(self._seen_text.feed(token))
@@ -2549,7 +2376,7 @@ class Answer:
             if event.chunk or event.type == "tool_result":
                 self.last_type = event.type
         if self._size > ANSWER_LIMIT:
-            raise TooLarge(f"The answer has no end: it has {self._size:,} characters so far.")
+            raise HuggingChatError(f"The answer has no end: {self._size:,} characters so far.")
         return events
 
     def _give(self, kind: str, text: str) -> None:
@@ -2569,8 +2396,8 @@ class Answer:
 
     def _add_words(self, words: str) -> None:
         """Text as it is shown or, with a schema, as a document is looked for in it."""
+        self._has_text = self._has_text or bool(words)
         text = self._layout.feed(words)
-        self._has_text = self._has_text or bool(text)
         if self._schema:
             self.raw_text += text
         else:
@@ -2578,8 +2405,8 @@ class Answer:
 
     def _end_paragraph(self, interrupted: bool = False) -> None:
         """A tool follows, or nothing: what was held back belongs to the text before it."""
-        self._give("reasoning", self._seen_reasoning.end())
-        self._add_text(self._seen_text.end(), ends=True)
+        self._give("reasoning", self._seen_reasoning.feed("", ends=True))
+        self._add_text(self._seen_text.feed("", ends=True), ends=True)
         words, calls = self._calls.end(interrupted) if self._calls else ("", [])
         self._add_words(words)
         self._give("text", self._layout.end())
@@ -2682,7 +2509,7 @@ def os_error_text(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedWriter]:
     """Write a file that takes the place of `path` when it is whole, and is gone otherwise.
 
     A new file gets `mode` without the umask; one that is there keeps mode and owner, and links
@@ -2739,9 +2566,7 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
 
     def change(content: bytes) -> bytes:
         nonlocal value
-        keys = json.loads(content or b"{}")
-        if not isinstance(keys, dict):
-            raise ValueError
+        keys = msgspec.convert(json.loads(content or b"{}"), dict[str, Any])
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
@@ -2751,10 +2576,8 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
             keys = (keys or KEY_NOTE) | {name: value}
         return json.dumps(keys, indent=2).encode() + b"\n"
 
-    try:
+    with _key_store_errors("updated"):
         _update_file("keys.json", change, 0o600)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("updated", error) from None
     return value
 
 
@@ -2764,18 +2587,17 @@ def stored_key(name: str) -> str | None:
 
 
 def _stored_keys() -> dict[str, Any]:
+    with _key_store_errors("read"):
+        return msgspec.convert(llm.load_keys(), dict[str, Any])
+
+
+@contextlib.contextmanager
+def _key_store_errors(done: str) -> Iterator[None]:
     try:
-        keys = llm.load_keys()
-        if isinstance(keys, dict):
-            return keys
-        raise ValueError
+        yield
     except (OSError, ValueError, RecursionError) as error:
-        raise _key_store_error("read", error) from None
-
-
-def _key_store_error(done: str, error: BaseException) -> llm.ModelError:
-    path = llm.user_dir() / "keys.json"
-    return HuggingChatError(f"llm's key store, {path}, cannot be {done}: {os_error_text(error)}")
+        what = f"llm's key store, {llm.user_dir() / 'keys.json'}, cannot be {done}"
+        raise HuggingChatError(f"{what}: {os_error_text(error)}") from None
 
 
 def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
@@ -2786,11 +2608,9 @@ def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
     """
     found: dict[str, Cookies] = {}
     with contextlib.suppress(llm.ModelError):
-        for name, value in _stored_keys().items():
-            if not cookies.token or cookies.token not in _string(value):
-                continue
+        for name, value in _stored_keys().items() if cookies.token else ():
             with contextlib.suppress(llm.ModelError):
-                kept = parse_cookies(value, server.host)
+                kept = parse_cookies(_string(value), server.host)
                 named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
                 if kept.token == cookies.token and (named or name == server.key_name):
                     found[name] = kept
@@ -2815,6 +2635,20 @@ def is_anonymous(key: str | None) -> bool:
     return bool(re.search(r'"(anonymous|made_up)": true', key or ""))
 
 
+def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
+    """Why the server does not accept the cookies, and how to give it better ones."""
+    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
+    if cookies is None or cookies.anonymous:
+        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
+    why = "the cookie 'token' is missing beside 'hf-chat'."
+    if cookies.token:
+        why = (
+            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
+            f"Open {server.url}/login in your browser."
+        )
+    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
+
+
 def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, str]:
     """The key for a server, and where it comes from: --key, the store, or the environment.
 
@@ -2823,30 +2657,25 @@ def find_key(server: Server, explicit: str | None = None) -> tuple[str | None, s
     service has none, llm.ModelError when there are only cookies of another host.
     """
     near = server.is_service or server.is_loopback
-    given = os.environ.get(KEY_VARIABLE) or None
-    foreign = ""
+    given = os.environ.get(KEY_VARIABLE)
     if explicit:
         ours = (server.key_name, "huggingchat") if near else (server.key_name,)
         if not re.match(r"huggingchat(:|$)", explicit) or explicit in ours:
             return stored_key(explicit) or explicit, "--key"
-        foreign = "That key"
     else:
         stored = stored_key(server.key_name)
         if stored and not (given and near and is_anonymous(stored)):
             return stored, f"llm keys ({server.key_name})"
         if given and near:
             return given, KEY_VARIABLE
-        foreign = KEY_VARIABLE if given else ""
-    if foreign:
+    if explicit or given:
         raise HuggingChatError(
-            f"{foreign} is not for {server.host}: cookies of one host never go to another. "
+            f"{'That key' if explicit else KEY_VARIABLE} is not for {server.host}: "
+            "cookies of one host never go to another. "
             f"Run: llm keys set {server.key_name}"
         )
     if server.is_service:
-        raise LoginRequired(
-            "HuggingChat requires a login, and there is no key. Run: llm huggingchat login "
-            f"(or llm keys set {server.key_name}, or set {KEY_VARIABLE})"
-        )
+        raise login_error(server, None)
     return None, "none"
 
 
@@ -2865,8 +2694,7 @@ def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, this process uses it, and `tell` is called with
-    words that say so.
+    time share one. If it cannot be stored, `tell` says so, and this process uses it.
     """
     if server.url not in _anonymous:
         cookies = Cookies(str(uuid.uuid4()), anonymous=True)
@@ -2904,16 +2732,12 @@ class _CachedServer(msgspec.Struct, omit_defaults=True):
         return bool(new)
 
 
-class _Cache(msgspec.Struct):
-    servers: dict[str, _CachedServer] = msgspec.field(default_factory=dict)
-
-
 def _read_cache() -> dict[str, _CachedServer]:
     """What is cached, by the server's address; nothing if the file cannot be read."""
     try:
         content = (llm.user_dir() / CACHE).read_bytes()
-        return msgspec.json.decode(content, type=_Cache).servers
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        return msgspec.json.decode(content, type=dict[str, dict[str, _CachedServer]])["servers"]
+    except (OSError, LookupError, ValueError, RecursionError):
         return {}
 
 
@@ -2923,7 +2747,7 @@ def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) ->
     def update(_: bytes) -> bytes:
         servers = _read_cache()
         change(servers.setdefault(server_url, _CachedServer()))
-        return msgspec.json.format(msgspec.json.encode(_Cache(servers)), indent=1) + b"\n"
+        return msgspec.json.format(msgspec.json.encode({"servers": servers}), indent=1) + b"\n"
 
     _update_file(CACHE, update)
 
@@ -3012,39 +2836,31 @@ class TurnLock:
     """
 
     def __init__(self, page: str) -> None:
+        from filelock import FileLock
+
         self.pending = False
         self.stopped: float | None = None
         self.sent = 0.0
         self._file = _turn_file(page)
-        self._lock: BaseFileLock | None = None
+        self._lock = FileLock(self._file.with_suffix(".lock"), blocking=False)
 
     async def acquire(self) -> None:
         """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._file.with_suffix(".lock"), timeout=0)
-            while self._lock is None:
+            while not self._lock.is_locked:
                 try:
-                    lock.acquire()
-                    self._lock = lock
+                    self._lock.acquire()
                 except Timeout:
                     await asyncio.sleep(0.05)
-            self._read()
-        except (OSError, NotImplementedError):
+            self.pending = self._file.exists()
+            times = decode(self._file.read_bytes() if self.pending else b"{}", dict[str, float])
+            self.stopped = min(times.get("stopped", 0.0), time.time()) or None
+            self.sent = min(times.get("sent", 0.0), time.time())
+        except (OSError, NotImplementedError, ValueError):
             self.pending = True  # nobody knows, so the server is asked
-
-    def _read(self) -> None:
-        try:
-            times = decode(self._file.read_bytes(), dict[str, float])
-        except FileNotFoundError:
-            return
-        except ValueError:
-            times = {}
-        self.pending = True
-        self.stopped = min(times.get("stopped", 0.0), time.time()) or None
-        self.sent = min(times.get("sent", 0.0), time.time())
 
     def begin(self) -> None:
         """A message is about to be sent."""
@@ -3058,10 +2874,9 @@ class TurnLock:
         with contextlib.suppress(OSError):
             if stored:
                 self._file.unlink(missing_ok=True)
-            if self._lock:
-                self._file.with_suffix(".lock").unlink(missing_ok=True)  # safe while it is held
-        if self._lock:
-            self._lock.release()
+            if self._lock.is_locked:
+                pathlib.Path(self._lock.lock_file).unlink(missing_ok=True)  # safe while it is held
+        self._lock.release()
 
     def _write(self, value: dict[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -3072,10 +2887,8 @@ class TurnLock:
 
 # Type as llm or a server calls it -> type as chat-ui takes it.
 IMAGE_TYPES = _table(
-    """
-    image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;
-    image/webp image/webp; image/gif image/gif
-    """
+    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
+    "image/webp image/webp; image/gif image/gif"
 )
 # Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
 # sound that counts; 3gpp is what the voice recorders of many telephones write.
@@ -3132,19 +2945,20 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
 
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
-    boundary, uploads = uuid.uuid4().hex, tuple(uploads)
+    boundary = uuid.uuid4().hex
     text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
-    parts = [(b'Content-Disposition: form-data; name="data"', text)]
+    parts = [('name="data"', text)]
     for upload in uploads:
-        head = (
-            f'Content-Disposition: form-data; name="files"; filename="base64;{upload.name}"\r\n'
-            f"Content-Type: {upload.type}"
-        )
-        parts.append((head.encode(), base64.b64encode(upload.content)))
-    mark = b"--" + boundary.encode()
-    body = b"".join(b"%s\r\n%s\r\n\r\n%s\r\n" % (mark, *part) for part in parts) + mark + b"--\r\n"
+        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
+        parts.append((head, base64.b64encode(upload.content)))
+    body = b""
+    for head, content in parts:
+        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
     if len(body) > BODY_LIMIT:
-        files = f" and {_megabytes(len(body) - len(text))} of files (in base64)" if uploads else ""
+        size = _megabytes(len(body) - len(text))
+        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
         raise HuggingChatError(
             f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
             f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
@@ -3244,10 +3058,9 @@ def too_large(name: str, most: int) -> llm.ModelError:
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
-    """The content of an attachment that is a file, of at most AUDIO_LIMIT bytes and one.
+    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
 
-    Raises llm.ModelError for one that cannot be read, also for a pipe: what is read of it is
-    gone, and llm reads it again.
+    Raises llm.ModelError, also for a pipe: what is read of it is gone, and llm reads it again.
     """
     path = pathlib.Path(attachment.path or "")
     try:
@@ -3422,6 +3235,7 @@ class Backoff:
         return min(pause, left) if left > 0 else None
 
 
+# In the order in which curl_cffi looks at them.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
@@ -3434,19 +3248,15 @@ _CURL_ERRORS = {
 }
 
 
-def connection_error(
-    error: RequestException, sent: bool, url: str
-) -> ConnectionLost | HuggingChatError:
+def connection_error(error: RequestException, sent: bool, url: str) -> Exception:
     """A libcurl error in words; HuggingChatError where trying again cannot help."""
     code = int(error.code or 0)
     refused = "CONNECT tunnel failed" in str(error)
     why = _CURL_ERRORS.get(code, f"the connection broke (curl error {code})")
     if code in (60, 77):
         hint = f"To trust another, name a file in {', '.join(CERTIFICATE_VARIABLES)}"
-        for name in CERTIFICATE_VARIABLES:  # in curl_cffi's order
-            if path := os.environ.get(name):
-                hint = f"{name} names the trusted ones: {one_line(path, 200)}"
-                break
+        if name := next(filter(os.environ.get, CERTIFICATE_VARIABLES), ""):
+            hint = f"{name} names the trusted ones: {one_line(os.environ[name], 200)}"
         return HuggingChatError(f"No connection to {urlsplit(url).netloc}: {why}. {hint}")
     if (refused or code in (5, 7)) and (proxy := proxy_of(url)):
         what = "refused the connection" if refused else "cannot be reached"
@@ -3487,34 +3297,21 @@ class Exchange:
     """
 
     def __init__(
-        self,
-        session: AsyncSession[Any],
-        method: str,
-        url: str,
-        body: bytes | None,
-        max_bytes: int,
-        **options: Any,
+        self, session: AsyncSession[Any], url: str, body: bytes | None, limit: int, **options: Any
     ) -> None:
         self._url = url
-        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = bytearray()  # what came and is not read yet
+        self._news = asyncio.Event()
         self._received = 0
-        self._max_bytes = max_bytes
+        self._limit = limit
         self._upload = len(body or b"") / limits.slowest_upload  # seconds that it may take
         self._head = bytearray()  # how the body begins: what a refusal says
         self.sent = body is None
+        content: Any = None if body is None else self._once(body)
         self._task = asyncio.create_task(
-            session.request(
-                cast(Any, method),
-                url,
-                content=cast(Any, None if body is None else self._once(body)),
-                content_callback=self._receive,
-                allow_redirects=False,  # a redirect could take the cookies elsewhere
-                verify=True,
-                timeout=0,  # curl's does not bound the silence between chunks
-                **options,
-            )
+            session.request(url=url, content=content, content_callback=self._receive, **options)
         )
-        self._task.add_done_callback(lambda _: self._chunks.put_nowait(b""))
+        self._task.add_done_callback(lambda _: self._news.set())
 
     def _once(self, body: bytes) -> Iterator[bytes]:
         """The body, as an iterator, which curl cannot rewind.
@@ -3529,25 +3326,28 @@ class Exchange:
 
     def _receive(self, chunk: bytes) -> int:
         self._received += len(chunk)
-        if self._received > self._max_bytes:
+        if self._received > self._limit:
             return CURL_WRITEFUNC_ERROR
         if len(self._head) < 10_000:
             self._head += chunk
-        self._chunks.put_nowait(chunk)
+        self._waiting += chunk
+        self._news.set()
         return len(chunk)
 
-    async def read(self, silence: float | None) -> bytes:
-        """What comes next of the body, within `silence` seconds; b"" at the end.
+    async def read(self, silence: float) -> bytes:
+        """What has come of the body, or comes within `silence` seconds; b"" at the end.
 
-        Raises ConnectionLost, TooLarge, HuggingChatError.
+        Raises ConnectionLost, HuggingChatError.
         """
-        allowed = silence and (silence if self._received else silence + self._upload)
-        try:
-            async with asyncio.timeout(allowed):
-                chunk = await self._chunks.get()
-        except TimeoutError:
-            why = f"the server said nothing for {allowed:.0f} seconds"
-            raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        if not (self._waiting or self._task.done()):
+            self._news.clear()
+            try:
+                async with asyncio.timeout(silence if self._received else silence + self._upload):
+                    await self._news.wait()
+            except TimeoutError:
+                why = "it did not answer in time"
+                raise ConnectionLost(why, sent=self.sent, silent=True) from None
+        chunk, self._waiting = bytes(self._waiting), bytearray()
         if not chunk:
             self._check()
         return chunk
@@ -3559,34 +3359,29 @@ class Exchange:
         try:
             self._task.result()
         except RequestException as error:
-            if self._received > self._max_bytes:
-                raise TooLarge(
-                    f"{urlsplit(self._url).netloc} sent more than {self._max_bytes // 1_000_000} "
+            if self._received > self._limit:
+                raise HuggingChatError(
+                    f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, deadline: float) -> HttpResponse:
-        """The whole response, until `deadline` on the monotonic clock.
+    async def whole(self, silence: float, into: io.BufferedIOBase | None) -> HttpResponse:
+        """The whole response; without its body, if that is written `into` a file.
 
         Raises what `read` does, and HttpError for any status but 200.
         """
         body = io.BytesIO()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await self.write_to(body, None)
-        except TimeoutError:
-            raise ConnectionLost("it did not answer in time", sent=self.sent, silent=True) from None
-        return msgspec.structs.replace(response, body=body.getvalue())
-
-    async def write_to(self, file: BinaryIO, silence: float | None) -> HttpResponse:
-        """Write the body to an empty file as it comes. Raises what `read` does, and HttpError."""
+        file = into or body
+        file.seek(0)
+        file.truncate()
         async with self:
             while chunk := await self.read(silence):
                 file.write(chunk)
-            if self.response.status != 200:
-                raise HttpError(self.response)
-            return self.response
+        response = self.response
+        if response.status != 200:
+            raise HttpError(response)
+        return msgspec.structs.replace(response, body=body.getvalue())
 
     @property
     def response(self) -> HttpResponse:
@@ -3599,9 +3394,7 @@ class Exchange:
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        await asyncio.wait([self._task])
-        if not self._task.cancelled():
-            self._task.exception()  # seen, so asyncio does not report it
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 def _open_session() -> AsyncSession[Any]:
@@ -3612,6 +3405,7 @@ def _open_session() -> AsyncSession[Any]:
     session: AsyncSession[Any] = AsyncSession(
         max_clients=1000,
         discard_cookies=True,
+        allow_redirects=False,  # a redirect could take the cookies elsewhere
         curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
     )
     release = session.release_curl
@@ -3638,15 +3432,14 @@ class Client:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[Catalogue] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Cancel what runs beside, and close the connections."""
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._http.close()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -3657,15 +3450,6 @@ class Client:
         # Seen, so asyncio does not report it.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
-
-    def note_later(self, note: Callable[[str], None], text: str) -> asyncio.Task[None]:
-        """Call `note` with `text` after some seconds, unless the task is cancelled."""
-
-        async def tell() -> None:
-            await asyncio.sleep(sum(limits.backoff[:4]))
-            note(text)
-
-        return self.spawn(tell())
 
     def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tell the server to stop a run, however often the turn itself is cancelled."""
@@ -3693,12 +3477,17 @@ class Client:
             "Origin": server.origin,  # another, or none, gets 403
             "User-Agent": "llm-huggingchat",
         }
-        # A compressor could hold the events of a stream back.
-        encoding = "identity" if stream else "gzip, deflate, br"
-        options: dict[str, Any] = {"accept_encoding": encoding}
+        options: dict[str, Any] = {
+            "method": method,
+            "timeout": 0,  # curl's does not bound the silence between chunks
+            # A compressor could hold the events of a stream back.
+            "accept_encoding": "identity" if stream else "gzip, deflate, br",
+        }
         if browser:
             headers = browser_headers(server, method)
-            options = {"impersonate": browser, "accept_encoding": encoding if stream else None}
+            options["impersonate"] = browser
+            if not stream:
+                options["accept_encoding"] = None  # its own
             if server.url.startswith("http:"):
                 options["http_version"] = "v1"  # no browser asks for HTTP/2 there
         if cookies:
@@ -3707,8 +3496,7 @@ class Client:
             headers |= {"Content-Type": content_type, "Content-Length": str(len(body))}
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
-        url = server.url + path
-        return Exchange(self._http, method, url, body, max_bytes, headers=headers, **options)
+        return Exchange(self._http, server.url + path, body, max_bytes, headers=headers, **options)
 
     async def call(
         self,
@@ -3717,45 +3505,40 @@ class Client:
         path: str,
         value: Any = None,
         *,
-        body: bytes | None = None,
         content_type: str = "application/json",
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: BinaryIO | None = None,
+        into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
-        `value` is sent as JSON, or `body` as it is. It takes `timeout` seconds in all, by default
-        `limits.call_timeout`; a response that is written `into` a file takes its time. Raises
-        ConnectionLost, HttpError for any status but 200, NotFound for a conversation that is not
-        there, TooLarge, HuggingChatError.
+        `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
+        together, by default `limits.call_timeout`; while a file is written `into`, that between
+        two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
+        conversation that is not there, HuggingChatError.
         """
-        if value is not None:
+        timeout = timeout or limits.call_timeout
+        deadline = time.monotonic() + timeout
+        body = value
+        if value is not None and not isinstance(value, bytes):
             body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         credentials = await self.sessions.ready(credentials)
-        backoff = Backoff(limits.max_attempts)
-        upload = len(body or b"") / limits.slowest_upload
-        deadline = time.monotonic() + (timeout or limits.call_timeout) + upload
-        renewed = False
+        backoff, renewed = Backoff(limits.max_attempts), False
         while True:
             exchange = self.open(
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                if into is None:
-                    return await exchange.whole(deadline)
-                into.seek(0)
-                into.truncate()
-                return await exchange.write_to(into, limits.call_timeout)
+                silence = timeout if into else deadline - time.monotonic()
+                return await exchange.whole(silence, into)
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
                     continue
                 if is_missing(path, error):
                     raise NotFound from None
-                pause = backoff.next() if may_retry(error, idempotent) else None
-                if pause is None:
+                if not may_retry(error, idempotent) or (pause := backoff.next()) is None:
                     raise
             await asyncio.sleep(pause)
 
@@ -3779,14 +3562,15 @@ class Client:
                 raise NotFound from None
             raise
 
-    async def user(self, credentials: Credentials) -> User | None:
-        """The account that is logged in."""
-        return cast("User | None", await self.get(credentials, "/api/v2/user", User | None))
+    async def user(self, credentials: Credentials) -> str:
+        """The name of the account that is logged in, as it may be shown; "" if there is none."""
+        user = await self.get(credentials, "/api/v2/user", dict[str, Any] | None) or {}
+        return one_line(user.get("username") or user.get("email") or user.get("id") or "", 80)
 
-    async def feature_flags(self, credentials: Credentials) -> FeatureFlags:
-        """What the server offers; no login is needed."""
+    async def feature_flags(self, credentials: Credentials) -> dict[str, Any]:
+        """What the server offers, by its own names; no login is needed."""
         path = "/api/v2/feature-flags"
-        return cast(FeatureFlags, await self.get(credentials.public, path, FeatureFlags))
+        return cast("dict[str, Any]", await self.get(credentials.public, path, dict[str, Any]))
 
     async def mcp_servers(self, credentials: Credentials) -> list[McpServer]:
         """The tool servers that the chat server offers. This answer is plain JSON."""
@@ -3795,7 +3579,7 @@ class Client:
 
     async def wants_login(self, credentials: Credentials) -> bool:
         """Whether the server has accounts at all."""
-        return (await self.feature_flags(credentials)).login_enabled is not False
+        return (await self.feature_flags(credentials)).get("loginEnabled") is not False
 
     def refresh_if_old(self, credentials: Credentials) -> None:
         """Refresh the cached catalogue beside what goes on, if that is due."""
@@ -3804,21 +3588,17 @@ class Client:
             self._refreshing = self.spawn(refresh_catalogue(self, credentials))
 
 
-async def fetch_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """The server's models; no login is needed, so none is sent."""
+async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
+    """Fetch the server's models and cache them; no login is needed, so none is sent."""
+    url = credentials.server.url
     try:
-        return read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
+        catalogue = read_catalogue(await client.get(credentials.public, "/api/v2/models", Any))
     except ValueError as error:
         raise HuggingChatError(
-            f"{credentials.server.url} lists no model that can be used ({error}). "
+            f"{url} lists no model that can be used ({error}). "
             f"Is {SERVER_VARIABLE} the address of a chat-ui server?"
         ) from None
-
-
-async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalogue:
-    """Fetch the server's models and cache them. Raises what `fetch_catalogue` does."""
-    catalogue = await fetch_catalogue(client, credentials)
-    await asyncio.to_thread(keep_catalogue, credentials.server.url, catalogue.models)
+    await asyncio.to_thread(keep_catalogue, url, catalogue.models)
     return catalogue
 
 
@@ -3848,8 +3628,7 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
                 try:
                     return await _log_end(client, credentials, path, backoff)
                 except ConnectionLost:
-                    pause = backoff.next()
-                    if pause is None:
+                    if (pause := backoff.next()) is None:
                         raise
                 await asyncio.sleep(pause)
     return ""
@@ -3858,7 +3637,6 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
 async def _log_end(client: Client, credentials: Credentials, path: str, backoff: Backoff) -> str:
     """How a log says that its run ended; "" where the server refuses. Raises ConnectionLost."""
     decoder = EventStreamDecoder()
-    credentials = client.sessions.current(credentials)
     async with client.open(credentials, "GET", path) as exchange:
         while chunk := await exchange.read(limits.read_timeout):
             for event in decoder.feed(chunk):
@@ -4084,20 +3862,6 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-def login_error(server: Server, cookies: Cookies | None) -> HuggingChatError:
-    """Why the server does not accept the cookies, and how to give it better ones."""
-    again = f"Run: llm huggingchat login (or llm keys set {server.key_name})"
-    if cookies is None or cookies.anonymous:
-        return LoginRequired(f"{server.host} requires a login, and there is no key. {again}")
-    why = "the cookie 'token' is missing beside 'hf-chat'."
-    if cookies.token:
-        why = (
-            "the cookie 'token' is expired or wrong, or has to be confirmed first. "
-            f"Open {server.url}/login in your browser."
-        )
-    return HuggingChatError(f"Not logged in on {server.host}: {why}\n{again}")
-
-
 # Attachments: reading them, and what is said in them
 
 
@@ -4106,7 +3870,7 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
 
     Raises HuggingChatError.
     """
-    from curl_cffi import CurlOpt
+    from curl_cffi import CurlECode, CurlOpt
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
 
@@ -4114,30 +3878,24 @@ async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     shown = one_line(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    # curl knows more protocols, some of which put chosen bytes on a raw socket.
-    only = {CurlOpt.PROTOCOLS_STR: "http,https", CurlOpt.REDIR_PROTOCOLS_STR: "http,https"}
-    content = bytearray()
-
-    def receive(chunk: bytes) -> int:
-        content.extend(chunk)
-        return len(chunk) if len(content) <= AUDIO_LIMIT else CURL_WRITEFUNC_ERROR
-
+    options: Any = {
+        # curl knows more protocols, some of which put chosen bytes on a raw socket.
+        CurlOpt.PROTOCOLS_STR: "http,https",
+        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
+        CurlOpt.MAXFILESIZE_LARGE: AUDIO_LIMIT,
+    }
     browser: Any = impersonated_browser()
     try:
-        async with AsyncSession[Any](
-            timeout=limits.call_timeout, max_redirects=3, curl_options=cast(Any, only)
-        ) as session:
-            response = await session.get(
-                url, content_callback=receive, verify=True, impersonate=browser
-            )
+        async with AsyncSession[Any](max_redirects=3, curl_options=options) as session:
+            response = await session.get(url, timeout=limits.call_timeout, impersonate=browser)
     except RequestException as error:
-        if len(content) > AUDIO_LIMIT:
+        if error.code == CurlECode.FILESIZE_EXCEEDED:
             raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
         why = connection_error(error, True, url)
         raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
     if response.status_code != 200:
         raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return bytes(content), response.headers.get("content-type") or ""
+    return response.content, response.headers.get("content-type") or ""
 
 
 async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
@@ -4181,19 +3939,23 @@ async def concurrently(
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
 
 
-async def transcribe_recording(client: Client, credentials: Credentials, recording: Upload) -> str:
+async def transcribe_recording(
+    client: Client, credentials: Credentials, note: Callable[[str], None], recording: Upload
+) -> str:
     """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
 
     chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
     on its status and its words.
     """
     host, name = credentials.server.host, recording.name
+    words = f"{name} is being transcribed"
+    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
     try:
         response = await client.call(
             credentials,
             "POST",
             "/api/transcribe",
-            body=recording.content,
+            recording.content,
             content_type=recording.type,
             timeout=limits.transcribe_timeout,
         )
@@ -4203,40 +3965,33 @@ async def transcribe_recording(client: Client, credentials: Credentials, recordi
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
         raise model_error(error, credentials, sent=f"the recording {name}") from None
-    text = join_surrogates(read_body(response, Transcript, credentials.server).text).strip()
+    finally:
+        noting.cancel()
+    said = read_body(response, dict[str, Any], credentials.server).get("text")
+    text = _string(said).strip()
     if not text:
         raise HuggingChatError(f"{host} heard no words in {name}.")
     return text
 
 
 async def transcribe_all(
-    client: Client,
-    credentials: Credentials,
-    recordings: Iterable[Upload],
-    note: Callable[[str], None],
-) -> AsyncGenerator[tuple[Upload, str], None]:
-    """What is said in each recording, in their order; `note` says when that takes long.
+    client: Client, credentials: Credentials, recordings: list[Upload], note: Callable[[str], None]
+) -> list[str]:
+    """What is said in each recording; `note` says when that takes long.
 
     Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
     """
-
-    async def transcribe(recording: Upload) -> str:
-        noting = client.note_later(note, f"{recording.name} is being transcribed")
-        try:
-            return await transcribe_recording(client, credentials, recording)
-        finally:
-            noting.cancel()
 
     try:
         flags = await client.feature_flags(credentials)
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, credentials) from None
-    if flags.transcription_enabled is not True:
+    if flags.get("transcriptionEnabled") is not True:
         host = credentials.server.host
         raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
+    transcribe = functools.partial(transcribe_recording, client, credentials, note)
     async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
-        async for recording, text in texts:
-            yield recording, text
+        return [text async for _, text in texts]
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -4456,7 +4211,7 @@ class Run:
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
 
-        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, TooLarge. After the
+        Raises ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError. After the
         outcome is known, it waits for `limits.store_timeout` seconds at most.
         """
         try:
@@ -4506,9 +4261,7 @@ class Run:
         elif not await self._client.sessions.renew_after(error, target.credentials):
             raise NotFound if response.is_hidden and target.parent_id else error
 
-    async def _receive(
-        self, decoder: JsonLinesDecoder | EventStreamDecoder, method: str, path: str, *body: Any
-    ) -> None:
+    async def _receive(self, decoder: JsonLinesDecoder, method: str, path: str, *body: Any) -> None:
         """Take the updates of a response. Raises HttpError for one that is none of updates."""
         credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
         async with self._client.open(credentials, method, path, *body) as exchange:
@@ -4520,7 +4273,7 @@ class Run:
         if response.status != 200 or response.is_html:
             raise HttpError(response)
 
-    def _take(self, updates: Sequence[Update | LogEnd]) -> None:
+    def _take(self, updates: list[Update | LogEnd]) -> None:
         """Updates came: they show the run at work, and are passed on."""
         if updates:
             self._backoff.reset()
@@ -4563,14 +4316,11 @@ class Run:
             raise
         if self.state is state:
             if (pause := self._backoff.next()) is None:
-                self._give_up()
+                if state is RunState.UNLOGGED:
+                    raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
+                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+                raise ConnectionLost(why, sent=True)
             await asyncio.sleep(pause)
-
-    def _give_up(self) -> NoReturn:
-        if self.state is RunState.UNLOGGED:
-            raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-        seconds = limits.reconnect_timeout
-        raise ConnectionLost(f"it did not come back within {seconds:.0f} seconds", sent=True)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4606,7 +4356,7 @@ class Run:
             return
         if not progress.outcome:
             self._on_rewind()
-            self._take(updates)
+            self._take([*updates])
         if not progress.outcome:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
@@ -5566,7 +5316,10 @@ class _HuggingChat:
     ) -> TurnRequest:
         """What `prompt` asks of the server. Its files are read, its recordings transcribed."""
         if self.info.removed:
-            raise removed_error(self.info, server)
+            raise HuggingChatError(
+                f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
+                "Continue with another model: -m MODEL"
+            )
         if server.url not in self._used_on:  # file locks are waited for in a thread
             await asyncio.to_thread(remember_models, server.url, [self.info.id])
             self._used_on.add(server.url)
@@ -5594,7 +5347,7 @@ class _HuggingChat:
         )
 
     def _plans(
-        self, prompt: llm.Prompt, server: Server, heard: Mapping[str, str] = NOTHING
+        self, prompt: llm.Prompt, server: Server, heard: dict[str, str] | None = None
     ) -> tuple[Plan, Plan | None]:
         """What to send, and what to send if the conversation is gone.
 
@@ -5626,13 +5379,12 @@ class _HuggingChat:
         self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
     ) -> dict[str, str]:
         """What is said in the recordings, by attachment id; it is logged as a tool's work."""
+        texts = await transcribe_all(client, credentials, recordings, channel.note)
         heard: dict[str, str] = {}
-        transcribed = transcribe_all(client, credentials, recordings, channel.note)
-        async with contextlib.aclosing(transcribed) as texts:
-            async for recording, text in texts:
-                heard[recording.id] = text
-                for event in transcription_events(recording.name, recording.id, text):
-                    channel.emit(event, 0)
+        for recording, text in zip(recordings, texts, strict=True):
+            heard[recording.id] = text
+            for event in transcription_events(recording.name, recording.id, text):
+                channel.emit(event, 0)
         return heard
 
 
@@ -5731,12 +5483,11 @@ def logged_answers(store: LogStore, server: Server) -> list[LoggedAnswer]:
     )
     found = []
     for hash, thread_id, payload in rows:
-        with contextlib.suppress(ValueError, RecursionError):
-            metadata = _mapping(_mapping(json.loads(payload)).get("provider_metadata"))
-            about = _mapping(metadata.get("huggingchat"))
-            ids = map(known_id, map(about.get, ("conversation_id", "message_id", "generation_id")))
-            if about.get("server") == server.url:
-                found.append(LoggedAnswer(hash, thread_id, *ids))
+        with contextlib.suppress(KeyError, TypeError, ValueError, RecursionError):
+            about = json.loads(payload)["provider_metadata"]["huggingchat"]
+            if about["server"] == server.url:
+                ids = map(about.get, ("conversation_id", "message_id", "generation_id"))
+                found.append(LoggedAnswer(hash, thread_id, *map(known_id, ids)))
     return found
 
 
@@ -5756,24 +5507,17 @@ class ConversationRef(msgspec.Struct, frozen=True):
         return (self.server.shared_page if self.shared else self.server.page)(self.id)
 
 
-class StoredTurn(msgspec.Struct, frozen=True):
-    """A stored answer, and what the person said since the answer before it."""
-
-    questions: list[StoredMessage]
-    answer: StoredMessage
+Branch = list[StoredMessage]  # from a conversation's first question to its last answer
 
 
 class ConversationTree(msgspec.Struct, frozen=True):
-    """A conversation, its texts as they may be shown, and its branches, the newest one first.
-
-    `model` is the id of the model that the next turn would use; `preprompt` may be "".
-    """
+    """A conversation, its texts as they may be shown, and its branches, the newest one first."""
 
     ref: ConversationRef
     title: str
-    model: str
-    preprompt: str
-    branches: list[list[StoredTurn]]
+    model: str  # the id of the one that the next turn would use
+    preprompt: str  # may be ""
+    branches: list[Branch]
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:
@@ -5785,34 +5529,25 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def branches_of(conversation: Conversation) -> list[list[StoredTurn]]:
-    """Every branch, from its first question to its last answer; the newest one first.
+def branches_of(conversation: Conversation) -> list[Branch]:
+    """Every branch of a conversation, the newest one first.
 
     Empty answers, answers that are still being written, and questions without an answer are
     left out.
     """
-    messages = {message.id: message for message in conversation.messages}
-    answers = {id: message for id, message in messages.items() if _is_answer(message)}
-    inner = {id for message in answers.values() for id in message.ancestors or ()}
-    leaves = [message for id, message in answers.items() if id not in inner]
-    branches = []
-    for leaf in sorted(leaves, key=lambda leaf: leaf.created_at or "", reverse=True):
-        branch: list[StoredTurn] = []
-        questions: list[StoredMessage] = []
-        for id in dict.fromkeys([*(leaf.ancestors or ()), leaf.id]):
-            if id in answers:
-                branch.append(StoredTurn(questions, answers[id]))
-                questions = []
-            elif id in messages and messages[id].sender == "user":
-                questions.append(messages[id])
-        branches.append(branch)
-    return branches
+    said = {message.id: message for message in conversation.messages if _is_said(message)}
+    answers = [message for message in said.values() if message.sender == "assistant"]
+    inner = {id for answer in answers for id in answer.ancestors or ()}
+    leaves = [answer for answer in answers if answer.id not in inner]
+    leaves.sort(key=lambda leaf: leaf.created_at or "", reverse=True)
+    branches = (dict.fromkeys([*(leaf.ancestors or ()), leaf.id]) for leaf in leaves)
+    return [[said[id] for id in branch if id in said] for branch in branches]
 
 
-def _is_answer(message: StoredMessage) -> bool:
-    """Whether a message is an answer, and no longer being written."""
+def _is_said(message: StoredMessage) -> bool:
+    """Whether a message is a person's, or an answer that is no longer being written."""
     if message.sender != "assistant":
-        return False
+        return message.sender == "user"
     updates, complete, settled = stored_updates(message)
     updated = parse_time(message.updated_at)
     if message.generation_id and updated and not (complete or settled):
@@ -5845,10 +5580,7 @@ def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
 def response_of(
     tree: ConversationTree, message: StoredMessage, history: list[Message]
 ) -> llm.Response:
-    """A stored answer as the response that llm would have logged, had it asked.
-
-    `history` is what was said before, the question included.
-    """
+    """A stored answer as llm would have logged it; `history` ends with the question."""
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
     updates, complete, _ = stored_updates(message)
@@ -5874,8 +5606,7 @@ def response_of(
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
-    if ref.shared and response.response_json:
-        response.response_json["huggingchat"]["url"] = ref.page
+    response.response_json["huggingchat"]["url"] = ref.page
     response.set_resolved_model(answer.router.model or model)
     begun, ended = parse_time(message.created_at), parse_time(message.updated_at)
     response._start_utcnow = begun
@@ -5905,23 +5636,23 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for turn in next(iter(tree.branches), []):
-        for message in turn.questions:
-            pieces.append("## User" if for_model else "## You")
-            pieces += _markdown(question_of(tree, message))
-        response = response_of(tree, turn.answer, [])
-        pieces.append(f"## {response.resolved_model}")
-        for answer in response.messages():
-            pieces += _markdown(answer, reasoning=not for_model)
+    for message in next(iter(tree.branches), []):
+        if message.sender == "user":
+            name, said = "User" if for_model else "You", [question_of(tree, message)]
+        else:
+            response = response_of(tree, message, [])
+            name, said = str(response.resolved_model), response.messages()
+        parts = itertools.chain.from_iterable(each.parts for each in said)
+        pieces += [f"## {name}", *_markdown(parts, reasoning=not for_model)]
     return "\n\n".join(pieces) + "\n"
 
 
-def _markdown(message: Message, *, reasoning: bool = True) -> Iterator[str]:
-    for part in message.parts:
+def _markdown(parts: Iterable[Part], reasoning: bool) -> Iterator[str]:
+    for part in parts:
         match part:
             case TextPart():
                 yield part.text.strip("\n")
-            case ReasoningPart() if part.text and reasoning:
+            case llm.parts.ReasoningPart() if part.text and reasoning:
                 text = part.text.strip()
                 yield f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>"
             case ToolCallPart():
@@ -5947,26 +5678,24 @@ class Importer:
         self._store = store
         self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
         self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
+        self._models: set[str] = set()
         rows = store.db.execute("select tip_message_hash, id from threads order by id")
         self._tips = {str(tip): str(id) for tip, id in rows if tip}
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
-    def knows(self, branches: list[list[StoredTurn]]) -> bool:
+    def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
-        return all(self._logged(branch[-1].answer) for branch in branches)
+        return all(self._logged(branch[-1]) for branch in branches)
 
-    def add(
-        self, tree: ConversationTree, branches: list[list[StoredTurn]]
-    ) -> list[tuple[str, int]]:
+    def add(self, tree: ConversationTree, branches: list[Branch]) -> list[tuple[str, int]]:
         """Log what is new in these branches, all of it or nothing: threads and numbers of turns.
 
         Raises sqlite3.Error.
         """
-        models: set[str] = set()
         with self._store.db.atomic():
-            added = [self._add(tree, branch, models) for branch in branches]
-        remember_models(tree.ref.server.url, models)
+            added = [self._add(tree, branch) for branch in branches]
+        remember_models(tree.ref.server.url, self._models)
         return added
 
     def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
@@ -5975,44 +5704,42 @@ class Importer:
         for id in filter(None, ids):
             self._hashes.setdefault(id, []).append(hash)
 
-    def _logged(self, answer: StoredMessage) -> str | None:
-        """The logged message that is this answer; preferably the last one of a thread."""
-        ids = filter(None, (answer.id, answer.generation_id))
+    def _logged(self, message: StoredMessage) -> str:
+        """The logged answer that this is, preferably the last one of a thread; or ""."""
+        ids = filter(None, (message.id, message.generation_id))
         hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), None))
+        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
 
-    def _add(
-        self, tree: ConversationTree, branch: list[StoredTurn], models: set[str]
-    ) -> tuple[str, int]:
-        logged = [self._logged(turn.answer) or "" for turn in branch]
+    def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
+        logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip = logged[start - 1] if start else ""
+        tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
         thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
         if start == len(branch):
             return thread_id, 0
         if tip not in self._tips:
-            leaf = branch[-1].answer
             names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
             id = ulid_of(parse_time(leaf.created_at), *names)
             thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
         self._tips.pop(tip, None)
         history = self._history(tree, tip)
-        for turn in branch[start:]:
-            history += [question_of(tree, message) for message in turn.questions]
-            response = response_of(tree, turn.answer, history)
+        for message in branch[start:]:
+            if message.sender == "user":
+                history.append(question_of(tree, message))
+                continue
+            response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            models.add(response.model.model_id.removeprefix("huggingchat/"))
-            tip = str(self._store.thread_tip(thread_id))
-            self._remember(tip, thread_id, turn.answer.id, turn.answer.generation_id)
+            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
+            tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
+            self._remember(tip, thread_id, message.id, message.generation_id)
         self._tips[tip] = thread_id
-        return thread_id, len(branch) - start
+        return thread_id, turns
 
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            said: list[Part] = [TextPart(text=tree.preprompt)]
-            return [Message("system", said)] if tree.preprompt else []
+            return [Message("system", [TextPart(text=tree.preprompt)])] if tree.preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -6034,6 +5761,11 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        # \b keeps the lines of the examples as they are.
+        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", "\b\nExamples:", 1)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -6071,8 +5803,7 @@ def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
         "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
         "by default it is the latest conversation in llm's logs."
     )
-    help = inspect.cleandoc(command.__doc__ or "")
-    command.__doc__ = help.replace("\b", f"{text}\n\n\b", 1)
+    command.__doc__ = (command.__doc__ or "").replace("Examples:", f"{text}\n\n    Examples:", 1)
     return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
@@ -6113,7 +5844,7 @@ def call_server(credentials: Credentials, work: Work[T]) -> T:
         return runner.run(run())
 
 
-async def find_user(client: Client, credentials: Credentials) -> tuple[bool, User | None]:
+async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
     login_needed = await client.wants_login(credentials)
     for new_session in (client.sessions.ready, client.sessions.renew):
@@ -6124,14 +5855,11 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, Use
         user = await client.user(credentials)
         if user or not login_needed:
             return login_needed, user
-    return login_needed, None
+    return login_needed, ""
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Whether the session was expired, and is renewed now.
-
-    Raises HuggingChatError if nobody is logged in where that is necessary.
-    """
+    """Whether an expired session is renewed now. Raises HuggingChatError if a login is missing."""
     before = client.sessions.current(credentials)
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
@@ -6156,8 +5884,9 @@ def open_in_browser(url: str) -> bool:
     return True
 
 
-def age(seconds: float) -> str:
-    """How long ago something was, in the largest unit that fits."""
+def age(since: float) -> str:
+    """How long ago a time was (seconds since 1970), in the largest unit that fits."""
+    seconds = time.time() - since
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             return f"{count_of(int(seconds // length), unit)} ago"
@@ -6207,7 +5936,6 @@ def login(browser: str | None) -> None:
     session from it, stores both in llm's key store and refreshes the list of models. On a
     terminal it asks for the cookie and does not show it; otherwise it reads standard input.
 
-    \b
     Examples:
         llm huggingchat login
         llm huggingchat login --browser firefox
@@ -6229,14 +5957,11 @@ def login(browser: str | None) -> None:
 
 
 async def log_in(client: Client, credentials: Credentials) -> str:
-    """Keep cookies if the server accepts them, and refresh the models: the account's name.
-
-    Raises HuggingChatError if it does not.
-    """
+    """Keep cookies, and refresh the models: the account's name. Raises HuggingChatError."""
     server = credentials.server
     _, user = await find_user(client, credentials)
     cookies = client.sessions.current(credentials).cookies
-    if user is None or cookies is None:
+    if not user or cookies is None:
         raise HuggingChatError(
             f"Not logged in on {server.host}: the cookie 'token' is missing, expired or wrong, or "
             "has to be confirmed first. These cookies are not kept.\n"
@@ -6245,7 +5970,7 @@ async def log_in(client: Client, credentials: Credentials) -> str:
     keep_key(server.key_name, cookies.to_key())
     with contextlib.suppress(ConnectionLost, HttpError, HuggingChatError):
         await refresh_catalogue(client, credentials)
-    return user.name
+    return user
 
 
 @contextlib.contextmanager
@@ -6317,7 +6042,6 @@ def logout(yes: bool) -> None:
 
     Where there are no logins, your conversations cannot be found without them, so it asks.
 
-    \b
     Examples:
         llm huggingchat logout
     """
@@ -6343,7 +6067,6 @@ def status(ctx: click.Context, json_: bool) -> None:
 
     The exit status is 1 if they would fail.
 
-    \b
     Examples:
         llm huggingchat status
         llm huggingchat status --json
@@ -6351,43 +6074,37 @@ def status(ctx: click.Context, json_: bool) -> None:
     names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
     state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
     state |= {"ok": False, "cookies": "none", "models": 0}
+
+    async def ask(client: Client, credentials: Credentials) -> None:
+        state["login_needed"], user = await find_user(client, credentials)
+        state["user"] = user or None
+        cookies = client.sessions.current(credentials).cookies
+        state["session_time"] = cookies and cookies.since
+        if state["login_needed"] and not user:
+            raise login_error(credentials.server, cookies)
+
     try:
-        _fill_status(state)
+        server = current_server()
+        catalogue = load_catalogue(server.url)
+        state |= {"server": server.url, "models": len(catalogue.models)}
+        state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
+        call_server(current_credentials(), ask)
+        state["ok"] = True
     except llm.ModelError as error:
         state["reason"] = str(error)
     if json_:
         echo_json(state)
         ctx.exit(0 if state["ok"] else 1)
     nobody = "nobody; no login is needed" if state["login_needed"] is False else "nobody"
-    made, fetched, now = state["session_time"], state["catalogue_time"], time.time()
-    session = f", session made {age(now - made)}" if made else ""
-    refreshed = f"refreshed {age(now - fetched)}" if fetched else "built in, never refreshed"
+    made, fetched = state["session_time"], state["catalogue_time"]
+    session = f", session made {age(made)}" if made else ""
+    refreshed = f"refreshed {age(fetched)}" if fetched else "built in, never refreshed"
     click.echo(f"Server: {state['server'] or 'none'}")
     click.echo(f"Logged in: {state['user'] or nobody}")
     click.echo(f"Cookies: {state['cookies']}{session}")
     click.echo(f"Models: {state['models']} ({refreshed})")
     if not state["ok"]:
         raise click.ClickException(state["reason"])
-
-
-def _fill_status(state: dict[str, Any]) -> None:
-    """Fill in what is known. Raises HuggingChatError if prompts would fail."""
-    server = current_server()
-    catalogue = load_catalogue(server.url)
-    state.update(server=server.url, models=len(catalogue.models), catalogue_time=catalogue.time)
-    key, source = find_key(server)
-    state["cookies"] = source if key else "none"
-
-    async def ask(client: Client, credentials: Credentials) -> None:
-        state["login_needed"], user = await find_user(client, credentials)
-        state["user"] = user and user.name
-        cookies = client.sessions.current(credentials).cookies
-        state["session_time"] = cookies and cookies.since
-        if state["login_needed"] and not user:
-            raise login_error(server, cookies)
-
-    call_server(Credentials(server, cookies_of_key(server, key) if key else None), ask)
-    state["ok"] = True
 
 
 # Models
@@ -6397,7 +6114,6 @@ def _fill_status(state: dict[str, Any]) -> None:
 def refresh() -> None:
     """Fetch the list of models, and show what was added and removed.
 
-    \b
     Examples:
         llm huggingchat refresh
     """
@@ -6425,7 +6141,6 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
 
     Each -q, as for `llm models`, has to be a part of the id or of an alias.
 
-    \b
     Examples:
         llm huggingchat models
         llm huggingchat models -q qwen -q coder
@@ -6462,14 +6177,14 @@ OVERRIDES = {
 }
 
 
-def settings_of(account: dict[str, Any], id: str) -> dict[str, Any]:
-    """A model's settings by their names; None is what the model or the server does by default."""
-    found = dict.fromkeys(OVERRIDES)
+def settings_of(account: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each model that has any, by their names; None is the default."""
+    found: dict[str, dict[str, Any]] = {}
     for name, key in OVERRIDES.items():
-        value = _mapping(account.get(key)).get(id)
-        if isinstance(value, bool | str) and value != "auto":
-            found[name] = value
-    return found
+        for id, value in _mapping(account.get(key)).items():
+            if isinstance(value, bool | str) and value != "auto":
+                found.setdefault(id, dict.fromkeys(OVERRIDES))[name] = value
+    return dict(sorted(found.items()))
 
 
 async def account_settings(client: Client, credentials: Credentials) -> dict[str, Any]:
@@ -6481,23 +6196,26 @@ async def account_settings(client: Client, credentials: Credentials) -> dict[str
 
 async def change_settings(
     client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
-) -> dict[str, Any]:
-    """Change a model's settings; None restores a default. The account's settings afterwards.
+) -> dict[str, dict[str, Any]]:
+    """Change a model's settings, if at all; None restores a default. All settings afterwards.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
     """
-    host, provider = credentials.server.host, changes.get("provider")
+    provider = changes.get("provider")
     if provider and provider not in POLICIES:
         path = f"/api/v2/models/{quote(id)}"
-        details = await client.get(credentials.public, path, ModelDetails)
-        offered = [one_line(entry.provider, 80) for entry in details.providers or ()]
+        details = await client.get(credentials.public, path, dict[str, Any])
+        entries = _mappings(details.get("providers"))
+        offered = [one_line(entry.get("provider", ""), 80) for entry in entries]
         if provider not in offered:
             raise HuggingChatError(
                 f"{id} has no provider {provider!r}. It has: {', '.join(offered) or 'none'}; "
                 f"or choose {', '.join(POLICIES)}."
             )
     account = await account_settings(client, credentials)
+    if not changes:
+        return settings_of(account)
     changed = {key: value for key, value in account.items() if value is not None}
     for name, value in changes.items():
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
@@ -6506,10 +6224,11 @@ async def change_settings(
         session = anonymous_session(credentials.server, note)
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
-    account = await account_settings(client, credentials)
-    if not changes.items() <= settings_of(account, id).items():
+    found = settings_of(await account_settings(client, credentials))
+    if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
+        host = credentials.server.host
         raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
-    return account
+    return found
 
 
 def _model_named(name: str) -> ModelInfo:
@@ -6546,7 +6265,6 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     of all models that have any. They are settings of your account: they apply from the next
     message on, here and on the web page.
 
-    \b
     Examples:
         llm huggingchat settings
         llm huggingchat settings hf-deepseek --reasoning-effort low
@@ -6559,14 +6277,10 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         raise click.UsageError("Which model? Give an alias or an id.")
     id = _model_named(name).id if name else ""
     credentials = current_credentials()
-    work: Work[dict[str, Any]] = account_settings
-    if changes:
-        work = functools.partial(change_settings, id=id, changes=changes)
-    account = call_server(credentials, work)
-    overridden = {each for key in OVERRIDES.values() for each in _mapping(account.get(key))}
-    found = {each: settings_of(account, each) for each in ([id] if id else sorted(overridden))}
-    if not id:
-        found = {each: kept for each, kept in found.items() if {*kept.values()} != {None}}
+    work = functools.partial(change_settings, id=id, changes=changes)
+    found = call_server(credentials, work)
+    if id:
+        found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
@@ -6653,11 +6367,8 @@ async def read_tree(
 async def list_conversations(
     client: Client, credentials: Credentials, number: int = 0, query: str = ""
 ) -> list[ConversationSummary]:
-    """The first `number` conversations, or all, whose title contains `query`, newest first.
-
-    Each is there once, even if the pages shift meanwhile.
-    """
-    listed: dict[str, ConversationSummary] = {}
+    """The first `number` conversations, or all, whose title contains `query`, newest first."""
+    listed: dict[str, ConversationSummary] = {}  # each once, even if pages shift meanwhile
     number, page = number or sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
@@ -6683,11 +6394,10 @@ def find_conversations(
     return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
 
 
-async def for_each(
-    client: Client,
+def call_for_each(
     credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, ConversationRef], Coroutine[Any, Any, T]],
     label: str,
     done: Callable[[T], None] = lambda _: None,
 ) -> None:
@@ -6697,25 +6407,27 @@ async def for_each(
     some conversations were not there.
     """
 
-    async def work_if_there(ref: ConversationRef) -> list[T]:
-        with contextlib.suppress(NotFound):
-            return [await work(ref)]
-        return []
+    async def run(client: Client, credentials: Credentials) -> None:
+        async def work_if_there(ref: ConversationRef) -> list[T]:
+            with contextlib.suppress(NotFound):
+                return [await work(client, ref)]
+            return []
 
-    missing = []
-    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
-    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        missing = []
         async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
             async for ref, result in results:
                 bar.update(1)
                 missing += [] if result else [ref.id]
                 for each in result:
                     done(each)
-    if missing:
-        await require_login(client, credentials)
-        host = credentials.server.host
-        ids = ", ".join(missing)
-        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+        if missing:
+            await require_login(client, credentials)
+            host, ids = credentials.server.host, ", ".join(missing)
+            raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+
+    file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
+    with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
+        call_server(credentials, run)
 
 
 @huggingchat.command()
@@ -6733,7 +6445,6 @@ def conversations(number: int, query: str, json_: bool) -> None:
 
     Shows id, age, title and model. Those in llm's logs are marked with a star.
 
-    \b
     Examples:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
@@ -6744,19 +6455,16 @@ def conversations(number: int, query: str, json_: bool) -> None:
     with open_logs() as store:
         answers = logged_answers(store, credentials.server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
-    now = datetime.datetime.now(datetime.UTC)
     shown = []
     for entry in found:
-        title, model = one_line(entry.title, 200), one_line(entry.model, 200)
-        about = {"id": entry.id, "title": title, "model": model}
-        about["updated_at"] = one_line(entry.updated_at, 60)
-        about["url"] = credentials.server.page(entry.id)
-        shown.append({**about, "thread_id": threads.get(entry.id)})
+        about = {name: one_line(text, 200) for name, text in msgspec.structs.asdict(entry).items()}
+        here = {"url": credentials.server.page(entry.id), "thread_id": threads.get(entry.id)}
+        shown.append({**about, **here})
         if not json_:
             updated = parse_time(entry.updated_at)
-            when = age((now - updated).total_seconds()) if updated else ""
+            when = age(updated.timestamp()) if updated else ""
             mark = "*" if entry.id in threads else " "
-            click.echo(f"{entry.id} {mark} {when:>14}  {title} ({model})")
+            click.echo(f"{entry.id} {mark} {when:>14}  {about['title']} ({about['model']})")
     if json_:
         echo_json(shown)
     elif not found:
@@ -6778,7 +6486,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     only what is new. A shared conversation is copied into your account first, as the web
     page does.
 
-    \b
     Examples:
         llm huggingchat import 6b039392759aa03066f1190f
         llm huggingchat import https://huggingface.co/chat/r/aBcD123
@@ -6790,32 +6497,28 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     refs = find_conversations(names or [None], credentials, every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def fetch(ref: ConversationRef) -> ConversationTree:
-            tree = await read_tree(client, credentials, ref)
-            if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
-                return tree
-            # Only a copy in the account can be continued there.
-            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-            response = await client.call(credentials, "POST", path, value, idempotent=False)
-            copy = read_body(
-                response, Envelope[CreatedConversation], ref.server
-            ).json.conversation_id
-            return await read_tree(client, credentials, ConversationRef(ref.server, copy))
+    async def fetch(client: Client, ref: ConversationRef) -> ConversationTree:
+        tree = await read_tree(client, credentials, ref)
+        if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
+            return tree
+        # Only a copy in the account can be continued there.
+        path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+        response = await client.call(credentials, "POST", path, value, idempotent=False)
+        copy = read_body(response, Envelope[CreatedConversation], ref.server).json
+        ref = ConversationRef(ref.server, copy.conversation_id)
+        return await read_tree(client, credentials, ref)
 
-        def add(tree: ConversationTree) -> None:
-            added = importer.add(tree, tree.branches[wanted])
-            for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
-                click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
-            if not added:
-                click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
+    def add(tree: ConversationTree) -> None:
+        added = importer.add(tree, tree.branches[wanted])
+        for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
+            click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
+        if not added:
+            click.echo(f"{'-':26}  no answer in it yet: {tree.title}")
 
-        label = "" if sys.stdout.isatty() else "Conversations imported"
-        await for_each(client, credentials, refs, fetch, label, add)
-
+    label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
         importer = Importer(store, credentials.server)
-        call_server(credentials, work)
+        call_for_each(credentials, refs, fetch, label, add)
 
 
 @huggingchat.command(name="open")
@@ -6824,7 +6527,6 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
 def open_(name: str | None, only_print: bool) -> None:
     """Open the page of a conversation in the browser, and print its address.
 
-    \b
     Examples:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
@@ -6841,7 +6543,6 @@ def open_(name: str | None, only_print: bool) -> None:
 def rename(name: str | None, title: str | None) -> None:
     """Give a conversation another title.
 
-    \b
     Examples:
         llm huggingchat rename 'A poem'
         llm huggingchat rename 6b039392759aa03066f1190f 'A poem'
@@ -6849,7 +6550,7 @@ def rename(name: str | None, title: str | None) -> None:
     if title is None:  # one argument is the title
         name, title = None, name or ""
     title = title.strip()
-    if not 0 < len(title) <= 100:
+    if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server, shared=False)
@@ -6867,7 +6568,6 @@ def rename(name: str | None, title: str | None) -> None:
 def share(name: str | None) -> None:
     """Print a link with which everybody can read a conversation, as it is now.
 
-    \b
     Examples:
         llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
@@ -6894,7 +6594,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     [ID|URL] is a conversation's id, the address of its page or its id in llm's logs. What
     llm's logs hold of a conversation stays there.
 
-    \b
     Examples:
         llm huggingchat delete 6b039392759aa03066f1190f
         llm huggingchat delete --all --yes
@@ -6904,26 +6603,21 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names, credentials, every=every, shared=False)
 
-    async def title(client: Client, credentials: Credentials) -> str:
-        found: Conversation = await client.conversation(credentials, refs[0].id)
-        return f"{one_line(found.title, 200)!r} ({refs[0].id})"
-
-    async def work(client: Client, credentials: Credentials) -> None:
-        async def delete_one(ref: ConversationRef) -> None:
-            path = api_path(ref.id)
-            try:
-                await client.call(credentials, "DELETE", path, idempotent=False)
-            except (ConnectionLost, HttpError):
-                with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
-                    await client.call(credentials, "DELETE", path)
-
-        await for_each(client, credentials, refs, delete_one, "Conversations deleted")
+    async def delete_one(client: Client, ref: ConversationRef) -> None:
+        path = api_path(ref.id)
+        try:
+            await client.call(credentials, "DELETE", path, idempotent=False)
+        except (ConnectionLost, HttpError):
+            with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
+                await client.call(credentials, "DELETE", path)
 
     what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
-        what = call_server(credentials, title) if len(refs) == 1 else what
+        if len(refs) == 1:
+            tree = call_server(credentials, functools.partial(read_tree, ref=refs[0]))
+            what = f"{tree.title!r} ({tree.ref.id})"
         click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
-    call_server(credentials, work)
+    call_for_each(credentials, refs, delete_one, "Conversations deleted")
     click.echo(f"Deleted {what} on {credentials.server.host}.")
 
 
@@ -6941,7 +6635,6 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
 def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """Write a conversation as Markdown or JSON.
 
-    \b
     Examples:
         llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
@@ -7006,7 +6699,6 @@ def artifacts(
     they are as in that panel, with the updates of later answers applied. Shows identifier,
     kind, title and versions of those in the newest branch.
 
-    \b
     Examples:
         llm huggingchat artifacts
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
@@ -7016,8 +6708,12 @@ def artifacts(
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, functools.partial(read_tree, ref=ref))
     branch = next(iter(tree.branches), [])
-    found = artifacts_of(join_surrogates(turn.answer.content) for turn in branch)
-    files = _write_artifacts(artifact_names(found, every), output, show)
+    answers = (message.content for message in branch if message.sender == "assistant")
+    found = artifacts_of(map(join_surrogates, answers))
+    names = artifact_names(found, every)
+    if output is None:
+        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
+    files = _write_artifacts(names, output) if names else []
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
@@ -7037,13 +6733,9 @@ def artifacts(
 
 
 def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None, show: bool
+    names: list[tuple[Version, str]], output: pathlib.Path | None
 ) -> list[tuple[pathlib.Path, Version]]:
-    """Write versions to files in `output`, or what a browser can show to a temporary folder."""
-    if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
-    if not names:
-        return []
+    """Write versions to files in `output`, or in a temporary folder."""
     folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
     folder.mkdir(parents=True, exist_ok=True)
     files = [(folder / name, version) for version, name in names]
@@ -7084,8 +6776,6 @@ def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     versions = msgspec.to_builtins(artifact.versions)
-    for version in versions:
-        version["interrupted"] = version.pop("cut")
     latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
     return {"identifier": artifact.identifier, **latest, "versions": versions}
 
@@ -7101,7 +6791,6 @@ def transcribe(file: str) -> None:
     FILE is mp3, wav, flac, ogg, webm, mp4 or m4a, of at most 25 MB. It can be an address on
     the web; - is standard input.
 
-    \b
     Examples:
         llm huggingchat transcribe memo.mp3
     """
@@ -7111,8 +6800,8 @@ def transcribe(file: str) -> None:
 
     async def work(client: Client, credentials: Credentials) -> str:
         recording = recording_of(attachment, *await read_attachment(attachment))
-        texts = transcribe_all(client, credentials, [recording], note)
-        return "".join([f"{text}\n" async for _, text in texts])
+        (text,) = await transcribe_all(client, credentials, [recording], note)
+        return f"{text}\n"
 
     echo_text(call_server(current_credentials(), work))
 
@@ -7125,7 +6814,6 @@ def transcribe(file: str) -> None:
 def download(url: str, output: pathlib.Path | None) -> None:
     """Download a file of an answer, by its link.
 
-    \b
     Examples:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png

@@ -202,7 +202,7 @@ def test_rename_and_share(logged_in: ChatUI) -> None:
     id = Web(logged_in).begin("one")
     command("rename", id, "  A title  ")
     assert logged_in.conversations[id].title == "A title"
-    for title in (" ", "x" * 101):
+    for title in (" ", "x" * 101, "\N{GRINNING FACE}" * 51):
         assert "1 to 100" in run("huggingchat", "rename", id, title, status=2).stderr
     link = command("share", id).stdout.strip()
     assert link.removeprefix(f"{logged_in.url}/r/") in logged_in.shares

@@ -27,10 +27,6 @@ CLOCK = """<artifact identifier="clock" type="html" title="A clock">
 <title>Clock</title>
 </artifact>"""
 PAGE = "<!doctype html>\n<title>Clock</title>"
-BIGGER = """<artifact identifier="clock" type="update">
-<old_str><title>Clock</title></old_str>
-<new_str><title>Big clock</title></new_str>
-</artifact>"""
 LINK = "[f.png](https://chat.example/f)"
 
 
@@ -83,11 +79,8 @@ def test_it_stands_by_itself_whatever_is_around_it(before, after):
     text = shown(f"{before}{CLOCK}{after}")
     assert fences(text) == [("html", PAGE + "\n")]
     assert extract_fenced_code_block(text) == PAGE + "\n"
-    assert text.split() == [
-        *before.split(),
-        *f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}".split(),
-        *after.split(),
-    ]
+    artifact = f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}"
+    assert text.split() == f"{before} {artifact} {after}".split()
     assert "\n\n\n" not in text
     assert not text.startswith("\n\n")
 
@@ -145,7 +138,6 @@ def test_its_title_is_one_line(tag, title):
 def test_line_ends_beside_the_tags_and_doubled_brackets_do_not_count(inside, content):
     text = f'<artifact type="html">{inside}</artifact>'
     assert fences(shown(text)) == [("html", content)]
-    assert fences(shown(*text)) == [("html", content)]
     assert artifact(text).latest.content + ("\n" if content else "") == content
 
 
@@ -159,11 +151,7 @@ def test_a_fence_that_holds_fences_is_not_ended_by_them():
     assert extract_fenced_code_block(text, last=True) == "1\n"
 
 
-def test_an_update_is_a_diff():
-    assert shown(f"Bigger title:\n{BIGGER}\nDone.") == (
-        f"Bigger title:\n\n**clock** (update of `clock`)\n\n{FENCE}diff\n"
-        f"-<title>Clock</title>\n+<title>Big clock</title>\n{FENCE}\n\nDone."
-    )
+PAIRS = "<old_str>a</old_str><new_str>b</new_str>"
 
 
 @pytest.mark.parametrize(
@@ -172,30 +160,27 @@ def test_an_update_is_a_diff():
         ("<old_str>a\nb</old_str>\n<new_str>c</new_str>", "-a\n-b\n+c\n"),
         ("<old_str>a</new_str><new_str>b</old_str>", "-a\n+b\n"),
         ("<<old_str>a<</old_str> <<new_str>b</new_str>", "-a\n+b\n"),
-        (
-            "\n<old_str>a</old_str><new_str>b</new_str>\n<old_str>c</old_str><new_str>d</new_str>",
-            "-a\n+b\n-c\n+d\n",
-        ),
+        (f"\n{PAIRS}\n{PAIRS}", "-a\n+b\n" * 2),
         ("<old_str>```\r~~~</old_str><new_str>b</new_str>", "-```\n-~~~\n+b\n"),
         ("\nthe whole page\n", " the whole page\n"),
         ("<old_str>a</old_str>", " <old_str>a</old_str>\n"),
         ("", ""),
     ],
 )
-def test_each_pair_is_removed_and_added_lines(inside, lines):
-    assert fences(shown(made("a", inside, "update"))) == [("diff", lines)]
-    assert fences(shown(*made("a", inside, "update"))) == [("diff", lines)]
+def test_an_update_is_a_diff_of_removed_and_added_lines(inside, lines):
+    text = shown(f"Here:\n{made('a', inside, 'update')}\nDone.")
+    assert fences(text) == [("diff", lines)]
+    assert text.startswith("Here:\n\n**T** (update of `a`)\n\n")
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
 def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
-    cut = shown(f"{fence}html\n{CLOCK.removesuffix('</artifact>')}", "")
-    assert cut.endswith(f"\n{fence.strip()}")
+    assert shown(f"{fence}html\n{CLOCK}{fence}") == f"{fence}html\n{PAGE}\n{fence}"
     filter = ArtifactFilter()
     filter.feed(f"{fence}html\n{CLOCK[:-20]}")
-    assert filter.end().endswith(fence.strip())
+    assert filter.end().endswith(f"\n{fence.strip()}")
     assert filter.feed("More") == "\n\nMore"
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
@@ -203,16 +188,12 @@ def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
 @pytest.mark.parametrize(
     "text",
     [
-        "<artifacts type='html'>x</artifacts>",
-        "a << b <art> <artifac>",
-        "The tag <artifact",
-        '<artifact identifier="x" type="ht',
-        "<artifact " + "and so on, " * 400 + ">",
+        *("<artifacts type='html'>x</artifacts>", "a << b <art> <artifac", "The tag <artifact"),
+        *('<artifact identifier="x" type="ht', "<artifact " + "and so on, " * 400 + ">"),
     ],
 )
 def test_what_only_looks_like_a_tag_comes_through_unchanged(text):
     assert shown(text) == text
-    assert shown(*text) == text
 
 
 def test_it_is_shown_as_it_comes():
@@ -266,6 +247,7 @@ def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
     assert (latest.content, latest.missed) == ("y", ("no", ""))
     latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
     assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
+    assert artifacts_of([update("gone", ("a", "b"))]) == []
 
 
 def test_reasoning_holds_no_artifacts():
@@ -278,49 +260,49 @@ def test_reasoning_holds_no_artifacts():
 @pytest.mark.parametrize(
     ("identifier", "name"),
     [
-        ("../../etc/passwd", "_.._etc_passwd.html"),
-        ("C:\\x", "C_x.html"),
-        ("-rf", "rf.html"),
-        (".hidden", "hidden.html"),
-        ("con", "_con.html"),
-        ("a\x00\x1b\nb", "a b.html"),
-        ("\u202egnp", "gnp.html"),
-        (" ", "untitled-artifact.html"),
-        ("ü" * 300, "ü" * 60 + ".html"),
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("C:\\x", "C_x"),
+        ("-rf", "rf"),
+        (".hidden", "hidden"),
+        ("con", "_con"),
+        ("con .x", "_con .x"),
+        ("a\x00\x1b\nb", "a b"),
+        ("\u202egnp", "gnp"),
+        (" ", "untitled-artifact"),
+        ("ü" * 300, "ü" * 60),
     ],
 )
 def test_a_file_name_is_safe(identifier, name):
-    assert names(made(identifier, "x")) == [name]
+    assert names(made(identifier, "x")) == [f"{name}.html"]
 
 
 def test_no_two_files_have_one_name():
     both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
     assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
-    assert names(CLOCK, BIGGER, every=True) == ["clock.v1.html", "clock.v2.html"]
+    versions = names(CLOCK, update("clock", ("Clock", "Big clock")), every=True)
+    assert versions == ["clock.v1.html", "clock.v2.html"]
 
 
 # --- any cut, any text ---
 
+TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
+ENDS = [
+    "</artifact>",
+    "</ARTIFACT>",
+    "</artifa",
+    '<<artifact id="b">',
+    "<artifacts>",
+    "<",
+    "<<",
+    ">",
+]
+INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
+FENCED = ["```", FENCE, "```html\n", "\n~~~~ md\n", "```\n", "<<"]
+SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
 TAGGED = st.lists(
-    st.sampled_from(
-        """
-        <artifact ; type="html"> ; identifier="a" ; <artifact> ; <artifact␣type="update"> ; <
-        </artifact> ; <<artifact␣id="b"> ; </ARTIFACT> ; </artifa ; <old_str> ; </old_str> ; >
-        <new_str> ; </new_str> ; <artifacts> ; < ; << ; <<svg ; ``` ; ``````````````` ; a ; é🎉
-        """.replace("\n", ";")
-        .replace(" ", "")
-        .replace("␣", " ")
-        .split(";")
-    )
-    | st.sampled_from(["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"])
-    | st.sampled_from(["```html\n", "\n~~~~ md\n", "```\n"]),
+    st.sampled_from([*TAGS, *ENDS, *INSIDE]) | st.sampled_from(SPACES) | st.sampled_from(FENCED),
     max_size=25,
 ).map("".join)
-
-
-@given(TAGGED, CUTS)
-def test_any_cut_shows_the_same_text(text, cuts):
-    assert shown(*pieces(text, cuts)) == shown(text)
 
 
 @given(TAGGED.filter(lambda text: "artifact" not in text.lower()), st.booleans())
@@ -346,8 +328,9 @@ def test_any_answers_have_artifacts_or_none(one, two):
     assert place is None or 0 <= place[0] <= place[1] <= len(one)
 
 
-@given(st.lists(TAGGED, max_size=4), CUTS)
-def test_what_a_tool_cuts_is_the_same_wherever_the_pieces_end(texts, cuts):
+@given(st.lists(TAGGED, min_size=1, max_size=4), CUTS)
+def test_any_cut_shows_the_same_text_also_around_tools(texts, cuts):
+    assert shown(*pieces(texts[0], cuts)) == shown(texts[0])
     whole, cut = ArtifactFilter(), ArtifactFilter()
     for text in texts:
         one = whole.feed(text) + whole.end() + whole.feed(LINK) + whole.end()

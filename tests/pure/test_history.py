@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import llm
@@ -37,6 +38,7 @@ from llm_huggingchat import (
     render_history,
     tool_definition,
 )
+from pure.cuts import ANY_TEXT, SMALL, any_json
 
 URL = "https://huggingface.co/chat"
 PICTURE = llm.Attachment(type="image/png", content=b"png")
@@ -45,6 +47,7 @@ FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
 BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
+OTHER_SCHEMA = PromptedFeatures(TOOLS.tools, {"type": "array"})
 
 
 def kept(number: int, **more: Any) -> dict[str, Any]:
@@ -67,15 +70,22 @@ def earlier(*turns: str) -> str:
     return "\n\n".join(["[Earlier messages]", *turns, "[End of the earlier messages]"])
 
 
+def new(text: str, *attachments: llm.Attachment, system: str | None = None) -> Plan:
+    """A new conversation begins with this."""
+    return Plan(None, system, text, attachments)
+
+
+def after(number: int, text: str, *attachments: llm.Attachment) -> Plan:
+    """This goes after that answer."""
+    return Plan(parent(number), None, text, attachments)
+
+
 # --- where to go on, and what the server has not seen -----------------------------------
 
+SEARCH = ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t")
 ELSEWHERE = [
     user("Look", PICTURE, NOTES, FAR),
-    assistant(
-        ReasoningPart(text="secret thoughts"),
-        "I will search.",
-        ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t"),
-    ),
+    assistant(ReasoningPart(text="secret thoughts"), "I will search.", SEARCH),
     tool_message(
         ToolResultPart(name="search", output="found", tool_call_id="t", attachments=[PICTURE]),
         ToolResultPart(name="fetch", output="", tool_call_id="u", exception="no network"),
@@ -92,36 +102,25 @@ ELSEWHERE_TEXT = earlier(
     "Assistant: There it is.",
 )
 ODD_TEXT = "  two spaces\n\n\ttab\u2028\0 <think> 🎉\n"
+ONE = [user("1"), ours("one")]
+THERE = ours("one", server="http://127.0.0.1:3100/chat")
+UNSEEN = earlier("User: 2", "Assistant: two, by another")
+SEVERAL = [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NOTES)]
 
 
 @pytest.mark.parametrize(
     ("messages", "plan"),
     [
-        ([user("Hello")], Plan(None, None, "Hello")),
-        ([user(PICTURE)], Plan(None, None, "", (PICTURE,))),
-        (
-            [system("Be brief"), system("Rhyme"), user("Look", PICTURE, "here", NOTES)],
-            Plan(None, "Be brief\n\nRhyme", "Look\nhere", (PICTURE, NOTES)),
-        ),
-        (
-            [system("Be brief"), user("1"), ours("one", 1), user("2"), ours("two", 2), user(NOTES)],
-            Plan(parent(2), None, "", (NOTES,)),
-        ),
-        ([user("1"), ours("one"), user(ODD_TEXT)], Plan(parent(), None, ODD_TEXT)),
-        ([user("1"), user("2")], Plan(None, None, earlier("User: 1") + "\n\n2")),
-        (
-            [user("1"), ours("one"), user("2"), assistant("two, by another"), user("3")],
-            Plan(parent(), None, earlier("User: 2", "Assistant: two, by another") + "\n\n3"),
-        ),
-        (
-            [user("1"), ours("one", server="http://127.0.0.1:3100/chat"), user("2")],
-            Plan(None, None, earlier("User: 1", "Assistant: one") + "\n\n2"),
-        ),
-        (
-            [user("1"), ours("one"), system("Rhyme"), user("2")],
-            Plan(parent(), None, earlier("System: Rhyme") + "\n\n2"),
-        ),
-        (ELSEWHERE, Plan(None, None, f"{ELSEWHERE_TEXT}\n\nThanks", (PICTURE,))),
+        ([user("Hello")], new("Hello")),
+        ([user(PICTURE)], new("", PICTURE)),
+        (SEVERAL, new("Look\nhere", PICTURE, NOTES, system="Be brief\n\nRhyme")),
+        ([system("Be brief"), *ONE, user("2"), ours("two", 2), user(NOTES)], after(2, "", NOTES)),
+        ([*ONE, user(ODD_TEXT)], after(1, ODD_TEXT)),
+        ([user("1"), user("2")], new(earlier("User: 1") + "\n\n2")),
+        ([*ONE, user("2"), assistant("two, by another"), user("3")], after(1, f"{UNSEEN}\n\n3")),
+        ([user("1"), THERE, user("2")], new(earlier("User: 1", "Assistant: one") + "\n\n2")),
+        ([*ONE, system("Rhyme"), user("2")], after(1, earlier("System: Rhyme") + "\n\n2")),
+        (ELSEWHERE, new(f"{ELSEWHERE_TEXT}\n\nThanks", PICTURE)),
     ],
 )
 def test_what_is_sent_and_after_which_answer(messages, plan):
@@ -133,16 +132,9 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
     [
         (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
         (kept(1, message_id=5, generation_id="", model=[], tools=1, schema=[]), Parent("c1")),
-        (kept(1, conversation_id=None), None),
-        (kept(1, conversation_id=""), None),
-        (kept(1, conversation_id="c1/../x"), None),
-        (kept(1, conversation_id="../x"), None),
-        (kept(1, conversation_id="c1\n"), None),
-        (kept(1, conversation_id="c" * 201), None),
+        *((kept(1, conversation_id=id), None) for id in (None, "", "../x", "c1\n", "c" * 201)),
         (kept(1, server="https://huggingface.co/chat/"), None),
-        ({"huggingchat": [1]}, None),
-        ({"anthropic": {"signature": "s"}}, None),
-        (None, None),
+        *((other, None) for other in ({"huggingchat": [1]}, {"anthropic": {"a": "s"}}, None)),
     ],
 )
 def test_parent_as_an_answer_keeps_it(metadata, found):
@@ -155,24 +147,19 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
 
 
 @pytest.mark.parametrize(
-    ("messages", "preprompt", "text"),
+    ("before", "preprompt", "text"),
     [
-        ([user("1")], "Rhyme", "1"),
-        ([system("Rhyme"), user("1")], "Rhyme", "1"),
-        ([system("Rhyme"), user("1"), ours("one"), user("2")], None, "2"),
-        ([user("1"), assistant("one"), user("2")], "Rhyme", None),
-        ([user("1"), ours("one"), user("2")], None, earlier("System: Rhyme") + "\n\n2"),
-        (
-            [system("Be brief"), user("1"), assistant("one"), user("2")],
-            "Be brief\n\nRhyme",
-            None,
-        ),
+        ([], "Rhyme", "2"),
+        ([system("Rhyme")], "Rhyme", "2"),
+        ([system("Rhyme"), *ONE], None, "2"),
+        (ELSEWHERE[:-1], "Rhyme", f"{ELSEWHERE_TEXT}\n\n2"),
+        (ONE, None, earlier("System: Rhyme") + "\n\n2"),
+        ([system("Terse"), user("1")], "Terse\n\nRhyme", earlier("User: 1") + "\n\n2"),
     ],
 )
-def test_system_prompt_is_told_once(messages, preprompt, text):
-    plan = make_plan(messages, URL, system="Rhyme")
-    expected = earlier("User: 1", "Assistant: one") + "\n\n2" if text is None else text
-    assert (plan.system, plan.text) == (preprompt, expected)
+def test_system_prompt_is_told_once(before, preprompt, text):
+    plan = make_plan([*before, user("2")], URL, system="Rhyme")
+    assert (plan.system, plan.text) == (preprompt, text)
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
@@ -195,45 +182,31 @@ def result(output: str = "noon", id: str | None = "t", **more: Any) -> ToolResul
 
 
 NOON = '<tool_response>\n{"name": "now", "content": "noon"}\n</tool_response>'
-CALLED = "Assistant: [used the tool now with {}]", "Tool: [the tool now returned: noon]"
+CALL, RESULT = calling(call()), tool_message(result())
+TWO = [calling(call("a"), call("b")), tool_message(result("1", "a"), result("2", "b"))]
+MORE = [assistant("It is noon.", call("y")), tool_message(result("one", "y")), user("2")]
+MORE_TEXT = earlier(
+    "Tool: [the tool now returned: found]",
+    "Assistant: It is noon.\n[used the tool now with {}]",
+    "Tool: [the tool now returned: one]",
+)
+SEEN_TEXT = earlier("Tool: [the tool now returned: noon]")
 
 
 @pytest.mark.parametrize(
     ("messages", "plan"),
     [
-        ([calling(call()), tool_message(result())], Plan(parent(), None, NOON)),
-        ([calling(call(None)), tool_message(result(id=None))], Plan(parent(), None, NOON)),
+        ([CALL, RESULT], after(1, NOON)),
+        ([calling(call(None)), tool_message(result(id=None))], after(1, NOON)),
+        (TWO, after(1, "\n\n".join(NOON.replace("noon", n) for n in "12"))),
+        ([CALL, RESULT, user("And?", PICTURE)], after(1, f"{NOON}\n\nAnd?", PICTURE)),
         (
-            [calling(call("a"), call("b")), tool_message(result("1", "a"), result("2", "b"))],
-            Plan(parent(), None, "\n\n".join(NOON.replace("noon", n) for n in "12")),
+            [CALL, tool_message(result(), result("found", "x")), *MORE],
+            after(1, f"{NOON}\n\n{MORE_TEXT}\n\n2"),
         ),
         (
-            [calling(call()), tool_message(result()), user("And?", PICTURE)],
-            Plan(parent(), None, f"{NOON}\n\nAnd?", (PICTURE,)),
-        ),
-        (
-            [
-                calling(call()),
-                tool_message(result(), result("found", "x")),
-                assistant("It is noon.", call("y")),
-                tool_message(result("one", "y")),
-                user("2"),
-            ],
-            Plan(
-                parent(),
-                None,
-                f"{NOON}\n\n"
-                + earlier(
-                    "Tool: [the tool now returned: found]",
-                    "Assistant: It is noon.\n[used the tool now with {}]",
-                    "Tool: [the tool now returned: one]",
-                )
-                + "\n\n2",
-            ),
-        ),
-        (
-            [calling(call(server_executed=True)), tool_message(result())],
-            Plan(parent(), None, earlier(CALLED[1]) + "\n\nGo on from there."),
+            [calling(call(server_executed=True)), RESULT],
+            after(1, f"{SEEN_TEXT}\n\nGo on from there."),
         ),
     ],
 )
@@ -269,36 +242,34 @@ def test_later_turn_is_told_what_is_different():
 
 def test_schema_holds_until_the_tools_are_through():
     asked = [user("1"), calling(call(), **BOTH.sent.metadata())]
-    assert pending_schema([*asked, tool_message(result())], URL) == SCHEMA
-    assert pending_schema([*asked, tool_message(result()), user(PICTURE)], URL) == SCHEMA
-    assert pending_schema([*asked, tool_message(result()), user("2")], URL) is None
+    assert pending_schema([*asked, RESULT], URL) == SCHEMA
+    assert pending_schema([*asked, RESULT, user(PICTURE)], URL) == SCHEMA
+    assert pending_schema([*asked, RESULT, user("2")], URL) is None
     assert pending_schema([*asked, user("2")], URL) is None
-    assert pending_schema([user("1"), calling(call()), tool_message(result())], URL) is None
+    assert pending_schema([user("1"), CALL, RESULT], URL) is None
 
 
 # --- retry ----------------------------------------------------------------------------
 
 
-def test_retry_keeps_what_the_question_was_asked_with():
-    messages = [user("1"), ours("one", **BOTH.sent.metadata())]
-    for features in (TOOLS, BOTH):
-        plan = make_plan(messages, URL, retry=True, features=features)
-        assert plan == Plan(
-            parent(1, BOTH.sent), None, "", sent=BOTH.sent, features=BOTH, retry=True
-        )
-    other = PromptedFeatures(TOOLS.tools, {"type": "array"})
-    plan = make_plan(messages, URL, retry=True, features=other)
-    assert (plan.features, plan.sent) == (other, BOTH.sent)
+@pytest.mark.parametrize(
+    ("features", "kept"), [(TOOLS, BOTH), (BOTH, BOTH), (OTHER_SCHEMA, OTHER_SCHEMA)]
+)
+def test_retry_keeps_what_the_question_was_asked_with(features, kept):
+    messages = [system("Rhyme"), user("1"), CALL, RESULT, ours("one", 2, **BOTH.sent.metadata())]
+    plan = make_plan(messages, URL, retry=True, system="Rhyme", features=features)
+    asked = parent(2, BOTH.sent)
+    assert plan == Plan(asked, None, "", sent=BOTH.sent, features=kept, retry=True)
 
 
-MANY = [user("1"), calling(call()), tool_message(result()), ours("noon", 2)]
+MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
 
 
 @pytest.mark.parametrize(
     ("messages", "options", "says"),
     [
-        ([user("1"), ours("one"), user("2")], {}, r"takes no words .*\n.* llm -c"),
-        ([user("1"), ours("one"), user(PICTURE)], {}, "takes no words"),
+        ([*ONE, user("2")], {}, r"takes no words .*\n.* llm -c"),
+        ([*ONE, user(PICTURE)], {}, "takes no words"),
         ([*MANY[:3], user("2")], {}, "takes no words"),
         ([], {}, "There is nothing to retry"),
         ([ours("one", server="https://chat.example.org")], {}, "There is nothing to retry"),
@@ -313,65 +284,35 @@ def test_what_cannot_be_retried_is_refused(messages, options, says):
         make_plan(messages, URL, retry=True, **options)
 
 
-def test_retry_after_a_chain_of_calls():
-    plan = make_plan([system("Be brief"), *MANY], URL, retry=True, system="Be brief")
-    assert plan == Plan(parent(2), None, "", retry=True)
-
-
 # --- recordings -----------------------------------------------------------------------
 
 MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
-SPOKEN = "[Transcript of attachment.mp3]\nBuy milk\n[End of the transcript]"
-
-
-def heard(attachment: llm.Attachment, text: str) -> Message:
-    """An answer that tells what its question's recording says."""
-    common: dict[str, Any] = {
-        "name": TRANSCRIBE,
-        "server_executed": True,
-        "provider_metadata": {"huggingchat": {"heard": attachment.id()}},
-    }
-    call = ToolCallPart(arguments={"file": "x"}, **common)
-    return Message("assistant", [call, ToolResultPart(output=text, **common), TextPart("I will")])
-
-
-def test_recordings_are_sent_as_what_they_say():
-    messages = [user("1"), ours("one"), user("What?", MEMO, PICTURE)]
-    plan = make_plan(messages, URL, transcripts={MEMO.id(): "Buy milk"})
-    assert plan == Plan(parent(), None, f"{SPOKEN}\n\nWhat?", (PICTURE,))
-    assert make_plan(messages, URL).attachments == (MEMO, PICTURE)  # before it is transcribed
+SAYS = "Buy milk"
+SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
 
 
 def test_what_earlier_turns_heard_stands_where_the_recording_was():
-    messages = [user("What?", MEMO), heard(MEMO, "Buy milk"), user("When?")]
-    assert earlier_transcripts(messages) == {MEMO.id(): "Buy milk"}
+    its = {"huggingchat": {"heard": MEMO.id()}}
+    common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}
+    heard = [ToolCallPart(arguments={"file": "x"}, **common), ToolResultPart(output=SAYS, **common)]
+    messages = [user("What?", MEMO), Message("assistant", [*heard, TextPart("I will")])]
+    assert earlier_transcripts(messages) == {MEMO.id(): SAYS}
     before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
-    assert make_plan(messages, URL) == Plan(None, None, f"{before}\n\nWhen?")
+    assert make_plan([*messages, user("When?")], URL) == new(f"{before}\n\nWhen?")
     result = ToolResultPart(name="record", output="done", attachments=[MEMO])
-    text = render_history([Message("tool", [result])], {MEMO.id(): "Buy milk"})
+    text = render_history([Message("tool", [result])], {MEMO.id(): SAYS})
     assert text == earlier(f"Tool: [the tool record returned: done]\n{SPOKEN}")
 
 
 # --- any history ----------------------------------------------------------------------
 
-ANY_TEXT = st.text(st.characters(), max_size=30)  # halves of surrogate pairs too
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=6),
-    max_leaves=12,
-)
-LEFT = st.dictionaries(
-    st.sampled_from(["server", "conversation_id", "message_id", "tools", "schema", "system"]),
-    st.just(URL) | JSON,
-)
+JSON = any_json(SMALL | st.floats() | ANY_TEXT)
+NAMES = ["server", "conversation_id", "message_id", "tools", "schema", "system"]
+LEFT = st.dictionaries(st.sampled_from(NAMES), st.just(URL) | JSON)
 METADATA = st.none() | st.dictionaries(st.just("huggingchat"), LEFT | JSON) | st.just(kept(1))
-ATTACHMENTS = st.builds(
-    llm.Attachment,
-    type=st.none() | ANY_TEXT,
-    path=st.none() | ANY_TEXT,
-    url=st.none() | st.just("https://example.org/a.png"),
-    content=st.none() | st.binary(max_size=3),
-)
+ANY_NAME, URLS = st.none() | ANY_TEXT, st.sampled_from([None, "https://a.example/a"])
+CONTENTS = st.none() | st.binary(max_size=3)
+ATTACHMENTS = st.builds(llm.Attachment, type=ANY_NAME, path=ANY_NAME, url=URLS, content=CONTENTS)
 SAID = st.text(st.characters(), min_size=1, max_size=20)
 PARTS = st.one_of(
     st.builds(TextPart, text=SAID, provider_metadata=METADATA),
@@ -385,15 +326,16 @@ HISTORIES = st.lists(st.builds(Message, ROLES, st.lists(PARTS, max_size=3)), max
 
 @given(HISTORIES, st.lists(PARTS, max_size=3), st.none() | SAID, st.sampled_from([URL, None]))
 def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
+    with contextlib.suppress(llm.ModelError):
+        again = make_plan(messages, url, retry=True)
+        assert not again.retry or (again.parent and not again.text)
     chain = [*messages, Message("user", asked)]
-    has_something = any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
     last = messages[-1] if messages else chain[-1]
-    results = last.role == "tool" and any(isinstance(part, ToolResultPart) for part in last.parts)
     try:
         plan = make_plan(chain, url, system=system)
     except llm.ModelError:
-        assert not has_something
-        assert not results
+        assert not any(getattr(p, "text", "") or getattr(p, "attachment", None) for p in asked)
+        assert last.role != "tool" or not any(isinstance(p, ToolResultPart) for p in last.parts)
         return
     question = "\n".join(part.text for part in asked if isinstance(part, TextPart))
     assert plan.text.endswith(question)
@@ -402,12 +344,3 @@ def test_any_history_is_sent_without_a_word_lost(messages, asked, system, url):
         texts = [part.text for m in chain for part in m.parts if isinstance(part, TextPart)]
         assert all(text in sent for text in texts)
         assert system is None or system in sent
-
-
-@given(HISTORIES, st.sampled_from([URL, None]))
-def test_any_history_to_retry(messages, url):
-    try:
-        plan = make_plan(messages, url, retry=True)
-    except llm.ModelError:
-        return
-    assert not plan.retry or (plan.parent and not plan.text)

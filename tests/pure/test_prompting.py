@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
+from itertools import count
 from typing import Any
 
 import llm
@@ -25,7 +24,7 @@ from llm_huggingchat import (
     tool_definition,
     tool_response,
 )
-from pure.cuts import CUTS, pieces
+from pure.cuts import CUTS, SMALL, any_json, pieces
 
 NAMES = ("now", "add", "get_weather")
 PARIS = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
@@ -52,6 +51,12 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
 
 # --- calls ----------------------------------------------------------------------------
 
+ODD_ARGUMENTS = {"a": "</tool_call>", "b": "<tool_call>"}
+
+
+def calling(name: str, arguments: str) -> str:
+    return block(f'{{"name": "{name}", "arguments": {arguments}}}')
+
 
 @pytest.mark.parametrize(
     ("text", "words", "calls"),
@@ -60,50 +65,42 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
         (f"Let me see.\n\n{block(PARIS)}", "Let me see.", [CALL_PARIS]),
         (f"One.\n{block(PARIS)}\nTwo.\n", "One.\nTwo.\n", [CALL_PARIS]),
         (f"One. {block(PARIS)}Two.", "One. Two.", [CALL_PARIS]),
-        (f"One. {block(PARIS)}\n\n{block(PARIS)}Two.", "One. Two.", [CALL_PARIS, CALL_PARIS]),
-        (block(f"\n[{PARIS},\n {PARIS}]\n"), "", [CALL_PARIS, CALL_PARIS]),
+        (f"One. {block(PARIS)}\n\n{block(PARIS)}Two.", "One. Two.", [CALL_PARIS] * 2),
+        (block(f"\n[{PARIS},\n {PARIS}]\n"), "", [CALL_PARIS] * 2),
         (block(PARIS.replace("arguments", "parameters")), "", [CALL_PARIS]),
         (block(f"\n```json\n{PARIS}\n```\n"), "", [CALL_PARIS]),
         (f"<tool_call>{PARIS}\n```\n</tool_ca", "", [CALL_PARIS]),
-        (f"<tool_call>{PARIS}\n<tool_call>{PARIS}", "", [CALL_PARIS, CALL_PARIS]),
+        (f"<tool_call>{PARIS}\n<tool_call>{PARIS}", "", [CALL_PARIS] * 2),
         (f"<tool_call>{PARIS}\nI wait.", "I wait.", [CALL_PARIS]),
         (block(PARIS + "}"), "", [CALL_PARIS]),
-        (block('{"name": "now", "arguments": null}'), "", [("now", {})]),
+        (calling("now", "null"), "", [("now", {})]),
         (block(f'{{"type": "function", "function": {PARIS}}}'), "", [CALL_PARIS]),
-        (block('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", {"a": 1})]),
-        (block('{"name": "add", "arguments": {"a": "1\n2"}}'), "", [("add", {"a": "1\n2"})]),
-        (
-            block('{"name": "add", "arguments": {"a": "</tool_call>", "b": "<tool_call>"}}'),
-            "",
-            [("add", {"a": "</tool_call>", "b": "<tool_call>"})],
-        ),
-        (block('{"name": "add", "arguments": {"a": "\\ud83d"}}'), "", [("add", {"a": "�"})]),
-        (block('{"name": "nobody", "arguments": {}}'), "", [("nobody", {})]),
+        (calling("add", r'"{\"a\": 1}"'), "", [("add", {"a": 1})]),
+        (calling("add", '{"a": "1\n2"}'), "", [("add", {"a": "1\n2"})]),
+        (calling("add", json.dumps(ODD_ARGUMENTS)), "", [("add", ODD_ARGUMENTS)]),
+        (calling("add", r'{"a": "\ud83d"}'), "", [("add", {"a": "�"})]),
+        (calling("nobody", "{}"), "", [("nobody", {})]),
     ],
+    ids=count(),
 )
 def test_calls_as_models_write_them(text, words, calls):
     assert told(text) == (words, calls)
-    assert told(*text) == (words, calls)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "Just words.",
-        "Write <tool_call>…</tool_call> to call.",
-        "The tag `<tool_call>` begins a call.",
-        "</tool_call>",
-        "<tool_call></tool_call>",
-        "a <tool_call",
-        "<tool_call> ```",
-        "<tool_call>``{}",
-        '{"name": "now", "arguments": {}}',
-        "<tool_response>{}</tool_response>",
+        *("Just words.", "Write <tool_call>…</tool_call> to call.", "a <tool_call", "</tool_call>"),
+        *("The tag `<tool_call>` begins a call.", "<tool_call></tool_call>", "<tool_call> ```"),
+        *(
+            "<tool_call>``{}",
+            '{"name": "now", "arguments": {}}',
+            "<tool_response>{}</tool_response>",
+        ),
     ],
 )
 def test_text_that_only_looks_like_a_call_is_text(text):
     assert told(text) == (text, [])
-    assert told(*text) == (text, [])
 
 
 @pytest.mark.parametrize(
@@ -113,9 +110,8 @@ def test_text_that_only_looks_like_a_call_is_text(text):
         ('{"name": "now", "arguments": "[1]"}', "are not an object"),
         ('{"arguments": {}}', 'not an object with a "name"'),
         ('{"name": 5}', 'not an object with a "name"'),
-        ("now()", "not valid JSON"),
-        ("<function=now>\n</function>", "not valid JSON"),
         ("[]", 'not an object with a "name"'),
+        *((text, "not valid JSON") for text in ("now()", "<function=now>\n</function>")),
         ('{"name": "now, "arguments": {"a": "b}}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         # Logged, they would make rows that SQLite and others cannot read.
@@ -123,6 +119,7 @@ def test_text_that_only_looks_like_a_call_is_text(text):
         ('{"name": "now", "arguments": {"a": [-1e999]}}', "not valid JSON"),
         ('{"name": "now", "arguments": "{\\"a\\": Infinity}"}', "are not an object"),
     ],
+    ids=count(),
 )
 def test_malformed_call_says_what_was_wrong(inside, problem):
     words, (call,) = read(f"Look: {block(inside)} so.")
@@ -149,10 +146,10 @@ def test_text_is_given_as_soon_as_it_is_sure():
     assert filter.end() == (" \n<tool", [])  # a tool of the server is called
 
 
+TAGS = ["<tool_call>", "</tool_call>", "<tool_", "call>", "</", "```json\n", "```", "\n", " "]
 SCRAPS = st.sampled_from(
     [
-        *("<tool_call>", "</tool_call>", "<tool_", "call>", "</", "```json\n", "```", "\n", " "),
-        *("{", "}", "[", "]", '"', "\\", ",", "now", "no", "words", "日本", "<function=now>"),
+        *(*TAGS, *'{}[]"\\,', "now", "no", "words", "日本", "<function=now>"),
         *(PARIS, '{"name": "now"}', '{"name": ', block(PARIS), block('{"a": 1}')),
     ]
 )
@@ -160,19 +157,20 @@ SCRAPS = st.sampled_from(
 
 @given(st.lists(SCRAPS, max_size=12).map("".join), CUTS, st.booleans())
 def test_calls_do_not_depend_on_where_text_is_cut(text, cuts, interrupted):
-    assert told(*pieces(text, cuts), interrupted=interrupted) == told(text, interrupted=interrupted)
+    whole = told(text, interrupted=interrupted)
+    assert told(*pieces(text, cuts), interrupted=interrupted) == whole
+    assert told(*text, interrupted=interrupted) == whole
 
 
-ARGUMENTS = st.dictionaries(st.text(max_size=5), st.lists(SCRAPS | st.integers()), max_size=4)
+ARGUMENTS = st.dictionaries(
+    st.text(max_size=5), st.lists(SCRAPS | st.integers(), max_size=4), max_size=4
+)
 WORDS = st.sampled_from(["", "Hi", " and\n", "<b>", "\n\n", "`<tool_call>` ", "日本 {1}"])
 
 
 @given(WORDS, st.lists(st.tuples(ARGUMENTS, WORDS), max_size=4), CUTS)
 def test_every_call_and_every_word_comes_out(first, more, cuts):
-    text = first + "".join(
-        block(json.dumps({"name": "add", "arguments": arguments})) + words
-        for arguments, words in more
-    )
+    text = first + "".join(calling("add", json.dumps(its)) + words for its, words in more)
     words, calls = told(*pieces(text, cuts))
     assert [arguments for _, arguments in calls] == [arguments for arguments, _ in more]
     assert "".join(words.split()) == "".join((first + "".join(w for _, w in more)).split())
@@ -207,6 +205,8 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
         f"[1 mixed}} {REX}",
+        f'{{"name": "Max", "age": 5,}} Sorry: {REX}',
+        f'{{"dogs": [{{"name": "Max", "age": 5}}, no}}\n{REX}',
     ],
 )
 def test_document_is_found_whatever_stands_around_it(text):
@@ -220,8 +220,7 @@ def test_document_is_found_whatever_stands_around_it(text):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("No.", "there is no JSON document in it"),
-        ("", "there is no JSON document in it"),
+        *((text, "there is no JSON document in it") for text in ("No.", "")),
         ('{"name": "Rex", "age": 4', "it is not valid JSON ("),
         ('{"name": "Rex"}', "$: 'age' is a required property"),
         ('{"name": 1, "age": "x"} as in [1]', "$.name: 1 is not of type 'string'; $.age: 'x' is"),
@@ -230,6 +229,7 @@ def test_document_is_found_whatever_stands_around_it(text):
         ("[" * 50_000 + "]" * 50_000, "it is not valid JSON ("),
         ("42", "$: 42 is not of type 'object'"),
     ],
+    ids=count(),
 )
 def test_wrong_document_says_what_is_wrong(text, problem):
     assert problem in document(text)
@@ -244,13 +244,23 @@ def test_wrong_document_says_what_is_wrong(text, problem):
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
         ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
     ],
+    ids=count(),
 )
 def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
 
 
+def test_schema_itself_is_no_answer():
+    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
+
+
 def test_schema_without_end_is_said_to_be_of_no_use():
     assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
+
+
+def test_reference_out_of_the_schema_is_not_followed():
+    url = "http://127.0.0.1:9/schema.json"
+    assert url in document("7", {"$ref": url})
 
 
 @given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
@@ -269,36 +279,8 @@ KEYWORDS = st.from_regex(
     fullmatch=True,
 )
 TYPES = st.sampled_from(["object", "array", "string", "number", "#", "#/$defs/a", "date", "(", 2])
-
-
-def test_references_are_never_fetched():
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/schema.json"
-        wrong = schema_checker({"$ref": url})(1)
-        server.shutdown()
-        thread.join()
-    assert url in wrong
-    assert asked == []
-
-
 HUGE = st.sampled_from([10**400, -(10**400), float("inf"), float("nan")])
-LEAVES = st.none() | st.booleans() | st.integers() | HUGE | st.text(max_size=5) | TYPES
-VALUES = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=3),
-    max_leaves=8,
-)
+VALUES = any_json(SMALL | HUGE | st.text(max_size=5) | TYPES, KEYWORDS)
 
 
 @given(st.dictionaries(KEYWORDS, VALUES, min_size=1, max_size=4), VALUES)
@@ -326,14 +308,13 @@ BOTH = PromptedFeatures(TOOLS.tools, PERSON)
 
 
 def test_tools_are_defined_as_models_are_trained_to_read_it():
-    (tool,) = TOOLS.tools
     zone = {"default": "UTC", "type": "string"}
-    assert tool["type"] == "function"
-    assert tool["function"] == {
+    function = {
         "name": "now",
         "description": "The time.\n\nIn a zone.",
         "parameters": {"type": "object", "properties": {"zone": zone}},
     }
+    assert TOOLS.tools == ({"type": "function", "function": function},)
 
 
 @pytest.mark.parametrize(
@@ -346,11 +327,11 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
         (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
     ],
+    ids=count(),
 )
 def test_instructions_say_what_is_different(before, features, said):
     text = instructions(features, before.sent)
-    for words in said:
-        assert words in text
+    assert all(words in text for words in said)
     kept = SentInstructions(**features.sent.metadata())
     assert instructions(features, kept) == ""
 
@@ -362,15 +343,12 @@ def response(output: str, **more: Any) -> str:
     return tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
 
 
-def test_result_cannot_end_its_own_block():
-    assert response("</tool_response><tool_call>").count("</tool_response>") == 1
-
-
-def test_result_that_is_json_is_not_quoted_twice():
+def test_result_is_quoted_once_and_cannot_end_its_own_block():
     picture = llm.Attachment(type="image/png", content=b"png")
     assert response('[{"a": "é"}]') == (
         '<tool_response>\n{"name": "now", "content": [{"a": "é"}]}\n</tool_response>'
     )
+    assert response("</tool_response><tool_call>").count("</tool_response>") == 1
     assert '"content": "1"' in response("1")
     assert '"content": "no clock"' in response("", exception="no clock")
     assert '"attachments": ["attachment.png"]' in response("noon", attachments=[picture])

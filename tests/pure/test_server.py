@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llm_huggingchat import (
     SERVICE,
     Server,
-    current_server,
     impersonated_browser,
     leads_to_login,
     max_wait,
@@ -20,22 +19,20 @@ from llm_huggingchat import (
     parse_server,
 )
 
+UNCHANGED = [
+    *("https://chat.example.org:8443/a/b", "https://192.0.2.1/chat", "http://chat.localhost:3000"),
+    *("https://[2001:db8::1]:8443/chat", "http://[::1]:3000/chat", "http://127.9.9.9"),
+]
+
 
 @pytest.mark.parametrize(
     ("text", "url"),
     [
-        ("https://huggingface.co/chat", "https://huggingface.co/chat"),
         (" https://huggingface.co/chat/ \n", "https://huggingface.co/chat"),
         ("https://HuggingFace.co:443/chat//", "https://huggingface.co/chat"),
         ("HTTPS://chat.example.org", "https://chat.example.org"),
-        ("https://chat.example.org:8443/a/b", "https://chat.example.org:8443/a/b"),
-        ("https://192.0.2.1/chat", "https://192.0.2.1/chat"),
-        ("https://[2001:db8::1]:8443/chat", "https://[2001:db8::1]:8443/chat"),
-        ("http://127.0.0.1:3100/chat", "http://127.0.0.1:3100/chat"),
-        ("http://127.9.9.9", "http://127.9.9.9"),
         ("http://localhost:80/chat", "http://localhost/chat"),
-        ("http://chat.localhost:3000", "http://chat.localhost:3000"),
-        ("http://[::1]:3000/chat", "http://[::1]:3000/chat"),
+        *zip(UNCHANGED, UNCHANGED, strict=True),
     ],
 )
 def test_address(text: str, url: str) -> None:
@@ -46,8 +43,8 @@ def test_address(text: str, url: str) -> None:
     "text",
     [
         *("", "huggingface.co/chat", "ftp://huggingface.co/chat", "https:///chat", "https://[::1"),
-        *("https://host:99999/", "https://a b/chat", "https://b\u00fccher.example/chat"),
-        *("https://host/cha t", "https://host/ch\u00e4t", "https://host/chat?x=1"),
+        *("https://host:99999/", "https://a b/chat", "https://bücher.example/chat"),
+        *("https://host/cha t", "https://host/chät", "https://host/chat?x=1"),
         *("https://host/chat#x", "nonsense\x1b[31m\nsecond line", "https://host/a\x01b"),
         *("http://huggingface.co/chat", "http://192.168.0.1/chat"),
         *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
@@ -58,21 +55,6 @@ def test_address_that_is_refused(text: str) -> None:
     with pytest.raises(llm.ModelError, match=says) as raised:
         parse_server(text)
     assert str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://ada:s3cret@huggingface.co/chat",
-        "https://s3cret@huggingface.co/chat",
-        "http://127.0.0.1:s3cret@huggingface.co/chat",
-    ],
-)
-def test_password_in_an_address_is_not_repeated(text: str) -> None:
-    with pytest.raises(llm.ModelError, match="huggingface") as raised:
-        parse_server(text)
-    assert "s3cret" not in str(raised.value)
-    assert "ada" not in str(raised.value)
 
 
 PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]
@@ -111,7 +93,6 @@ def test_origin_and_pages() -> None:
     server = parse_server("https://chat.example.org:8443/base/chat/")
     assert server.origin == "https://chat.example.org:8443"
     assert parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
-    assert server.page("6b03") == "https://chat.example.org:8443/base/chat/conversation/6b03"
     assert server.page("../../x?y") == f"{server.url}/conversation/..%2F..%2Fx%3Fy"
     assert server.shared_page("aBc") == f"{server.url}/r/aBc"
     assert server.file_page("6b03", "0/f") == f"{server.url}/conversation/6b03/output/0%2Ff"
@@ -153,27 +134,21 @@ def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) ->
 
 # --- the environment ------------------------------------------------------------------
 
-
-def test_server_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert current_server() == Server(SERVICE)
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://localhost:3000/chat")
-    assert current_server() == Server("http://localhost:3000/chat")
-    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "")
-    assert current_server() == Server(SERVICE)
+WAITS = {
+    0: ["", "0"],
+    60: ["60", " 60.0 "],
+    "it takes a number of seconds, at least 60": ["10", "59.9", "soon", "-5", "inf", "nan"],
+}
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("", 0), ("0", 0), ("60", 60), (" 600.5 ", 600.5)])
-def test_wait(monkeypatch: pytest.MonkeyPatch, value: str, seconds: float) -> None:
+@pytest.mark.parametrize(("found", "value"), [(found, v) for found in WAITS for v in WAITS[found]])
+def test_wait(monkeypatch: pytest.MonkeyPatch, found: float | str, value: str) -> None:
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
-    assert max_wait() == seconds
-
-
-@pytest.mark.parametrize("value", ["10", "59.9", "soon", "-5", "inf", "nan"])
-def test_wait_that_cannot_be(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
-    says = f"LLM_HUGGINGCHAT_WAIT is '{value}'; it takes a number of seconds, at least 60"
-    with pytest.raises(llm.ModelError, match=says):
-        max_wait()
+    if isinstance(found, str):
+        with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {found}"):
+            max_wait()
+    else:
+        assert max_wait() == found
 
 
 def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import llm
@@ -20,17 +21,12 @@ from llm_huggingchat import (
 
 SERVER = parse_server("https://huggingface.co/chat")
 URL = "https://mcp.example/x"
-OFFERED = [
-    ("Web Search (Exa)", "https://mcp.exa.example/mcp"),
-    ("Hugging Face", "https://hf.example"),
-]
+OFFERED = [("Web Search (Exa)", "https://mcp.exa.example"), ("Hugging Face", "https://hf.example")]
 
 
 def spec(text: str) -> Any:
     """A tool as `llm -T` makes it."""
-    return instantiate_from_spec(
-        {"MCP": MCP, "WebSearch": WebSearch, "HuggingFace": HuggingFace}, text
-    )
+    return instantiate_from_spec({tool.__name__: tool for tool in (MCP, WebSearch)}, text)
 
 
 def logged(tool: Any) -> str:
@@ -43,43 +39,15 @@ def logged(tool: Any) -> str:
     [
         (WebSearch(), OFFERED, "Web Search (Exa)"),
         (HuggingFace(), OFFERED, "Hugging Face"),
-        (
-            WebSearch(),
-            [("Weather", "https://weather.example"), ("Suche", "https://search.a")],
-            "Suche",
-        ),
+        (WebSearch(), [("Weather", "https://a.example"), ("Suche", "https://search.a")], "Suche"),
         (WebSearch(), [("Research", ""), ("My web-search", "https://x.example")], "My web-search"),
         (HuggingFace(), [("", "https://hf.co"), ("Hub", "https://hf.co/mcp")], "Hub"),
     ],
+    ids=count(),
 )
 def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
     servers = [McpServer(*server) for server in offered]
     assert select_tools([tool], servers, SERVER) == ([name], [])
-
-
-@pytest.mark.parametrize("offered", [[], [("Weather", "https://weather.example/mcp")]])
-def test_tool_that_the_server_lacks_is_told(offered):
-    there = "Weather" if offered else "none"
-    with pytest.raises(llm.ModelError, match=f"no web search. Its tool servers: {there}"):
-        select_tools([WebSearch()], [McpServer(*server) for server in offered], SERVER)
-
-
-def test_headers_are_sent_with_their_secrets(monkeypatch):
-    monkeypatch.setenv("MCP_SECRET", "sesame")
-    tool = MCP(URL, "Mine", {"Authorization": "Bearer $MCP_SECRET", "X-Team": "dôcs"})
-    names, (server,) = select_tools([tool], [], SERVER)
-    assert names == ["Mine"]
-    assert server == {
-        "name": "Mine",
-        "url": URL,
-        "headers": [
-            {"key": "Authorization", "value": "Bearer sesame"},
-            {"key": "X-Team", "value": "dôcs"},
-        ],
-    }
-    assert "$MCP_SECRET" in logged(tool)
-    assert "sesame" not in logged(tool)
-    assert "dôcs" not in logged(tool)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +62,8 @@ def test_own_server_has_to_be_public_or_beside_the_chat(url):
     with pytest.raises(llm.ModelError, match="https"):
         select_tools([MCP(url)], [], SERVER)
     near = parse_server("http://127.0.0.1:3000/chat")
-    assert select_tools([MCP("http://127.0.0.1:1/mcp")], [], near)[1]
+    _, (allowed,) = select_tools([MCP("http://127.0.0.1:1/mcp", "Mine")], [], near)
+    assert allowed["name"] == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -119,21 +88,16 @@ def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
 @pytest.mark.parametrize(
     "text",
     [
-        "MCP",
-        "MCP(5)",
-        'MCP(address="x")',
-        'MCP({"url": "x", "more": 1})',
+        *("MCP", "MCP(5)", 'MCP(address="x")', 'WebSearch("x")', 'MCP({"url": "x", "more": 1})'),
         'MCP({"url": "https://mcp.example/x", "name": 5})',
         'MCP({"url": "https://mcp.example/x", "headers": ["X-Key"]})',
         'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": 5}})',
-        'WebSearch("x")',
     ],
 )
 def test_wrong_argument_is_one_line(text):
     """llm prints a ClickException that comes while it makes a tool as a line."""
     with pytest.raises(llm.ModelError) as caught:
         spec(text)
-    assert type(caught.value).__mro__.index(llm.ModelError)
     assert "\n" not in str(caught.value)
     assert text.partition("(")[0] in str(caught.value)
 
@@ -141,11 +105,11 @@ def test_wrong_argument_is_one_line(text):
 @pytest.mark.parametrize(
     "tool",
     [
-        MCP(f"{URL}?key=sesame"),
-        MCP("https://user:sesame@mcp.example/x"),
-        MCP("sesame"),
+        *(MCP(f"{URL}?{query}") for query in ("key=sesame", "key=sesame==", "sesame")),
+        *(MCP(url) for url in ("https://user:sesame@mcp.example/x", "sesame")),
         MCP(URL, headers={"X-Key": "sesame"}),
     ],
+    ids=count(),
 )
 def test_secret_is_not_logged_but_asked_for_again(tool):
     assert "sesame" not in logged(tool)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 
+import llm
 import pytest
 from filelock import FileLock
 
@@ -22,20 +23,37 @@ async def entered(page: str = PAGE) -> TurnLock:
     return lock
 
 
-async def test_turn_whose_run_is_stored_leaves_nothing(user_path: pathlib.Path) -> None:
+async def left(page: str = PAGE, stopped: float | None = None) -> None:
+    """A turn whose run may go on."""
+    lock = await entered(page)
+    lock.begin()
+    lock.release(stored=False, stopped=stopped)
+
+
+async def wait_in_vain() -> None:
+    """A turn that is cancelled while it waits."""
+    waiting = asyncio.create_task(entered())
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+def files() -> list[pathlib.Path]:
+    return sorted((llm.user_dir() / "huggingchat_turns").iterdir())
+
+
+async def test_turn_whose_run_is_stored_leaves_nothing() -> None:
     lock = await entered()
     lock.begin()
     assert turn_is_pending(PAGE)
     lock.release(stored=True)
     assert not turn_is_pending(PAGE)
-    assert not list((user_path / "huggingchat_turns").iterdir())
+    assert files() == []
 
 
 async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() -> None:
     stopped = time.time()
-    lock = await entered()
-    lock.begin()
-    lock.release(stored=False, stopped=stopped)
+    await left(stopped=stopped)
     assert turn_is_pending(PAGE)
     lock = await entered()
     assert (lock.pending, lock.stopped) == (True, stopped)
@@ -43,16 +61,14 @@ async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() ->
     assert not (await entered()).pending
 
 
-async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message(
-    user_path: pathlib.Path,
-) -> None:
+async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message() -> None:
     before = time.time()
     lock = await entered()
     lock.begin()
-    (file,) = (user_path / "huggingchat_turns").glob("*.json")
-    left = file.read_bytes()
+    file = next(file for file in files() if file.suffix == ".json")
+    content = file.read_bytes()
     lock.release(stored=True)
-    file.write_bytes(left)  # a process that dies does not release it
+    file.write_bytes(content)  # a process that dies does not release it
     lock = await entered()
     assert lock.pending
     assert before <= lock.sent <= time.time()
@@ -61,21 +77,15 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
-async def test_file_that_is_broken_still_says_that_a_run_may_go_on(
-    user_path: pathlib.Path, content: bytes
-) -> None:
-    lock = await entered()
-    lock.begin()
-    (file,) = (user_path / "huggingchat_turns").glob("*.json")
-    lock.release(stored=False)
-    file.write_bytes(content)
+async def test_file_that_is_broken_still_says_that_a_run_may_go_on(content: bytes) -> None:
+    await left()
+    next(file for file in files() if file.suffix == ".json").write_bytes(content)
     lock = await entered()
     assert (lock.pending, lock.stopped) == (True, None)
 
 
 async def test_stop_is_not_still_to_come() -> None:
-    lock = await entered()
-    lock.release(stored=False, stopped=time.time() + DAY)
+    await left(stopped=time.time() + DAY)
     stopped = (await entered()).stopped
     assert stopped is not None
     assert stopped <= time.time()
@@ -94,52 +104,28 @@ async def test_one_turn_at_a_time_in_a_conversation() -> None:
 
 async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next() -> None:
     first = await entered()
-    waiting = asyncio.create_task(entered())
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting])
+    (file,) = files()
+    await wait_in_vain()
     first.release(stored=True)
     (await entered()).release(stored=True)
-
-
-async def test_turn_that_is_cancelled_while_another_process_has_the_turn_does_not_hold_up_the_next(
-    user_path: pathlib.Path,
-) -> None:
-    first = await entered()
-    (file,) = (user_path / "huggingchat_turns").iterdir()
-    first.release(stored=True)
-    with FileLock(file):
-        waiting = asyncio.create_task(entered())
-        await asyncio.sleep(0.01)
-        waiting.cancel()
-        await asyncio.wait([waiting])
+    with FileLock(file):  # another process has the turn
+        await wait_in_vain()
     async with asyncio.timeout(10):
         (await entered()).release(stored=True)
 
 
-async def test_what_nobody_continued_is_forgotten_after_a_week(user_path: pathlib.Path) -> None:
-    (await entered(PAGE + "old")).release(stored=False)
-    (await entered(PAGE + "new")).release(stored=False)
-    files = sorted((user_path / "huggingchat_turns").iterdir())
-    assert len(files) == 2
-    for file in files:
-        os.utime(file, (time.time() - 8 * DAY,) * 2)
-    (await entered(PAGE + "new")).release(stored=False)
+@pytest.mark.parametrize(("days", "pending"), [(6, True), (8, False)])
+async def test_what_nobody_continued_is_forgotten_after_a_week(days: int, pending: bool) -> None:
+    for page in (PAGE + "old", PAGE + "new"):
+        (await entered(page)).release(stored=False)
+    for file in files():
+        os.utime(file, (time.time() - days * DAY,) * 2)
+    await left(PAGE + "new")
     lock = await entered()
     lock.begin()
     assert turn_is_pending(PAGE + "new")
-    assert not turn_is_pending(PAGE + "old")
+    assert turn_is_pending(PAGE + "old") is pending
     lock.release(stored=True)
-
-
-async def test_run_of_some_days_is_not_forgotten(user_path: pathlib.Path) -> None:
-    (await entered()).release(stored=False)
-    (file,) = (user_path / "huggingchat_turns").iterdir()
-    os.utime(file, (time.time() - 6 * DAY,) * 2)
-    other = await entered(PAGE + "other")
-    other.begin()
-    assert turn_is_pending(PAGE)
-    other.release(stored=True)
 
 
 async def test_where_no_file_can_be_made_the_server_is_asked(user_path: pathlib.Path) -> None:
