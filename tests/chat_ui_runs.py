@@ -382,6 +382,8 @@ def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
     given = asked.resolved()
     said = f"{given['action']} {json.dumps(given.get('content', {}))}"
     yield returned(base, call, said)
+    if "die" in prompt.words:
+        raise NoAnswer
     for token in ("The", " person", " said: ", said):
         yield text_event(token)
 
