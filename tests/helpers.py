@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import io
 import json
 import os
 import pathlib
@@ -188,6 +189,11 @@ def only_conversation(server: ChatUI) -> Conversation:
     return conversation
 
 
+def page(server: ChatUI) -> str:
+    """The address of the one conversation."""
+    return f"{server.url}/conversation/{only_conversation(server).id}"
+
+
 def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
     """The stored questions as a tree: each with what was asked after its answers."""
     messages = {message["id"]: message for message in server.messages(conversation_id)}
@@ -227,6 +233,23 @@ PATIENT = (
 )
 
 
+def on_a_terminal(stream: str, *arguments: str) -> str:
+    """`llm` with "stdout" or "stderr" on a terminal: what that shows."""
+    import pty  # not on Windows
+
+    make_logs()
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, stream, screen)
+        patch.setattr(sys, "stdin", io.StringIO())
+        llm.cli.cli(list(arguments), standalone_mode=False)
+        screen.write(".")  # something to read
+        screen.flush()
+        shown = os.read(ours, 10_000)
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n").removesuffix(".")  # as a terminal ends lines
+
+
 @contextlib.contextmanager
 def soon() -> Iterator[None]:
     """What is done here waits for nothing that takes for ever."""
@@ -264,3 +287,8 @@ def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.005)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """The same, while the loop goes on."""
+    await asyncio.to_thread(wait_for, condition)

@@ -5,41 +5,32 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import pty
-import sys
 
-import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
-from helpers import run
+from helpers import on_a_terminal, run
 
 pytestmark = pytest.mark.usefixtures("person")
 
 
 def test_export_as_markdown_and_as_json(logged_in: ChatUI) -> None:
     web = Web(logged_in)
-    id = web.begin("[[title=A title]] one", preprompt="Be brief.")
+    id = web.begin("[[title=A title]] 🦉 one", preprompt="Be brief.")
     web.say(id, "[[reason]] [[tool]] two", tools=True)
     text = command("export", id).stdout
     assert text.startswith(f"# A title\n\n<{logged_in.url}/conversation/{id}>\n\n## System\n")
     for piece in ("## You\n\n[[reason]]", f"## {LLAMA}\n", "Tool `web_search_exa`", "Reasoning"):
         assert piece in text
+    messages = logged_in.messages(id)
+    new = {"half": "\ud83d", "number": 12345678901234567890}
+    logged_in.conversations[id].messages[-1]["somethingNew"] = new
     shown = command("export", id, "--format", "json").stdout
     assert shown.startswith('{\n  "')
-    assert [message["id"] for message in json.loads(shown)["messages"]] == [
-        message["id"] for message in logged_in.messages(id)
-    ]
-
-
-def test_json_is_everything_that_the_server_has(logged_in: ChatUI) -> None:
-    id = Web(logged_in).begin("[[surrogates]] 🦉 one")
-    conversation = logged_in.conversations[id]
-    logged_in.messages(id)
-    conversation.messages[-1]["somethingNew"] = {"half": "\ud83d", "number": 12345678901234567890}
-    value = json.loads(command("export", id, "--format", "json").stdout)
-    assert value["messages"][-1]["somethingNew"]["number"] == 12345678901234567890
-    assert value["messages"][1]["content"] == "[[surrogates]] 🦉 one"
+    exported = json.loads(shown)["messages"]
+    assert [message["id"] for message in exported] == [message["id"] for message in messages]
+    assert exported[-1]["somethingNew"]["number"] == new["number"]
+    assert exported[1]["content"] == "[[title=A title]] 🦉 one"
 
 
 def test_export_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
@@ -83,12 +74,7 @@ def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathl
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
     spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
-    ours, theirs = pty.openpty()
-    with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdout", screen)
-        llm.cli.cli(["huggingchat", "export", id], standalone_mode=False)
-        text = os.read(ours, 10_000).decode().replace("\r\n", "\n")  # as a terminal ends lines
-    os.close(ours)
+    text = on_a_terminal("stdout", "huggingchat", "export", id)
     assert f"safeEVIL]0;x {spelt}\n" in text
     assert all(char in "\n\t\u200c\u200d" or char.isprintable() for char in text.expandtabs())
     assert "\x1b]0;x\x07" in command("export", id).stdout  # in a pipe it is as it is

@@ -7,34 +7,28 @@ import re
 import tempfile
 import webbrowser
 
-import llm
 import pytest
-import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
-from helpers import ask_sync, kept, make_logs, only_conversation, run
+from helpers import logged, only_conversation, run
+from test_recordings import ID3, recording
 
 PAGE = "<!doctype html>\n<title>Clock</title>"
 CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
 BIG_PAGE = PAGE.replace("Clock", "Big clock")
-ID3 = b"ID3\4\0\0\0\0\0\0\xff\xfb\x90\0"
+
 
 pytestmark = pytest.mark.usefixtures("person")
 
 
 def made(identifier: str, content: str, type: str = "html", title: str = "A clock") -> str:
     """An artifact as a model writes it."""
-    about = f'identifier="{identifier}" type="{type}"' + (f' title="{title}"' if title else "")
+    about = f'identifier="{identifier}" type="{type}" title="{title}"'
     return f"<artifact {about}>\n{content}\n</artifact>"
 
 
-def update(identifier: str, *pairs: tuple[str, str]) -> str:
-    """An update, which replaces texts."""
-    changes = "\n".join(f"<old_str>{old}</old_str><new_str>{new}</new_str>" for old, new in pairs)
-    return made(identifier, changes, "update", "")
-
-
-BIGGER = update("clock", ("Clock", "Big clock"))
+CHANGE = "<old_str>Clock</old_str><new_str>Big clock</new_str>"
+BIGGER = f'<artifact identifier="clock" type="update">\n{CHANGE}\n</artifact>'
 
 
 @pytest.fixture
@@ -45,26 +39,15 @@ def chat(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # for what is shown
-    make_logs()
     return server
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the browser shows."""
-    urls: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", urls.append)
-    return urls
-
-
-def talk(*texts: str) -> str:
+def talk(first: str, *others: str) -> str:
     """A conversation whose answers say these texts: its id."""
-    response = None
-    for text in texts:
-        response = ask_sync(text, after=response)
-    assert response
-    response.log_to_db(sqlite_utils.Database(llm.user_dir() / "logs.db"))
-    return str(kept(response)["conversation_id"])
+    run("-m", "hf-llama", first)
+    for text in others:
+        run("-c", text)
+    return str(logged()[-1]["response_json"]["huggingchat"]["conversation_id"])
 
 
 # --- artifacts ---
@@ -85,13 +68,23 @@ def test_artifacts_are_listed(chat: ChatUI) -> None:
     )
 
 
-def test_artifacts_are_written_to_files(chat: ChatUI) -> None:
-    id = talk(CLOCK, BIGGER)
-    assert command("artifacts", id, "-o", "pages").stdout == "pages/clock.html (40 bytes)\n"
-    assert pathlib.Path("pages/clock.html").read_text() == BIG_PAGE
-    command("artifacts", id, "-o", "pages", "--all")
-    assert pathlib.Path("pages/clock.v1.html").read_text() == PAGE
-    assert pathlib.Path("pages/clock.v2.html").read_text() == BIG_PAGE
+def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat: ChatUI) -> None:
+    id = talk(CLOCK, BIGGER, made("old", "new"))
+    listed = "pages/clock.html (40 bytes)\npages/old.html (3 bytes)\n"
+    assert command("artifacts", id, "-o", "pages").stdout == listed
+    pages = pathlib.Path("pages")
+    assert (pages / "clock.html").read_text() == BIG_PAGE
+    (pages / "old.html").write_text("mine")
+    (pages / "clock.html").unlink()
+    asked = run("huggingchat", "artifacts", id, "-o", "pages", input="n\n", status=1)
+    assert "old.html exists" in asked.stderr
+    assert (pages / "old.html").read_text() == "mine"
+    assert not (pages / "clock.html").exists()
+    command("artifacts", id, "-o", "pages", input="y\n")
+    assert (pages / "old.html").read_text() == "new"
+    command("artifacts", id, "-o", "pages", "--all", input="y\n")
+    assert (pages / "clock.v1.html").read_text() == PAGE
+    assert (pages / "clock.v2.html").read_text() == BIG_PAGE
 
 
 def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> None:
@@ -102,18 +95,9 @@ def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> No
     assert command("artifacts").stdout == "clock  html  A clock (2 versions)\n"
 
 
-def test_artifacts_overwrite_nothing_unasked(chat: ChatUI) -> None:
-    id = talk(made("new", "new"), made("old", "new"))
-    pathlib.Path("old.html").write_text("old")
-    asked = run("huggingchat", "artifacts", id, "-o", ".", input="n\n", status=1)
-    assert "old.html exists" in asked.stderr
-    assert pathlib.Path("old.html").read_text() == "old"
-    assert not pathlib.Path("new.html").exists()
-    command("artifacts", id, "-o", ".", input="y\n")
-    assert pathlib.Path("old.html").read_text() == "new"
-
-
-def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
+def test_artifacts_in_the_browser(chat: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
     command("artifacts", id, "--open")
     contents = [pathlib.Path(url.removeprefix("file://")).read_text() for url in opened]
@@ -121,7 +105,7 @@ def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
     opened.clear()
     command("artifacts", id, "--open", "-o", "pages")
     assert opened == [
-        pathlib.Path(f"pages/{name}").resolve().as_uri() for name in ("clock.html", "dot.svg")
+        pathlib.Path(f"pages/{n}").absolute().as_uri() for n in ("clock.html", "dot.svg")
     ]
     opened.clear()
     nothing = command("artifacts", talk(made("notes", "x", "markdown")), "--open")
@@ -132,14 +116,8 @@ def test_artifacts_in_the_browser(chat: ChatUI, opened: list[str]) -> None:
 # --- download ---
 
 
-def link_of_a_file() -> str:
-    """A picture in an answer."""
-    (link,) = re.findall(r"\((http[^)]*)\)", run("-m", "hf-llama", "[[file]]").stdout)
-    return str(link)
-
-
 def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    link = link_of_a_file()
+    (link,) = re.findall(r"\((http[^)]*)\)", run("-m", "hf-llama", "[[file]]").stdout)
     ((mime, content),) = only_conversation(logged_in).files.values()
     name = f"{link.rpartition('/')[2][:8]}.{mime.partition('/')[2]}"
     assert command("download", link).stdout == f"{name} ({len(content)} bytes)\n"
@@ -147,38 +125,30 @@ def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).write_text("mine")
     assert "Overwrite" in run("huggingchat", "download", link, input="n\n", status=1).stderr
     assert (tmp_path / name).read_text() == "mine"
-    command("download", link, input="y\n")
-    assert (tmp_path / name).read_bytes() == content
-    command("download", link, "-o", "picture")
-    assert (tmp_path / "picture").read_bytes() == content
     (tmp_path / "folder").mkdir()
-    command("download", link, "-o", "folder")
-    assert (tmp_path / "folder" / name).read_bytes() == content
+    for output in ((), ("-o", "picture"), ("-o", "folder")):
+        command("download", link, *output, input="y\n")
+    for place in (name, "picture", f"folder/{name}"):
+        assert (tmp_path / place).read_bytes() == content
     assert command("download", link, "-o", "-").stdout_bytes == content
     assert "no such file" in refused("download", f"{link}0")
-    names = {"picture", "folder", name}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == {"picture", "folder", name}
 
 
-@pytest.mark.parametrize(
-    ("disposition", "type", "name"),
-    [
+def test_downloaded_file_has_a_safe_name(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+    link = f"{logged_in.url}/conversation/{NO_ID}/output/0123"
+    for disposition, type, name in (
         ('attachment; filename="../../etc/passwd"', "text/x", "passwd"),
         ('attachment; filename=".bashrc"', "text/plain; charset=utf-8", "bashrc.txt"),
         ('attachment; filename="a\x1b[31m.png"', "image/png", "a[31m.png"),
         ("", "image/png", "0123.png"),
         ('attachment; filename="/"', "text/x", "attachment"),
-    ],
-)
-def test_downloaded_file_has_a_safe_name(
-    logged_in: ChatUI, tmp_path: pathlib.Path, disposition: str, type: str, name: str
-) -> None:
-    headers = (("content-disposition", disposition),) if disposition else ()
-    fault = Fault(status=200, body=b"x", content_type=type, headers=headers)
-    logged_in.faults["GET", "/conversation/*/output/*"] = [fault]
-    link = f"{logged_in.url}/conversation/{NO_ID}/output/0123"
-    assert command("download", link).stdout == f"{name} (1 bytes)\n"
-    assert (tmp_path / name).read_bytes() == b"x"
+    ):
+        headers = (("content-disposition", disposition),) if disposition else ()
+        fault = Fault(status=200, body=b"x", content_type=type, headers=headers)
+        logged_in.faults["GET", "/conversation/*/output/*"] = [fault]
+        assert command("download", link).stdout == f"{name} (1 bytes)\n"
+        assert (tmp_path / name).read_bytes() == b"x"
 
 
 def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
@@ -203,34 +173,17 @@ def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
 # --- transcribe ---
 
 
-def recording(text: str) -> bytes:
-    """A recording in which `text` is said."""
-    return ID3 + f"[[say]]{text}[[/say]]".encode()
-
-
-@pytest.mark.parametrize("way", ["file", "stdin"])
-def test_transcribe(
-    server: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path, way: str
-) -> None:
-    (tmp_path / "memo.mp3").write_bytes(recording("Buy brød"))
-    content = recording("Buy brød") if way == "stdin" else None
-    shown = command("transcribe", "-" if way == "stdin" else "memo.mp3", input=content)
-    assert shown.stdout == "Buy brød\n"
+def test_transcribe(server: ChatUI, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "memo.mp3").write_bytes(recording())
+    assert command("transcribe", "memo.mp3").stdout == "Buy brød\n"
+    assert command("transcribe", "-", input=recording()).stdout == "Buy brød\n"
     assert not server.conversations
-    assert run("logs", "list", "--json").stdout == "[]\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("silent.mp3", ID3 + b"[[silence]]", "heard no words in silent.mp3"),
-        ("notes.txt", b"Rex is a dog", "notes.txt is text/plain"),
-        ("memo.mp3", None, "memo.mp3 cannot be read"),
-    ],
-)
-def test_transcribe_fails_in_words(
-    server: ChatUI, tmp_path: pathlib.Path, name: str, content: bytes | None, says: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert says in refused("transcribe", name)
+    assert logged() == []
+    (tmp_path / "silent.mp3").write_bytes(ID3 + b"[[silence]]")
+    (tmp_path / "notes.txt").write_text("Rex is a dog")
+    for name, says in (
+        ("silent.mp3", "heard no words in silent.mp3"),
+        ("notes.txt", "notes.txt is text/plain"),
+        ("nothing.mp3", "nothing.mp3 cannot be read"),
+    ):
+        assert says in refused("transcribe", name)

@@ -11,9 +11,8 @@ import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
 from cli import LLAMA, Web, ask, command, refused, thread_of
-from helpers import logged, only_conversation, run, wait_for
+from helpers import logged, only_conversation, run, seen, wait_for
 from llm.logs import LogStore
-from llm.parts import Message
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -22,8 +21,12 @@ def store() -> LogStore:
     return LogStore(sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db"))
 
 
-def said(message: Message) -> str:
-    return "".join(getattr(part, "text", "") for part in message.parts)
+def said(thread: str) -> list[str]:
+    """What the messages of a thread say."""
+    return [
+        "".join(getattr(part, "text", "") for part in message.parts)
+        for message in store().thread_messages(thread)
+    ]
 
 
 def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
@@ -69,19 +72,16 @@ def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
 def test_import_of_all_branches_at_once(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin("one")
-    first = logged_in.messages(id)[-1]["id"]
-    root = logged_in.messages(id)[0]["id"]
+    root, _, first = (message["id"] for message in logged_in.messages(id))
     for text, after in (("two", first), ("deux", first), ("uno", root), ("zwei", first)):
         web.say(id, text, after)
     result = command("import", "--branches", id)
     assert [line.split()[1] for line in result.stdout.splitlines()] == ["2", "1", "1", "1"]
     assert sorted(row["prompt"] for row in logged()) == ["deux", "one", "two", "uno", "zwei"]
-    told = [ask("--cid", thread_of(result, n), "[[history]]") for n in range(4)]
-    for chain, (has, lacks) in zip(
-        told, [("zwei", "uno"), ("uno", "one"), ("deux", "two"), ("two", "deux")], strict=True
-    ):
-        assert f'"content": "{has}"' in chain
-        assert f'"content": "{lacks}"' not in chain
+    chains = [("one", "zwei"), ("uno",), ("one", "deux"), ("one", "two")]
+    for number, chain in enumerate(chains):
+        told = seen(ask("--cid", thread_of(result, number), "[[history]]"))
+        assert tuple(text for role, text in told[:-1] if role == "user") == chain
 
 
 def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
@@ -114,11 +114,8 @@ def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> 
     result = command("import", "--branches", id)
     assert [line.split()[1] for line in result.stdout.splitlines()] == ["1", "1"]
     assert thread_of(result) == thread  # the newest goes on where the logs end
-    found = [
-        [said(m) for m in store().thread_messages(thread_of(result, line)) if m.role == "user"]
-        for line in (0, 1)
-    ]
-    assert found == [["one", "newer"], ["one", "older"]]
+    for line, text in enumerate(("newer", "older")):
+        assert said(thread_of(result, line))[::2] == ["one", text]
     assert not store().verify()
     assert "0 turns added" in command("import", "--branches", id).stdout
 
@@ -145,50 +142,38 @@ def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
-def test_import_names_files_as_attachments(logged_in: ChatUI) -> None:
+def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin()
-    web.say(id, "what is in it? [[file]]", file="aGVsbG8=")
-    command("import", id)
-    (row,) = logged()
-    (attachment,) = row["attachments"]
-    assert attachment["type"] == "text/plain"
-    assert not any("/output/" in request.path for request in logged_in.log)
-    page = f"{logged_in.url}/conversation/{id}/output/"
-    assert attachment["url"].startswith(page)
-    assert page in row["response"]  # the picture in the answer
-
-
-def test_import_of_a_file_without_a_type_asks_nobody_for_it(logged_in: ChatUI) -> None:
-    web = Web(logged_in)
-    id = web.begin()
-    web.say(id, "what is in it?", file="aGVsbG8=")
+    for content in ("aGVsbG8=", "aGVsbG8h"):
+        web.say(id, "what is in it? [[file]]", file=content)
     del logged_in.conversations[id].messages[-2]["files"][0]["mime"]
     command("import", id)
-    (row,) = logged()
-    assert row["attachments"][0]["type"] == "application/octet-stream"
+    page = f"{logged_in.url}/conversation/{id}/output/"
+    for row, type in zip(logged(), ("text/plain", "application/octet-stream"), strict=True):
+        (attachment,) = row["attachments"]
+        assert attachment["type"] == type
+        assert attachment["url"].startswith(page)
+        assert page in row["response"]  # the picture in the answer
     assert not any("/output/" in request.path for request in logged_in.log)
 
 
 def test_import_right_after_a_prompt_has_its_answer(logged_in: ChatUI) -> None:
     logged_in.store_delay = 0.2
-    for number in range(3):
-        ask("-m", "hf-llama", f"question {number}", "-n")
-        (id,) = (c.id for c in logged_in.conversations.values() if c.title == f"question {number}")
-        assert "1 turn added" in command("import", id).stdout
-    assert sorted(row["prompt"] for row in logged()) == [f"question {n}" for n in range(3)]
+    ask("-m", "hf-llama", "a question", "-n")
+    assert "1 turn added" in command("import", only_conversation(logged_in).id).stdout
+    assert [row["response"] for row in logged()] == ["You said: a question"]
 
 
 def test_import_interrupted_and_started_again(
     logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for n in range(7):
+    for n in range(5):
         Web(logged_in).begin(f"question {n}", "and then?")
-    log, turns = LogStore.log, [0]
+    log, turns = LogStore.log, iter(range(99))
 
     def interrupted(store: LogStore, response: Any, thread_id: str | None = None) -> str:
-        turns[0] += 1
-        if turns[0] == 6:  # half-way through the third conversation
+        if next(turns) == 5:  # half-way through the third conversation
             raise KeyboardInterrupt
         return log(store, response, thread_id)
 
@@ -196,14 +181,10 @@ def test_import_interrupted_and_started_again(
         patch.setattr(LogStore, "log", interrupted)
         assert "Aborted!" in run("huggingchat", "import", "--all", status=1).stderr
     assert len(logged()) == 4
-    assert command("import", "--all").stdout.count("2 turns added") == 5
-    assert sorted(row["prompt"] for row in logged()) == sorted(
-        ["and then?"] * 7 + [f"question {n}" for n in range(7)]
-    )
-    assert command("import", "--all").stdout.count(" 0 turns added") == 7
-
-
-# --- what servers store ---
+    assert command("import", "--all").stdout.count("2 turns added") == 3
+    questions = [f"question {n}" for n in range(5)]
+    assert sorted(row["prompt"] for row in logged()) == ["and then?"] * 5 + questions
+    assert command("import", "--all").stdout.count(" 0 turns added") == 5
 
 
 def stored(server: ChatUI, *messages: dict[str, Any], **more: Any) -> str:
@@ -225,36 +206,31 @@ def test_what_is_no_answer_is_left_out(logged_in: ChatUI) -> None:
         time = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
         return {"generationId": "g", "createdAt": time, "updatedAt": time, "updates": []}
 
+    first = ("root", "u1", "a1")
     id = stored(
         logged_in,
         message("root", "system"),
         message("u1", "user", "root"),
         message("a1", "assistant", "root", "u1", **run_at(900)),
-        message("u2", "user", "root", "u1", "a1"),
-        message("a2", "assistant", "root", "u1", "a1", "u2", content=""),
-        message("u3", "user", "root", "u1", "a1", "u2", "a2"),
-        message("a3", "assistant", "root", "u1", "a1", "u2", "a2", "u3", **run_at(800)),
-        message("u4", "user", "root", "u1", "a1"),
-        message("a4", "assistant", "root", "u1", "a1", "u4", **run_at(5)),  # it is being written
+        message("u2", "user", *first),
+        message("a2", "assistant", *first, "u2", content=""),
+        message("u3", "user", *first, "u2", "a2"),
+        message("a3", "assistant", *first, "u2", "a2", "u3", **run_at(800)),
+        message("u4", "user", *first),
+        message("a4", "assistant", *first, "u4", **run_at(5)),  # it is being written
     )
-    thread = thread_of(command("import", id, "--branches"))
-    found = [(m.role, said(m)) for m in store().thread_messages(thread)]
-    assert found == [
-        ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("user", "u3"), ("assistant", "a3")
-    ]  # fmt: skip
+    assert said(thread_of(command("import", id, "--branches"))) == ["u1", "a1", "u2", "u3", "a3"]
 
 
 def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
     """Old ones have neither runs nor times; a changed model leaves its name on the answer."""
+    coder = {"route": "code", "model": "some/Coder", "provider": "p"}
     id = stored(
         logged_in,
         message("u1", "user", content="half \ud83d"),
         message("a1", "assistant", "u1", routerMetadata={"route": "", "model": "old/Model"}),
         message("u2", "user", "u1", "a1"),
-        message(
-            *("a2", "assistant", "u1", "a1", "u2"),
-            routerMetadata={"route": "code", "model": "some/Coder", "provider": "p"},
-        ),
+        message("a2", "assistant", "u1", "a1", "u2", routerMetadata=coder),
         model="omni",
     )
     thread = thread_of(command("import", id))
@@ -273,10 +249,10 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
 
 
 @pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
-@pytest.mark.parametrize("words", ["import", "export", "artifacts"])
-def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object, words: str) -> None:
+def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object) -> None:
     id = stored(logged_in, messages=messages)
-    assert "not a chat-ui server's" in refused(words, id)
+    for words in ("import", "export", "artifacts"):
+        assert "not a chat-ui server's" in refused(words, id)
 
 
 @pytest.mark.parametrize(

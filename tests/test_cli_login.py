@@ -21,7 +21,7 @@ import llm.cli
 import pytest
 from chat_ui import ChatUI
 from cli import COOKIES, SESSION, TOKEN, command, refused
-from helpers import NEVER, run
+from helpers import NEVER, host, keys, run
 
 import llm_huggingchat
 
@@ -35,83 +35,61 @@ FORMS: dict[str, str | bytes] = {
 }
 
 
-def key_of(server: ChatUI) -> str:
-    return f"huggingchat:127.0.0.1:{server.port}"
-
-
-def kept(server: ChatUI, user_path: pathlib.Path) -> dict[str, Any]:
+def kept(server: ChatUI) -> dict[str, Any]:
     """What the key store holds for the server."""
-    return dict(json.loads(json.loads((user_path / "keys.json").read_text())[key_of(server)]))
+    return dict(json.loads(keys()[f"huggingchat:{host(server)}"]))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_login_takes_what_people_copy(accounts: ChatUI, user_path: pathlib.Path, form: str) -> None:
+def test_login_takes_what_people_copy(accounts: ChatUI, form: str) -> None:
+    accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
     assert "as ada" in command("login", input=FORMS[form]).stdout
-    value = kept(accounts, user_path)
-    assert value["token"] == TOKEN
-    assert accounts.sessions[value["hf-chat"]] == ("ada", TOKEN)
-    assert "Logged in: ada" in command("status").stdout
+    assert kept(accounts)["token"] == TOKEN
+    assert accounts.sessions[kept(accounts)["hf-chat"]] == ("ada", TOKEN)
+    status = command("status").stdout
+    assert "Logged in: ada" in status
+    assert f"Models: {len(accounts.models)} (refreshed just now)" in status
+    assert "hf-grown-1b" in command("models", "-q", "grown").stdout
 
 
 def test_login_takes_the_session_that_comes_with_the_token(
     accounts: ChatUI, user_path: pathlib.Path
 ) -> None:
     command("login", input=f"{COOKIES}; aws-waf-token=w; other=1")
-    assert kept(accounts, user_path) == {"hf-chat": SESSION, "token": TOKEN, "aws-waf-token": "w"}
+    assert kept(accounts) == {"hf-chat": SESSION, "token": TOKEN, "aws-waf-token": "w"}
     assert stat.S_IMODE((user_path / "keys.json").stat().st_mode) == 0o600
     assert not [request for request in accounts.log if request.path == "/login"]
     del accounts.sessions[SESSION]
     command("login", input=COOKIES)
-    assert kept(accounts, user_path)["hf-chat"] in accounts.sessions
+    assert kept(accounts)["hf-chat"] in accounts.sessions
 
 
-@pytest.mark.parametrize("given", ["t-wrong-0123456789abcdef", f"hf-chat={SESSION}; token=t-wrong"])
-def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(
-    accounts: ChatUI, user_path: pathlib.Path, given: str
-) -> None:
-    said = refused("login", input=given)
-    assert "not kept" in said
-    assert f"{accounts.url}/login" in said
-    assert "Run: llm huggingchat login" not in said
-    assert not (user_path / "keys.json").exists()
-
-
-def test_login_that_has_to_be_confirmed_names_the_page(accounts: ChatUI) -> None:
+def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(accounts: ChatUI) -> None:
+    for given in ("t-wrong-0123456789abcdef", f"hf-chat={SESSION}; token=t-wrong"):
+        said = refused("login", input=given)
+        assert "not kept" in said
+        assert f"{accounts.url}/login" in said
+        assert "Run: llm huggingchat login" not in said
     accounts.login_wants = "consent"
     assert f"Open {accounts.url}/login" in refused("login", input=f"token={TOKEN}")
+    accounts.down()  # the network is not asked about rubbish
+    for rubbish in ("", "hello there", b"\x00\xff", "hf_" + 34 * "x"):
+        said = refused("login", input=rubbish)
+        assert "listening" not in said
+        assert "Run: llm huggingchat login" not in said
+        assert "cookie" in said
+    assert keys() == {}
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["", "hello there", b"\x00\xff", "hf_" + 34 * "x"],
-)
-def test_rubbish_is_refused_before_the_network_is_asked(
-    accounts: ChatUI, given: str | bytes, user_path: pathlib.Path
-) -> None:
-    accounts.down()
-    said = refused("login", input=given)
-    assert "listening" not in said
-    assert "Run: llm huggingchat login" not in said
-    assert "cookie" in said
-    assert not (user_path / "keys.json").exists()
-
-
-def test_server_without_logins_needs_none(server: ChatUI, user_path: pathlib.Path) -> None:
+def test_server_without_logins_needs_none(server: ChatUI) -> None:
     assert "needs no login" in command("login", input=TOKEN).stdout
-    assert not (user_path / "keys.json").exists()
-
-
-def test_login_refreshes_the_list_of_models(accounts: ChatUI) -> None:
-    accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
-    command("login", input=COOKIES)
-    assert "hf-grown-1b" in command("models", "-q", "grown").stdout
-    assert f"Models: {len(accounts.models)} (refreshed just now)" in command("status").stdout
+    assert keys() == {}
 
 
 # --- browsers ---
 
 
-def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> pathlib.Path:
+def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
     """A profile as Firefox keeps it; cookies are host, name and value."""
     profile = home / ".mozilla/firefox/abcd.default-release"
     profile.mkdir(parents=True)
@@ -119,25 +97,18 @@ def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> pathlib.Path:
         "[Install4F96D1932A9F858E]\nDefault=abcd.default-release\nLocked=1\n\n"
         "[Profile0]\nName=default-release\nIsRelative=1\nPath=abcd.default-release\n"
     )
-    db = sqlite3.connect(profile / "cookies.sqlite")
-    db.execute(
-        "CREATE TABLE moz_cookies (id INTEGER PRIMARY KEY, originAttributes TEXT NOT NULL DEFAULT"
-        " '', name TEXT, value TEXT, host TEXT, path TEXT, expiry INTEGER, lastAccessed INTEGER,"
-        " creationTime INTEGER, isSecure INTEGER, isHttpOnly INTEGER, inBrowserElement INTEGER"
-        " DEFAULT 0, sameSite INTEGER DEFAULT 0)"
+    columns = (
+        "host TEXT, name TEXT, value TEXT, path TEXT, expiry INT, isSecure INT, isHttpOnly INT"
     )
-    db.executemany(
-        "INSERT INTO moz_cookies (host, name, value, path, expiry, isSecure, isHttpOnly)"
-        " VALUES (?, ?, ?, '/', 4000000000, 0, 1)",
-        cookies,
-    )
-    db.commit()
-    db.close()
-    return profile / "cookies.sqlite"
+    with contextlib.closing(sqlite3.connect(profile / "cookies.sqlite")) as db, db:
+        db.execute(f"CREATE TABLE moz_cookies ({columns}, originAttributes TEXT DEFAULT '')")
+        db.executemany(
+            "INSERT INTO moz_cookies VALUES (?, ?, ?, '/', 4000000000, 0, 1, '')", cookies
+        )
 
 
 def test_login_from_firefox_takes_the_servers_own_cookies(
-    accounts: ChatUI, tmp_path: pathlib.Path, user_path: pathlib.Path
+    accounts: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "can be read from Firefox" in refused("login", "--browser", "firefox")
     firefox(
@@ -149,12 +120,7 @@ def test_login_from_firefox_takes_the_servers_own_cookies(
         ("127.0.0.1", "session", "other"),
     )
     assert "as ada" in command("login", "--browser", "firefox").stdout
-    assert kept(accounts, user_path) == {"hf-chat": SESSION, "token": TOKEN}
-
-
-def test_login_from_a_browser_needs_the_extra(
-    accounts: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    assert kept(accounts) == {"hf-chat": SESSION, "token": TOKEN}
     monkeypatch.setitem(sys.modules, "browser_cookie3", None)
     said = refused("login", "--browser", "firefox")
     assert "llm install browser-cookie3" in said
@@ -241,9 +207,15 @@ if sys.platform != "win32":
 
     @pytest.mark.parametrize("form", PASTES)
     def test_what_is_pasted_on_a_terminal_is_read_whole_and_not_shown(
-        accounts: ChatUI, terminal: Terminal, form: str
+        accounts: ChatUI, terminal: Terminal, form: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        opened: list[str] = []
+        monkeypatch.setattr(webbrowser, "open", opened.append)
+        monkeypatch.setenv("BROWSER", "true")
         assert "Logged in on" in terminal.log_in(PASTES[form])
+        assert opened == [accounts.url]
+        command("login", input=TOKEN)
+        assert len(opened) == 1  # where it is no terminal nobody has to copy anything
 
     def test_lines_of_a_slow_paste_belong_together(
         accounts: ChatUI, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
@@ -283,33 +255,23 @@ if sys.platform != "win32":
 # --- logout ---
 
 
-def test_logout(logged_in: ChatUI, user_path: pathlib.Path) -> None:
+def test_logout(logged_in: ChatUI) -> None:
     assert "forgotten" in command("logout").stdout
-    assert TOKEN not in (user_path / "keys.json").read_text()
+    assert TOKEN not in str(keys())
     assert "no cookies" in command("logout").stdout
     assert "requires a login" in refused("conversations")
 
 
 def test_logout_where_there_are_no_logins_asks_first(
-    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The anonymous session is the only way to the conversations."""
-    llm.get_model("hf-llama").prompt("hello").text()
-    before = (user_path / "keys.json").read_text()
+    run("-m", "hf-llama", "hello")
+    before = keys()
     asked = run("huggingchat", "logout", input="n\n", status=1)
     assert "cannot be reached again" in asked.stderr
-    assert (user_path / "keys.json").read_text() == before
+    assert keys() == before
     monkeypatch.setenv(llm_huggingchat.KEY_VARIABLE, TOKEN)
     result = command("logout", "--yes")
     assert "forgotten" in result.stdout
     assert "still set" in result.stderr
-
-
-def test_login_opens_the_page_where_there_is_a_screen(
-    accounts: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
-    monkeypatch.setenv("BROWSER", "true")
-    command("login", input=TOKEN)
-    assert opened == []  # standard input is no terminal: nobody has to copy anything

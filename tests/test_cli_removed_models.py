@@ -9,28 +9,28 @@ from helpers import failure, run, sends
 from llm_huggingchat import keep_catalogue, load_catalogue
 
 
+def forget(url: str) -> None:
+    """The Llama leaves the catalogue of a server."""
+    models = load_catalogue(url).models
+    keep_catalogue(url, [model for model in models if "Llama-3.3" not in model.id])
+
+
 @pytest.fixture
 def removed(server: ChatUI) -> ChatUI:
     """One question was put to a Llama, which then left the catalogue."""
     run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
-    models = load_catalogue(server.url).models
-    keep_catalogue(server.url, [model for model in models if "Llama-3.3" not in model.id])
+    forget(server.url)
     return server
 
 
-def test_conversation_goes_on_with_another_model(removed: ChatUI) -> None:
+def test_conversation_goes_on_with_another_model_as_the_error_says(removed: ChatUI) -> None:
+    for arguments in (("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")):
+        said = failure(*arguments, "Who am I?")
+        assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
+        assert "-m MODEL" in said
+    assert len(sends(removed)) == 1
     assert run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"
     assert len({request.path for request in sends(removed)}) == 1
-
-
-@pytest.mark.parametrize(
-    "command", [("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")]
-)
-def test_error_says_how_to_go_on(removed: ChatUI, command: tuple[str, ...]) -> None:
-    said = failure(*command, "Who am I?")
-    assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
-    assert "-m MODEL" in said
-    assert len(sends(removed)) == 1
 
 
 def test_conversation_is_found_from_another_server(
@@ -39,8 +39,7 @@ def test_conversation_is_found_from_another_server(
     with ChatUI() as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
         run("huggingchat", "refresh")
-        models = load_catalogue(other.url).models
-        keep_catalogue(other.url, [model for model in models if "Llama-3.3" not in model.id])
+        forget(other.url)
         assert "You said" in run("-c", "-m", "hf-qwen", "Who am I?").stdout
 
 

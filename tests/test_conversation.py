@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import llm
@@ -14,6 +11,7 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import (
+    LLAMA,
     NEVER,
     QWEN,
     TurnRequest,
@@ -24,7 +22,7 @@ from helpers import (
     described,
     host,
     kept,
-    logged,
+    keys,
     meanwhile,
     only_conversation,
     run,
@@ -32,6 +30,7 @@ from helpers import (
     sends,
     soon,
     tree,
+    until,
     use,
     wait_for,
 )
@@ -39,37 +38,6 @@ from helpers import (
 from llm_huggingchat import reset
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-class Parrot(llm.Model):
-    """A model of another provider."""
-
-    model_id = "parrot"
-
-    def execute(
-        self,
-        prompt: llm.Prompt,
-        stream: bool,
-        response: llm.Response,
-        conversation: llm.Conversation | None,
-    ) -> Iterator[str]:
-        yield f"Squawk: {prompt.prompt}"
-
-
-@pytest.fixture
-def parrot() -> Iterator[None]:
-    """A model of another provider, which llm knows."""
-
-    class Plugin:
-        @llm.hookimpl
-        def register_models(self, register: Any) -> None:
-            register(Parrot())
-
-    plugin = Plugin()
-    llm.plugins.load_plugins()
-    llm.plugins.pm.register(plugin)
-    yield
-    llm.plugins.pm.unregister(plugin)
 
 
 # --- a line ---------------------------------------------------------------------------
@@ -109,8 +77,7 @@ def test_later_turn_makes_one_request_before_its_first_token(server: ChatUI) -> 
 
 
 def test_chat_keeps_its_connections(server: ChatUI) -> None:
-    shown = run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
-    assert "You said: four" in shown.stdout
+    run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
     id = only_conversation(server).id
     assert tree(server, id) == {"one": {"two": {"three": {"four": {}}}}}
     second, *_ = later = sends(server)[1:]
@@ -118,27 +85,16 @@ def test_chat_keeps_its_connections(server: ChatUI) -> None:
     assert {request.connection for request in later} <= opened
 
 
-async def test_conversation_objects_continue(server: ChatUI) -> None:
+async def test_sync_and_async_continue_each_other(server: ChatUI) -> None:
     sync = llm.get_model("hf-llama").conversation()
     asynchronous = llm.get_async_model("hf-llama").conversation()
     for prompt in ("one", "two", "three"):
         sync.prompt(prompt).text()  # where a loop runs, too
         await asynchronous.prompt(prompt).text()
+    for words in ("-m hf-llama one", "-c --async two", "-c three"):
+        await asyncio.to_thread(run, *words.split())
     line: dict[str, Any] = {"one": {"two": {"three": {}}}}
-    assert [tree(server, id) for id in server.conversations] == [line, line]
-
-
-def test_sync_async_and_sync_again(server: ChatUI) -> None:
-    first = ask_sync("one")
-    second = ask_async("two", after=first)
-    third = ask_sync("three", after=second)
-    ask_async("four", after=third)
-    run("-m", "hf-llama", "one")
-    run("-c", "--async", "two")
-    run("-c", "three")
-    run("-c", "--async", "four")
-    line: dict[str, Any] = {"one": {"two": {"three": {"four": {}}}}}
-    assert [tree(server, id) for id in server.conversations] == [line, line]
+    assert [tree(server, id) for id in server.conversations] == [line, line, line]
 
 
 # --- branches -------------------------------------------------------------------------
@@ -147,33 +103,14 @@ def test_sync_async_and_sync_again(server: ChatUI) -> None:
 @both
 def test_two_replies_are_two_branches(server: ChatUI, ask: TurnRequest) -> None:
     first = ask("one")
-    left = ask("left [[history]]", after=first)
+    left = ask("left", after=first)
     right = ask("right [[history]]", after=first)
     ask("lefter", after=left)
     assert tree(server, only_conversation(server).id) == {
-        "one": {"left [[history]]": {"lefter": {}}, "right [[history]]": {}}
+        "one": {"left": {"lefter": {}}, "right [[history]]": {}}
     }
-    assert seen(right.text()) == [
-        ("user", "one"),
-        ("assistant", "You said: one"),
-        ("user", "right [[history]]"),
-    ]
-
-
-def latest_thread() -> str:
-    """llm's own id of the latest conversation in its logs."""
-    return str(logged()[-1]["conversation_id"])
-
-
-def test_continuing_by_id_goes_on_after_the_last_answer(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    first = latest_thread()
-    run("-m", "hf-qwen", "something else")
-    run("--cid", first, "two")
-    run("--cid", first, "three")
-    id, other = server.conversations
-    assert tree(server, id) == {"one": {"two": {"three": {}}}}
-    assert tree(server, other) == {"something else": {}}
+    words = ["one", "You said: one", "right [[history]]"]
+    assert [said for _, said in seen(right.text())] == words
 
 
 # --- the answer's id ------------------------------------------------------------------
@@ -220,28 +157,30 @@ def test_another_model_takes_the_conversation_over(server: ChatUI) -> None:
     assert tree(server, conversation.id) == {"one": {"two": {}}}
 
 
-def test_model_that_was_chosen_on_the_web_page_is_told(
+def test_model_that_was_chosen_on_the_web_page_is_told_and_then_changed_back(
     server: ChatUI, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ask_sync("one")
     other = "Qwen/Qwen3.6-27B"
     server.messages(only_conversation(server).id)
     only_conversation(server).model = other
-    answer = ask_sync("two", after=first)
+    second = ask_sync("two", after=first)
     assert caplog.messages == [f"{other} answered: it was chosen on the web page"]
-    assert answer.resolved_model == other
+    assert second.resolved_model == described(second)["model"] == other
+    third = ask_sync("three", after=second)
+    assert third.resolved_model == described(third)["model"] == LLAMA
+    assert [method for method, _ in calls(server)].count("PATCH") == 1
 
 
 # --- turns and histories from elsewhere -----------------------------------------------
 
 
-@pytest.mark.usefixtures("parrot")
 def test_turn_of_another_provider_is_carried_once(server: ChatUI) -> None:
-    run("-m", "hf-llama", "one")
-    run("-c", "-m", "parrot", "two")
-    run("-c", "-m", "hf-llama", "three")
-    shown = run("-c", "-m", "hf-llama", "[[history]]")
-    messages = seen(shown.stdout)
+    first = ask_sync("one")
+    others = [llm.user("two"), llm.assistant("Squawk: two")]
+    earlier = [*first.prompt.messages, *first.messages()]
+    second = ask_sync(messages=[*earlier, *others, llm.user("three")])
+    messages = seen(ask_sync("[[history]]", after=second).text())
     assert [role for role, _ in messages] == ["user", "assistant"] * 2 + ["user"]
     (_, carried) = messages[2]
     assert carried.endswith("three")
@@ -298,24 +237,16 @@ def test_deleted_conversation_starts_anew_and_says_so(
     assert kept(second)["conversation_id"] == new.id != gone
     assert whole_history(server, new.id)
     assert new.preprompt == "Be brief"
-    shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("", "")  # a library writes neither
+    assert tuple(capfd.readouterr()) == ("", "")  # a library writes neither
     (told,) = caplog.messages
     assert gone in told
-    ask("three", after=second)
-    assert len(server.messages(new.id, "user")) == 2
-
-
-def test_deleted_conversation_on_the_command_line(server: ChatUI) -> None:
     run("-m", "hf-llama", "one")
-    server.messages(only_conversation(server).id)
+    server.messages(list(server.conversations)[1])
     server.conversations.clear()
-    shown = run("-c", "two")
-    assert len(shown.stderr.splitlines()) == 1
+    assert len(run("-c", "two").stderr.splitlines()) == 1
+    assert whole_history(server, only_conversation(server).id)
     assert run("-c", "three").stderr == ""
-    (first, second) = server.messages(only_conversation(server).id, "user")
-    assert "You said: one" in first["content"]
-    assert second["content"] == "three"
+    assert len(server.messages(only_conversation(server).id, "user")) == 2
 
 
 def test_conversation_of_another_account_starts_anew(
@@ -330,29 +261,22 @@ def test_conversation_of_another_account_starts_anew(
     assert len(caplog.messages) == 1
 
 
-def delete_messages(server: ChatUI) -> str:
-    """Somebody deletes all messages of the one conversation, whose id this is."""
-    conversation = only_conversation(server)
-    server.messages(conversation.id)  # all is stored
-    conversation.messages = conversation.messages[:1]
-    conversation.messages[0]["children"] = []
-    conversation.words.clear()
-    return conversation.id
-
-
 @pytest.mark.parametrize("prompt", ["one", "one [[nofetch]]"])
 def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(
     server: ChatUI, caplog: pytest.LogCaptureFixture, prompt: str
 ) -> None:
     first = ask_sync(prompt)
-    old = delete_messages(server)
+    old = only_conversation(server)
+    server.messages(old.id)  # all is stored
+    old.messages = [old.messages[0] | {"children": []}]
+    old.words.clear()
     with pytest.raises(llm.ModelError) as error:
         ask_sync(None, after=first, retry=True)
     ask_sync("two", after=first)
     for told in (str(error.value), *caplog.messages):
         assert "answer to continue after" in told
         assert "no such conversation" not in told
-    assert len(server.messages(old)) == 1
+    assert len(server.messages(old.id)) == 1
     assert len(server.conversations) == 2
 
 
@@ -360,14 +284,14 @@ def test_another_server_gets_the_history_but_not_the_cookies(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(server, "hf-chat=of-the-first")
+    run("keys", "set", "huggingchat", "--value", "hf-chat=of-the-service")
     run("-m", "hf-llama", "one")
     with ChatUI(store_delay=0) as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
         run("-c", "two")
         assert whole_history(other, only_conversation(other).id)
         for request in other.log:
-            assert b"of-the-first" not in request.body
-            assert "of-the-first" not in str(request.headers)
+            assert b"of-the-" not in request.body + str(request.headers).encode()
         run("-c", "three")
         assert len(other.messages(only_conversation(other).id, "user")) == 2
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", server.url)
@@ -383,16 +307,23 @@ def test_another_server_gets_the_history_but_not_the_cookies(
 
 
 @pytest.mark.parametrize("status", [413, 429])
-def test_first_message_that_is_refused_leaves_no_empty_conversation(
+def test_first_message_that_is_refused_leaves_no_empty_conversation_and_a_later_one_what_was(
     server: ChatUI, status: int
 ) -> None:
     body = b'{"message":"An error occurred"}'
     refused = Fault(status=status, body=body, content_type="application/json")
     server.faults["POST", "/conversation/*"] = [refused]
     with pytest.raises(llm.ModelError) as error:
-        ask_sync("one")
+        ask_sync("one" if status == 429 else "x" * (16 * 1024 * 1024))
     assert not server.conversations
     assert "/conversation/" not in str(error.value)
+    assert status == 429 or "The message is too large" in str(error.value)
+    server.faults.clear()
+    first = ask_sync("one")
+    server.faults["POST", "/conversation/*"] = [refused]
+    with pytest.raises(llm.ModelError):
+        ask_sync("two", after=first)
+    assert tree(server, only_conversation(server).id) == {"one": {}}
 
 
 def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> None:
@@ -409,54 +340,43 @@ def test_first_message_that_a_proxy_refused_may_still_arrive(server: ChatUI) -> 
 # --- another answer -------------------------------------------------------------------
 
 
-def test_retry_makes_a_sibling_answer(server: ChatUI) -> None:
-    first = ask_sync("one")
-    again = ask_sync(after=first, options={"retry": True})
-    assert again.text() == "You said: one"
-    messages = server.messages(only_conversation(server).id)
-    assert [message["from"] for message in messages] == ["system", "user", "assistant", "assistant"]
-    (request,) = sends(server)[1:]
-    assert request.data
-    assert request.data["is_retry"] is True
-    assert "inputs" not in request.data
-    ask_sync("two", after=again)
-    answers = server.messages(only_conversation(server).id)[2:4]
-    assert [len(answer["children"]) for answer in answers] == [0, 1]
-
-
-@pytest.mark.parametrize("way", [(), ("--async",)])
-def test_retry_on_the_command_line(server: ChatUI, way: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
+def test_retry_makes_a_sibling_answer(server: ChatUI, way: tuple[str, ...]) -> None:
     run("-m", "hf-llama", "one")
     assert run("-c", "", "-o", "retry", "true", *way).stdout == "You said: one\n"
+    data = sends(server)[1].data
+    assert data
+    assert data["is_retry"] is True
+    assert "inputs" not in data
     run("-c", "two", *way)
-    conversation = only_conversation(server)
-    _, second, _ = server.messages(conversation.id, "assistant")
-    assert tree(server, conversation.id) == {"one": {"two": {}}}
-    (two,) = [m for m in server.messages(conversation.id, "user") if m["content"] == "two"]
-    assert two["ancestors"][-1] == second["id"]
+    messages = server.messages(only_conversation(server).id)
+    assert [message["from"] for message in messages[:2]] == ["system", "user"]
+    first, again, _ = server.messages(only_conversation(server).id, "assistant")
+    assert (first["ancestors"], first["children"]) == (again["ancestors"], [])
+    assert messages[-2]["content"] == "two"
+    assert messages[-2]["ancestors"][-1] == again["id"]
 
 
-@pytest.mark.parametrize("prompt", ["words", ""])
-def test_retry_wants_an_answer_and_no_words(server: ChatUI, prompt: str) -> None:
-    earlier = ask_async("one") if prompt else None
-    before = len(sends(server))
-    with pytest.raises(llm.ModelError, match="retry"):
-        ask_async(
-            prompt, after=earlier, **({"options": {"retry": True}} if earlier else {"retry": True})
-        )
-    assert len(sends(server)) == before
+def test_retry_wants_an_answer_and_no_words(server: ChatUI) -> None:
+    first = ask_async("one")
+    for prompt, after in (("words", first), ("", None)):
+        with pytest.raises(llm.ModelError, match="retry"):
+            ask_async(prompt, after=after, options={"retry": True})
+    assert len(sends(server)) == 1
 
 
 # --- many at once ---------------------------------------------------------------------
 
 
-async def test_twenty_prompts_go_at_once(server: ChatUI) -> None:
+async def test_twenty_prompts_go_at_once(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
     """None waits for another's answer: all are sent before the first is given."""
+    for name in ("read_timeout", "reconnect_timeout"):
+        monkeypatch.setattr(f"llm_huggingchat.limits.{name}", NEVER)
     server.may_speak.clear()
     model = llm.get_async_model("hf-llama")
     prompts = [model.prompt(f"number {number}") for number in range(20)]
     answers = asyncio.gather(*(prompt.text() for prompt in prompts))
-    await asyncio.to_thread(wait_for, lambda: len(server.runs) == 20)
+    await until(lambda: len(server.runs) == 20)
     server.may_speak.set()
     assert await answers == [f"You said: number {number}" for number in range(20)]
     assert len(server.conversations) == 20
@@ -465,13 +385,9 @@ async def test_twenty_prompts_go_at_once(server: ChatUI) -> None:
 # --- sessions -------------------------------------------------------------------------
 
 
-def test_anonymous_session_is_kept_for_the_next_process(
-    server: ChatUI, user_path: pathlib.Path
-) -> None:
+def test_anonymous_session_is_kept_for_the_next_process(server: ChatUI) -> None:
     run("-m", "hf-llama", "one")
-    store = user_path / "keys.json"
-    assert f"huggingchat:{host(server)}" in json.loads(store.read_text())
-    assert os.name == "nt" or store.stat().st_mode & 0o077 == 0
+    assert f"huggingchat:{host(server)}" in keys()
     reset()
     run("-c", "two")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}

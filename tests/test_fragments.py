@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import llm
 import pytest
 from chat_ui import ChatUI
-from helpers import (
-    ask_sync,
-    described,
-    failure,
-    kept,
-    logged,
-    only_conversation,
-    run,
-    sends,
-)
+from helpers import ask_sync, failure, kept, logged, only_conversation, run, sends
 
 
 def asked(server: ChatUI) -> str:
@@ -26,7 +15,8 @@ def asked(server: ChatUI) -> str:
 
 def answered(server: ChatUI, prompt: str = "Name a planet [[say]]Mars[[/say]]") -> str:
     """A conversation with one question, whose answer is stored; its id."""
-    id = str(kept(ask_sync(prompt))["conversation_id"])
+    run("-m", "hf-llama-3.3-70b-instruct", prompt)
+    id = only_conversation(server).id
     server.messages(id)
     return id
 
@@ -51,25 +41,21 @@ def test_conversation_stands_before_the_prompt(server: ChatUI) -> None:
 
 @pytest.mark.parametrize("way", ["address", "shared", "logs", "system", "async", "chat"])
 def test_ways_to_name_and_to_use_it(server: ChatUI, way: str) -> None:
-    run("-m", "hf-llama", "Name a planet [[say]]Mars[[/say]]")
-    id = only_conversation(server).id
-    server.messages(id)
+    id = answered(server)
     name = {
         "address": f"{server.url}/conversation/{id}?x=1",
         "shared": run("huggingchat", "share", id).stdout.strip() if way == "shared" else "",
         "logs": logged()[0]["conversation_id"],
     }.get(way, id)
+    fragment = ["--sf" if way == "system" else "-f", f"huggingchat:{name}"]
     if way == "chat":
-        run("chat", "-m", "hf-qwen", "-f", f"huggingchat:{name}", input="Why?\nquit\n")
+        run("chat", "-m", "hf-qwen", *fragment, input="Why?\nquit\n")
     else:
-        option = "--sf" if way == "system" else "-f"
-        more = ["--async"] if way == "async" else []
-        run("-m", "hf-qwen", option, f"huggingchat:{name}", "Why?", *more)
+        run("-m", "hf-qwen", *fragment, "Why?", *(["--async"] if way == "async" else []))
     conversation = list(server.conversations.values())[-1]
     text = conversation.preprompt if way == "system" else asked(server)
     assert "\n\nMars" in text
-    if way == "shared":
-        assert f"<{name}>" in text
+    assert way != "shared" or f"<{name}>" in text
 
 
 def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
@@ -86,29 +72,21 @@ def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
     assert "## You" in shown
 
 
-def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
-    response = ask_sync("Name a planet [[say]]Mars[[/say]]")
-    id = str(kept(response)["conversation_id"])
-
-    async def notebook() -> llm.Fragment:
-        return load(id)
-
-    fragment = asyncio.run(notebook())
+async def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
+    id = answered(server)
+    fragment = load(id)
     assert "Mars" in fragment
-    assert fragment.source == described(response)["url"]
+    assert fragment.source == f"{server.url}/conversation/{id}"
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
+def test_what_is_not_there_is_told(server: ChatUI) -> None:
+    for name, says in (
         ("f" * 24, "no such conversation"),
         ("nonsense", "names no conversation"),
         ("", "names no conversation"),
         ("https://example.org/conversation/" + "f" * 24, "names no conversation"),
-    ],
-)
-def test_what_is_not_there_is_told(server: ChatUI, name: str, says: str) -> None:
-    said = failure("-m", "hf-llama", "-f", f"huggingchat:{name}", "Why?")
-    assert "Could not load fragment" in said
-    assert says in said
+    ):
+        said = failure("-m", "hf-llama", "-f", f"huggingchat:{name}", "Why?")
+        assert "Could not load fragment" in said
+        assert says in said
     assert sends(server) == []

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import llm
 import pytest
@@ -32,6 +30,7 @@ from helpers import (
     sends,
     soon,
     stored,
+    until,
     wait_for,
 )
 
@@ -49,41 +48,30 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, name, NEVER)
 
 
-def speaks(server: ChatUI) -> bool:
-    """Has a model begun to speak?"""
-    return any(run.text for run in server.all_runs)
-
-
 def interrupted(server: ChatUI) -> bool:
     """Was the server told to stop every run, and did it?"""
     told = {generation_id for _, generation_id in server.stops}
     return set(server.runs.values()) == {"interrupted"} and told == set(server.runs)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds, and let the loop go on."""
-    await asyncio.to_thread(wait_for, condition)
+def press(when: Callable[[], object], another_thread: bool = False) -> None:
+    """Press Ctrl-C as soon as something holds.
+
+    The system gives the signal to a thread that it chooses: to the main one, or to another.
+    """
+    wait_for(when)
+    if another_thread:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    else:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextlib.contextmanager
 def ctrl_c(when: Callable[[], object], another_thread: bool = False) -> Iterator[None]:
-    """Press Ctrl-C as soon as something holds; it has to come up in this block, and at once.
-
-    The system gives the signal to a thread that it chooses: to the main one, or to another.
-    """
-
-    def press() -> None:
-        wait_for(when)
-        if another_thread:
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        else:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    assert threading.current_thread() is threading.main_thread()
+    """Ctrl-C is pressed, and has to come up in this block, at once."""
     before = signal.getsignal(signal.SIGINT)
-    with meanwhile(press) as pressed, soon(), pytest.raises(KeyboardInterrupt):
+    with meanwhile(press, when, another_thread), soon(), pytest.raises(KeyboardInterrupt):
         yield
-    assert pressed.done()
     assert signal.getsignal(signal.SIGINT) == before
 
 
@@ -103,25 +91,13 @@ def test_iterator_that_is_left_stops_the_run_where_the_reader_was(server: ChatUI
     assert len(answer["content"]) < len(shown) + 100
 
 
-async def test_async_iterator_that_is_left_stops_the_run(server: ChatUI) -> None:
-    async for _ in llm.get_async_model("hf-llama").prompt(LONG):
-        break
-    await until(lambda: interrupted(server))
-
-
-async def test_cancelled_task_stops_the_run(server: ChatUI) -> None:
-    task = asyncio.create_task(llm.get_async_model("hf-llama").prompt(LONG).text())
-    await until(lambda: speaks(server))
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await until(lambda: interrupted(server))
-
-
 @pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
-async def test_timeout_stops_the_run(server: ChatUI, words: str) -> None:
-    with soon(), pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt(words).text(), 0.25)
+async def test_cancelled_task_stops_the_run(server: ChatUI, words: str) -> None:
+    task = asyncio.create_task(llm.get_async_model("hf-llama").prompt(words).text())
+    await until(lambda: any(run.text or words == SILENT for run in server.all_runs))
+    task.cancel()
+    with soon(), pytest.raises(asyncio.CancelledError):
+        await task
     await until(lambda: interrupted(server))
 
 
@@ -135,110 +111,46 @@ async def test_wait_for_each_piece_and_then_no_longer(server: ChatUI) -> None:
     assert stored(server)[1].startswith("w0 w1 w2")
 
 
-async def test_timeout_while_nothing_is_sent_yet_leaves_nothing(server: ChatUI) -> None:
-    server.faults["POST", "/conversation"] = [Fault(stall=True)]
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(llm.get_async_model("hf-llama").prompt("hello").text(), 0.15)
-    await until(lambda: server.open_connections == 0)
-    assert server.stops == []
-    assert server.conversations == {}
-
-
-async def test_end_of_the_loop_stops_the_run(server: ChatUI) -> None:
-    async def abandon() -> None:
-        chunks = llm.get_async_model("hf-llama").prompt(LONG)
-        await chunks.__aiter__().__anext__()
-
-    await asyncio.to_thread(asyncio.run, abandon())
-    await until(lambda: interrupted(server))
-
-
-def test_one_of_two_prompts_is_left(server: ChatUI) -> None:
-    left = iter(llm.get_model("hf-llama").prompt(LONG))
-    next(left)
-    assert ask_sync("hello").text() == "You said: hello"
-    left.close()  # type: ignore[attr-defined]
-    wait_for(lambda: sorted(server.runs.values()) == ["completed", "interrupted"])
-
-
-async def test_prompts_that_are_left_leave_nothing_behind(server: ChatUI) -> None:
-    sync, asynchronous = llm.get_model("hf-llama"), llm.get_async_model("hf-llama")
-
-    async def leave(count: int) -> tuple[int, int, int]:
-        for _ in range(count):
-            async for _ in asynchronous.prompt(LONG):
-                break
-            for _ in sync.prompt(LONG):
-                break
-        await until(lambda: interrupted(server))
-        gc.collect()
-        await until(lambda: server.open_connections < 10)
-        files = len(os.listdir("/dev/fd")) - 2 * server.open_connections
-        threads = threading.active_count() - server.open_connections
-        return files, threads, len(asyncio.all_tasks())
-
-    before = await leave(3)
-    after = await leave(12)
-    assert len(server.stops) == 30
-    assert all(new <= old + 6 for old, new in zip(before, after, strict=True)), (before, after)
-
-
 # --- Ctrl-C in a program --------------------------------------------------------------
 
 
-def test_ctrl_c_in_a_sync_prompt(server: ChatUI) -> None:
+@pytest.mark.parametrize("another_thread", [False, True])
+@pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
+def test_ctrl_c_in_a_sync_prompt(server: ChatUI, words: str, another_thread: bool) -> None:
     shown = ""
-    with ctrl_c(lambda: speaks(server)):
-        for chunk in llm.get_model("hf-llama").prompt(LONG):
+    silent = words == SILENT
+    with ctrl_c(lambda: any(run.text or silent for run in server.all_runs), another_thread):
+        for chunk in llm.get_model("hf-llama").prompt(words):
             shown += chunk
     wait_for(lambda: interrupted(server))
-    assert stored(server)[1].startswith(shown.strip())
+    assert silent or stored(server)[1].startswith(shown.strip())
 
 
-@pytest.mark.parametrize("another_thread", [False, True])
-@pytest.mark.parametrize("words", [SILENT, STALLED], ids=["thinks", "stalls"])
-def test_ctrl_c_while_nothing_comes(server: ChatUI, words: str, another_thread: bool) -> None:
-    with ctrl_c(lambda: server.all_runs, another_thread):
-        ask_sync(words)
-    wait_for(lambda: interrupted(server))
-
-
-def test_ctrl_c_while_nothing_was_sent(server: ChatUI) -> None:
+def test_ctrl_c_while_nothing_was_sent_leaves_nothing(server: ChatUI) -> None:
     server.faults["POST", "/conversation"] = [Fault(stall=True)]
     with ctrl_c(lambda: server.log):
         ask_sync("hello")
+    wait_for(lambda: server.open_connections == 0)
     assert server.stops == []
+    assert server.conversations == {}
     assert ask_sync("hello").text() == "You said: hello"
 
 
-Begun = Callable[[str], object]
-
-
-async def _read(begun: Begun) -> None:
-    async for piece in llm.get_async_model("hf-llama").prompt(STALLED):
-        begun(piece)
-
-
-async def _wait_for_each_piece(begun: Begun) -> None:
-    pieces = llm.get_async_model("hf-llama").prompt(STALLED).__aiter__()
-    while True:
-        begun(await asyncio.wait_for(pieces.__anext__(), NEVER))
-
-
-async def _between_two_pieces(begun: Begun) -> None:
-    async for piece in llm.get_async_model("hf-llama").prompt(LONG):
-        begun(piece)
-        await asyncio.sleep(NEVER)
-
-
-@pytest.mark.parametrize("program", [_read, _wait_for_each_piece, _between_two_pieces])
-def test_ctrl_c_in_an_async_prompt(
-    server: ChatUI, program: Callable[[Begun], Coroutine[Any, Any, None]]
-) -> None:
+@pytest.mark.parametrize("way", ["read", "wait for each", "between two"])
+def test_ctrl_c_in_an_async_prompt(server: ChatUI, way: str) -> None:
     """At a moment when no piece comes: there, wait_for of Python 3.11 loses a cancel."""
     given: list[str] = []
+
+    async def program() -> None:
+        pieces = aiter(llm.get_async_model("hf-llama").prompt(STALLED))
+        while True:
+            next = anext(pieces)
+            given.append(await (asyncio.wait_for(next, NEVER) if "wait" in way else next))
+            if "between" in way:
+                await asyncio.sleep(NEVER)
+
     with ctrl_c(lambda: given):
-        asyncio.run(program(given.append))
+        asyncio.run(program())
     wait_for(lambda: interrupted(server))
 
 
@@ -257,15 +169,10 @@ def test_conversation_goes_on_after_ctrl_c(server: ChatUI) -> None:
 # --- Ctrl-C on the command line -------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [(), ("--async",)])
+@pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
 def test_ctrl_c_on_the_command_line_stops_the_run(server: ChatUI, way: tuple[str, ...]) -> None:
     run("-m", "hf-llama", "one", *way)
-
-    def press() -> None:
-        wait_for(lambda: any(run.text.startswith("w") for run in server.all_runs))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with meanwhile(press), soon():
+    with meanwhile(press, lambda: any(run.text.startswith("w") for run in server.all_runs)), soon():
         shown = run("-c", LONG, *way, status=1)
     assert shown.stderr.strip() == "Aborted!"
     wait_for(lambda: len(server.stops) == 1)
@@ -286,10 +193,6 @@ async def answer():
         begun()
 """
 PROGRAMS = {
-    "sync": """
-        for _ in llm.get_model("hf-llama").prompt(PROMPT):
-            begun()
-    """,
     "run": "asyncio.run(answer())",
     "run_until_complete, between two pieces": """
         async def slow():
@@ -331,8 +234,8 @@ def test_ctrl_c_ends_programs_as_ever_and_stops_their_runs(server: ChatUI) -> No
     wait_for(lambda: interrupted(server))
 
 
-def aborts(process: subprocess.Popen[str]) -> None:
-    """Is a command gone at once, with no more than llm's own word?"""
+def check_aborts(process: subprocess.Popen[str]) -> None:
+    """A command is gone at once, with no more than llm's own word."""
     _, errors = process.communicate(timeout=AT_ONCE)
     assert process.returncode == 1, process.args
     assert errors.strip() == "Aborted!", process.args
@@ -349,34 +252,8 @@ def test_ctrl_c_ends_commands_at_once_and_stops_their_runs(server: ChatUI) -> No
         else:
             assert process.stdout.read(1) == "w"
         process.send_signal(signal.SIGINT)
-        aborts(process)
+        check_aborts(process)
     wait_for(lambda: interrupted(server))
-
-
-@pytest.mark.process
-def test_more_ctrl_c_does_not_wait_for_the_server(server: ChatUI) -> None:
-    server.faults["POST", "*/stop-generating"] = [Fault(stall=True)] * 9
-    process = python(
-        server,
-        """
-        limits.stop_timeout = NEVER
-        for _ in llm.get_model("hf-llama").prompt(PROMPT):
-            begun()
-        """,
-    )
-    assert process.stdout
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: server.log[-1].path.endswith("/stop-generating"))
-
-    def gone() -> bool:
-        process.send_signal(signal.SIGINT)
-        return process.poll() is not None
-
-    assert process.stderr
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would hold it
-    wait_for(gone)
-    assert process.wait() != 0
 
 
 @pytest.mark.process
@@ -423,7 +300,7 @@ def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
     assert process.stderr
     assert "asks for a pause; waiting, for 600 seconds" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    aborts(process)
+    check_aborts(process)
     assert len(sends(server)) == 2
     assert server.stops == []
     assert stored(server) == ["one", "You said: one"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
 from typing import Any, cast
 
 import click.testing
@@ -12,16 +10,7 @@ import evaluate
 import llm
 import pytest
 from chat_ui import ChatUI
-from helpers import (
-    ask_async,
-    failure,
-    logged,
-    only_conversation,
-    parts,
-    run,
-    sends,
-    tree,
-)
+from helpers import ask_async, failure, logged, only_conversation, parts, run, sends, tree
 from test_schemas import DOG, REX, WRONG, questions, says
 
 from llm_huggingchat import WebSearch
@@ -64,35 +53,13 @@ class Counted:
         return {"key": place}
 
 
-Chain = Callable[..., list[llm.Response]]
-
-
-def chain_sync(prompt: str | None, **more: Any) -> list[llm.Response]:
+def chain(prompt: str, **more: Any) -> list[llm.Response]:
     """The answers of a whole chain of calls."""
-    chained = llm.get_model("hf-llama").chain(prompt, **more)
-    return list(chained.responses())
-
-
-def chain_async(prompt: str | None, **more: Any) -> list[llm.Response]:
-    """The same through asyncio."""
-
-    async def answers() -> list[llm.Response]:
-        chained = llm.get_async_model("hf-llama").chain(prompt, **more)
-        return [await response.to_sync_response() async for response in chained.responses()]
-
-    return asyncio.run(answers())
-
-
-both_chains = pytest.mark.parametrize(
-    "chain", [pytest.param(chain_sync, id="sync"), pytest.param(chain_async, id="async")]
-)
+    return list(llm.get_model("hf-llama").chain(prompt, **more).responses())
 
 
 def texts(answers: list[llm.Response]) -> list[str]:
     return [answer.text() for answer in answers]
-
-
-# --- calls and results ----------------------------------------------------------------
 
 
 def test_functions_on_the_command_line(server: ChatUI) -> None:
@@ -102,19 +69,21 @@ def test_functions_on_the_command_line(server: ChatUI) -> None:
     assert "Tool call: add({'a': 2, 'b': 3})\n  5\n" in result.stderr
     assert questions(server) == [prompt, answered("add", "5")]
     assert '"description": "Add two numbers"' in only_conversation(server).preprompt
-    assert run("-c", "More").stdout == "It is five.\n"
-    assert len(server.conversations) == 1
-    asked, told, _ = logged()
-    (made,) = asked["tool_calls"]
-    (given,) = told["tool_results"]
+    asked, told = logged()
+    (made,), (given,) = asked["tool_calls"], told["tool_results"]
     assert (made["name"], made["arguments"]) == ("add", {"a": 2, "b": 3})
     assert (given["name"], given["output"]) == ("add", "5")
     assert made["tool_call_id"] == given["tool_call_id"]
     assert (asked["response"], told["response"]) == ("I add.", "It is five.")
+    retry = ("-c", "", "-o", "retry", "true")
+    assert "Give the same -T and --functions" in failure(*retry)
+    assert run(*retry, "--functions", ADD).stdout == "It is five.\n"
+    assert questions(server) == [prompt, answered("add", "5")]
+    assert run("-c", "More").stdout == "It is five.\n"
+    assert len(server.conversations) == 1
 
 
-@both_chains
-def test_chain_of_calls_is_one_conversation(server: ChatUI, chain: Chain) -> None:
+def test_chain_of_calls_is_one_conversation(server: ChatUI) -> None:
     tools = Counted()
     prompt = says(
         call("place_of", dog="Cleo"),
@@ -124,12 +93,8 @@ def test_chain_of_calls_is_one_conversation(server: ChatUI, chain: Chain) -> Non
     )
     answers = chain(prompt, tools=[tools.place_of, tools.key_of])
     assert texts(answers) == ["", "Now the key.", "", "Here."]
-    assert tools.calls == [
-        ("place_of", "Cleo"),
-        ("key_of", "Cleo"),
-        ("key_of", "a"),
-        ("key_of", "nowhere"),
-    ]
+    assert tools.calls[:2] == [("place_of", "Cleo"), ("key_of", "Cleo")]
+    assert tools.calls[2:] == [("key_of", "a"), ("key_of", "nowhere")]
     results = [
         answered("place_of", "Cleo's place"),
         answered("key_of", {"key": "Cleo"}),
@@ -159,31 +124,27 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
         attachment = llm.Attachment(type="text/plain", content=b"Rex is four")
         return llm.ToolOutput(output="attached", attachments=[attachment])
 
-    chain_sync(says(call("notes"), "Four."), tools=[notes])
+    chain(says(call("notes"), "Four."), tools=[notes])
     first, second = sends(server)
     assert not first.files
     assert [content for _, _, content in second.files] == [b"Rex is four"]
 
 
-# --- calls that fail ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
+def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
+    tools = Counted()
+    broken = [
         '{"name": "place_of", "arguments": {"dog": }}',
         '{"arguments": {"dog": "Rex"}}',
         "place_of(Rex)",
-    ],
-)
-def test_malformed_call_goes_back_to_the_model(server: ChatUI, broken: str) -> None:
-    tools = Counted()
-    prompt = says(f"<tool_call>{broken}</tool_call>", call("place_of", dog="Rex"), "There.")
-    assert texts(chain_sync(prompt, tools=[tools.place_of])) == ["", "", "There."]
+    ]
+    wrong = [f"<tool_call>{text}</tool_call>" for text in broken]
+    prompt = says(*wrong, call("place_of", dog="Rex"), "There.")
+    assert texts(chain(prompt, tools=[tools.place_of])) == ["", "", "", "", "There."]
     assert tools.calls == [("place_of", "Rex")]
-    _, error, result = questions(server)
-    assert error.startswith("<tool_response>")
-    assert '"error": ' in error
+    _, *errors, result = questions(server)
+    for error in errors:
+        assert error.startswith("<tool_response>")
+        assert '"error": ' in error
     assert result == answered("place_of", "Rex's place")
 
 
@@ -192,13 +153,10 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI, broken: str) -> N
 def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) -> None:
     tools = Counted()
     prompt = says(f"So. {call('place_of', dog='Rex')} Wait.", "There.")
-    answers = chain_sync(f"{prompt} {fault}", tools=[tools.place_of])
+    answers = chain(f"{prompt} {fault}", tools=[tools.place_of])
     assert texts(answers) == ["So. Wait.", "There."]
     assert tools.calls == [("place_of", "Rex")]
     assert len(sends(server)) == 2
-
-
-# --- with other turns, schemas, and the server's own tools ----------------------------
 
 
 def test_local_and_server_side_tools_together(server: ChatUI) -> None:
@@ -226,7 +184,7 @@ def test_tools_first_and_then_the_document(server: ChatUI) -> None:
         "Rex it is.",
         f"```json\n{REX}\n```",
     )
-    answers = chain_async(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
+    answers = chain(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
     assert texts(answers) == ["", "", REX]
     assert tools.calls == [("place_of", "Rex"), ("key_of", "a")]
     assert "no JSON document" in questions(server)[-1]
@@ -235,17 +193,8 @@ def test_tools_first_and_then_the_document(server: ChatUI) -> None:
 def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI) -> None:
     tools = Counted()
     prompt = says(WRONG, call("place_of", dog="Rex"), REX)
-    assert texts(chain_sync(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
+    assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
     assert tools.calls == [("place_of", "Rex")]
-
-
-def test_retry_after_a_chain_answers_its_last_question_anew(server: ChatUI) -> None:
-    prompt = says(call("add", a=2, b=3), "It is five.")
-    run("-m", "hf-llama", "--functions", ADD, prompt)
-    retry = ("-c", "", "-o", "retry", "true")
-    assert "Give the same -T and --functions" in failure(*retry)
-    assert run(*retry, "--functions", ADD).stdout == "It is five.\n"
-    assert questions(server) == [prompt, answered("add", "5")]
 
 
 def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:

@@ -9,31 +9,25 @@ import json
 import logging
 import pathlib
 import re
-import socketserver
-import subprocess
-import sys
-import threading
+import socket
 import traceback
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import click.testing
 import llm
 import llm.cli
 import pytest
-from chat_ui import PICTURE, ChatUI, Conversation, Fault, Request
+from chat_ui import PICTURE, ChatUI, Fault, Request
 from helpers import (
     COOKIES,
     SESSION,
     TOKEN,
-    TurnRequest,
     ask_async,
     ask_sync,
-    both,
     failure,
     kept_files,
     make_logs,
-    only_conversation,
+    meanwhile,
     run,
     sends,
     soon,
@@ -44,16 +38,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llm_huggingchat
-from llm_huggingchat import limits, reset
+from llm_huggingchat import ArtifactFilter, find_document, limits, read_pairs, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-def stored_conversation(server: ChatUI) -> Conversation:
-    """The one conversation that the server has, once its answer is stored."""
-    conversation = only_conversation(server)
-    server.messages(conversation.id)
-    return conversation
 
 
 # --- cookies --------------------------------------------------------------------------
@@ -65,73 +52,49 @@ def check_no_secret(text: str) -> None:
 
 
 def test_cookies_stay_out_of_what_is_kept_and_shown(
-    guarded: ChatUI, user_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    guarded: ChatUI, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     use(guarded, COOKIES)
     shown = [run("-m", "hf-llama", "hello"), run("-c", "two"), run("logs", "--json")]
     guarded.sessions.clear()
-    shown.append(run("-c", "three", status=1))
+    shown += [run("-c", "three", *way, status=1) for way in ((), ("--async",))]
     for result in shown:
-        check_no_secret(result.output + repr(result.exception))
+        check_no_secret(result.output + "".join(traceback.format_exception(result.exception)))
     for path in kept_files():
         check_no_secret(path.read_bytes().decode("latin-1"))
     model = llm.get_model("hf-llama")
-    cookies = llm_huggingchat.parse_cookies(COOKIES)
-    for value in (model, vars(model), cookies):
+    for value in (model, vars(model), llm_huggingchat.parse_cookies(COOKIES)):
         check_no_secret(f"{value!r} {value}")
     check_no_secret(caplog.text)
 
 
-@both
-def test_no_cookie_in_a_traceback(guarded: ChatUI, ask: TurnRequest) -> None:
-    guarded.sessions.clear()
-    with pytest.raises(llm.ModelError) as caught:
-        ask("hello", key=COOKIES)
-    check_no_secret("".join(traceback.format_exception(caught.value)))
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/conversation"), ("POST", "/conversation/*"), ("GET", "/api/mcp/servers")],
-)
-def test_redirects_are_not_followed(server: ChatUI, method: str, path: str) -> None:
+def test_redirects_are_not_followed(server: ChatUI) -> None:
     with ChatUI() as other:
         location = (("location", f"{other.url}/conversation"),)
-        server.faults[method, path] = [Fault(status=307, headers=location)] * 9
-        with pytest.raises(llm.ModelError):
-            ask_sync("hello", key=COOKIES, web_search=True)
+        for method, path in (
+            ("POST", "/conversation"),
+            ("POST", "/conversation/*"),
+            ("GET", "/api/mcp/servers"),
+        ):
+            server.faults[method, path] = [Fault(status=307, headers=location)] * 9
+            with pytest.raises(llm.ModelError):
+                ask_sync("hello", key=COOKIES, web_search=True)
+            server.faults.clear()
         assert other.connections == 0
 
 
-def test_key_of_one_server_is_not_sent_to_another(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use(server, COOKIES)
-    run("keys", "set", "huggingchat", "--value", "hf-chat=of-the-service")
-    with ChatUI(store_delay=0) as other:
-        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
-        run("-m", "hf-llama", "hello")
-        for request in other.log:
-            check_no_secret(str(request.headers))
-            assert "of-the-service" not in str(request.headers)
-
-
-@pytest.mark.parametrize(
-    ("variable", "arguments"),
-    [(COOKIES, ()), ("", ("--key", "huggingchat")), ("", ("--key", "huggingchat:one.example"))],
-)
-def test_cookies_of_the_service_are_not_for_another_host(
-    monkeypatch: pytest.MonkeyPatch, variable: str, arguments: tuple[str, ...]
-) -> None:
+def test_cookies_of_the_service_are_not_for_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("huggingchat", "huggingchat:one.example"):
         run("keys", "set", name, "--value", COOKIES)
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "https://chat.example.org")
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", variable)
-    said = failure("-m", "hf-llama", "hello", *arguments)
-    assert "llm keys set huggingchat:chat.example.org" in said
-    check_no_secret(said)
-    check_no_secret(run("huggingchat", "status", status=1).output if variable else "")
+    for key in ("huggingchat", "huggingchat:one.example", ""):
+        if not key:
+            monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", COOKIES)
+        said = failure("-m", "hf-llama", "hello", *(["--key", key] if key else []))
+        assert "llm keys set huggingchat:chat.example.org" in said
+        check_no_secret(said)
+    check_no_secret(run("huggingchat", "status", status=1).output)
 
 
 # --- secrets of tool servers ----------------------------------------------------------
@@ -139,171 +102,88 @@ def test_cookies_of_the_service_are_not_for_another_host(
 SECRET = "sesame-sesame"
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_name_and_password_in_an_address_are_refused_unseen(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
+    for url in (
         f"https://ann:{SECRET}@mcp.example/x",
         f"http://mcp.example/x?key={SECRET}#{SECRET}",
         f"https://[{SECRET}",
         "https://$LOGIN@mcp.example/x",
-    ],
-)
-def test_name_and_password_in_an_address_are_refused_unseen(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
-    with pytest.raises(llm.ModelError, match="MCP") as caught:
-        ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
-    assert "sesame" not in str(caught.value)
-    assert server.log == []
-
-
-def test_query_of_an_address_is_sent_but_not_logged(
-    server: ChatUI, user_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = f"https://mcp.example/@org/x?key={SECRET}&$NAMED&a={SECRET}%20b#{SECRET}"
-    monkeypatch.setenv("NAMED", "flag")
-    run("-m", "hf-llama", "-T", f'MCP("{url}")', "one")
-    (request,) = sends(server)
-    assert request.data
-    assert request.data["selectedMcpServers"][0]["url"] == url.replace("$NAMED", "flag")
-    for path in kept_files():
-        assert SECRET.encode() not in path.read_bytes()
-    assert "not kept in the logs" in failure("-c", "two")
-    assert len(sends(server)) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "tool"),
-    [
-        ("huggingchat", 'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})'),
-        ("LLM_HUGGINGCHAT_KEY", 'MCP("https://mcp.example/x?key=$NAME")'),
-    ],
-)
-def test_cookies_of_the_chat_are_put_into_no_header(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, tool: str
-) -> None:
-    for key in ("huggingchat", "huggingchat_other"):
-        run("keys", "set", key, "--value", SECRET)
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", SECRET)
-    said = failure("-m", "hf-llama", "-T", tool.replace("NAME", name), "hello")
-    assert f"${name}" in said
-    assert SECRET not in said
+    ):
+        with pytest.raises(llm.ModelError, match="MCP") as caught:
+            ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
+        assert "sesame" not in str(caught.value)
     assert server.log == []
 
 
 # --- attachments that are no files ----------------------------------------------------
 
 
-@pytest.fixture
-def raw() -> Iterator[tuple[int, list[bytes]]]:
-    """A port where somebody listens: its number, and what every connection said."""
-    heard: list[bytes] = []
-
-    class Listener(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.sendall(b"220 hello\r\n")  # ftp lets the server speak first
-            heard.append(self.request.recv(1000))
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Listener) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield listening.server_address[1], heard
-        listening.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("address", ["gopher://127.0.0.1:{}/_chosen", "file:///etc/passwd"])
-def test_attachment_is_not_redirected_to_another_protocol(
-    server: ChatUI, raw: tuple[int, list[bytes]], address: str
-) -> None:
-    port, heard = raw
-    elsewhere = (("location", address.format(port)),)
-    server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
-    attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
-    with pytest.raises(llm.ModelError, match="cannot be fetched"):
-        ask_sync("hello", attachments=[attachment])
-    assert heard == []
+def test_attachment_is_not_redirected_to_another_protocol(server: ChatUI) -> None:
+    with ChatUI() as other:
+        for address in (f"gopher://127.0.0.1:{other.port}/_chosen", "file:///etc/passwd"):
+            elsewhere = (("location", address),)
+            server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
+            attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
+            with pytest.raises(llm.ModelError, match="cannot be fetched"):
+                ask_sync("hello", attachments=[attachment])
+        assert other.connections == 0
     assert server.conversations == {}
 
 
-@pytest.mark.parametrize("type", ["text/plain\r\nX-Evil: 1", 'text/plain"'])
-def test_type_of_an_attachment_ends_no_header(server: ChatUI, type: str) -> None:
-    ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
-    (request,) = sends(server)
-    assert request.files == [("attachment.txt", "text/plain", b"Rex is a dog")]
-    assert b"evil" not in request.body.lower()
+def test_type_of_an_attachment_ends_no_header(server: ChatUI) -> None:
+    for type in ("text/plain\r\nX-Evil: 1", 'text/plain"'):
+        ask_async("hello", attachments=[llm.Attachment(type=type, content=b"Rex is a dog")])
+        assert sends(server)[-1].files == [("attachment.txt", "text/plain", b"Rex is a dog")]
+        assert b"evil" not in sends(server)[-1].body.lower()
+
+
+def test_cookies_of_the_chat_are_put_into_no_header(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("huggingchat", "huggingchat_other"):
+        run("keys", "set", key, "--value", SECRET)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", SECRET)
+    for name, tool in (
+        ("huggingchat", 'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})'),
+        ("LLM_HUGGINGCHAT_KEY", 'MCP("https://mcp.example/x?key=$NAME")'),
+    ):
+        said = failure("-m", "hf-llama", "-T", tool.replace("NAME", name), "hello")
+        assert f"${name}" in said
+        assert SECRET not in said
+    assert server.log == []
 
 
 # --- files that somebody asked for ----------------------------------------------------
 
 
-def export_of(server: ChatUI) -> tuple[list[str], bytes]:
-    """A command that writes an export, and what it writes."""
-    run("-m", "hf-llama", "[[file]] hello", "-n")
-    command = ["huggingchat", "export", stored_conversation(server).id]
-    return command, run(*command).stdout_bytes
-
-
-def download_of(server: ChatUI) -> tuple[list[str], bytes]:
-    """A command that downloads a file of an answer, and the file."""
-    answer = run("-m", "hf-llama", "[[file]] hello", "-n").stdout
-    (link,) = re.findall(r"\((http[^)]*)\)", answer)
-    return ["huggingchat", "download", link], PICTURE
-
-
-Writing = Callable[[ChatUI], tuple[list[str], bytes]]
-writing = pytest.mark.parametrize(
-    "writing", [pytest.param(export_of, id="export"), pytest.param(download_of, id="download")]
-)
-
-
-@writing
-def test_dash_is_standard_output(
-    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, writing: Writing
-) -> None:
-    command, content = writing(server)
-    monkeypatch.chdir(tmp_path)
-    assert run(*command, "-o", "-").stdout_bytes == content
-    assert list(tmp_path.glob("-*")) == []
-
-
 OUTPUT = "GET", "/conversation/*/output/*"
 
 
-@pytest.mark.parametrize(
-    ("output", "fault"),
-    [("good.png", Fault(drop=True)), ("-", Fault(status=500, body=b"broken" * 10_000))],
-)
-def test_refused_file_is_written_nowhere(
-    server: ChatUI,
-    tmp_path: pathlib.Path,
-    output: str,
-    fault: Fault,
-    monkeypatch: pytest.MonkeyPatch,
+def test_refused_file_is_written_nowhere_and_a_broken_one_again(
+    server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command, _ = download_of(server)
-    server.faults[OUTPUT] = [fault] * 50
+    answer = run("-m", "hf-llama", "[[file]] hello", "-n").stdout
+    (link,) = re.findall(r"\((http[^)]*)\)", answer)
+    download = ("huggingchat", "download", link, "-o")
     folder = tmp_path / "files"
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "good.png").write_bytes(b"good")
-    result = run(*command, *(["-o", output] if output else []), input="y\n", status=1)
-    assert "broken" not in result.stdout
-    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("good.png", b"good")]
-
-
-def test_file_whose_download_broke_is_whole(server: ChatUI, tmp_path: pathlib.Path) -> None:
-    """A second attempt begins with an empty file."""
-    command, _ = download_of(server)
+    for output, fault in (
+        ("good.png", Fault(drop=True)),
+        ("-", Fault(status=500, body=b"broken" * 10_000)),
+    ):
+        server.faults[OUTPUT] = [fault] * 50
+        assert "broken" not in run(*download, output, input="y\n", status=1).stdout
+        found = [(path.name, path.read_bytes()) for path in folder.iterdir()]
+        assert found == [("good.png", b"good")]
     half = Fault(status=502, body=b"x" * 1000)
-    server.faults[OUTPUT] = [half, Fault(drop=True), half]
-    place = tmp_path / "picture.png"
-    run(*command, "-o", str(place))
-    assert place.read_bytes() == PICTURE
-
-
-# --- files of llm ---------------------------------------------------------------------
+    server.faults[OUTPUT] = [half, Fault(drop=True), half]  # each attempt begins anew
+    run(*download, "good.png", input="y\n")
+    assert (folder / "good.png").read_bytes() == PICTURE
 
 
 # --- a hostile server -----------------------------------------------------------------
@@ -313,25 +193,51 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
-    uuid = "11111111-1111-4111-8111-111111111111"
-    call = {"type": "tool", "subtype": "call", "uuid": uuid, "call": {"name": evil}}
+    tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
+    asks = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
     events: list[dict[str, Any]] = [
         {"type": "title", "title": evil},
         {"type": "routerMetadata", "route": evil, "model": evil, "provider": evil},
-        call | {"call": {"name": evil, "parameters": {evil: evil}}},
-        {"type": "tool", "subtype": "error", "uuid": uuid, "message": evil},
-        {"type": "stream", "token": "hello"},
-        {"type": "status", "status": "error", "message": evil},
+        tool | {"subtype": "call", "call": {"name": evil, "parameters": {evil: evil}}},
+        tool | {"subtype": "error", "message": evil},
+        {"type": "stream", "token": f"hello\n\ta  {evil}"},
     ]
-    body = b"".join(json.dumps(event).encode() + b"\n" for event in events)
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    shown = run("-m", "hf-llama", "hello", status=1)
-    assert not CONTROLS.search(shown.stderr)
-    assert "evil" in shown.stderr
-    only_conversation(server).title = evil
+    question = {"type": "elicitation", "subtype": "request", "request": asks}
+    error = {"type": "status", "status": "error", "message": evil}
+    for end in ([question, {"type": "status", "status": "finished"}], [error]):
+        body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
+        server.faults["POST", "/conversation/*"] = [
+            Fault(status=200, body=body, content_type="application/jsonl")
+        ]
+        shown = run("-m", "hf-llama", "hello", status=1)
+        assert not CONTROLS.search(shown.stderr)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
+        assert "hello\n\ta  " in shown.stdout
+        assert "evil" in shown.stderr
+    for conversation in server.conversations.values():
+        conversation.title = evil
     assert not CONTROLS.search(run("huggingchat", "conversations").output)
+    run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
+    assert not re.search(r"[\x00\x07\x1b\x9b]", run("logs", "-r").stdout)
+
+
+@pytest.mark.parametrize("path", ["/conversation", "/conversation/*"])
+def test_server_that_repeats_a_cookie_does_not_have_it_shown(server: ChatUI, path: str) -> None:
+    use(server, COOKIES)
+    body = json.dumps({"message": f"You sent token={TOKEN}"}).encode()
+    server.faults["POST", path] = [Fault(status=400, body=body, content_type="application/json")]
+    said = failure("-m", "hf-llama", "hello")
+    assert "You sent token=(cookie)" in said
+    check_no_secret(said)
+
+
+def test_texts_without_end_are_read_once() -> None:
+    """Read again from each beginning, any of these would take hours."""
+    size = 100_000
+    assert read_pairs("<old_str>" * size + "</old_str><new_str>") == []
+    assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
+    shown, tags = ArtifactFilter(), "<artifact " * (size // 20)
+    assert shown.feed(tags) + shown.end() == tags
 
 
 JUNK = b"x" * 65_536
@@ -340,6 +246,11 @@ FLOODS: dict[str, dict[str, Any]] = {
     "lines": {"flood": b"\n" * 65_536},
     "json": {"body": b'{"json":{"messages":[', "flood": b'{"id":"a"},' * 5_000},
     "an error": {"flood": b"<p>no</p>" * 5_000, "content_type": "text/html", "status": 404},
+    "little": {
+        "body": gzip.compress(b"[" * 30_000_000, 1),
+        "headers": (("content-encoding", "gzip"),),
+        "status": 200,
+    },
 }
 
 
@@ -351,20 +262,10 @@ def test_answer_without_end_is_given_up(server: ChatUI, what: str) -> None:
     assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
     assert [r.path for r in server.log].count(path) == 1  # it is not asked again
     wait_for(lambda: server.open_connections == 0)
-
-
-def test_stream_without_end_is_given_up(server: ChatUI) -> None:
     fault = Fault(flood=JUNK, content_type="application/jsonl")
     server.faults["POST", "/conversation/*"] = [fault]
-    with pytest.raises(llm.ModelError, match="sent a line of more than"):
-        ask_sync("hello")
+    assert "sent a line of more than" in failure("-m", "hf-llama", "hello")
     assert len(sends(server)) == 1
-
-
-def test_little_that_becomes_very_much_is_given_up(server: ChatUI) -> None:
-    body, header = gzip.compress(b"[" * 30_000_000, 1), (("content-encoding", "gzip"),)
-    server.faults["GET", "/api/v2/models"] = [Fault(status=200, body=body, headers=header)]
-    assert "sent more than 8 MB" in failure("huggingchat", "refresh")
 
 
 def run_anyhow(*arguments: str) -> str:
@@ -451,21 +352,17 @@ def test_whatever_the_server_answers(
         check_no_secret(kept.read_bytes().decode("latin-1"))
 
 
-@pytest.mark.process
-def test_head_without_end_is_given_up() -> None:
+def test_head_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """curl_cffi would abort the whole process."""
-    program = (
-        "import os, socket, threading, time, llm.cli, llm_huggingchat as module\n"
-        "server = socket.create_server(('127.0.0.1', 0))\n"
-        "def drip():\n"
-        "    there, _ = server.accept()\n"
-        "    there.sendall(b'HTTP/1.1 200 OK\\r\\nx: y\\r\\n')\n"
-        "    time.sleep(60)\n"
-        "threading.Thread(target=drip, daemon=True).start()\n"
-        "os.environ['LLM_HUGGINGCHAT_URL'] = f'http://127.0.0.1:{server.getsockname()[1]}'\n"
-        "module.limits.call_timeout = 0.5\n"
-        "llm.cli.cli(['huggingchat', 'status'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "it did not answer in time" in done.stderr
+    monkeypatch.setattr(limits, "call_timeout", 0.5)
+
+    def drip() -> socket.socket:
+        there, _ = listening.accept()
+        there.sendall(b"HTTP/1.1 200 OK\r\nx: y\r\n")
+        return there
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, meanwhile(drip) as there:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
+        assert "it did not answer in time" in run("huggingchat", "status", status=1).stderr
+        there.result().close()

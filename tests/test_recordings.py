@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 import threading
-import time
-from typing import Any
 
 import llm
 import pytest
@@ -20,6 +17,7 @@ from helpers import (
     calls,
     failure,
     logged,
+    meanwhile,
     parts,
     run,
     sends,
@@ -27,7 +25,7 @@ from helpers import (
     wait_for,
 )
 
-import llm_huggingchat
+from llm_huggingchat import limits
 
 ID3 = b"ID3\4\0\0\0\0\0\0\xff\xfb\x90\0"
 BUY = "[Transcript of memo.mp3]\nBuy brød\n[End of the transcript]"
@@ -39,15 +37,15 @@ def recording(text: str = "Buy brød") -> bytes:
     return ID3 + f"[[say]]{text}[[/say]]".encode()
 
 
-def memo(content: bytes | None = None) -> llm.Attachment:
-    return llm.Attachment(type="audio/mpeg", content=recording() if content is None else content)
+def memo(content: bytes = recording()) -> llm.Attachment:
+    return llm.Attachment(type="audio/mpeg", content=content)
 
 
 @pytest.fixture
-def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with memo.mp3, which says what to buy."""
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A memo that says what to buy."""
     (tmp_path / "memo.mp3").write_bytes(recording())
-    return tmp_path
+    return tmp_path / "memo.mp3"
 
 
 def heard(server: ChatUI) -> list[Request]:
@@ -60,21 +58,11 @@ def sent(server: ChatUI) -> str:
     return str((sends(server)[-1].data or {}).get("inputs", ""))
 
 
-def fails(server: ChatUI, **fault: Any) -> None:
-    """Let the next request for a transcript fail so."""
-    if isinstance(fault.get("body"), dict):
-        fault |= {"body": json.dumps(fault["body"]).encode(), "content_type": "application/json"}
-    server.faults["POST", "/api/transcribe"] = [Fault(**fault)]
-
-
-# --- into the message, and into the logs ----------------------------------------------
-
-
 @both
 def test_words_of_a_recording_go_into_the_message(
-    server: ChatUI, ask: TurnRequest, folder: pathlib.Path
+    server: ChatUI, ask: TurnRequest, file: pathlib.Path
 ) -> None:
-    attachment = llm.Attachment(path=str(folder / "memo.mp3"))
+    attachment = llm.Attachment(path=str(file))
     response = ask("What shall I buy?", model="hf-apertus", attachments=[attachment])
     assert sent(server) == f"{BUY}\n\nWhat shall I buy?"
     assert sends(server)[-1].files == []
@@ -84,49 +72,36 @@ def test_words_of_a_recording_go_into_the_message(
         {"type": "tool_result", "output": "Buy brød"} | common,
     ]
     assert response.text() == f"You said: {BUY}\n\nWhat shall I buy?"
-    assert [path for _, path in calls(server)[:3]] == [
-        "/api/v2/feature-flags",
-        "/api/transcribe",
-        "/conversation",
-    ]
+    paths = [path for _, path in calls(server)]
+    assert paths[:3] == ["/api/v2/feature-flags", "/api/transcribe", "/conversation"]
 
 
-def test_logs_show_the_words_and_later_turns_know_them(
-    server: ChatUI, folder: pathlib.Path
-) -> None:
-    run("-m", "hf-llama", "first", "-a", str(folder / "memo.mp3"))
+def test_logs_show_the_words_and_later_turns_know_them(server: ChatUI, file: pathlib.Path) -> None:
+    run("-m", "hf-llama", "first", "-a", str(file))
     (row,) = logged()
     assert row["prompt"] == "first"
-    assert [a["path"] for a in row["attachments"]] == [str(folder / "memo.mp3")]
+    assert [a["path"] for a in row["attachments"]] == [str(file)]
     assert [r["output"] for r in row["tool_results"]] == ["Buy brød"]
     assert "Buy brød" in run("logs").stdout
     run("-c", "second")
     assert sent(server) == "second"
-    run("-c", "third", "-a", str(folder / "memo.mp3"))
+    run("-c", "third", "-a", str(file))
     assert sent(server) == f"{BUY}\n\nthird"
     run("-c", "", "-o", "retry", "true")
     assert len(heard(server)) == 1
 
 
-def test_several_are_transcribed_at_once_but_not_all(server: ChatUI) -> None:
-    answered, most = [0], [0]
-
-    def spoil(request: Request, raw: bytes) -> bytes:
-        if request.path == "/api/transcribe":
-            wait_for(lambda: len(heard(server)) > 2, 10)
-            time.sleep(0.05)  # for those that are not to come
-            most[0] = max(most[0], len(heard(server)) - answered[0])
-            answered[0] += 1
-        return raw.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
-
-    server.spoil = spoil
+def test_several_are_transcribed_in_their_order_and_not_waited_for_when_one_fails(
+    server: ChatUI,
+) -> None:
     ask_sync("hi", attachments=[memo(recording(f"the {n}th")) for n in range(8)])
     said = [sent(server).index(f"the {n}th") for n in range(8)]
     assert said == sorted(said)
-    assert 2 < most[0] < 8
-
-
-# --- what goes wrong: in words, before anything of the message is sent ----------------
+    server.conversations.clear()
+    attachments = [memo(), memo(ID3 + b"[[silence]]"), memo(ID3 + b"[[wait=600]]")]
+    with soon(), pytest.raises(llm.ModelError, match="no words"):
+        ask_sync("hello", attachments=attachments)
+    assert not server.conversations
 
 
 def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None = None) -> str:
@@ -141,27 +116,26 @@ def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("silence", "no words in attachment.mp3"),
-        ("slow", "shorter"),
-        ("err=503", "whisper says 503"),
+        ("[[silence]]", "no words in attachment.mp3"),
+        ("[[slow]]", "shorter"),
+        ("[[err=503]]", "whisper says 503"),
     ],
 )
 def test_recording_that_is_not_understood(server: ChatUI, words: str, says: str) -> None:
-    assert says in refused(server, ask_async, memo(ID3 + f"[[{words}]]".encode()))
-    assert words == "err=503" or len(heard(server)) == 1  # not again: it would take as long
+    assert says in refused(server, ask_async, memo(ID3 + words.encode()))
+    assert "err=503" in words or len(heard(server)) == 1  # not again: it would take as long
 
 
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ({"status": 413, "body": {"message": "An error occurred"}}, "too large"),
-        ({"status": 200, "body": b"<html>"}, "not a chat-ui server's"),
-        ({"status": 403}, "firewall"),
-    ],
-)
-def test_what_the_server_says_instead(server: ChatUI, fault: dict[str, Any], says: str) -> None:
-    fails(server, **fault)
-    assert says in refused(server, ask_sync)
+def test_what_the_server_says_instead(server: ChatUI) -> None:
+    for status, body, says in (
+        (413, b'{"message": "An error occurred"}', "too large"),
+        (200, b"<html>", "not a chat-ui server's"),
+        (403, b"", "firewall"),
+    ):
+        kind = "application/json" if body[:1] == b"{" else "text/html"
+        fault = Fault(status=status, body=body, content_type=kind)
+        server.faults["POST", "/api/transcribe"] = [fault]
+        assert says in refused(server, ask_sync)
 
 
 def test_server_that_does_not_transcribe(server: ChatUI) -> None:
@@ -188,56 +162,38 @@ def test_recording_of_more_than_25_megabytes_is_not_sent(server: ChatUI) -> None
 
 
 @pytest.mark.usefixtures("quick")
-def test_connection_that_breaks_again(server: ChatUI) -> None:
+def test_connection_that_breaks_is_tried_again_and_a_silent_one_is_not(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.faults["POST", "/api/transcribe"] = [Fault(drop=True)] * 9
     assert "No answer" in refused(server, ask_sync)
-    assert len(heard(server)) == llm_huggingchat.limits.max_attempts
-
-
-def test_silent_server(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_huggingchat.limits, "transcribe_timeout", 0.1)
-    monkeypatch.setattr(llm_huggingchat.limits, "slowest_upload", 1_000_000)
-    fails(server, stall=True)
+    assert len(heard(server)) == limits.max_attempts
+    monkeypatch.setattr(limits, "transcribe_timeout", 0.1)
+    monkeypatch.setattr(limits, "slowest_upload", 1_000_000)
+    server.faults["POST", "/api/transcribe"] = [Fault(stall=True)]
     assert "did not answer in time" in refused(server, ask_async)
-    assert len(heard(server)) == 1
+    assert len(heard(server)) == limits.max_attempts + 1
 
 
-def test_others_are_not_waited_for_when_one_fails(server: ChatUI) -> None:
-    attachments = [memo(), memo(ID3 + b"[[silence]]"), memo(ID3 + b"[[wait=600]]")]
-    with soon(), pytest.raises(llm.ModelError, match="no words"):
-        ask_sync("hello", attachments=attachments)
-    assert not server.conversations
-
-
-# --- leaving --------------------------------------------------------------------------
-
-
-def test_ctrl_c_while_transcribing(server: ChatUI, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "memo.mp3").write_bytes(ID3 + b"[[wait=600]]")
+def test_ctrl_c_while_transcribing(server: ChatUI, file: pathlib.Path) -> None:
+    file.write_bytes(ID3 + b"[[wait=600]]")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def interrupt() -> None:
+    def press() -> None:
         wait_for(lambda: heard(server))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    terminal = threading.Thread(target=interrupt)
-    terminal.start()
-    with soon():
-        run("-m", "hf-llama", "hi", "-a", str(tmp_path / "memo.mp3"), status=1)
-    terminal.join()
+    with meanwhile(press), soon():
+        run("-m", "hf-llama", "hi", "-a", str(file), status=1)
     signal.signal(signal.SIGINT, before)
     wait_for(lambda: server.open_connections == 0)
     assert not server.conversations
 
 
-# --- logins ---------------------------------------------------------------------------
-
-
-def test_recording_wants_a_login_where_prompts_do(server: ChatUI, folder: pathlib.Path) -> None:
+def test_recording_wants_a_login_where_prompts_do(server: ChatUI, file: pathlib.Path) -> None:
     server.login_required = True
-    assert "llm huggingchat login" in failure(
-        "-m", "hf-llama", "hi", "-a", str(folder / "memo.mp3")
-    )
+    said = failure("-m", "hf-llama", "hi", "-a", str(file))
+    assert "llm huggingchat login" in said
     server.tokens["t-ada"] = "ada"
     server.log.clear()
     ask_sync("hi", attachments=[memo()], key="hf-chat=old; token=t-ada")

@@ -15,6 +15,8 @@ import pytest
 from chat_ui import ChatUI, Fault
 from helpers import failure, run
 
+from llm_huggingchat import reset
+
 TLS = pathlib.Path(__file__).parent / "tls"  # of 127.0.0.1, signed by itself
 CERTIFICATE = str(TLS / "certificate.pem")
 VARIABLES = (
@@ -59,12 +61,16 @@ def test_certificate_that_is_not_trusted_is_an_error_at_once(encrypted: list[Any
     assert len(encrypted) == 1
 
 
-@pytest.mark.parametrize("name", VARIABLES[:2])
-def test_certificate_is_trusted_by_a_variable(
-    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
+def test_certificate_is_trusted_by_a_variable_of_which_the_first_counts(
+    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, CERTIFICATE)
-    assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
+    for name in reversed(VARIABLES[:2]):
+        monkeypatch.setenv(name, CERTIFICATE)
+        assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
+        reset()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    said = failure("-m", "hf-llama", "hello")
+    assert f"REQUESTS_CA_BUNDLE names the trusted ones: {certifi.where()}" in said
 
 
 def test_certificate_is_trusted_by_openssls_variable(encrypted: list[Any]) -> None:
@@ -74,43 +80,30 @@ def test_certificate_is_trusted_by_openssls_variable(encrypted: list[Any]) -> No
     assert result.stdout == "You said: hello\n", result.stderr
 
 
-def test_first_variable_counts(encrypted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CURL_CA_BUNDLE", CERTIFICATE)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
-    said = failure("-m", "hf-llama", "hello")
-    assert f"REQUESTS_CA_BUNDLE names the trusted ones: {certifi.where()}" in said
-
-
-@pytest.mark.parametrize("name", VARIABLES)
 def test_bundle_that_is_not_there_is_named(
-    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch, name: str
+    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, "/no/such\x1b[31m.pem")
-    said = failure("-m", "hf-llama", "hello")
-    assert name in said
-    assert "/no/such[31m.pem" in said
-    assert "curl error" not in said
-    assert len(encrypted) <= 1
+    for name in VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "/no/such\x1b[31m.pem")
+            said = failure("-m", "hf-llama", "hello")
+        assert name in said
+        assert "/no/such[31m.pem" in said
+        assert "curl error" not in said
+        reset()
+    assert len(encrypted) <= 3
 
 
-# --- redirects ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("status", "location", "shown"),
-    [
+def test_redirect_is_not_followed_and_said_to_be_one(server: ChatUI) -> None:
+    for status, location, shown in (
         (301, "https://new.example.org/chat/x-secret?x-secret=1#x", "https://new.example.org ("),
         (303, "https://x-secret@new.example.org/", "https://new.example.org ("),
         (308, "/elsewhere", "another page"),
-    ],
-)
-def test_redirect_is_not_followed_and_said_to_be_one(
-    server: ChatUI, status: int, location: str, shown: str
-) -> None:
-    fault = Fault(status=status, headers=(("location", location),))
-    server.faults["POST", "/conversation"] = [fault]
-    said = failure("-m", "hf-llama", "hello")
-    for words in ("redirects to", shown, f"HTTP {status}", "LLM_HUGGINGCHAT_URL"):
-        assert words in said
-    assert "Not logged in" not in said
-    assert "x-secret" not in said
+    ):
+        fault = Fault(status=status, headers=(("location", location),))
+        server.faults["POST", "/conversation"] = [fault]
+        said = failure("-m", "hf-llama", "hello")
+        for words in ("redirects to", shown, f"HTTP {status}", "LLM_HUGGINGCHAT_URL"):
+            assert words in said
+        assert "Not logged in" not in said
+        assert "x-secret" not in said

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import pty
-import subprocess
-import sys
 from typing import Any
 
 import llm
-import llm.cli
 import pytest
 from chat_ui import ChatUI
-from helpers import (
-    TurnRequest,
-    ask_async,
-    ask_sync,
-    both,
-    calls,
-    failure,
-    make_logs,
-    only_conversation,
-    parts,
-    run,
-    sends,
-)
+from helpers import TurnRequest, ask_sync, both, calls, failure, on_a_terminal, parts, run, sends
 
-import llm_huggingchat
-from llm_huggingchat import MCP, HuggingFace, WebSearch
+from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
@@ -39,19 +21,8 @@ def selected(server: ChatUI) -> list[Any]:
     return [request.data and request.data["selectedMcpServerNames"] for request in sends(server)]
 
 
-def added(server: ChatUI) -> list[dict[str, Any]]:
-    """The servers that the last message brought with it."""
-    data = sends(server)[-1].data
-    assert data
-    return list(data["selectedMcpServers"])
-
-
-# --- which tools ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
+def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
+    cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, []),
         ({"tools": [WebSearch()]}, [SEARCH]),
         ({"tools": [HuggingFace()]}, [HUB]),
@@ -59,31 +30,22 @@ def added(server: ChatUI) -> list[dict[str, Any]]:
         ({"web_search": True}, [SEARCH]),
         ({"web_search": True, "tools": [WebSearch()]}, [SEARCH]),
         ({"web_search": False}, []),
-    ],
-)
-def test_only_tools_that_are_asked_for_are_selected(
-    server: ChatUI, options: dict[str, Any], names: list[str]
-) -> None:
-    ask_sync("hello", **options)
-    assert selected(server) == [names]
-
-
-def test_tool_that_the_server_lacks_is_an_error_before_anything_is_sent(server: ChatUI) -> None:
-    server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
-    with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
-        ask_async("hello", web_search=True)
-    assert server.conversations == {}
-
-
-def test_tools_cost_one_request_before_the_first_turn(server: ChatUI) -> None:
-    ask_sync("[[tool]]", web_search=True)
-    id = only_conversation(server).id
-    asked = [call for call in calls(server) if call != ("GET", f"/api/v2/conversations/{id}")]
-    assert asked[:3] == [
-        ("GET", "/api/mcp/servers"),
-        ("POST", "/conversation"),
-        ("POST", f"/conversation/{id}"),
     ]
+    for options, _ in cases:
+        ask_sync("hello", **options)
+    assert selected(server) == [names for _, names in cases]
+
+
+def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server: ChatUI) -> None:
+    ask_sync("[[tool]]", web_search=True)
+    (id,) = server.conversations
+    first = [("GET", "/api/mcp/servers"), ("POST", "/conversation")]
+    assert calls(server)[:3] == [*first, ("POST", f"/conversation/{id}")]
+    server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
+    reset()
+    with pytest.raises(llm.ModelError, match=r"web search.*Weather"):
+        ask_sync("hello", web_search=True)
+    assert len(sends(server)) == 1
 
 
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=["sync", "async"])
@@ -92,9 +54,6 @@ def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, 
     run("-c", "two", *way)
     run("-c", "three", "-T", "HuggingFace", *way)
     assert selected(server) == [[SEARCH], [SEARCH], [HUB]]
-
-
-# --- MCP servers by address -----------------------------------------------------------
 
 
 def test_own_server_is_selected_by_its_address(
@@ -106,8 +65,8 @@ def test_own_server_is_selected_by_its_address(
         MCP("https://mcp.example/x", "Mine", headers),
         MCP("https://a.example/", "Mine"),
     )
-    ask_async("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
-    first, second = added(server)
+    ask_sync("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
+    first, second = sends(server)[0].data["selectedMcpServers"]  # type: ignore[index]
     assert first == {
         "name": "Mine",
         "url": "https://mcp.example/x",
@@ -128,27 +87,17 @@ def test_secrets_of_an_own_server_are_sent_but_never_logged(
     tool = 'MCP(url="https://mcp.example/x?k=$MCP_SECRET", headers={"X-Key": "Bearer $MCP_SECRET"})'
     run("-m", "hf-llama", "-T", tool, "[[tool]] one")
     run("-c", "[[tool]] two")
-    run("-c", "[[tool]] three", "-T", tool.replace("$MCP_SECRET", "typed-secret"))
+    run("-m", "hf-llama", "-T", tool.replace("$MCP_SECRET", "typed-secret"), "[[tool]] three")
     sent = [(request.data or {})["selectedMcpServers"][0] for request in sends(server)]
-    assert [(mcp["url"].partition("=")[2], mcp["headers"][0]["value"]) for mcp in sent] == [
-        ("sesame-sesame", "Bearer sesame-sesame"),
-        ("sesame-sesame", "Bearer sesame-sesame"),
-        ("typed-secret", "Bearer typed-secret"),
-    ]
-    kept = b"".join(path.read_bytes() for path in user_path.iterdir() if path.is_file())
+    secrets = ["sesame-sesame", "sesame-sesame", "typed-secret"]
+    assert [mcp["url"].partition("=")[2] for mcp in sent] == secrets
+    assert [mcp["headers"][0]["value"] for mcp in sent] == [f"Bearer {word}" for word in secrets]
+    kept = (user_path / "logs.db").read_bytes()
     assert b"$MCP_SECRET" in kept
     assert b"sesame-sesame" not in kept
     assert b"typed-secret" not in kept
-
-
-def test_header_that_was_not_logged_is_asked_for_again(server: ChatUI) -> None:
-    tool = 'MCP(url="https://mcp.example/x", headers={"X-Key": "typed-secret"})'
-    run("-m", "hf-llama", "-T", tool, "one")
-    assert "X-Key" in failure("-c", "two")
-    assert len(sends(server)) == 1
-
-
-# --- what tools give ------------------------------------------------------------------
+    assert "not kept in the logs" in failure("-c", "four")
+    assert len(sends(server)) == 3
 
 
 def called(name: str = "web_search_exa") -> dict[str, Any]:
@@ -193,23 +142,14 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     ]
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """`llm` with standard error on a terminal: what that shows."""
-    make_logs()
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "llm", *arguments]
-    env = os.environ | {"PYTHONPATH": str(pathlib.Path(llm_huggingchat.__file__).parent)}
-    subprocess.run(words, stdout=subprocess.PIPE, stderr=theirs, check=True, env=env)
-    os.write(theirs, b".")  # something to read
-    shown = os.read(ours, 10_000).decode()
-    os.close(theirs)
-    os.close(ours)
-    return shown
+def test_name_of_a_tool_is_one_line(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chat_ui_runs.tool_name", lambda server: "one\ntwo")
+    found = parts(ask_sync("[[tool]]", web_search=True))
+    assert [part["name"] for part in found if "name" in part] == ["one two", "one two"]
 
 
-@pytest.mark.process
 def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server: ChatUI) -> None:
-    prompt = ("-m", "hf-llama", "-T", "WebSearch")
+    prompt = ("stderr", "-m", "hf-llama", "-T", "WebSearch")
     assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")
     assert "Tool: web_search_exa failed: " in on_a_terminal(*prompt, "[[tool_error]]")
     assert "Tool: " not in on_a_terminal(*prompt, "-R", "[[tool]]")

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 
 import llm
 import pytest
-from chat_ui import TOO_LONG, TOO_MANY, ChatUI, Fault
+from chat_ui import ChatUI, Fault
 from helpers import (
     NEVER,
     TurnRequest,
@@ -20,7 +19,7 @@ from helpers import (
     ask_sync,
     both,
     calls,
-    failure,
+    host,
     meanwhile,
     only_conversation,
     run,
@@ -28,6 +27,7 @@ from helpers import (
     soon,
     stored,
     tree,
+    until,
     wait_for,
 )
 
@@ -58,24 +58,7 @@ def each_sent_once(server: ChatUI, number: int) -> None:
     assert len(server.conversations) == number
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds, and let the loop go on."""
-    await asyncio.to_thread(wait_for, condition)
-
-
 # --- a pause that the server wants ----------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["10 minutes", "\x1b", "59"])
-def test_wait_that_is_no_number_of_seconds_is_told(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv(WAIT, text)
-    said = failure("-m", "hf-llama", "hello")
-    assert WAIT in said
-    assert "seconds" in said
-    assert "\x1b" not in said
-    assert server.conversations == {}
 
 
 async def test_prompts_at_once_are_all_answered_and_each_pause_is_told_once(
@@ -115,10 +98,8 @@ def test_wait_is_told_once_on_the_command_line(busy: ChatUI) -> None:
     refuse(busy, True, True)
     shown = run("-m", "hf-llama", "number 0")
     assert shown.stdout == "You said: number 0\n"
-    note = (
-        f"huggingchat: 127.0.0.1:{busy.port} asks for a pause; waiting, for 600 seconds at most\n"
-    )
-    assert shown.stderr == note
+    said = f"{host(busy)} asks for a pause; waiting, for 600 seconds at most"
+    assert shown.stderr == f"huggingchat: {said}\n"
     each_sent_once(busy, 1)
     assert len(sends(busy)) == 3
 
@@ -146,14 +127,17 @@ def test_limits_that_waiting_does_not_change_are_told_at_once(busy: ChatUI) -> N
     first = ask_sync("one")
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Start a new one"):
         ask_sync("two", after=first)
-    assert len(sends(busy)) == 2
     busy.max_conversations = 1
     ask_sync("three")
     with pytest.raises(llm.ModelError, match=r"has reached a limit .*Delete some to continue"):
         ask_sync("four")
     assert len(sends(busy)) == 3
-    assert TOO_LONG
-    assert TOO_MANY
+
+
+async def cancel(task: asyncio.Task[str]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_task_that_is_cancelled_while_it_waits_lets_the_next_turn_go(
@@ -164,14 +148,11 @@ async def test_task_that_is_cancelled_while_it_waits_lets_the_next_turn_go(
     refuse(busy, *100 * [True])
     waiting = asyncio.create_task((await first.reply("two")).text())
     await until(lambda: "asks for a pause" in caplog.text)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await cancel(waiting)
     busy.faults.clear()
     with soon():
         assert await (await first.reply("three")).text() == "You said: three"
-    questions = [m["content"] for m in busy.messages(only_conversation(busy).id, "user")]
-    assert questions == ["one", "three"]
+    assert stored(busy)[::2] == ["one", "three"]
     assert busy.stops == []
 
 
@@ -184,9 +165,7 @@ async def test_task_that_is_cancelled_while_it_tries_again_lets_the_next_prompt_
     await until(lambda: "asks for a pause" in caplog.text)
     monkeypatch.setattr(limits, "rate_window", NEVER)
     await until(lambda: len(sends(busy)) == 2)
-    trying.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await trying
+    await cancel(trying)
     with soon():
         assert await model.prompt("two").text() == "You said: two"
 
@@ -196,17 +175,38 @@ async def test_task_that_is_cancelled_while_it_tries_again_lets_the_next_prompt_
 
 @both
 @pytest.mark.parametrize(
-    ("word", "process"), [("title_delay", "the same process"), ("store", "another process")]
+    "words",
+    [
+        "[[title_delay=0.3]]",
+        "[[store=0.3]]",
+        "[[log_status=502*2]] [[hold]] [[store=0.5]]",  # its stream says no more, and then breaks
+        "[[stall_resume=1]] [[hold]] [[store=0.5]]",
+    ],
 )
 def test_turn_waits_until_the_answer_before_it_is_stored(
-    server: ChatUI, ask: TurnRequest, word: str, process: str
+    server: ChatUI, ask: TurnRequest, words: str
 ) -> None:
-    first = ask(f"one [[{word}=0.3]]")
-    if process == "another process":
-        reset()
+    question = f"one {words}"
+    first = ask(question)
+    if "title" not in words:
+        reset()  # as in a new process
     ask("two", after=first)
-    assert tree(server, only_conversation(server).id) == {f"one [[{word}=0.3]]": {"two": {}}}
-    assert stored(server)[1::2] == [f"You said: one [[{word}=0.3]]", "You said: two"]
+    assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
+    assert stored(server)[1::2] == [f"You said: {question}", "You said: two"]
+
+
+def test_turn_before_it_is_asked_about_with_a_session_made_from_the_token(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "store_timeout", 0.3)
+    server.login_required, server.tokens["t-ada"] = True, "ada"
+    first = ask_sync(f"one [[store={NEVER}]]", key="token=t-ada")
+    reset()  # as in a new process
+    before = len(server.log)
+    assert ask_sync("two", after=first, key="token=t-ada").text() == "You said: two"
+    paths = [request.path for request in list(server.log)[before:]]
+    message = f"/conversation/{only_conversation(server).id}"
+    assert paths.index("/login") < paths.index(f"{message}/stream") < paths.index(message)
 
 
 @pytest.mark.parametrize("later", [120.0, 50_000.0, -86_400.0])
@@ -223,33 +223,17 @@ def test_turn_waits_for_the_one_before_it_whatever_the_clock_says(
     assert stored(server)[1::2] == ["You said: one [[store=0.3]]", "You said: two"]
 
 
-@pytest.mark.parametrize("words", ["", "[[log_status=502*2]]", "[[stall_resume=1]]"])
-def test_turn_waits_though_the_log_has_its_faults(server: ChatUI, words: str) -> None:
-    """The first turn's own connection says nothing after the answer, and then breaks."""
-    question = f"{words} [[hold]] [[store=0.5]] one"
-    second = ask_sync("two", after=ask_sync(question))
-    assert second.text() == "You said: two"
-    assert tree(server, only_conversation(server).id) == {question: {"two": {}}}
-    assert stored(server)[1] == f"You said: {question}"
-
-
+@pytest.mark.parametrize(
+    ("words", "patience"), [("", 0.3), ("[[log_status=404]]", NEVER)], ids=["beats", "no log"]
+)
 def test_run_that_was_never_stored_does_not_block_the_conversation_for_ever(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, words: str, patience: float
 ) -> None:
-    """A run whose final write failed beats for ever."""
-    monkeypatch.setattr(limits, "store_timeout", 0.3)
-    first = ask_async(f"one [[store={NEVER}]]")
+    """A run whose final write failed beats for ever, unless its log is not there."""
+    monkeypatch.setattr(limits, "store_timeout", patience)
+    first = ask_async(f"one [[store={NEVER}]] {words}")
     with soon():
         assert ask_async("two", after=first).text() == "You said: two"
-
-
-def test_log_that_is_not_there_ends_the_wait(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "store_timeout", NEVER)
-    first = ask_sync(f"one [[store={NEVER}]] [[log_status=404]]")
-    with soon():
-        assert ask_sync("two", after=first).text() == "You said: two"
 
 
 def test_two_threads_in_one_conversation_send_one_after_the_other(server: ChatUI) -> None:
@@ -258,14 +242,17 @@ def test_two_threads_in_one_conversation_send_one_after_the_other(server: ChatUI
     with meanwhile(ask_sync, "left", after=first) as left:
         wait_for(lambda: len(sends(server)) == 2)
         with meanwhile(ask_async, "right", after=first) as right:
-            streams = f"/conversation/{only_conversation(server).id}/stream"
-            wait_for(lambda: right.running())
+            wait_for(right.running)
             assert len(sends(server)) == 2
             server.may_speak.set()
             assert left.result().text() == "You said: left"
             assert right.result().text() == "You said: right"
-    assert tree(server, only_conversation(server).id) == {"one": {"left": {}, "right": {}}}
-    assert calls(server).count(("GET", streams)) <= 2
+    id = only_conversation(server).id
+    assert tree(server, id) == {"one": {"left": {}, "right": {}}}
+    assert calls(server).count(("GET", f"/conversation/{id}/stream")) <= 2
+
+
+# --- in another process ---------------------------------------------------------------
 
 
 def llm_process(*arguments: str) -> subprocess.Popen[bytes]:
@@ -290,9 +277,9 @@ def test_turn_waits_for_the_run_of_a_process_that_was_killed(server: ChatUI) -> 
 def test_turn_waits_for_a_message_that_a_killed_process_had_just_sent(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "arrival", 5.0)
+    monkeypatch.setattr(limits, "arrival", 1.5)
     run("-m", "hf-llama", "one")
-    server.faults["POST", "/conversation/*"] = [Fault(delay=0.7)]
+    server.faults["POST", "/conversation/*"] = [Fault(delay=0.4)]
     left = llm_process("-c", "left")
     wait_for(lambda: len(sends(server)) == 2)
     left.kill()
