@@ -58,7 +58,9 @@ import base64
 import contextlib
 import copy
 import json
+import math
 import os
+import pathlib
 import re
 import secrets
 import select
@@ -70,9 +72,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
@@ -86,20 +88,14 @@ from chat_ui_runs import (
     TOOL_SERVERS,
     Broken,
     Conversation,
+    Event,
     Message,
-    Prompt,
-    Question,
     Refusal,
     Run,
-    StopMarker,
     Words,
     dumps,
-    is_uuid,
     now,
-    sha256,
     stored_title,
-    tokens,
-    tool_name,
 )
 
 # Each model: its id, then what it can do.
@@ -122,14 +118,24 @@ CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 
 swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """
+
+
+def captured(name: str, number: int = 0) -> Any:
+    """What a real server answered: the JSON of an exchange in tests/captures."""
+    path = pathlib.Path(__file__).parent / "captures" / f"{name}.json"
+    chunks = json.loads(path.read_text("utf-8"))["exchanges"][number]["response"]["chunks"]
+    return json.loads("".join(text for _, text in chunks))
+
+
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
-OVERRIDES = ("multimodal", "tools", "artifacts", "provider", "reasoningEffort", "reasoning")
-SETTINGS: dict[str, Any] = {f"{name}Overrides": {} for name in OVERRIDES}
-SETTINGS |= {"activeModel": "omni", "streamingMode": "smooth", "billingOrganization": None}
-SETTINGS |= {"directPaste": False, "hapticsEnabled": True, "hidePromptExamples": {}}
-SETTINGS |= {"shareConversationsWithModelAuthors": True, "customPrompts": {}}
-SETTINGS |= {"customPromptsEnabled": {}}
+OMNI, LLAMA, *_ = captured("models")["json"]
+DEFAULTS = captured("settings")["json"]
+SETTINGS = {name: value for name, value in DEFAULTS.items() if not name.startswith("welcome")}
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
+NO_ACCESS = (
+    "You don't have access to this conversation. If someone gave you this link, ask them to use"
+    " the 'share' feature instead."
+)
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
@@ -141,15 +147,13 @@ STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of it
 
 def model_entry(name: str, *able: str) -> dict[str, Any]:
     """A model as the server lists it, from its id and what it can do."""
-    router, image = "router" in able, "image" in able
-    unknown = ("websiteUrl", "modelUrl", "datasetName", "datasetUrl", "logoUrl", "promptExamples")
-    entry: dict[str, Any] = {"id": name, "name": name} | dict.fromkeys(unknown)
-    entry |= {"displayName": "Omni" if router else name, "preprompt": "" if router else None}
-    entry |= {"description": "Routes your messages to the best model." if router else None}
-    entry |= {"multimodal": image, "multimodalAcceptedMimetypes": ["image/*"] if image else None}
+    if "router" in able:
+        return dict(OMNI)
+    image = "image" in able
+    entry = LLAMA | {"id": name, "name": name, "displayName": name, "multimodal": image}
+    entry |= {"multimodalAcceptedMimetypes": ["image/*"] if image else None}
     entry |= {"supportsTools": "tools" in able, "supportsReasoning": "reasoning" in able}
-    entry |= {"supportsArtifacts": False, "unlisted": "unlisted" in able}
-    return entry | {"hasInferenceAPI": False, "isRouter": router}
+    return entry | {"unlisted": "unlisted" in able}
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,6 @@ class Request:
     files: list[tuple[str, str, bytes]]  # of a message: name, type, content
     connection: int  # which connection it came over, counted from 1
     number: int  # which request it is, counted from 1 when its head had arrived
-    at: float  # time.monotonic(), when all of it had arrived
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,22 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
+
+
+# The words that are faults of sending, and how often they are, if they do not say that.
+SENDING = {"drop": 1, "status": math.inf, "status_after": 1, "html": math.inf}
+
+
+def fault_of(word: str, value: str) -> Fault:
+    """What goes wrong with sending a message, by a word and its value."""
+    done = value == "after" or word == "status_after"
+    if word == "drop":
+        return Fault(drop=True, done=done)
+    status = int(value or 200)
+    if status in (200, 502, 503, 504):  # these come from a server in front of it
+        return Fault(status=status, done=done)
+    body = dumps(Refusal(status).body)
+    return Fault(status=status, body=body, content_type="application/json", done=done)
 
 
 @dataclass(repr=False)
@@ -215,10 +234,9 @@ class ChatUI:
         self.models = models
         self.port = 0  # a free one
         self.minute = 60.0
-        # What the login provider knows: a session can be made from these tokens, unless
-        # `login_wants` is "consent" (a page) or an address to go to instead.
-        self.tokens: dict[str, str] = {}  # to the user's name
-        self.login_wants = ""
+        # What the login provider knows: the tokens that make a session, and whose they are.
+        self.tokens: dict[str, str] = {}
+        self.login_wants = ""  # or "consent": it shows a page first
         self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
         self.transcribes = True  # there is a TRANSCRIPTION_MODEL
         self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
@@ -234,14 +252,14 @@ class ChatUI:
         self.conversations: dict[str, Conversation] = {}
         self.shares: dict[str, Conversation] = {}
         self.settings: dict[str, dict[str, Any]] = {}
-        self.elicitations: dict[str, Question] = {}
+        self.elicitations: list[Event] = []  # what became of each question of a tool
         self.stops: list[tuple[str, str | None]] = []
         self.all_runs: list[Run] = []
-        self.sent_at: deque[float] = deque()
+        self.sent_at: list[float] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self.open: set[socket.socket] = set()
-        self._used: dict[object, int] = {}
+        self._used: Counter[tuple[str, str, str]] = Counter()
         self._ids = (f"{int(time.time()):08x}{secrets.token_hex(5)}{n:06x}" for n in range(16**6))
         self._place = socket.socket()
         self._server: Server | None = None
@@ -286,12 +304,9 @@ class ChatUI:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
 
-    def reply(self, action: str = "accept", **content: Any) -> None:
-        """Answer a tool's question, as the web page does."""
-        with self.lock:
-            asked = next(each for each in self.elicitations.values() if each.action is None)
-            asked.content = content or None
-            asked.action = action
+    def reply(self, **content: Any) -> None:
+        """Answer a tool's latest question, as the web page does."""
+        self.elicitations[-1].update(action="accept", content=content, resolution="user")
 
     def down(self) -> None:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
@@ -328,10 +343,8 @@ class ChatUI:
         with self.lock:
             self.log.append(request)
             if self.log_file:
-                names = ("number", "connection", "method", "path", "query", "data")
-                line = {name: getattr(request, name) for name in names}
+                line = vars(request) | {"cookies": sorted(request.cookies)}
                 line["headers"] = {k: v for k, v in request.headers.items() if k != "cookie"}
-                line["cookies"] = sorted(request.cookies)
                 line["files"] = [[name, mime, len(file)] for name, mime, file in request.files]
                 line["body"] = None if request.data else request.body.decode(errors="replace")
                 print(json.dumps(line), file=self.log_file, flush=True)
@@ -342,13 +355,14 @@ class ChatUI:
             for (method, pattern), faults in self.faults.items():
                 if faults and method == request.method and fnmatchcase(request.path, pattern):
                     return faults.pop(0)
+            text = (request.data or {}).get("inputs", "")
+            words = Words(text)
+            for word in SENDING.keys() & words.keys():
+                value, times = words.times(word, SENDING[word])
+                self._used[request.path, text, word] += 1
+                if self._used[request.path, text, word] <= times:
+                    return fault_of(word, value)
         return Fault()
-
-    def still(self, key: object, times: float) -> bool:
-        """Whether something happened fewer times than this; counts it."""
-        with self.lock:
-            self._used[key] = self._used.get(key, 0) + 1
-            return self._used[key] <= times
 
     def model(self, model_id: object) -> dict[str, Any] | None:
         return next((model for model in self.models if model["id"] == model_id), None)
@@ -420,6 +434,10 @@ def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
     return Reply(dumps({"json": value}), headers=headers)
 
 
+def redirect(location: str) -> Reply:
+    return Reply(b"", None, 302, (("location", location),))
+
+
 FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 
 
@@ -449,24 +467,34 @@ def decoded(part: Part) -> tuple[str, str, bytes]:
 
 
 class Chunks:
-    """A body sent in chunks, of `size` bytes if given; it breaks off after `limit` bytes."""
+    """A body sent in chunks, of `size` bytes if given. It breaks off after `limit` bytes.
 
-    def __init__(self, send: Callable[[bytes], object], size: int = 0, limit: int = -1) -> None:
-        self._send, self._size, self._limit = send, size, limit
+    `faults` says what happens after how many events: "cut", "stall", or "end", as if it were whole.
+    """
 
-    def write(self, data: bytes) -> None:
-        data = data[: self._limit] if 0 <= self._limit < len(data) else data
-        size = self._size or len(data) or 1
+    def __init__(self, handler: Handler, faults: dict[int, str]) -> None:
+        self._handler, self._faults = handler, faults
+        self._events = 0
+        self.size, self.limit = 0, -1
+
+    def write(self, data: bytes, counts: bool = False) -> None:
+        data = data[: self.limit] if 0 <= self.limit < len(data) else data
+        size = self.size or len(data) or 1
         for start in range(0, len(data), size):
             chunk = data[start : start + size]
-            self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        if self._limit >= 0:
-            self._limit -= len(data)
-            if self._limit == 0:
-                raise Broken
+            self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        self.limit -= len(data) if self.limit >= 0 else 0
+        self._events += counts
+        fault = "cut" if self.limit == 0 else self._faults.get(self._events)
+        if fault == "stall":
+            self._handler.linger()
+        if fault == "end":
+            self.end()
+        if fault:
+            raise Broken
 
     def end(self) -> None:
-        self._send(b"0\r\n\r\n")
+        self._handler.wfile.write(b"0\r\n\r\n")
 
 
 # --- endpoints -----------------------------------------------------------------------------------
@@ -518,7 +546,10 @@ class Handler(BaseHTTPRequestHandler):
             self.chat.closing.wait(self.chat.latency)
             fault = self.chat.next_fault(self.call)
             done = self.answer() if fault.done else None
-            if reply := self.faulty_reply(fault) or done or self.answer():
+            reply = self.faulty_reply(fault) or done or self.answer()
+            if isinstance(reply, Run):
+                self.stream_to_end(reply)
+            elif reply:
                 self.send(reply)
         except (Broken, OSError):
             self.close_connection = True
@@ -551,7 +582,6 @@ class Handler(BaseHTTPRequestHandler):
             files=[decoded(part) for part in parts if part[0] == "files"],
             connection=self.number,
             number=number,
-            at=time.monotonic(),
         )
 
     def read_body(self, size: int) -> bytes:
@@ -600,8 +630,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_head(reply.status, reply.content_type, *reply.headers, length)
         self.wfile.write(body)
 
-    def answer(self) -> Reply | None:
-        """Find out who asks, and what. None if the answer has been streamed."""
+    def answer(self) -> Reply | Run | None:
+        """Find out who asks, and what. None if all has been sent."""
         call, chat = self.call, self.chat
         if call.path.removeprefix("outside:") == LOGIN_PAGE:
             return self.authorize()
@@ -639,14 +669,17 @@ class Handler(BaseHTTPRequestHandler):
     def json_body(self) -> dict[str, Any]:
         return dict(json.loads(self.call.body or b"{}"))
 
-    def own(self, conversation_id: str, malformed: str | None = None) -> Conversation:
+    def own(self, conversation_id: str) -> Conversation:
         """A conversation of the one who asks."""
+        newer = self.call.path.startswith("/api/")
         if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
-            raise Refusal(400, malformed) if malformed else Refusal(500)
+            raise Refusal(400, "Invalid conversation ID format") if newer else Refusal(500)
         conversation = self.chat.conversations.get(conversation_id)
-        if not conversation or conversation.session != self.owner:
-            raise Refusal(404)
-        return conversation
+        if conversation and conversation.session == self.owner:
+            return conversation
+        if conversation and newer and self.command == "GET":
+            raise Refusal(403, NO_ACCESS)
+        raise Refusal(404, "Conversation not found." if newer else None)
 
     # --- logins ---
 
@@ -671,16 +704,15 @@ class Handler(BaseHTTPRequestHandler):
         back = quote(f"{self.chat.url}/login/callback", safe="")
         query = f"client_id=cid&redirect_uri={back}&state={self.session}"
         location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
-        return Reply(b"", None, 302, (("location", location),))
+        return redirect(location)
 
     def authorize(self) -> Reply:
         """What the login provider does: a page, or straight back for those whom it knows."""
         chat, call = self.chat, self.call
         if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
             return Reply(PAGE, "text/html")
-        location = chat.login_wants or call.query["redirect_uri"]
-        location += f"?code=c-{call.query['state']}&state={call.query['state']}"
-        return Reply(b"", "text/plain", 302, (("location", location),))
+        location = f"{call.query['redirect_uri']}?code=c&state={call.query['state']}"
+        return redirect(location)
 
     def end_login(self) -> Reply:
         """Back from the login provider: the session becomes somebody's."""
@@ -691,7 +723,7 @@ class Handler(BaseHTTPRequestHandler):
         session, token = str(uuid.uuid4()), cookies.get("token", "")
         chat.sessions[session] = (chat.tokens[token], token)
         self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
-        return Reply(b"", None, 302, (("location", f"{chat.base_path}/"),))
+        return redirect(f"{chat.base_path}/")
 
     # --- what the server offers ---
 
@@ -699,15 +731,11 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(self.chat.models, FOR_A_MINUTE)
 
     def who(self) -> Reply:
-        if not (name := self.user):
-            return in_superjson(None)
-        user = {"id": sha256(name.encode())[:24], "username": name, "isAdmin": False}
-        user |= {"avatarUrl": "https://example.org/a.png", "email": f"{name}@example.org"}
-        return in_superjson(user | {"isEarlyAccess": False})
+        user = captured("user_logged_in")["json"] | {"username": self.user}
+        return in_superjson(user if self.user else None)
 
     def feature_flags(self) -> Reply:
-        flags = dict.fromkeys(("enableAssistants", "isAdmin"), False)
-        flags |= {"loginEnabled": self.chat.login_required}
+        flags = captured("public_config", 1)["json"] | {"loginEnabled": self.chat.login_required}
         return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
 
     def model_detail(self, model_id: str) -> Reply:
@@ -720,14 +748,12 @@ class Handler(BaseHTTPRequestHandler):
         return in_superjson(model | {"providers": providers, "parameters": {}})
 
     def public_config(self) -> Reply:
-        config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
-        config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
-        config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
-        return in_superjson(config, FOR_A_MINUTE)
+        return in_superjson(captured("public_config")["json"], FOR_A_MINUTE)
 
     def tool_servers(self) -> Reply:
-        more = {"type": "base", "isLocked": False}
-        return Reply(dumps([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers]))
+        entry = captured("mcp_servers")[0]
+        servers = [entry | server | {"id": server["name"]} for server in self.chat.mcp_servers]
+        return Reply(dumps(servers))
 
     def transcribe(self) -> Reply:
         """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
@@ -745,8 +771,7 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(dumps({"text": "" if "silence" in words else text.strip()}))
 
     def get_settings(self) -> Reply:
-        seen = {"welcomeModalSeen": False, "welcomeModalSeenAt": None}
-        return in_superjson(seen | SETTINGS | self.chat.settings.get(self.owner, {}))
+        return in_superjson(DEFAULTS | self.chat.settings.get(self.owner, {}))
 
     def set_settings(self) -> Reply:
         """New settings: what is left out goes back to its default."""
@@ -783,29 +808,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_conversation(self, conversation_id: str) -> Reply:
         """A conversation, or one that somebody shared."""
-        chat = self.chat
-        if len(conversation_id) == 7:
-            if conversation_id not in chat.shares:
-                raise Refusal(404)
-            return in_superjson(chat.shares[conversation_id].as_json(shared=True))
-        try:
-            conversation = self.own(conversation_id, "Invalid conversation ID format")
-        except Refusal as refusal:
-            if conversation_id in chat.conversations:
-                advice = "If someone gave you this link, ask them to use the 'share' feature"
-                text = f"You don't have access to this conversation. {advice} instead."
-                raise Refusal(403, text) from None
-            if refusal.status == 404:
-                raise Refusal(404, "Conversation not found.") from None
-            raise
+        if share := self.chat.shares.get(conversation_id):
+            return in_superjson(share.as_json(shared=True))
+        conversation = self.own(conversation_id)
         if "slowfetch" in conversation.words:
             self.linger(conversation.words.number("slowfetch", 0))
         if "nofetch" in conversation.words:
             raise Refusal(500)
-        share_id = self.call.query.get("fromShare")
-        with chat.lock:
-            value = conversation.as_json(bool(share_id) and conversation.from_share == share_id)
-        return in_superjson(value)
+        with self.chat.lock:
+            return in_superjson(conversation.as_json())
 
     def change_conversation(self, conversation_id: str) -> Reply:
         body = self.json_body()
@@ -813,7 +824,7 @@ class Handler(BaseHTTPRequestHandler):
         if "model" in body and not self.chat.model(model):
             raise Refusal(400, "Invalid model ID")
         with self.chat.lock:
-            conversation = self.own(conversation_id, "Invalid conversation ID")
+            conversation = self.own(conversation_id)
             if isinstance(title, str):
                 conversation.title = stored_title(title)
             if isinstance(model, str) and model != conversation.model:
@@ -827,7 +838,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def delete_conversation(self, conversation_id: str) -> Reply:
         with self.chat.lock:
-            conversation = self.own(conversation_id, "Invalid conversation ID")
+            conversation = self.own(conversation_id)
             del self.chat.conversations[conversation.id]
         return in_superjson({"success": True})
 
@@ -866,12 +877,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def stop(self, conversation_id: str) -> Reply:
         conversation, body = self.own(conversation_id), self.json_body()
-        generation_id, seen = body.get("generationId"), body.get("seenContentLength")
-        generation_id = generation_id if is_uuid(generation_id) else None
-        seen = seen if isinstance(seen, int) and seen >= 0 else None
+        generation_id = body.get("generationId")
         with self.chat.lock:
             self.chat.stops.append((conversation.id, generation_id))
-            conversation.stop = StopMarker(time.monotonic(), generation_id, seen)
+            conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
             for run in self.chat.all_runs:
                 if run.conversation is conversation and run.state == "running":
                     run.stop()
@@ -889,103 +898,57 @@ class Handler(BaseHTTPRequestHandler):
             if run:
                 run.resumes += 1
         words = run.words if run else Words()
-        value, times = words.times("log_status", float("inf"))
+        value, times = words.times("log_status", math.inf)
         if value and turn < times:
             raise Refusal(int(value))
         start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
-        sequence, sent, state = int(start) if start.isdecimal() else 0, 0, "running"
+        sequence, state = int(start) if start.isdecimal() else 0, "running"
         plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
         self.send_head(200, "text/event-stream", *plain)
-        body = Chunks(self.wfile.write)
         if not run or {"gone", "gone_incomplete"} & words.keys():
             state = "gone"
         elif turn < words.number("stall_resume", 0):
             self.linger()
             raise Broken
-        cuts, churn = words.numbers("cut")[turn + 1 :], words.numbers("churn")
+        faults = dict.fromkeys(words.numbers("churn"), "end")
+        faults |= dict.fromkeys(words.numbers("cut")[turn + 1 : turn + 2], "cut")
+        body = Chunks(self, faults if state == "running" else {})
         while run and state == "running":
-            if cuts[:1] == [sent]:
-                raise Broken
+            body.write(b"")
             events, state = run.logged(sequence, HEARTBEAT)
             if not events and state == "running":
                 body.write(b": heartbeat\n\n")
             for event in events:
-                sequence, sent = sequence + 1, sent + 1
-                body.write(b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event)))
-                if cuts[:1] == [sent]:
-                    raise Broken
-                if churn == [sent]:
-                    return body.end()
+                sequence += 1
+                line = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
+                body.write(line, counts=True)
         body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
-        return body.end()
+        body.end()
 
-    def send_message(self, conversation_id: str) -> Reply | None:
-        """Take a message, and stream the answer."""
+    def send_message(self, conversation_id: str) -> Run:
+        """Take a message: the run that answers it."""
         chat, conversation, data = self.chat, self.own(conversation_id), self.call.data or {}
         self.check_limits(conversation)
         if not (model := chat.model(conversation.model)):
             raise Refusal(410)
-        ids = (data.get("id"), data.get("generationId", data.get("id")))
-        text = data.get("inputs", "-")
-        if not (all(map(is_uuid, ids)) and isinstance(text, str) and text):
+        if data.get("inputs") == "":
             raise Refusal(500)
-        text = data.get("inputs", "").replace("\r\n", "\n")
-        files = [file for file in self.call.files if file[2]]
+        tools = self.selected_tools(data) if model["supportsTools"] else []
         with chat.lock:
-            if conversation.stop and time.monotonic() - conversation.stop.at > STOP_MARKER:
+            if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
                 conversation.stop = None
-            messages, question, answer = conversation.grow(data, text, files)
-            words, key = Words(question["content"]), (conversation.id, data["id"], text)
-            conversation.words.update(words)
-            if reply := self.faulty_send(words, key, ("before", "status"), float("inf")):
-                return reply
-            if "html" in words:
-                return Reply(PAGE, "text/html")
-            for _, mime, content in files:
-                conversation.files[sha256(content)] = (mime, content)
-            conversation.messages = copy.deepcopy(messages)
-            conversation.updated_at = now()
-            tools = self.selected_tools(data) if model["supportsTools"] else []
-            prompt = self.prompt(conversation, messages, question, model, tools)
-            run = Run(chat, conversation, messages, answer, prompt)
-        if reply := self.faulty_send(words, key, ("after", "status_after"), 1):
-            return reply
-        try:
-            self.stream_to_end(run)
-        except (Broken, OSError):
-            run.reader_left()
-            raise
-        return None
+            files = [file for file in self.call.files if file[2]]
+            return Run(chat, conversation, data, files, model, tools)
 
     def check_limits(self, conversation: Conversation) -> None:
         """Refuse what is sent too fast, or to a conversation that is full."""
         chat, time_now = self.chat, time.monotonic()
         with chat.lock:
-            chat.sent_at.append(time_now)
-            while chat.sent_at[0] <= time_now - chat.minute:
-                chat.sent_at.popleft()
+            chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
             if chat.messages_per_minute and len(chat.sent_at) > chat.messages_per_minute:
                 raise Refusal(429)
             if chat.max_messages and len(conversation.messages) > chat.max_messages:
                 raise Refusal(429, TOO_LONG.format(chat.max_messages))
-
-    def faulty_send(
-        self, words: Words, key: tuple[str, ...], names: tuple[str, str], usual: float
-    ) -> Reply | None:
-        """What words make of sending: a connection that closes, or an error's status."""
-        drop, status = names
-        value, times = words.times("drop", 1)
-        if value == drop and self.chat.still((*key, drop), times):
-            raise Broken
-        value, times = words.times(status, usual)
-        failed = value and self.chat.still((*key, status), times)
-        return self.failed(int(value)) if failed else None
-
-    def failed(self, status: int) -> Reply:
-        """An error: of the server itself, or of one in front of it."""
-        if status in (502, 503, 504):
-            return Reply(PAGE, "text/html", status)
-        raise Refusal(status)
 
     def selected_tools(self, data: dict[str, Any]) -> list[str]:
         """The names of the tool servers that a message may use."""
@@ -994,22 +957,6 @@ class Handler(BaseHTTPRequestHandler):
         names = data.get("selectedMcpServerNames", list(servers))
         safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
         return [name for name, url in servers.items() if name in names and safe.match(url)]
-
-    def prompt(
-        self,
-        conversation: Conversation,
-        messages: list[Message],
-        question: Message,
-        model: dict[str, Any],
-        tools: list[str],
-    ) -> Prompt:
-        system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
-        system += 2 * [conversation.preprompt] if conversation.preprompt else []  # yes, twice
-        seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        way = list(conversation.seen(messages, question, model["multimodal"]))
-        images = sum(message.pop("images") for message in way)
-        prompt = Prompt(Words(question["content"]), seen + way, images, tools, model)
-        return replace(prompt, said=tokens(prompt))
 
     def left(self) -> bool:
         """Whether the client has closed the connection."""
@@ -1020,27 +967,28 @@ class Handler(BaseHTTPRequestHandler):
         """Give a run to its first reader, until it is stored."""
         words = run.words
         self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
-        split = int(words.number("split", 1)) if "split" in words else 0
-        body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
-        cut, stall, end = words.numbers("cut")[:1], words.numbers("stall"), words.numbers("end")
-        for kind, line in run.lines(self.left):
-            body.write(line)
-            run.streamed += kind == "stream"
-            if end == [run.streamed]:
-                run.reader_left()
-                break
-            if stall == [run.streamed] or (kind == "padding" and "hold" in words):
-                self.linger()
-                raise Broken
-            if cut == [run.streamed]:
-                raise Broken
+        faults = {name: words.numbers(name)[:1] for name in ("cut", "stall", "end")}
+        body = Chunks(self, {at: name for name, where in faults.items() for at in where})
+        if "split" in words:
+            body.size = int(words.number("split", 1))
+        body.limit = int(words.number("cut_bytes", -1))
+        try:
+            for kind, line in run.lines(self.left):
+                body.write(line, counts=kind == "stream")
+                run.streamed += kind == "stream"
+                if kind == "padding" and "hold" in words:
+                    self.linger()
+                    raise Broken
+        except (Broken, OSError):
+            run.reader_left()
+            raise
         body.end()
 
 
 LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 CONVERSATION = r"/conversation/([^/]+)"
 API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
-ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
+ROUTES: list[tuple[str, str, Callable[..., Reply | Run | None]]] = [
     ("GET", r"/login", Handler.begin_login),
     ("GET", r"/login/callback", Handler.end_login),
     ("GET", r"/api/v2/models", Handler.models),
