@@ -94,7 +94,7 @@ from chat_ui_runs import (
     Run,
     Words,
     dumps,
-    now,
+    new_message,
     stored_title,
 )
 
@@ -129,6 +129,7 @@ def captured(name: str, number: int = 0) -> Any:
 
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
 OMNI, LLAMA, *_ = captured("models")["json"]
+CONFIG = captured("public_config")["json"]
 DEFAULTS = captured("settings")["json"]
 SETTINGS = {name: value for name, value in DEFAULTS.items() if not name.startswith("welcome")}
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
@@ -228,10 +229,8 @@ class ChatUI:
 
     def __post_init__(self) -> None:
         self.base_path = self.base_path.rstrip("/")
-        models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
-        if self.models:
-            models = [model_entry(model["id"], "tools") | model for model in self.models]
-        self.models = models
+        listed = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
+        self.models = [LLAMA | {"name": model["id"]} | model for model in self.models] or listed
         self.port = 0  # a free one
         self.minute = 60.0
         # What the login provider knows: the tokens that make a session, and whose they are.
@@ -286,20 +285,16 @@ class ChatUI:
     @property
     def runs(self) -> dict[str, str]:
         """The state of every run, by generation id: running, completed, interrupted or error."""
-        with self.lock:
-            return {run.generation_id: run.state for run in self.all_runs}
+        return {run.generation_id: run.state for run in list(self.all_runs)}
 
-    def messages(
-        self, conversation_id: str, role: str | None = None, wait: bool = True
-    ) -> list[Message]:
+    def messages(self, conversation_id: str, role: str | None = None) -> list[Message]:
         """The stored messages of a conversation: all, or those of system, user or assistant.
 
-        Answers that have ended are waited for until they are stored, unless told otherwise.
+        Answers that have ended are waited for until they are stored.
         """
-        with self.lock:
-            runs = [run for run in self.all_runs if run.conversation.id == conversation_id]
-        for run in runs if wait else []:
-            run.wait_until_stored()
+        for run in list(self.all_runs):
+            if run.conversation.id == conversation_id:
+                run.wait_until_stored()
         with self.lock:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
@@ -331,12 +326,11 @@ class ChatUI:
 
     def close(self) -> None:
         self.closing.set()
-        runs = list(self.all_runs)
-        for run in runs:
+        for run in self.all_runs:
             run.stop()
         self.down()
         self._place.close()
-        for run in runs:
+        for run in self.all_runs:
             run.thread.join(1)
 
     def record(self, request: Request) -> None:
@@ -372,11 +366,9 @@ class ChatUI:
             return [each for each in self.conversations.values() if each.session == owner]
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
-        root: Message = {"id": str(uuid.uuid4()), "from": "system", "content": preprompt}
-        root |= {"createdAt": now(), "updatedAt": now(), "children": [], "ancestors": []}
-        fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
+        root = {"from": "system", "content": preprompt} | new_message([])
         with self.lock:
-            conversation = Conversation(next(self._ids), owner, model, preprompt, **fields)
+            conversation = Conversation(next(self._ids), owner, model, preprompt, [root], **more)
             self.conversations[conversation.id] = conversation
         return conversation
 
@@ -445,8 +437,8 @@ Part = tuple[str, str, str, bytes]  # of a multipart body: name, file name, type
 
 
 def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
-    boundary = re.search(r'boundary="?([^";]+)', content_type)
-    if not content_type.startswith("multipart/form-data") or not boundary:
+    boundary = re.match(r'multipart/form-data.*boundary="?([^";]+)', content_type)
+    if not boundary:
         return
     for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
         head, _, content = piece.partition(b"\r\n\r\n")
@@ -458,12 +450,6 @@ def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
         found = [re.search(pattern, head.decode(errors="replace")) for pattern in patterns]
         name, filename, mime = [match[1] if match else "" for match in found]
         yield name, re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename), mime.strip(), content
-
-
-def decoded(part: Part) -> tuple[str, str, bytes]:
-    """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
-    _, filename, mime, content = part
-    return filename.partition("base64;")[2], mime, base64.b64decode(content)
 
 
 class Chunks:
@@ -568,9 +554,11 @@ class Handler(BaseHTTPRequestHandler):
         inside = url.path.startswith(self.chat.base_path)
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
         parts = list(parse_multipart(headers.get("content-type", ""), body))
-        data = None
-        with contextlib.suppress(StopIteration, ValueError):
-            data = json.loads(next(content for name, *_, content in parts if name == "data"))
+        files = [
+            (name.partition("base64;")[2], mime, base64.b64decode(content))
+            for kind, name, mime, content in parts
+            if kind == "files"
+        ]
         return Request(
             method=self.command,
             path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
@@ -578,8 +566,8 @@ class Handler(BaseHTTPRequestHandler):
             headers=headers,
             cookies={name: value for name, _, value in cookies if name},
             body=body,
-            data=data if isinstance(data, dict) else None,
-            files=[decoded(part) for part in parts if part[0] == "files"],
+            data=next((json.loads(part[3]) for part in parts if part[0] == "data"), None),
+            files=files,
             connection=self.number,
             number=number,
         )
@@ -661,8 +649,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def early_no(self, status: int, message: str) -> Reply:
         """A refusal before the request is looked at: JSON only for those who speak it."""
-        spoken = self.call.headers.get("accept", "") + self.call.headers.get("content-type", "")
-        if "application/json" in spoken:
+        headers = self.call.headers
+        if "application/json" in headers.get("accept", "") + headers.get("content-type", ""):
             return Reply(dumps({"error": message}), status=status)
         return Reply(message.encode(), "text/plain", status)
 
@@ -703,16 +691,14 @@ class Handler(BaseHTTPRequestHandler):
         )
         back = quote(f"{self.chat.url}/login/callback", safe="")
         query = f"client_id=cid&redirect_uri={back}&state={self.session}"
-        location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
-        return redirect(location)
+        return redirect(f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}")
 
     def authorize(self) -> Reply:
         """What the login provider does: a page, or straight back for those whom it knows."""
         chat, call = self.chat, self.call
         if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
             return Reply(PAGE, "text/html")
-        location = f"{call.query['redirect_uri']}?code=c&state={call.query['state']}"
-        return redirect(location)
+        return redirect(f"{call.query['redirect_uri']}?code=c&state={call.query['state']}")
 
     def end_login(self) -> Reply:
         """Back from the login provider: the session becomes somebody's."""
@@ -726,9 +712,6 @@ class Handler(BaseHTTPRequestHandler):
         return redirect(f"{chat.base_path}/")
 
     # --- what the server offers ---
-
-    def models(self) -> Reply:
-        return in_superjson(self.chat.models, FOR_A_MINUTE)
 
     def who(self) -> Reply:
         user = captured("user_logged_in")["json"] | {"username": self.user}
@@ -746,9 +729,6 @@ class Handler(BaseHTTPRequestHandler):
         names = ("novita", "together", "fireworks-ai")
         providers = None if model["isRouter"] else [{"provider": name} for name in names]
         return in_superjson(model | {"providers": providers, "parameters": {}})
-
-    def public_config(self) -> Reply:
-        return in_superjson(captured("public_config")["json"], FOR_A_MINUTE)
 
     def tool_servers(self) -> Reply:
         entry = captured("mcp_servers")[0]
@@ -856,13 +836,10 @@ class Handler(BaseHTTPRequestHandler):
         mine = [each for each in self.chat.of(self.owner) if each.from_share == share_id]
         if not mine:
             share = self.chat.shares[share_id]
-            kept: dict[str, Any] = {
-                "messages": share.messages,
-                "title": share.title,
-                "files": share.files,
-            }
             whose = (self.owner, share.model, share.preprompt)
-            mine = [self.chat.add_conversation(*whose, from_share=share_id, **kept)]
+            copied = self.chat.add_conversation(*whose, title=share.title, from_share=share_id)
+            copied.messages, copied.files = copy.deepcopy((share.messages, share.files))
+            mine = [copied]
         return in_superjson({"conversationId": mine[0].id})
 
     def output(self, conversation_id: str, sha: str) -> Reply:
@@ -890,14 +867,12 @@ class Handler(BaseHTTPRequestHandler):
         """Replay the log of a run, or of the newest one, and follow it to its end."""
         conversation, query = self.own(conversation_id), self.call.query
         wanted = query.get("generationId")
-        with self.chat.lock:
-            runs = [run for run in self.chat.all_runs if run.conversation is conversation]
-            runs = [run for run in runs if wanted in (None, run.generation_id)]
-            run = runs[-1] if runs else None
-            turn = run.resumes if run else 0
-            if run:
-                run.resumes += 1
-        words = run.words if run else Words()
+        runs = [run for run in self.chat.all_runs if run.conversation is conversation]
+        runs = [run for run in runs if wanted in (None, run.generation_id)]
+        run, words, turn = None, Words(), 0
+        if runs:
+            run, words, turn = runs[-1], runs[-1].words, runs[-1].resumes
+            run.resumes += 1
         value, times = words.times("log_status", math.inf)
         if value and turn < times:
             raise Refusal(int(value))
@@ -991,11 +966,11 @@ API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
 ROUTES: list[tuple[str, str, Callable[..., Reply | Run | None]]] = [
     ("GET", r"/login", Handler.begin_login),
     ("GET", r"/login/callback", Handler.end_login),
-    ("GET", r"/api/v2/models", Handler.models),
+    ("GET", r"/api/v2/models", lambda self: in_superjson(self.chat.models, FOR_A_MINUTE)),
     ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
     ("GET", r"/api/v2/user", Handler.who),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
-    ("GET", r"/api/v2/public-config", Handler.public_config),
+    ("GET", r"/api/v2/public-config", lambda _: in_superjson(CONFIG, FOR_A_MINUTE)),
     ("POST", r"/api/transcribe", Handler.transcribe),
     ("GET", r"/api/mcp/servers", Handler.tool_servers),
     ("GET", r"/api/v2/user/settings", Handler.get_settings),

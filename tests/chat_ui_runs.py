@@ -112,6 +112,12 @@ class Words(dict[str, str]):
 # --- the store -----------------------------------------------------------------------------------
 
 
+def new_message(ancestors: list[str]) -> Message:
+    """What all messages have."""
+    times = {"createdAt": now(), "updatedAt": now()}
+    return times | {"id": str(uuid.uuid4()), "ancestors": ancestors, "children": []}
+
+
 @dataclass
 class Conversation:
     """A conversation as it is stored."""
@@ -144,12 +150,10 @@ class Conversation:
         by_id = {message["id"]: message for message in messages}
 
         def add(parent: Message, **fields: Any) -> Message:
-            times = {"createdAt": now(), "updatedAt": now()}
-            ancestors = [*parent["ancestors"], parent["id"]]
-            ids = {"ancestors": ancestors, "id": str(uuid.uuid4()), "children": []}
-            messages.append(fields | times | ids)
-            parent["children"].append(messages[-1]["id"])
-            return messages[-1]
+            message = fields | new_message([*parent["ancestors"], parent["id"]])
+            messages.append(message)
+            parent["children"].append(message["id"])
+            return message
 
         place = by_id.get(data["id"])
         retry = data.get("is_retry", False)
@@ -202,13 +206,7 @@ class Conversation:
 
 
 class ModelFailed(Exception):
-    """The model's host answered with an error."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.event: Event = {"type": "status", "status": "error", "message": message}
-        if status:
-            self.event["statusCode"] = status
+    """The model's host answered with an error: a message, and maybe a status."""
 
 
 class NoAnswer(Exception):
@@ -478,7 +476,9 @@ class Run:
         except ModelFailed as failure:
             state = "error"
             self._title()
-            self._tell(failure.event)
+            message, *status = failure.args
+            event = {"type": "status", "status": "error", "message": message}
+            self._tell(event | ({"statusCode": status[0]} if status else {}))
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
         while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
@@ -634,10 +634,10 @@ class Run:
 
     def _cut_at_what_was_seen(self) -> None:
         """A stop says how much of the answer was seen: the rest is dropped."""
-        text, marker = whole(self.text), self.conversation.stop
-        if marker and marker[1] == self.generation_id and marker[2] is not None:
-            text = utf16(text)[: 2 * marker[2]].decode("utf-16-le", "surrogatepass")
-        self.text = text
+        self.text = whole(self.text)
+        _, run, seen = self.conversation.stop or (0, None, None)
+        if run == self.generation_id and seen is not None:
+            self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
