@@ -143,7 +143,7 @@ STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is st
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 
 
-# --- what tests see ------------------------------------------------------------------------------
+# --- models and requests -------------------------------------------------------------------------
 
 
 def model_entry(name: str, *able: str) -> dict[str, Any]:
@@ -171,6 +171,9 @@ class Request:
     files: list[tuple[str, str, bytes]]  # of a message: name, type, content
     connection: int  # which connection it came over, counted from 1
     number: int  # which request it is, counted from 1 when its head had arrived
+
+
+# --- faults of sending and of other calls --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,9 @@ def fault_of(word: str, value: str) -> Fault:
         return Fault(status=status, done=done)
     body = dumps(Refusal(status).body)
     return Fault(status=status, body=body, content_type="application/json", done=done)
+
+
+# --- the server ----------------------------------------------------------------------------------
 
 
 @dataclass(repr=False)
@@ -362,8 +368,7 @@ class ChatUI:
         return next((model for model in self.models if model["id"] == model_id), None)
 
     def of(self, owner: str) -> list[Conversation]:
-        with self.lock:
-            return [each for each in self.conversations.values() if each.session == owner]
+        return [each for each in list(self.conversations.values()) if each.session == owner]
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
         root = {"from": "system", "content": preprompt} | new_message([])
@@ -409,6 +414,9 @@ class Server(ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
+
+
+# --- answers -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

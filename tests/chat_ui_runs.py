@@ -408,7 +408,6 @@ class Run:
         self._prompt = prompt
         self._ending = False  # all that is still to come is a title, and the storing
         self._known_title = conversation.title  # it is written back too
-        self._title_due = conversation.title == NEW_CHAT
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
         self._final = False  # the final answer came
@@ -641,8 +640,7 @@ class Run:
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
-        if self._title_due:
-            self._title_due = False
+        if self._known_title == NEW_CHAT:
             question = next(m["content"] for m in self._messages if m["from"] == "user")
             title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
             self._tell({"type": "title", "title": title})
