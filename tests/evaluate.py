@@ -4,8 +4,8 @@
 
 asks each of these models, on the server that LLM_HUGGINGCHAT_URL names, for answers in forms of
 growing difficulty and for chains of tool calls, three times each (-n), and prints how many of them
-held, and on standard error why others did not. Nothing goes into llm's logs; the conversations stay
-on the server. No test depends on it.
+held. -v shows on standard error why others did not, --only NAME runs some of them. Nothing goes
+into llm's logs; the conversations stay on the server. No test depends on it.
 """
 
 from __future__ import annotations
@@ -118,21 +118,24 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 @click.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("-n", "times", default=3, show_default=True, help="How often each is asked")
-def main(models: tuple[str, ...], times: int) -> None:
+@click.option("--only", multiple=True, help="Only what has this in its name")
+@click.option("-v", "--verbose", is_flag=True, help="Why others did not hold")
+def main(models: tuple[str, ...], times: int, only: tuple[str, ...], verbose: bool) -> None:
     """Ask MODELS, and print how many answers held."""
     for name in models:
         model = llm.get_model(name)
         click.echo(f"{name} ({model.model_id})")
         for group, checks in CHECKS.items():
+            asked = [c for c in checks if not only or any(word in c.__name__ for word in only)]
             total = 0
-            for check in checks:
-                held = sum(holds(check, model) for _ in range(times))
+            for check in asked:
+                held = sum(holds(check, model, verbose) for _ in range(times))
                 total += held
                 click.echo(f"  {check.__name__:16} {held} of {times}")
-            click.echo(f"  {group + ' in all':16} {total} of {times * len(checks)}")
+            click.echo(f"  {group + ' in all':16} {total} of {times * len(asked)}")
 
 
-def holds(check: Check, model: llm.Model) -> bool:
+def holds(check: Check, model: llm.Model, verbose: bool) -> bool:
     """Whether an answer holds. What keeps every answer from coming is raised."""
     why = "it is not what is true"
     try:
@@ -142,7 +145,8 @@ def holds(check: Check, model: llm.Model) -> bool:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-    click.echo(f"  {check.__name__}: {why}", err=True)
+    if verbose:
+        click.echo(f"  {check.__name__}: {why}", err=True)
     return False
 
 
