@@ -41,7 +41,6 @@ PACE = 0.005  # seconds between two tokens of a fast model
 TOKENS = 5000  # of a long answer
 TOGETHER = (20, 100)  # so many answers at the same time
 TURNS = (2, 20, 200)  # of a conversation, that are measured
-SERVICE = pathlib.Path(__file__).parent / "captures" / "models_service.json"  # its catalogue
 
 
 # --- the server, in a process of its own ----------------------------------------------
@@ -86,8 +85,7 @@ def serve() -> None:
         return str(messages[-1]["id"])
 
     chat_ui.Handler = Handler  # type: ignore[misc]
-    chunks = json.loads(SERVICE.read_text("utf-8"))["exchanges"][0]["response"]["chunks"]
-    models = json.loads("".join(text for _, text in chunks))["json"]
+    models = chat_ui.captured("models_service")["json"]  # as many as the service has
     with chat_ui.ChatUI(delay=0.0, store_delay=0.0, models=models) as chat:
         print(json.dumps(chat.url), flush=True)
         for line in sys.stdin:
@@ -561,7 +559,6 @@ def rows(server: Server, rounds: int) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the plugin costs.")
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured")
-    parser.add_argument("--alone", action="store_true", help="without g4f and hugchat")
     for name in ("--serve", "--memory", "--import", "--url"):
         parser.add_argument(name, nargs="?", const=name, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
@@ -571,8 +568,6 @@ def main() -> None:
         return memory(options["memory"], options["url"])
     if options["import"]:
         return importing(options["import"])
-    if options["alone"]:
-        OTHERS.clear()
     server = Server()
     with server.process, tempfile.TemporaryDirectory(prefix="llm-") as user_path:
         os.environ |= {"LLM_HUGGINGCHAT_URL": server.url, "LLM_USER_PATH": user_path}

@@ -8,20 +8,18 @@ imports the hook and the fixture at the end.
 from __future__ import annotations
 
 import json
-import pathlib
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import curl_cffi.requests
 import pytest
-from chat_ui import parse_multipart
+from chat_ui import captured, parse_multipart
 from curl_cffi.requests import AsyncSession, Headers
 from vcr import VCR  # type: ignore[import-untyped]
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
 
-CATALOGUE = pathlib.Path(__file__).parent / "captures" / "models.json"
 LEFT_OUT = {"is_retry": False, "selectedMcpServers": []}  # what a message without these means
 NEITHER = ("generationId", "timezone")  # compared: the one is made up, the other the machine's
 
@@ -122,24 +120,20 @@ class CassetteSession(AsyncSession[Any]):
 
 
 def answer_to_what_was_not_recorded(request: Request) -> Any:
-    """The list of models, which all servers had; and that a run is stored, as they all are."""
+    """That a run is stored, as they all are; and the list of models, which all servers had.
+
+    One more is in it, which the server does not know.
+    """
     body, kind = b"", ""
     if request.path.endswith("/stream"):
         body, kind = b'event: end\ndata: {"status":"completed"}\n\n', "text/event-stream"
     if request.path.endswith("/api/v2/models"):
-        (exchange,) = json.loads(CATALOGUE.read_text("utf-8"))["exchanges"]
-        text = "".join(text for _, text in exchange["response"]["chunks"])
-        body, kind = with_a_model_that_is_none(text), "application/json"
+        models = captured("models")["json"]
+        models.append(models[1] | {"id": "nobody/nothing", "name": "nobody/nothing"})
+        body, kind = json.dumps({"json": models}).encode(), "application/json"
     headers = {"content-type": [kind]}
     status = {"code": 200, "message": "OK"}
     return {"status": status, "headers": headers, "body": {"string": body}} if body else None
-
-
-def with_a_model_that_is_none(catalogue: str) -> bytes:
-    """The list of models, and one that the server does not know."""
-    value = json.loads(catalogue)
-    value["json"].append(value["json"][1] | {"id": "nobody/nothing", "name": "nobody/nothing"})
-    return json.dumps(value).encode()
 
 
 def pytest_recording_configure(config: pytest.Config, vcr: VCR) -> None:

@@ -58,7 +58,9 @@ import base64
 import contextlib
 import copy
 import json
+import math
 import os
+import pathlib
 import re
 import secrets
 import select
@@ -70,9 +72,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
@@ -86,20 +88,14 @@ from chat_ui_runs import (
     TOOL_SERVERS,
     Broken,
     Conversation,
+    Event,
     Message,
-    Prompt,
-    Question,
     Refusal,
     Run,
-    StopMarker,
     Words,
     dumps,
-    is_uuid,
-    now,
-    sha256,
+    new_message,
     stored_title,
-    tokens,
-    tool_name,
 )
 
 # Each model: its id, then what it can do.
@@ -122,34 +118,43 @@ CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 
 swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
 NousResearch/Hermes-3-Llama-3.1-70B unlisted
 """
+
+
+def captured(name: str, number: int = 0) -> Any:
+    """What a real server answered: the JSON of an exchange in tests/captures."""
+    path = pathlib.Path(__file__).parent / "captures" / f"{name}.json"
+    chunks = json.loads(path.read_text("utf-8"))["exchanges"][number]["response"]["chunks"]
+    return json.loads("".join(text for _, text in chunks))
+
+
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
-OVERRIDES = ("multimodal", "tools", "artifacts", "provider", "reasoningEffort", "reasoning")
-SETTINGS: dict[str, Any] = {f"{name}Overrides": {} for name in OVERRIDES}
-SETTINGS |= {"activeModel": "omni", "streamingMode": "smooth", "billingOrganization": None}
-SETTINGS |= {"directPaste": False, "hapticsEnabled": True, "hidePromptExamples": {}}
-SETTINGS |= {"shareConversationsWithModelAuthors": True, "customPrompts": {}}
-SETTINGS |= {"customPromptsEnabled": {}}
+OMNI, LLAMA, *_ = captured("models")["json"]
+CONFIG = captured("public_config")["json"]
+DEFAULTS = captured("settings")["json"]
+SETTINGS = {name: value for name, value in DEFAULTS.items() if not name.startswith("welcome")}
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
+NO_ACCESS = (
+    "You don't have access to this conversation. If someone gave you this link, ask them to use"
+    " the 'share' feature instead."
+)
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 
 
-# --- what tests see ------------------------------------------------------------------------------
+# --- models and requests -------------------------------------------------------------------------
 
 
 def model_entry(name: str, *able: str) -> dict[str, Any]:
     """A model as the server lists it, from its id and what it can do."""
-    router, image = "router" in able, "image" in able
-    unknown = ("websiteUrl", "modelUrl", "datasetName", "datasetUrl", "logoUrl", "promptExamples")
-    entry: dict[str, Any] = {"id": name, "name": name} | dict.fromkeys(unknown)
-    entry |= {"displayName": "Omni" if router else name, "preprompt": "" if router else None}
-    entry |= {"description": "Routes your messages to the best model." if router else None}
-    entry |= {"multimodal": image, "multimodalAcceptedMimetypes": ["image/*"] if image else None}
+    if "router" in able:
+        return dict(OMNI)
+    image = "image" in able
+    entry = LLAMA | {"id": name, "name": name, "displayName": name, "multimodal": image}
+    entry |= {"multimodalAcceptedMimetypes": ["image/*"] if image else None}
     entry |= {"supportsTools": "tools" in able, "supportsReasoning": "reasoning" in able}
-    entry |= {"supportsArtifacts": False, "unlisted": "unlisted" in able}
-    return entry | {"hasInferenceAPI": False, "isRouter": router}
+    return entry | {"unlisted": "unlisted" in able}
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,9 @@ class Request:
     files: list[tuple[str, str, bytes]]  # of a message: name, type, content
     connection: int  # which connection it came over, counted from 1
     number: int  # which request it is, counted from 1 when its head had arrived
-    at: float  # time.monotonic(), when all of it had arrived
+
+
+# --- faults of sending and of other calls --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,25 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
+
+
+# The words that are faults of sending, and how often they are, if they do not say that.
+SENDING = {"drop": 1, "status": math.inf, "status_after": 1, "html": math.inf}
+
+
+def fault_of(word: str, value: str) -> Fault:
+    """What goes wrong with sending a message, by a word and its value."""
+    done = value == "after" or word == "status_after"
+    if word == "drop":
+        return Fault(drop=True, done=done)
+    status = int(value or 200)
+    if status in (200, 502, 503, 504):  # these come from a server in front of it
+        return Fault(status=status, done=done)
+    body = dumps(Refusal(status).body)
+    return Fault(status=status, body=body, content_type="application/json", done=done)
+
+
+# --- the server ----------------------------------------------------------------------------------
 
 
 @dataclass(repr=False)
@@ -209,16 +235,13 @@ class ChatUI:
 
     def __post_init__(self) -> None:
         self.base_path = self.base_path.rstrip("/")
-        models = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
-        if self.models:
-            models = [model_entry(model["id"], "tools") | model for model in self.models]
-        self.models = models
+        listed = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
+        self.models = [LLAMA | {"name": model["id"]} | model for model in self.models] or listed
         self.port = 0  # a free one
         self.minute = 60.0
-        # What the login provider knows: a session can be made from these tokens, unless
-        # `login_wants` is "consent" (a page) or an address to go to instead.
-        self.tokens: dict[str, str] = {}  # to the user's name
-        self.login_wants = ""
+        # What the login provider knows: the tokens that make a session, and whose they are.
+        self.tokens: dict[str, str] = {}
+        self.login_wants = ""  # or "consent": it shows a page first
         self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
         self.transcribes = True  # there is a TRANSCRIPTION_MODEL
         self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
@@ -234,14 +257,14 @@ class ChatUI:
         self.conversations: dict[str, Conversation] = {}
         self.shares: dict[str, Conversation] = {}
         self.settings: dict[str, dict[str, Any]] = {}
-        self.elicitations: dict[str, Question] = {}
+        self.elicitations: list[Event] = []  # what became of each question of a tool
         self.stops: list[tuple[str, str | None]] = []
         self.all_runs: list[Run] = []
-        self.sent_at: deque[float] = deque()
+        self.sent_at: list[float] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self.open: set[socket.socket] = set()
-        self._used: dict[object, int] = {}
+        self._used: Counter[tuple[str, str, str]] = Counter()
         self._ids = (f"{int(time.time()):08x}{secrets.token_hex(5)}{n:06x}" for n in range(16**6))
         self._place = socket.socket()
         self._server: Server | None = None
@@ -268,30 +291,23 @@ class ChatUI:
     @property
     def runs(self) -> dict[str, str]:
         """The state of every run, by generation id: running, completed, interrupted or error."""
-        with self.lock:
-            return {run.generation_id: run.state for run in self.all_runs}
+        return {run.generation_id: run.state for run in list(self.all_runs)}
 
-    def messages(
-        self, conversation_id: str, role: str | None = None, wait: bool = True
-    ) -> list[Message]:
+    def messages(self, conversation_id: str, role: str | None = None) -> list[Message]:
         """The stored messages of a conversation: all, or those of system, user or assistant.
 
-        Answers that have ended are waited for until they are stored, unless told otherwise.
+        Answers that have ended are waited for until they are stored.
         """
-        with self.lock:
-            runs = [run for run in self.all_runs if run.conversation.id == conversation_id]
-        for run in runs if wait else []:
-            run.wait_until_stored()
+        for run in list(self.all_runs):
+            if run.conversation.id == conversation_id:
+                run.wait_until_stored()
         with self.lock:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
 
-    def reply(self, action: str = "accept", **content: Any) -> None:
-        """Answer a tool's question, as the web page does."""
-        with self.lock:
-            asked = next(each for each in self.elicitations.values() if each.action is None)
-            asked.content = content or None
-            asked.action = action
+    def reply(self, **content: Any) -> None:
+        """Answer a tool's latest question, as the web page does."""
+        self.elicitations[-1].update(action="accept", content=content, resolution="user")
 
     def down(self) -> None:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
@@ -316,22 +332,19 @@ class ChatUI:
 
     def close(self) -> None:
         self.closing.set()
-        runs = list(self.all_runs)
-        for run in runs:
+        for run in self.all_runs:
             run.stop()
         self.down()
         self._place.close()
-        for run in runs:
+        for run in self.all_runs:
             run.thread.join(1)
 
     def record(self, request: Request) -> None:
         with self.lock:
             self.log.append(request)
             if self.log_file:
-                names = ("number", "connection", "method", "path", "query", "data")
-                line = {name: getattr(request, name) for name in names}
+                line = vars(request) | {"cookies": sorted(request.cookies)}
                 line["headers"] = {k: v for k, v in request.headers.items() if k != "cookie"}
-                line["cookies"] = sorted(request.cookies)
                 line["files"] = [[name, mime, len(file)] for name, mime, file in request.files]
                 line["body"] = None if request.data else request.body.decode(errors="replace")
                 print(json.dumps(line), file=self.log_file, flush=True)
@@ -342,27 +355,25 @@ class ChatUI:
             for (method, pattern), faults in self.faults.items():
                 if faults and method == request.method and fnmatchcase(request.path, pattern):
                     return faults.pop(0)
+            text = (request.data or {}).get("inputs", "")
+            words = Words(text)
+            for word in SENDING.keys() & words.keys():
+                value, times = words.times(word, SENDING[word])
+                self._used[request.path, text, word] += 1
+                if self._used[request.path, text, word] <= times:
+                    return fault_of(word, value)
         return Fault()
-
-    def still(self, key: object, times: float) -> bool:
-        """Whether something happened fewer times than this; counts it."""
-        with self.lock:
-            self._used[key] = self._used.get(key, 0) + 1
-            return self._used[key] <= times
 
     def model(self, model_id: object) -> dict[str, Any] | None:
         return next((model for model in self.models if model["id"] == model_id), None)
 
     def of(self, owner: str) -> list[Conversation]:
-        with self.lock:
-            return [each for each in self.conversations.values() if each.session == owner]
+        return [each for each in list(self.conversations.values()) if each.session == owner]
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
-        root: Message = {"id": str(uuid.uuid4()), "from": "system", "content": preprompt}
-        root |= {"createdAt": now(), "updatedAt": now(), "children": [], "ancestors": []}
-        fields: dict[str, Any] = {"messages": [root]} | copy.deepcopy(more)
+        root = {"from": "system", "content": preprompt} | new_message([])
         with self.lock:
-            conversation = Conversation(next(self._ids), owner, model, preprompt, **fields)
+            conversation = Conversation(next(self._ids), owner, model, preprompt, [root], **more)
             self.conversations[conversation.id] = conversation
         return conversation
 
@@ -405,6 +416,9 @@ class Server(ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
+# --- answers -------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Reply:
     """An answer."""
@@ -420,6 +434,10 @@ def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
     return Reply(dumps({"json": value}), headers=headers)
 
 
+def redirect(location: str) -> Reply:
+    return Reply(b"", None, 302, (("location", location),))
+
+
 FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 
 
@@ -427,8 +445,8 @@ Part = tuple[str, str, str, bytes]  # of a multipart body: name, file name, type
 
 
 def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
-    boundary = re.search(r'boundary="?([^";]+)', content_type)
-    if not content_type.startswith("multipart/form-data") or not boundary:
+    boundary = re.match(r'multipart/form-data.*boundary="?([^";]+)', content_type)
+    if not boundary:
         return
     for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
         head, _, content = piece.partition(b"\r\n\r\n")
@@ -442,31 +460,35 @@ def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
         yield name, re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename), mime.strip(), content
 
 
-def decoded(part: Part) -> tuple[str, str, bytes]:
-    """A file's name, type and content: it is sent as `base64;NAME`, in base64."""
-    _, filename, mime, content = part
-    return filename.partition("base64;")[2], mime, base64.b64decode(content)
-
-
 class Chunks:
-    """A body sent in chunks, of `size` bytes if given; it breaks off after `limit` bytes."""
+    """A body sent in chunks, of `size` bytes if given. It breaks off after `limit` bytes.
 
-    def __init__(self, send: Callable[[bytes], object], size: int = 0, limit: int = -1) -> None:
-        self._send, self._size, self._limit = send, size, limit
+    `faults` says what happens after how many events: "cut", "stall", or "end", as if it were whole.
+    """
 
-    def write(self, data: bytes) -> None:
-        data = data[: self._limit] if 0 <= self._limit < len(data) else data
-        size = self._size or len(data) or 1
+    def __init__(self, handler: Handler, faults: dict[int, str]) -> None:
+        self._handler, self._faults = handler, faults
+        self._events = 0
+        self.size, self.limit = 0, -1
+
+    def write(self, data: bytes, counts: bool = False) -> None:
+        data = data[: self.limit] if 0 <= self.limit < len(data) else data
+        size = self.size or len(data) or 1
         for start in range(0, len(data), size):
             chunk = data[start : start + size]
-            self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        if self._limit >= 0:
-            self._limit -= len(data)
-            if self._limit == 0:
-                raise Broken
+            self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        self.limit -= len(data) if self.limit >= 0 else 0
+        self._events += counts
+        fault = "cut" if self.limit == 0 else self._faults.get(self._events)
+        if fault == "stall":
+            self._handler.linger()
+        if fault == "end":
+            self.end()
+        if fault:
+            raise Broken
 
     def end(self) -> None:
-        self._send(b"0\r\n\r\n")
+        self._handler.wfile.write(b"0\r\n\r\n")
 
 
 # --- endpoints -----------------------------------------------------------------------------------
@@ -518,7 +540,10 @@ class Handler(BaseHTTPRequestHandler):
             self.chat.closing.wait(self.chat.latency)
             fault = self.chat.next_fault(self.call)
             done = self.answer() if fault.done else None
-            if reply := self.faulty_reply(fault) or done or self.answer():
+            reply = self.faulty_reply(fault) or done or self.answer()
+            if isinstance(reply, Run):
+                self.stream_to_end(reply)
+            elif reply:
                 self.send(reply)
         except (Broken, OSError):
             self.close_connection = True
@@ -537,9 +562,11 @@ class Handler(BaseHTTPRequestHandler):
         inside = url.path.startswith(self.chat.base_path)
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
         parts = list(parse_multipart(headers.get("content-type", ""), body))
-        data = None
-        with contextlib.suppress(StopIteration, ValueError):
-            data = json.loads(next(content for name, *_, content in parts if name == "data"))
+        files = [
+            (name.partition("base64;")[2], mime, base64.b64decode(content))
+            for kind, name, mime, content in parts
+            if kind == "files"
+        ]
         return Request(
             method=self.command,
             path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
@@ -547,11 +574,10 @@ class Handler(BaseHTTPRequestHandler):
             headers=headers,
             cookies={name: value for name, _, value in cookies if name},
             body=body,
-            data=data if isinstance(data, dict) else None,
-            files=[decoded(part) for part in parts if part[0] == "files"],
+            data=next((json.loads(part[3]) for part in parts if part[0] == "data"), None),
+            files=files,
             connection=self.number,
             number=number,
-            at=time.monotonic(),
         )
 
     def read_body(self, size: int) -> bytes:
@@ -600,8 +626,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_head(reply.status, reply.content_type, *reply.headers, length)
         self.wfile.write(body)
 
-    def answer(self) -> Reply | None:
-        """Find out who asks, and what. None if the answer has been streamed."""
+    def answer(self) -> Reply | Run | None:
+        """Find out who asks, and what. None if all has been sent."""
         call, chat = self.call, self.chat
         if call.path.removeprefix("outside:") == LOGIN_PAGE:
             return self.authorize()
@@ -631,22 +657,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def early_no(self, status: int, message: str) -> Reply:
         """A refusal before the request is looked at: JSON only for those who speak it."""
-        spoken = self.call.headers.get("accept", "") + self.call.headers.get("content-type", "")
-        if "application/json" in spoken:
+        headers = self.call.headers
+        if "application/json" in headers.get("accept", "") + headers.get("content-type", ""):
             return Reply(dumps({"error": message}), status=status)
         return Reply(message.encode(), "text/plain", status)
 
     def json_body(self) -> dict[str, Any]:
         return dict(json.loads(self.call.body or b"{}"))
 
-    def own(self, conversation_id: str, malformed: str | None = None) -> Conversation:
+    def own(self, conversation_id: str) -> Conversation:
         """A conversation of the one who asks."""
+        newer = self.call.path.startswith("/api/")
         if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
-            raise Refusal(400, malformed) if malformed else Refusal(500)
+            raise Refusal(400, "Invalid conversation ID format") if newer else Refusal(500)
         conversation = self.chat.conversations.get(conversation_id)
-        if not conversation or conversation.session != self.owner:
-            raise Refusal(404)
-        return conversation
+        if conversation and conversation.session == self.owner:
+            return conversation
+        if conversation and newer and self.command == "GET":
+            raise Refusal(403, NO_ACCESS)
+        raise Refusal(404, "Conversation not found." if newer else None)
 
     # --- logins ---
 
@@ -670,17 +699,14 @@ class Handler(BaseHTTPRequestHandler):
         )
         back = quote(f"{self.chat.url}/login/callback", safe="")
         query = f"client_id=cid&redirect_uri={back}&state={self.session}"
-        location = f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}"
-        return Reply(b"", None, 302, (("location", location),))
+        return redirect(f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}")
 
     def authorize(self) -> Reply:
         """What the login provider does: a page, or straight back for those whom it knows."""
         chat, call = self.chat, self.call
         if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
             return Reply(PAGE, "text/html")
-        location = chat.login_wants or call.query["redirect_uri"]
-        location += f"?code=c-{call.query['state']}&state={call.query['state']}"
-        return Reply(b"", "text/plain", 302, (("location", location),))
+        return redirect(f"{call.query['redirect_uri']}?code=c&state={call.query['state']}")
 
     def end_login(self) -> Reply:
         """Back from the login provider: the session becomes somebody's."""
@@ -691,23 +717,16 @@ class Handler(BaseHTTPRequestHandler):
         session, token = str(uuid.uuid4()), cookies.get("token", "")
         chat.sessions[session] = (chat.tokens[token], token)
         self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
-        return Reply(b"", None, 302, (("location", f"{chat.base_path}/"),))
+        return redirect(f"{chat.base_path}/")
 
     # --- what the server offers ---
 
-    def models(self) -> Reply:
-        return in_superjson(self.chat.models, FOR_A_MINUTE)
-
     def who(self) -> Reply:
-        if not (name := self.user):
-            return in_superjson(None)
-        user = {"id": sha256(name.encode())[:24], "username": name, "isAdmin": False}
-        user |= {"avatarUrl": "https://example.org/a.png", "email": f"{name}@example.org"}
-        return in_superjson(user | {"isEarlyAccess": False})
+        user = captured("user_logged_in")["json"] | {"username": self.user}
+        return in_superjson(user if self.user else None)
 
     def feature_flags(self) -> Reply:
-        flags = dict.fromkeys(("enableAssistants", "isAdmin"), False)
-        flags |= {"loginEnabled": self.chat.login_required}
+        flags = captured("public_config", 1)["json"] | {"loginEnabled": self.chat.login_required}
         return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
 
     def model_detail(self, model_id: str) -> Reply:
@@ -719,15 +738,10 @@ class Handler(BaseHTTPRequestHandler):
         providers = None if model["isRouter"] else [{"provider": name} for name in names]
         return in_superjson(model | {"providers": providers, "parameters": {}})
 
-    def public_config(self) -> Reply:
-        config = {"PUBLIC_APP_NAME": "HuggingChat", "PUBLIC_APP_ASSETS": "huggingchat"}
-        config |= {"PUBLIC_LLM_ROUTER_DISPLAY_NAME": "Omni", "PUBLIC_LLM_ROUTER_ALIAS_ID": "omni"}
-        config |= {"PUBLIC_ORIGIN": f"http://127.0.0.1:{self.chat.port}"}
-        return in_superjson(config, FOR_A_MINUTE)
-
     def tool_servers(self) -> Reply:
-        more = {"type": "base", "isLocked": False}
-        return Reply(dumps([{"id": f"base-{s['name']}"} | s | more for s in self.chat.mcp_servers]))
+        entry = captured("mcp_servers")[0]
+        servers = [entry | server | {"id": server["name"]} for server in self.chat.mcp_servers]
+        return Reply(dumps(servers))
 
     def transcribe(self) -> Reply:
         """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
@@ -745,8 +759,7 @@ class Handler(BaseHTTPRequestHandler):
         return Reply(dumps({"text": "" if "silence" in words else text.strip()}))
 
     def get_settings(self) -> Reply:
-        seen = {"welcomeModalSeen": False, "welcomeModalSeenAt": None}
-        return in_superjson(seen | SETTINGS | self.chat.settings.get(self.owner, {}))
+        return in_superjson(DEFAULTS | self.chat.settings.get(self.owner, {}))
 
     def set_settings(self) -> Reply:
         """New settings: what is left out goes back to its default."""
@@ -783,29 +796,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_conversation(self, conversation_id: str) -> Reply:
         """A conversation, or one that somebody shared."""
-        chat = self.chat
-        if len(conversation_id) == 7:
-            if conversation_id not in chat.shares:
-                raise Refusal(404)
-            return in_superjson(chat.shares[conversation_id].as_json(shared=True))
-        try:
-            conversation = self.own(conversation_id, "Invalid conversation ID format")
-        except Refusal as refusal:
-            if conversation_id in chat.conversations:
-                advice = "If someone gave you this link, ask them to use the 'share' feature"
-                text = f"You don't have access to this conversation. {advice} instead."
-                raise Refusal(403, text) from None
-            if refusal.status == 404:
-                raise Refusal(404, "Conversation not found.") from None
-            raise
+        if share := self.chat.shares.get(conversation_id):
+            return in_superjson(share.as_json(shared=True))
+        conversation = self.own(conversation_id)
         if "slowfetch" in conversation.words:
             self.linger(conversation.words.number("slowfetch", 0))
         if "nofetch" in conversation.words:
             raise Refusal(500)
-        share_id = self.call.query.get("fromShare")
-        with chat.lock:
-            value = conversation.as_json(bool(share_id) and conversation.from_share == share_id)
-        return in_superjson(value)
+        with self.chat.lock:
+            return in_superjson(conversation.as_json())
 
     def change_conversation(self, conversation_id: str) -> Reply:
         body = self.json_body()
@@ -813,7 +812,7 @@ class Handler(BaseHTTPRequestHandler):
         if "model" in body and not self.chat.model(model):
             raise Refusal(400, "Invalid model ID")
         with self.chat.lock:
-            conversation = self.own(conversation_id, "Invalid conversation ID")
+            conversation = self.own(conversation_id)
             if isinstance(title, str):
                 conversation.title = stored_title(title)
             if isinstance(model, str) and model != conversation.model:
@@ -827,7 +826,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def delete_conversation(self, conversation_id: str) -> Reply:
         with self.chat.lock:
-            conversation = self.own(conversation_id, "Invalid conversation ID")
+            conversation = self.own(conversation_id)
             del self.chat.conversations[conversation.id]
         return in_superjson({"success": True})
 
@@ -845,13 +844,10 @@ class Handler(BaseHTTPRequestHandler):
         mine = [each for each in self.chat.of(self.owner) if each.from_share == share_id]
         if not mine:
             share = self.chat.shares[share_id]
-            kept: dict[str, Any] = {
-                "messages": share.messages,
-                "title": share.title,
-                "files": share.files,
-            }
             whose = (self.owner, share.model, share.preprompt)
-            mine = [self.chat.add_conversation(*whose, from_share=share_id, **kept)]
+            copied = self.chat.add_conversation(*whose, title=share.title, from_share=share_id)
+            copied.messages, copied.files = copy.deepcopy((share.messages, share.files))
+            mine = [copied]
         return in_superjson({"conversationId": mine[0].id})
 
     def output(self, conversation_id: str, sha: str) -> Reply:
@@ -866,12 +862,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def stop(self, conversation_id: str) -> Reply:
         conversation, body = self.own(conversation_id), self.json_body()
-        generation_id, seen = body.get("generationId"), body.get("seenContentLength")
-        generation_id = generation_id if is_uuid(generation_id) else None
-        seen = seen if isinstance(seen, int) and seen >= 0 else None
+        generation_id = body.get("generationId")
         with self.chat.lock:
             self.chat.stops.append((conversation.id, generation_id))
-            conversation.stop = StopMarker(time.monotonic(), generation_id, seen)
+            conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
             for run in self.chat.all_runs:
                 if run.conversation is conversation and run.state == "running":
                     run.stop()
@@ -881,111 +875,63 @@ class Handler(BaseHTTPRequestHandler):
         """Replay the log of a run, or of the newest one, and follow it to its end."""
         conversation, query = self.own(conversation_id), self.call.query
         wanted = query.get("generationId")
-        with self.chat.lock:
-            runs = [run for run in self.chat.all_runs if run.conversation is conversation]
-            runs = [run for run in runs if wanted in (None, run.generation_id)]
-            run = runs[-1] if runs else None
-            turn = run.resumes if run else 0
-            if run:
-                run.resumes += 1
-        words = run.words if run else Words()
-        value, times = words.times("log_status", float("inf"))
+        runs = [run for run in self.chat.all_runs if run.conversation is conversation]
+        runs = [run for run in runs if wanted in (None, run.generation_id)]
+        run, words, turn = None, Words(), 0
+        if runs:
+            run, words, turn = runs[-1], runs[-1].words, runs[-1].resumes
+            run.resumes += 1
+        value, times = words.times("log_status", math.inf)
         if value and turn < times:
             raise Refusal(int(value))
         start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
-        sequence, sent, state = int(start) if start.isdecimal() else 0, 0, "running"
+        sequence, state = int(start) if start.isdecimal() else 0, "running"
         plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
         self.send_head(200, "text/event-stream", *plain)
-        body = Chunks(self.wfile.write)
         if not run or {"gone", "gone_incomplete"} & words.keys():
             state = "gone"
         elif turn < words.number("stall_resume", 0):
             self.linger()
             raise Broken
-        cuts, churn = words.numbers("cut")[turn + 1 :], words.numbers("churn")
+        faults = dict.fromkeys(words.numbers("churn"), "end")
+        faults |= dict.fromkeys(words.numbers("cut")[turn + 1 : turn + 2], "cut")
+        body = Chunks(self, faults if state == "running" else {})
         while run and state == "running":
-            if cuts[:1] == [sent]:
-                raise Broken
+            body.write(b"")
             events, state = run.logged(sequence, HEARTBEAT)
             if not events and state == "running":
                 body.write(b": heartbeat\n\n")
             for event in events:
-                sequence, sent = sequence + 1, sent + 1
-                body.write(b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event)))
-                if cuts[:1] == [sent]:
-                    raise Broken
-                if churn == [sent]:
-                    return body.end()
+                sequence += 1
+                line = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
+                body.write(line, counts=True)
         body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
-        return body.end()
+        body.end()
 
-    def send_message(self, conversation_id: str) -> Reply | None:
-        """Take a message, and stream the answer."""
+    def send_message(self, conversation_id: str) -> Run:
+        """Take a message: the run that answers it."""
         chat, conversation, data = self.chat, self.own(conversation_id), self.call.data or {}
         self.check_limits(conversation)
         if not (model := chat.model(conversation.model)):
             raise Refusal(410)
-        ids = (data.get("id"), data.get("generationId", data.get("id")))
-        text = data.get("inputs", "-")
-        if not (all(map(is_uuid, ids)) and isinstance(text, str) and text):
+        if data.get("inputs") == "":
             raise Refusal(500)
-        text = data.get("inputs", "").replace("\r\n", "\n")
-        files = [file for file in self.call.files if file[2]]
+        tools = self.selected_tools(data) if model["supportsTools"] else []
         with chat.lock:
-            if conversation.stop and time.monotonic() - conversation.stop.at > STOP_MARKER:
+            if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
                 conversation.stop = None
-            messages, question, answer = conversation.grow(data, text, files)
-            words, key = Words(question["content"]), (conversation.id, data["id"], text)
-            conversation.words.update(words)
-            if reply := self.faulty_send(words, key, ("before", "status"), float("inf")):
-                return reply
-            if "html" in words:
-                return Reply(PAGE, "text/html")
-            for _, mime, content in files:
-                conversation.files[sha256(content)] = (mime, content)
-            conversation.messages = copy.deepcopy(messages)
-            conversation.updated_at = now()
-            tools = self.selected_tools(data) if model["supportsTools"] else []
-            prompt = self.prompt(conversation, messages, question, model, tools)
-            run = Run(chat, conversation, messages, answer, prompt)
-        if reply := self.faulty_send(words, key, ("after", "status_after"), 1):
-            return reply
-        try:
-            self.stream_to_end(run)
-        except (Broken, OSError):
-            run.reader_left()
-            raise
-        return None
+            files = [file for file in self.call.files if file[2]]
+            return Run(chat, conversation, data, files, model, tools)
 
     def check_limits(self, conversation: Conversation) -> None:
         """Refuse what is sent too fast, or to a conversation that is full."""
         chat, time_now = self.chat, time.monotonic()
         with chat.lock:
-            chat.sent_at.append(time_now)
-            while chat.sent_at[0] <= time_now - chat.minute:
-                chat.sent_at.popleft()
+            chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
             if chat.messages_per_minute and len(chat.sent_at) > chat.messages_per_minute:
                 raise Refusal(429)
             if chat.max_messages and len(conversation.messages) > chat.max_messages:
                 raise Refusal(429, TOO_LONG.format(chat.max_messages))
-
-    def faulty_send(
-        self, words: Words, key: tuple[str, ...], names: tuple[str, str], usual: float
-    ) -> Reply | None:
-        """What words make of sending: a connection that closes, or an error's status."""
-        drop, status = names
-        value, times = words.times("drop", 1)
-        if value == drop and self.chat.still((*key, drop), times):
-            raise Broken
-        value, times = words.times(status, usual)
-        failed = value and self.chat.still((*key, status), times)
-        return self.failed(int(value)) if failed else None
-
-    def failed(self, status: int) -> Reply:
-        """An error: of the server itself, or of one in front of it."""
-        if status in (502, 503, 504):
-            return Reply(PAGE, "text/html", status)
-        raise Refusal(status)
 
     def selected_tools(self, data: dict[str, Any]) -> list[str]:
         """The names of the tool servers that a message may use."""
@@ -994,22 +940,6 @@ class Handler(BaseHTTPRequestHandler):
         names = data.get("selectedMcpServerNames", list(servers))
         safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
         return [name for name, url in servers.items() if name in names and safe.match(url)]
-
-    def prompt(
-        self,
-        conversation: Conversation,
-        messages: list[Message],
-        question: Message,
-        model: dict[str, Any],
-        tools: list[str],
-    ) -> Prompt:
-        system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
-        system += 2 * [conversation.preprompt] if conversation.preprompt else []  # yes, twice
-        seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        way = list(conversation.seen(messages, question, model["multimodal"]))
-        images = sum(message.pop("images") for message in way)
-        prompt = Prompt(Words(question["content"]), seen + way, images, tools, model)
-        return replace(prompt, said=tokens(prompt))
 
     def left(self) -> bool:
         """Whether the client has closed the connection."""
@@ -1020,34 +950,35 @@ class Handler(BaseHTTPRequestHandler):
         """Give a run to its first reader, until it is stored."""
         words = run.words
         self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
-        split = int(words.number("split", 1)) if "split" in words else 0
-        body = Chunks(self.wfile.write, split, int(words.number("cut_bytes", -1)))
-        cut, stall, end = words.numbers("cut")[:1], words.numbers("stall"), words.numbers("end")
-        for kind, line in run.lines(self.left):
-            body.write(line)
-            run.streamed += kind == "stream"
-            if end == [run.streamed]:
-                run.reader_left()
-                break
-            if stall == [run.streamed] or (kind == "padding" and "hold" in words):
-                self.linger()
-                raise Broken
-            if cut == [run.streamed]:
-                raise Broken
+        faults = {name: words.numbers(name)[:1] for name in ("cut", "stall", "end")}
+        body = Chunks(self, {at: name for name, where in faults.items() for at in where})
+        if "split" in words:
+            body.size = int(words.number("split", 1))
+        body.limit = int(words.number("cut_bytes", -1))
+        try:
+            for kind, line in run.lines(self.left):
+                body.write(line, counts=kind == "stream")
+                run.streamed += kind == "stream"
+                if kind == "padding" and "hold" in words:
+                    self.linger()
+                    raise Broken
+        except (Broken, OSError):
+            run.reader_left()
+            raise
         body.end()
 
 
 LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 CONVERSATION = r"/conversation/([^/]+)"
 API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
-ROUTES: list[tuple[str, str, Callable[..., Reply | None]]] = [
+ROUTES: list[tuple[str, str, Callable[..., Reply | Run | None]]] = [
     ("GET", r"/login", Handler.begin_login),
     ("GET", r"/login/callback", Handler.end_login),
-    ("GET", r"/api/v2/models", Handler.models),
+    ("GET", r"/api/v2/models", lambda self: in_superjson(self.chat.models, FOR_A_MINUTE)),
     ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
     ("GET", r"/api/v2/user", Handler.who),
     ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
-    ("GET", r"/api/v2/public-config", Handler.public_config),
+    ("GET", r"/api/v2/public-config", lambda _: in_superjson(CONFIG, FOR_A_MINUTE)),
     ("POST", r"/api/transcribe", Handler.transcribe),
     ("GET", r"/api/mcp/servers", Handler.tool_servers),
     ("GET", r"/api/v2/user/settings", Handler.get_settings),

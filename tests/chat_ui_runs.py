@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,11 @@ PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
 PROVIDER = {"type": "routerMetadata", "route": "", "model": "", "provider": "novita"}
+ROUTE = {"type": "routerMetadata", "route": "default", "model": "zai-org/GLM-4.6"}
 DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
 NEW_CHAT = "New Chat"
 KEEP_ALIVE = 0.1  # seconds between two keepAlive events
-LOG_SECONDS, LOG_TOKENS = 0.2, 5  # tokens that come together are logged as one event
+LOG_TOKENS = 5  # so many that come together are logged as one event
 REFUSALS = {
     401: "Unauthorized",
     403: "Forbidden",
@@ -82,20 +83,9 @@ def utf16(text: str) -> bytes:
     return text.encode("utf-16-le", "surrogatepass")
 
 
-def utf16_length(text: str) -> int:
-    """The length of a text as JavaScript counts it."""
-    return len(utf16(text)) // 2
-
-
 def whole(text: str) -> str:
     """The text with emoji that were cut in two put together again."""
     return utf16(text).decode("utf-16-le", "surrogatepass")
-
-
-def is_uuid(value: object) -> bool:
-    """Whether this is the text of a UUID."""
-    pattern = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-    return isinstance(value, str) and bool(re.fullmatch(pattern, value))
 
 
 SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
@@ -122,28 +112,10 @@ class Words(dict[str, str]):
 # --- the store -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StopMarker:
-    """That somebody asked for an answer to stop."""
-
-    at: float
-    generation_id: str | None
-    seen: int | None
-
-
-@dataclass
-class Question:
-    """What a tool asks the person."""
-
-    request: dict[str, Any]
-    action: str | None = None
-    content: dict[str, Any] | None = None
-
-    def resolved(self, resolution: str = "user") -> Event:
-        """The event that says what became of it."""
-        event = {"type": "elicitation", "subtype": "resolved", "action": self.action or "cancel"}
-        event |= {"elicitationId": self.request["elicitationId"], "resolution": resolution}
-        return event | ({"content": self.content} if self.content is not None else {})
+def new_message(ancestors: list[str]) -> Message:
+    """What all messages have."""
+    times = {"createdAt": now(), "updatedAt": now()}
+    return times | {"id": str(uuid.uuid4()), "ancestors": ancestors, "children": []}
 
 
 @dataclass
@@ -160,7 +132,7 @@ class Conversation:
     from_share: str | None = None
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash: type, content
     words: Words = field(default_factory=Words)  # of all its messages
-    stop: StopMarker | None = None
+    stop: tuple[float, object, int | None] | None = None  # when, which run, what was seen
 
     def as_json(self, shared: bool = False) -> dict[str, Any]:
         """The conversation as the server gives it."""
@@ -171,19 +143,17 @@ class Conversation:
         return value | {"shared": shared, "deployedSpaces": None}
 
     def grow(
-        self, data: dict[str, Any], text: str, files: list[tuple[str, str, bytes]]
+        self, data: dict[str, Any], files: list[tuple[str, str, bytes]]
     ) -> tuple[list[Message], Message, Message]:
-        """A copy of the tree with a new question and an empty answer, and those two."""
+        """Add a new question and an empty answer: a copy of the tree with them, and those two."""
         messages = copy.deepcopy(self.messages)
         by_id = {message["id"]: message for message in messages}
 
         def add(parent: Message, **fields: Any) -> Message:
-            times = {"createdAt": now(), "updatedAt": now()}
-            ancestors = [*parent["ancestors"], parent["id"]]
-            ids = {"ancestors": ancestors, "id": str(uuid.uuid4()), "children": []}
-            messages.append(fields | times | ids)
-            parent["children"].append(messages[-1]["id"])
-            return messages[-1]
+            message = fields | new_message([*parent["ancestors"], parent["id"]])
+            messages.append(message)
+            parent["children"].append(message["id"])
+            return message
 
         place = by_id.get(data["id"])
         retry = data.get("is_retry", False)
@@ -197,41 +167,46 @@ class Conversation:
                 for name, mime, content in files
             ]
             parent = by_id[place["ancestors"][-1]] if retry else place
+            text = data["inputs"].replace("\r\n", "\n")
             question = add(parent, **{"from": "user", "content": text, "files": stored})
         answer = add(question, **{"from": "assistant", "content": ""})
         answer["generationId"] = data.get("generationId") or str(uuid.uuid4())
+        self.files |= {sha256(content): (mime, content) for _, mime, content in files}
+        self.messages = copy.deepcopy(messages)
+        self.updated_at = now()
+        self.words.update(Words(question["content"]))
         return messages, question, answer
 
-    def seen(self, messages: list[Message], question: Message, images: bool) -> Iterator[Event]:
-        """What a model sees of the way from the root to the question, images if it can."""
+    def prompt(
+        self, messages: list[Message], question: Message, model: dict[str, Any], tools: list[str]
+    ) -> Prompt:
+        """What a model is given: the way from the root to the question, images if it can."""
+        system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
+        system += 2 * [self.preprompt] if self.preprompt else []  # yes, twice
+        seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+        images = 0
         for message in messages[1:]:
             if message["id"] not in (*question["ancestors"], question["id"]):
                 continue
-            text, pictures = re.sub(r"(?s)<think>.*?</think>", "", message["content"]).strip(), 0
-            if message["from"] == "user":
-                text = message["content"]
-                for stored in reversed(message["files"]):
-                    mime, content = self.files[stored["value"]]
-                    pictures += mime.startswith("image/") and images
-                    if mime.startswith("text/") or mime in DOCUMENT_TYPES:
-                        head = f'<document name="{self.id}-{stored["value"]}" type="{mime}">'
-                        document = content.decode(errors="replace")
-                        text = f"{head}\n{document}\n</document>\n\n{text}"
+            text = message["content"]
+            if message["from"] == "assistant":
+                text = re.sub(r"(?s)<think>.*?</think>", "", text).strip()
+            for stored in reversed(message["files"] if message["from"] == "user" else []):
+                mime, content = self.files[stored["value"]]
+                images += mime.startswith("image/") and model["multimodal"]
+                if mime.startswith("text/") or mime in DOCUMENT_TYPES:
+                    head = f'<document name="{self.id}-{stored["value"]}" type="{mime}">'
+                    text = f"{head}\n{content.decode(errors='replace')}\n</document>\n\n{text}"
             if text or message["from"] == "user":
-                yield {"role": message["from"], "content": text, "images": pictures}
+                seen.append({"role": message["from"], "content": text})
+        return Prompt(Words(question["content"]), seen, images, tools, model)
 
 
 # --- the model -----------------------------------------------------------------------------------
 
 
 class ModelFailed(Exception):
-    """The model's host answered with an error."""
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.event: Event = {"type": "status", "status": "error", "message": message}
-        if status:
-            self.event["statusCode"] = status
+    """The model's host answered with an error: a message, and maybe a status."""
 
 
 class NoAnswer(Exception):
@@ -251,7 +226,6 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
-    said: Sequence[str] = ()  # what the model says, token by token
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -279,7 +253,7 @@ def tokens(prompt: Prompt) -> list[str]:
     return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
 
 
-def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
+def script(prompt: Prompt) -> Generator[Event, Event, None]:
     """The events of an answer, in the order in which the model gives them.
 
     It is sent what became of a question that it waits for.
@@ -292,7 +266,7 @@ def script(prompt: Prompt) -> Generator[Event, Question | None, None]:
         for token in ("Let me", " think."):
             yield {"type": "reasoning", "subtype": "stream", "token": token}
         yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
-    said = [] if "empty" in words else list(prompt.said)
+    said = [] if "empty" in words else tokens(prompt)
     end_of_thoughts = ""
     if "reason" in words or ("tools" in words and tools):
         for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
@@ -365,7 +339,7 @@ def tool_call(
         yield returned(base, call, RESULTS)
 
 
-def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
+def asking(prompt: Prompt) -> Generator[Event, Event, None]:
     """A tool is called, and asks the person something; the model repeats what it gives back."""
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
     call = {"name": "ask", "parameters": {}}
@@ -376,11 +350,8 @@ def asking(prompt: Prompt) -> Generator[Event, Question | None, None]:
     request["message"] = "Which city do you mean?"
     request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
     event = {"type": "elicitation", "subtype": "request", "request": request}
-    asked = yield event | {"toolUuid": base["uuid"]}
-    if not asked:
-        raise NoAnswer
-    given = asked.resolved()
-    said = f"{given['action']} {json.dumps(given.get('content', {}))}"
+    outcome = yield event | {"toolUuid": base["uuid"]}
+    said = f"{outcome['action']} {json.dumps(outcome.get('content', {}))}"
     yield returned(base, call, said)
     if "die" in prompt.words:
         raise NoAnswer
@@ -417,10 +388,13 @@ class Run:
         self,
         chat: ChatUI,
         conversation: Conversation,
-        messages: list[Message],
-        answer: Message,
-        prompt: Prompt,
+        data: dict[str, Any],
+        files: list[tuple[str, str, bytes]],
+        model: dict[str, Any],
+        tools: list[str],
     ) -> None:
+        messages, question, answer = conversation.grow(data, files)
+        prompt = conversation.prompt(messages, question, model, tools)
         self.conversation = conversation
         self.generation_id: str = answer["generationId"]
         self.words = prompt.words
@@ -436,12 +410,11 @@ class Run:
         self._prompt = prompt
         self._ending = False  # all that is still to come is a title, and the storing
         self._known_title = conversation.title  # it is written back too
-        self._title_due = conversation.title == NEW_CHAT
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
         self._final = False  # the final answer came
-        self._tail: Event | None = None  # the event of the log that is still growing
-        self._tail_size, self._tail_since = 0, 0.0
+        self._read = 0  # so many events of the log have been read
+        self._merged = 0  # so many tokens are in its last one
         self._started = self._next_alive = time.monotonic()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
@@ -471,6 +444,7 @@ class Run:
         """The log after an event's number, if need be after a wait for more; and the state."""
         with self.changed:
             self.changed.wait_for(lambda: len(self.log) > after or self.state != "running", timeout)
+            self._read = len(self.log)
             return self.log[after:], self.state
 
     def wait_until_stored(self) -> None:
@@ -503,7 +477,9 @@ class Run:
         except ModelFailed as failure:
             state = "error"
             self._title()
-            self._tell(failure.event)
+            message, *status = failure.args
+            event = {"type": "status", "status": "error", "message": message}
+            self._tell(event | ({"statusCode": status[0]} if status else {}))
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
         while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
@@ -529,7 +505,7 @@ class Run:
         while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
             self._pause(0.02)
         if self._prompt.model["isRouter"] or "router" in words:
-            self._tell(self._route())
+            self._tell(ROUTE)
         if self._prompt.tools:
             self._metadata()
         event: Event = {}
@@ -537,9 +513,10 @@ class Run:
         try:
             speech, outcome = script(self._prompt), None
             while True:
-                event = speech.send(outcome)
-                outcome = self._ask(event) if event.get("subtype") == "request" else None
-                if event.get("subtype") != "request":
+                event = speech.send(outcome)  # type: ignore[arg-type]
+                if event.get("subtype") == "request":
+                    outcome = self._ask(event)
+                else:
                     self._tell(event)
                 if event.get("subtype") in ("result", "error"):
                     self._tell(PROVIDER)  # once for every round
@@ -559,18 +536,20 @@ class Run:
             self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
         return False
 
-    def _ask(self, event: Event) -> Question | None:
-        """Tell a question; wait for its answer, unless the run ends with it."""
+    def _ask(self, event: Event) -> Event:
+        """Tell a question, and what becomes of it. A run that does not wait for that ends here."""
+        if "elicit_ends" in self.words:
+            self._tell(event)
+            raise NoAnswer
         expires = time.time() + self._chat.elicitation_timeout
-        asked = Question(event["request"])
-        self._chat.elicitations[asked.request["elicitationId"]] = asked
-        waits = "elicit_ends" not in self.words
-        self._tell(event | ({"expiresAt": int(1000 * expires)} if waits else {}))
-        while waits and asked.action is None and time.time() < expires:
+        outcome: Event = {"type": "elicitation", "subtype": "resolved", "action": "cancel"}
+        outcome |= {"elicitationId": event["request"]["elicitationId"], "resolution": "expired"}
+        self._chat.elicitations.append(outcome)
+        self._tell(event | {"expiresAt": int(1000 * expires)})
+        while outcome["resolution"] == "expired" and time.time() < expires:
             self._pause(0.02)
-        if waits:
-            self._tell(asked.resolved("user" if asked.action else "expired"))
-        return asked if waits else None
+        self._tell(outcome)
+        return outcome
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -582,9 +561,6 @@ class Run:
             if time_now >= self._next_alive:
                 self._put("status", dumps({"type": "status", "status": "keepAlive"}) + b"\n")
                 self._next_alive = time_now + KEEP_ALIVE
-            with self.changed:
-                if time_now - self._tail_since > LOG_SECONDS:
-                    self._seal()
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
@@ -603,29 +579,21 @@ class Run:
             self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
         kind = event["type"]
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
-            event = event | {"token": event["token"] + "\0" * (16 - utf16_length(event["token"]))}
+            token = event["token"]
+            event = event | {"token": token + "\0" * (16 - len(utf16(token)) // 2)}
         self._put(kind, dumps(event) + b"\n")
         if kind == "finalAnswer":
             self._put("padding", b" " * 4096)
 
     def _note(self, event: Event) -> None:
-        """Log an event. Tokens of one kind that come together become one event."""
-        tail = self._tail
-        if tail and "token" in event and tail["type"] == event["type"]:
-            tail["token"] = whole(tail["token"] + event["token"])
-            self._tail_size += 1
+        """Log an event. Tokens become one event while nobody has read it."""
+        last = self.log[-1] if len(self.log) > self._read else {}
+        if "token" in event and last.get("type") == event["type"] and self._merged < LOG_TOKENS:
+            last["token"] = whole(last["token"] + event["token"])
+            self._merged += 1
         else:
-            self._seal()
-            self._tail, self._tail_size, self._tail_since = dict(event), 1, time.monotonic()
-        if "token" not in event or self._tail_size >= LOG_TOKENS:
-            self._seal()
-
-    def _seal(self) -> None:
-        """Show the newest event of the log to readers: it grows no more."""
-        if self._tail:
-            self.log.append(self._tail)
-            self._tail = None
-            self.changed.notify_all()
+            self.log.append(dict(event))
+            self._merged = 1
 
     def _store(self, event: Event) -> None:
         """Let an event leave its mark on the answer message."""
@@ -634,7 +602,7 @@ class Run:
         if kind == "stream":
             self.text += event["token"]
             self._round += event["token"]
-            event = {"type": "stream", "token": "", "len": utf16_length(event["token"])}
+            event = {"type": "stream", "token": "", "len": len(utf16(event["token"])) // 2}
         elif kind == "reasoning" and "token" in event:
             answer["reasoning"] = answer.get("reasoning", "") + event["token"]
         elif kind == "tool" and event["subtype"] in ("result", "error"):
@@ -667,15 +635,14 @@ class Run:
 
     def _cut_at_what_was_seen(self) -> None:
         """A stop says how much of the answer was seen: the rest is dropped."""
-        text, marker = whole(self.text), self.conversation.stop
-        if marker and marker.generation_id == self.generation_id and marker.seen is not None:
-            text = utf16(text)[: 2 * marker.seen].decode("utf-16-le", "surrogatepass")
-        self.text = text
+        self.text = whole(self.text)
+        _, run, seen = self.conversation.stop or (0, None, None)
+        if run == self.generation_id and seen is not None:
+            self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
-        if self._title_due:
-            self._title_due = False
+        if self._known_title == NEW_CHAT:
             question = next(m["content"] for m in self._messages if m["from"] == "user")
             title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
             self._tell({"type": "title", "title": title})
@@ -685,13 +652,9 @@ class Run:
         if not self._answer.get("routerMetadata", {}).get("provider"):
             self._tell(PROVIDER)
 
-    def _route(self) -> Event:
-        """Say which model the router chose."""
-        return {"type": "routerMetadata", "route": "default", "model": "zai-org/GLM-4.6"}
-
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
-        self._seal()
+        self._read = len(self.log)
         if not self._final:
             self._answer["content"] = whole(self.text)
         self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 import chat_ui
+import chat_ui_runs
 import click
 import llm.cli
 from rich.console import Console
@@ -83,7 +84,7 @@ ANSWERS = {
 }
 
 
-def said(prompt: chat_ui.Prompt) -> list[str]:
+def said(prompt: chat_ui_runs.Prompt) -> list[str]:
     """What the model says, token by token."""
     question = prompt.seen[-1]["content"]
     for asked, answer in ANSWERS.items():
@@ -92,7 +93,7 @@ def said(prompt: chat_ui.Prompt) -> list[str]:
     return PARROT(prompt)
 
 
-PARROT = chat_ui.tokens
+PARROT = chat_ui_runs.tokens
 
 
 # --- the picture ----------------------------------------------------------------------
@@ -148,7 +149,7 @@ def _read(terminal: int) -> bytes:
 def session() -> Iterator[str]:
     """What a terminal shows: each command, and what comes of it."""
     with (
-        mock.patch.object(chat_ui, "tokens", said),
+        mock.patch.object(chat_ui_runs, "tokens", said),
         tempfile.TemporaryDirectory(prefix="llm-") as folder,
         chat_ui.ChatUI() as chat,
     ):

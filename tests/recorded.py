@@ -131,7 +131,7 @@ class Follower:
         return self.take(updates)
 
     def _is_empty(self, update: Update) -> bool:
-        """Is this a final answer that the reason for it follows, as a failure?"""
+        """Whether this is a final answer that the reason for it follows, as a failure."""
         final = isinstance(update, FinalAnswer) and not (update.text or update.interrupted)
         return final and not self.answer.begun
 

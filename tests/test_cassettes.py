@@ -12,9 +12,9 @@ from typing import Any
 import llm
 import pytest
 import yaml  # type: ignore[import-untyped]
-from cassette import CATALOGUE, content_of, meaning
-from chat_ui import PICTURE
-from helpers import ask_sync, both, described, kept, parts, reasoning, run
+from cassette import content_of, meaning
+from chat_ui import PICTURE, captured
+from helpers import LLAMA, ask_sync, both, described, kept, parts, reasoning, run
 from vcr.request import Request  # type: ignore[import-untyped]
 
 from llm_huggingchat import WebSearch
@@ -26,7 +26,17 @@ CASSETTES = pathlib.Path(__file__).parent / "cassettes"
 # Read before a fixture hides it: recording behind a login needs one, replaying does not.
 KEY = os.environ.get("LLM_HUGGINGCHAT_KEY") or "hf-chat=recorded; token=recorded"
 
+HEADERS = {"Accept", "Content-Length", "Content-Type", "Origin", "User-Agent"}
+
 pytestmark = pytest.mark.vcr
+
+
+def fails(words: list[str], *prompt: Any, **options: Any) -> None:
+    """A prompt fails, with an error that has these words."""
+    with pytest.raises(llm.ModelError) as raised:
+        ask_sync(*prompt, **options)
+    for word in words:
+        assert word in str(raised.value)
 
 
 def at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -55,7 +65,7 @@ def test_first_turn(ask):
     assert told["message_id"]
     assert told["server"] == ANONYMOUS
     assert told["title"].startswith("You said")
-    assert answer.resolved_model == told["model"] == "meta-llama/Llama-3.3-70B-Instruct"
+    assert answer.resolved_model == told["model"] == LLAMA
 
 
 def test_later_turn():
@@ -114,10 +124,8 @@ def test_image(tmp_path):
 def test_text_file(tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("the secret is 42")
-    said = run(
-        "-m", "hf-llama-3.3-70b-instruct", "What is it?", "--at", str(notes), "text/plain"
-    ).output
-    assert "the secret is 42" in said
+    asked = ("-m", "hf-llama-3.3-70b-instruct", "What is it?")
+    assert "the secret is 42" in run(*asked, "--at", str(notes), "text/plain").output
 
 
 def test_tool_call():
@@ -145,29 +153,20 @@ def test_logged_out(monkeypatch):
 
 def test_half_logged_in(monkeypatch):
     at(monkeypatch, LOGIN)
-    with pytest.raises(llm.ModelError, match="the cookie 'token' is missing"):
-        ask_sync("Hello", key="hf-chat=only-a-session")
+    fails(["the cookie 'token' is missing"], "Hello", key="hf-chat=only-a-session")
 
 
 def test_model_that_the_server_does_not_know():
-    with pytest.raises(llm.ModelError) as raised:
-        ask_sync("Hello", model="huggingchat/nobody/nothing")
-    said = str(raised.value)
-    for words in ("127.0.0.1:3100", "nobody/nothing", "HTTP 400", "llm huggingchat refresh"):
-        assert words in said
+    words = ["127.0.0.1:3100", "nobody/nothing", "HTTP 400", "llm huggingchat refresh"]
+    fails(words, "Hello", model="huggingchat/nobody/nothing")
 
 
 def test_model_that_fails():
-    with pytest.raises(llm.ModelError) as raised:
-        ask_sync("[[err=429]]")
-    said = str(raised.value)
-    for words in ("meta-llama/Llama-3.3-70B-Instruct", "429", "upstream says 429"):
-        assert words in said
+    fails([LLAMA, "429", "upstream says 429"], "[[err=429]]")
 
 
 def test_empty_answer():
-    with pytest.raises(llm.ModelError, match="gave an empty answer"):
-        ask_sync("[[empty]]")
+    fails(["gave an empty answer"], "[[empty]]")
 
 
 def test_deleted_conversation_goes_on_in_a_new_one(caplog):
@@ -202,18 +201,15 @@ def test_too_many_messages_a_minute(monkeypatch):
 def test_list_of_conversations():
     first, second = ask_sync("The first"), ask_sync("The second")
     listed = json.loads(run("huggingchat", "conversations", "--json").output)
-    assert [entry["id"] for entry in listed] == [
-        kept(second)["conversation_id"],
-        kept(first)["conversation_id"],
-    ]
-    assert {entry["model"] for entry in listed} == {"meta-llama/Llama-3.3-70B-Instruct"}
+    newest_first = [kept(answer)["conversation_id"] for answer in (second, first)]
+    assert [entry["id"] for entry in listed] == newest_first
+    assert {entry["model"] for entry in listed} == {LLAMA}
 
 
 def test_catalogue():
     listed = json.loads(run("huggingchat", "models", "--json").stdout)
-    (exchange,) = json.loads(CATALOGUE.read_text())["exchanges"]
-    captured = json.loads("".join(text for _, text in exchange["response"]["chunks"]))["json"]
-    assert {model["id"] for model in listed} == {f"huggingchat/{model['id']}" for model in captured}
+    ids = {f"huggingchat/{model['id']}" for model in captured("models")["json"]}
+    assert {model["id"] for model in listed} == ids
 
 
 def test_requests_are_compared_by_what_they_mean():
@@ -238,10 +234,4 @@ def test_no_cassette_holds_a_cookie():
         assert "hf-chat" not in text
         for interaction in yaml.safe_load(text)["interactions"]:
             assert interaction["response"]["headers"].keys() <= {"content-type"}
-            assert interaction["request"]["headers"].keys() <= {
-                "Accept",
-                "Content-Length",
-                "Content-Type",
-                "Origin",
-                "User-Agent",
-            }
+            assert interaction["request"]["headers"].keys() <= HEADERS

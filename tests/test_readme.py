@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import chat_ui
+import chat_ui_runs
 import pytest
 import readme
 from chat_ui import ChatUI, Fault
@@ -100,7 +101,7 @@ def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     server.tokens["t-ada"] = "ada"
     for model in server.models:
         model["supportsArtifacts"] = model["id"].startswith("deepseek-ai/DeepSeek-V4")
-    monkeypatch.setattr(chat_ui, "tokens", readme.said)
+    monkeypatch.setattr(chat_ui_runs, "tokens", readme.said)
     monkeypatch.chdir(tmp_path)
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
