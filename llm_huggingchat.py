@@ -100,13 +100,13 @@ class Limits(msgspec.Struct):
     stop_timeout: float = 0.7  # for telling the server to stop
     id_timeout: float = 2.0  # for the answer's id, after its last character
     tail_timeout: float = 0.2  # for the answer to be stored, before the prompt ends
-    store_timeout: float = 180.0  # for another turn's run to be stored: chat-ui ends dead ones
+    store_timeout: float = 180.0  # for another turn's run to be stored, before it counts as dead
     arrival: float = 5.0  # for a message to arrive whose process was killed
-    stop_marker: float = 5.5  # for which a stop also stops the conversation's next run
+    stop_marker: float = 5.5  # after a stop, in which it may also stop the next run
     settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
     rate_window: float = 60.0  # for which chat-ui counts a message
     catalogue_age: float = 86_400.0  # after which the catalogue is refreshed
-    paste_pause: float = 1.0  # without input, after a line: what is pasted is whole
+    paste_pause: float = 1.0  # without input after a line: then a paste is complete
     transcribe_timeout: float = 90.0  # for a recording: chat-ui gives up after 60
 
 
@@ -114,7 +114,7 @@ limits = Limits()
 
 FILE_LIMIT = 10 * 1024 * 1024  # bytes; chat-ui refuses a larger file with 413
 AUDIO_LIMIT = 25 * 1024 * 1024  # bytes of a recording; chat-ui transcribes no larger one
-CONCURRENCY = 4  # calls that are made at once where there are many
+CONCURRENCY = 4  # calls at the same time, where there are many
 
 
 # --- text: what may be shown in a terminal --------------------------------------------
@@ -183,7 +183,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _mappings(value: object) -> list[dict[str, Any]]:
-    """The items of `value` if it is a list; what is no object there is an empty one."""
+    """The items of `value` if it is a list; those that are no objects become empty ones."""
     return [_mapping(item) for item in value] if isinstance(value, list) else []
 
 
@@ -219,7 +219,7 @@ def known_id(value: object) -> str:
 
 
 def _table(rows: str) -> dict[str, str]:
-    """Name -> what it stands for. Each row, up to a semicolon, begins with that."""
+    """`"a b c; d e"` as {"b": "a", "c": "a", "e": "d"}: names, and what they stand for."""
     return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
 
 
@@ -262,7 +262,7 @@ def attachment_name(attachment: llm.Attachment) -> str:
 
 
 def shown_name(attachment: llm.Attachment) -> str:
-    """The same, as it may be shown."""
+    """The name of an attachment, as it may be shown."""
     return one_line(attachment_name(attachment), 100)
 
 
@@ -525,7 +525,7 @@ def _json_cookies(value: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _text_cookies(text: str) -> Iterator[tuple[Any, Any, Any]]:
-    """The same of a header, a curl command, a cookies.txt, or a row of a browser's table."""
+    """Cookies in a header, a curl command, a cookies.txt, or a row of a browser's table."""
     if '^"' in text:  # a command for Windows' cmd
         text = re.sub(r"\^(.)", r"\1", text)
     text = re.sub(r"\\(?:u00|x)([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text)
@@ -782,14 +782,23 @@ Update = (
     | ElicitationUpdate
     | FinalAnswer
 )
-"""A new kind is a class here; mypy then names the `match` that has to say what it means."""
+"""A new kind is a class here. mypy then names each `match` that has to say what it means:
+whether it is content, what it says of the run (`RunProgress`), and what it adds to an `Answer`."""
 
 
 def is_content(update: Update) -> bool:
     """Whether an update is a part of the answer itself."""
-    if isinstance(update, StreamUpdate | ReasoningUpdate):
-        return bool(update.token.strip("\0"))
-    return isinstance(update, ToolUpdate | FileUpdate)
+    match update:
+        case StreamUpdate(token=token) | ReasoningUpdate(token=token):
+            return bool(token.strip("\0"))
+        case ToolUpdate() | FileUpdate():
+            return True
+        case StatusUpdate() | TitleUpdate() | RouterMetadata():
+            return False
+        case ElicitationUpdate() | FinalAnswer():
+            return False
+        case _:
+            assert_never(update)
 
 
 def decode_update(line: bytes | msgspec.Raw) -> Update | None:
@@ -2344,7 +2353,7 @@ class Answer:
         self._seen_reasoning.rewind()
 
     def add(self, update: Update) -> list[StreamEvent]:
-        """What `update` adds, as llm's stream events. Raises HuggingChatError if it has no end."""
+        """What `update` adds, as llm's stream events. Raises TooLarge beyond ANSWER_LIMIT."""
         match update:
             case StreamUpdate(token=token):
                 self._add_text(self._seen_text.feed(token))
@@ -2793,16 +2802,6 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
             _update_cache(server_url, lambda server: server.remember(ids))
 
 
-def local_timezone() -> str | None:
-    """This machine's time zone by its IANA name, as a browser tells it; None if unknown."""
-    import tzlocal
-
-    with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
-        named = "TZ" in os.environ  # else it is looked for in files, once
-        return str(tzlocal.reload_localzone() if named else tzlocal.get_localzone())
-    return None
-
-
 # Turns whose runs are not stored yet
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
@@ -2996,7 +2995,7 @@ def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
     type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
     type = type or llm.Attachment(content=content).resolve_type()
     if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
-        type = "audio/mpeg"  # a frame of MPEG's layer III: what has no ID3 tag begins so
+        type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
     return type or "application/octet-stream"
 
 
@@ -3030,7 +3029,7 @@ def upload_of(
         type = IMAGE_TYPES[type]
     elif type.startswith("text/") or type in TEXT_TYPES:
         raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}, but its encoding cannot be told. Save it as UTF-8."
+            f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
         )
     else:
         raise HuggingChatError(
@@ -3081,7 +3080,7 @@ def read_file(attachment: llm.Attachment) -> bytes:
 
 JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
 CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
-STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of signs of life is a quarter of it
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
 PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback returns to make curl end the exchange
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -3175,7 +3174,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
 
 class HttpError(Exception):
-    """The server answered with a status other than 200."""
+    """The server answered with a status other than 200, or with a page instead of updates."""
 
     def __init__(self, response: HttpResponse) -> None:
         super().__init__(f"HTTP {response.status}")
@@ -3447,7 +3446,7 @@ class Client:
         await self._http.close()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` beside the turn. If nobody awaits it, its failure is nobody's."""
+        """Run `work` beside the turn. If nobody awaits it, its exception is discarded."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -3609,7 +3608,10 @@ async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalog
 async def stop_run(
     client: Client, credentials: Credentials, id: str, generation_id: str, seen: int
 ) -> None:
-    """End a run. `seen` is the length in UTF-16 units at which its text is cut."""
+    """End a run, if the server can be told. A stop that comes too late ends the next run.
+
+    `seen` is the length in UTF-16 units at which the run's text is cut. Raises nothing.
+    """
     value = {"generationId": generation_id, "seenContentLength": seen}
     with contextlib.suppress(ConnectionLost, HttpError, NotFound, HuggingChatError):
         await client.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
@@ -3621,7 +3623,7 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
     chat-ui (src/routes/conversation/[id]/stream) follows the newest run when none is
     named. Beyond its last event nothing is repeated: there is a heartbeat, and the end.
     The wait ends with "" where the server refuses (3xx, 4xx), and after `limits.store_timeout`
-    seconds: a run whose last write failed beats for ever. Raises ConnectionLost.
+    seconds: where chat-ui's last write has failed, the heartbeat never ends. Raises ConnectionLost.
     """
     path = f"{chat_path(id)}/stream?fromSeq={PAST_END}"
     credentials = await client.sessions.ready(credentials)
@@ -4101,8 +4103,12 @@ class RunProgress:
                 self._questions[update.id] = update
             case ElicitationUpdate():
                 self._questions.pop(update.id, None)
-            case _:
+            case StreamUpdate() | ReasoningUpdate() | ToolUpdate() | FileUpdate():
                 self.begun = self.begun or is_content(update)
+            case StatusUpdate() | TitleUpdate() | RouterMetadata():
+                pass
+            case _:
+                assert_never(update)
         return update
 
     def end(self, outcome: FinalAnswer | StatusUpdate | ElicitationUpdate) -> Update:
@@ -4462,7 +4468,7 @@ class MCP(HuggingChatTool):
             given = f", not {one_line(f'{parts.scheme}://{host}', 100)!r}" if host else ""
             raise HuggingChatError(
                 "MCP wants the https address of a public server, like https://example.org/mcp"
-                f"{given}. A user name or a password belongs into a header."
+                f"{given}. Put a user name or password into a header."
             )
         headers = [_header(*header) for header in (self.arguments.get("headers") or {}).items()]
         name = one_line(self.arguments.get("name") or "", 100) or host
@@ -4556,7 +4562,7 @@ def _offering(tool: HuggingChatTool, offered: list[McpServer]) -> str:
 # --- turn: one turn of a conversation --------------------------------------------------------
 
 
-class TurnRequest(msgspec.Struct, frozen=True):
+class TurnRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a turn needs."""
 
     credentials: Credentials
@@ -4676,8 +4682,9 @@ async def wait_for_turn(
 ) -> TurnLock:
     """Wait until no other run goes on in a conversation, here or in another process.
 
-    A stop that reached the server too late leaves a marker there, which stops the next run if
-    that begins within `limits.stop_marker` seconds. Raises ConnectionLost.
+    A message whose process was killed has `limits.arrival` seconds to arrive. A stop that reached
+    the server too late leaves a marker there, which stops the next run if that begins within
+    `limits.stop_marker` seconds. Raises ConnectionLost.
     """
     words = "waiting for the end of another turn of this conversation"
     noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
@@ -4696,6 +4703,16 @@ async def wait_for_turn(
     finally:
         noting.cancel()
     return lock
+
+
+def local_timezone() -> str | None:
+    """This machine's time zone by its IANA name, as a browser tells it; None if unknown."""
+    import tzlocal
+
+    with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
+        named = "TZ" in os.environ  # else it is looked for in files, once
+        return str(tzlocal.reload_localzone() if named else tzlocal.get_localzone())
+    return None
 
 
 def write_message(request: TurnRequest, **data: Any) -> tuple[bytes, str]:
@@ -5090,7 +5107,7 @@ def stream_turn(
 async def stream_turn_async(
     work: TurnWork, on_note: Callable[[str], None], on_result: Callable[[TurnResult], None]
 ) -> AsyncGenerator[StreamEvent, None]:
-    """The same for asyncio.
+    """`stream_turn` for asyncio.
 
     However many events have piled up, the caller's loop is woken up once.
     """
@@ -5241,7 +5258,7 @@ class _HuggingChat:
         return self.key or find_key(current_server(), explicit_key)[0]
 
     def _validate_attachments(self, attachments: list[llm.Attachment] | None = None) -> None:
-        """Do nothing: what an attachment is shows when it is read, before anything is sent."""
+        """Skip llm's check: the type is known once the file is read, before anything is sent."""
 
     async def _turn(
         self, prompt: llm.Prompt, key: str | None, client: Client, channel: Channel
@@ -5288,13 +5305,13 @@ class _HuggingChat:
             heard = await self._transcribe(client, channel, credentials, recordings)
             plan = planned(server.url, retry=retry, transcripts=heard)
         return TurnRequest(
-            credentials,
-            self.info,
-            plan,
-            None if retry else planned(None, transcripts=heard),
-            tuple(tools),
-            tuple(upload for upload in uploads if not upload.is_recording),
-            max_wait(),
+            credentials=credentials,
+            model=self.info,
+            plan=plan,
+            fresh_plan=None if retry else planned(None, transcripts=heard),
+            tools=tuple(tools),
+            uploads=tuple(upload for upload in uploads if not upload.is_recording),
+            max_wait=max_wait(),
         )
 
     def _features(self, prompt: llm.Prompt, server: Server) -> PromptedFeatures:
@@ -5362,7 +5379,7 @@ class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
 
 
 class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
-    """The same, for asyncio."""
+    """A model of HuggingChat, or of another chat-ui server, for asyncio."""
 
     async def execute(
         self,
@@ -5858,7 +5875,7 @@ BROWSERS = (
     *("arc", "brave", "chrome", "chromium", "edge", "firefox"),
     *("librewolf", "opera", "opera_gx", "safari", "vivaldi"),
 )
-PASTE_LIMIT = 1_000_000  # bytes: what an extension exports of all sites has a tenth
+PASTE_LIMIT = 1_000_000  # bytes: an extension's export of all sites has a tenth of it
 PASTE_HELP = """\
 1. Log in at {url} with your browser.
 2. Open its developer tools (F12): Application or Storage, then Cookies.
@@ -6171,7 +6188,7 @@ async def change_settings(
     found = settings_of(await account_settings(client, credentials))
     if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
         host = credentials.server.host
-        raise HuggingChatError(f"{host} has not taken the settings: it may not have them.")
+        raise HuggingChatError(f"{host} did not save the settings: it may not support them.")
     return found
 
 
