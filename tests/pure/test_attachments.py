@@ -18,20 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import llm_huggingchat
-from llm_huggingchat import (
-    ModelInfo,
-    Upload,
-    attachment_name,
-    guessed_type,
-    multipart,
-    read_attachment,
-    read_file,
-    recording_of,
-    shown_name,
-    upload_name,
-    upload_of,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import ModelInfo, Upload, multipart, read_attachment, recording_of
 from pure.cuts import ANY_TEXT
 
 SEES, READS = ModelInfo("a/sees", multimodal=True), ModelInfo("a/reads")
@@ -41,7 +29,7 @@ GREETING = "Grüße, où? «ça»"
 
 
 def uploaded(content: bytes, type: str = "text/plain", model: ModelInfo = SEES) -> Upload:
-    return upload_of(model, llm.Attachment(type=type, content=content), content, type)
+    return plugin.upload_of(model, llm.Attachment(type=type, content=content), content, type)
 
 
 def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
@@ -166,7 +154,7 @@ def test_recording_is_transcribed_by_the_type_that_the_server_knows(type: str, s
     ],
 )
 def test_type_is_found_out_by_name_or_content(name: str, content: bytes, type: str) -> None:
-    assert guessed_type(llm.Attachment(path=name), content) == type
+    assert plugin.guessed_type(llm.Attachment(path=name), content) == type
 
 
 # --- names ----------------------------------------------------------------------------
@@ -182,12 +170,12 @@ def test_type_is_found_out_by_name_or_content(name: str, content: bytes, type: s
     ],
 )
 def test_name_is_what_people_know(attachment: llm.Attachment, name: str) -> None:
-    assert attachment_name(attachment) == shown_name(attachment) == name
+    assert plugin.attachment_name(attachment) == plugin.shown_name(attachment) == name
 
 
 @given(st.text(st.characters(), max_size=150), st.sampled_from(["", "text/plain", "image/png"]))
 def test_any_name_is_safe_in_a_header(name: str, type: str) -> None:
-    sent = upload_name(llm.Attachment(path=f"/a/{name}"), type)
+    sent = plugin.upload_name(llm.Attachment(path=f"/a/{name}"), type)
     assert sent
     assert not re.search(r'[";\r\n/\\\0]', sent)
     assert len(sent) <= 100
@@ -251,10 +239,10 @@ async def test_attachment_is_read_with_its_type(tmp_path: pathlib.Path) -> None:
 def test_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(llm.ModelError, match="pipe cannot be read"):
-        read_file(llm.Attachment(path=str(tmp_path / "pipe")))
+        plugin.read_file(llm.Attachment(path=str(tmp_path / "pipe")))
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "x.txt"])
 async def test_attachment_comes_over_http_alone(url: str) -> None:
     with pytest.raises(llm.ModelError, match="not a http or https address"):
-        await llm_huggingchat.download_attachment(llm.Attachment(url=url))
+        await plugin.download_attachment(llm.Attachment(url=url))

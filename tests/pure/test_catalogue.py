@@ -12,18 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import capture
 
-from llm_huggingchat import (
-    BUILT_IN,
-    Catalogue,
-    ModelInfo,
-    aliases,
-    keep_catalogue,
-    limits,
-    read_catalogue,
-)
+import llm_huggingchat as plugin
 from pure.cuts import SMALL, any_json
 
-SERVICE = read_catalogue(capture("models_service")[0].json()["json"]).models
+SERVICE = plugin.read_catalogue(capture("models_service")[0].json()["json"]).models
 
 # What a person means by the name of each family that the service has, and why not the others.
 SHORT = {
@@ -61,11 +53,11 @@ SHORT = {
 }
 
 
-def short_aliases(*models: ModelInfo | str) -> dict[str, str]:
+def short_aliases(*models: plugin.ModelInfo | str) -> dict[str, str]:
     """The aliases other than a model's own name."""
-    listed = [ModelInfo(model) if isinstance(model, str) else model for model in models]
+    listed = [plugin.ModelInfo(model) if isinstance(model, str) else model for model in models]
     own = {f"hf-{model.name.lower()}" for model in listed}
-    return {alias: id for alias, id in aliases(listed).items() if alias not in own}
+    return {alias: id for alias, id in plugin.aliases(listed).items() if alias not in own}
 
 
 # --- aliases --------------------------------------------------------------------------
@@ -74,7 +66,7 @@ def short_aliases(*models: ModelInfo | str) -> dict[str, str]:
 def test_aliases_of_the_services_models() -> None:
     own = {f"hf-{model.name.lower()}": model.id for model in SERVICE}
     assert len(own) == len(SERVICE) == 137
-    assert aliases(SERVICE) == aliases(SERVICE[::-1]) == own | SHORT
+    assert plugin.aliases(SERVICE) == plugin.aliases(SERVICE[::-1]) == own | SHORT
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_special_model_where_its_family_has_no_general_one(id: str, alias: str) 
 
 PIECES = ["a/", "b/", "qwen", "glm", "llama", "-", "v", "3", "4.5", "-70b", "-fp8", "+", "% é"]
 MODELS = st.builds(
-    ModelInfo,
+    plugin.ModelInfo,
     st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join),
     multimodal=st.booleans(),
     router=st.booleans(),
@@ -145,10 +137,10 @@ MODELS = st.builds(
 
 
 @given(st.lists(MODELS, unique_by=lambda model: model.id, max_size=6), st.randoms())
-def test_order_of_the_list_changes_no_alias(models: list[ModelInfo], random: Any) -> None:
-    found = aliases(models)
+def test_order_of_the_list_changes_no_alias(models: list[plugin.ModelInfo], random: Any) -> None:
+    found = plugin.aliases(models)
     random.shuffle(models)
-    assert aliases(models) == found
+    assert plugin.aliases(models) == found
     assert set(found.values()) <= {model.id for model in models}
 
 
@@ -156,7 +148,7 @@ def test_order_of_the_list_changes_no_alias(models: list[ModelInfo], random: Any
 
 
 def test_recorded_catalogue() -> None:
-    catalogue = read_catalogue(capture("models")[0].json()["json"])
+    catalogue = plugin.read_catalogue(capture("models")[0].json()["json"])
     assert (len(catalogue.models), catalogue.unusable) == (14, ())
     omni = catalogue.models[0]
     assert (omni.id, omni.router, omni.multimodal, omni.tools) == ("omni", True, True, True)
@@ -167,10 +159,10 @@ def test_recorded_catalogue() -> None:
 
 
 def test_built_in_models_are_the_services() -> None:
-    for built_in, served in zip(BUILT_IN, SERVICE, strict=True):
+    for built_in, served in zip(plugin.BUILT_IN, SERVICE, strict=True):
         assert (built_in.id, built_in.abilities) == (served.id, served.abilities)
-    assert sum(model.artifacts for model in BUILT_IN) == 43
-    assert Catalogue().models == BUILT_IN
+    assert sum(model.artifacts for model in plugin.BUILT_IN) == 43
+    assert plugin.Catalogue().models == plugin.BUILT_IN
 
 
 ODD_IDS = [
@@ -181,9 +173,9 @@ ODD_IDS = [
 
 @pytest.mark.parametrize("id", ODD_IDS)
 def test_every_id_that_a_server_lists_can_be_used(id: str) -> None:
-    catalogue = read_catalogue([{"id": id}])
-    keep_catalogue("https://huggingface.co/chat", catalogue.models)
-    found = aliases(catalogue.models)
+    catalogue = plugin.read_catalogue([{"id": id}])
+    plugin.keep_catalogue("https://huggingface.co/chat", catalogue.models)
+    found = plugin.aliases(catalogue.models)
     assert not re.search(r"\s", "".join(found))
     for name in (f"huggingchat/{id}", *found):
         assert llm.get_model(name).model_id == f"huggingchat/{id}"
@@ -203,13 +195,13 @@ def test_every_id_that_a_server_lists_can_be_used(id: str) -> None:
     ],
 )
 def test_model_that_cannot_be_used_is_named(id: str | None, shown: str) -> None:
-    catalogue = read_catalogue([{"id": "a/b"}, {"id": id}])
-    assert catalogue.models == (ModelInfo("a/b"),)
+    catalogue = plugin.read_catalogue([{"id": "a/b"}, {"id": id}])
+    assert catalogue.models == (plugin.ModelInfo("a/b"),)
     (told,) = catalogue.unusable
     assert shown in told
     assert told.isprintable()
     with pytest.raises(ValueError, match=re.escape(shown)):
-        read_catalogue([{"id": id}])
+        plugin.read_catalogue([{"id": id}])
 
 
 JSON = any_json(SMALL | st.text(max_size=5), st.text(max_size=5))
@@ -219,16 +211,16 @@ ENTRIES = st.fixed_dictionaries({"id": JSON | st.text("a-/.1V ", max_size=8)}) |
 @given(JSON | st.lists(ENTRIES, max_size=5))
 def test_any_json_is_a_catalogue_or_told(value: Any) -> None:
     try:
-        models = read_catalogue(value).models
+        models = plugin.read_catalogue(value).models
     except ValueError as error:
         assert str(error).isprintable()  # noqa: PT017
         return
     assert models
-    assert set(aliases(models).values()) == {model.id for model in models}
+    assert set(plugin.aliases(models).values()) == {model.id for model in models}
 
 
 def test_catalogue_is_old_after_a_day_or_from_the_future() -> None:
     for age, old in ((0.0, False), (0.5, False), (2.0, True), (-1.0, True)):
-        found = Catalogue(BUILT_IN, time.time() - age * limits.catalogue_age)
+        found = plugin.Catalogue(plugin.BUILT_IN, time.time() - age * plugin.limits.catalogue_age)
         assert found.is_old is old, age
-    assert Catalogue().is_old
+    assert plugin.Catalogue().is_old

@@ -12,18 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import ToolResultPart
 
-from llm_huggingchat import (
-    MALFORMED,
-    LocalToolCall,
-    PromptedFeatures,
-    SentInstructions,
-    ToolCallFilter,
-    find_document,
-    instructions,
-    schema_checker,
-    tool_definition,
-    tool_response,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import PromptedFeatures, ToolCallFilter, find_document, schema_checker
 from pure.cuts import CUTS, SMALL, any_json, pieces
 
 NAMES = ("now", "add", "get_weather")
@@ -35,7 +25,7 @@ def block(text: str) -> str:
     return f"<tool_call>{text}</tool_call>"
 
 
-def read(*texts: str, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+def read(*texts: str, interrupted: bool = False) -> tuple[str, list[plugin.LocalToolCall]]:
     """The words and the calls of an answer whose text comes in these pieces."""
     filter = ToolCallFilter(NAMES)
     words = "".join(map(filter.feed, texts))
@@ -124,7 +114,7 @@ def test_text_that_only_looks_like_a_call_is_text(text):
 def test_malformed_call_says_what_was_wrong(inside, problem):
     words, (call,) = read(f"Look: {block(inside)} so.")
     assert words == "Look: so."
-    assert call.name == MALFORMED
+    assert call.name == plugin.MALFORMED
     assert problem in call.problem
     assert json.dumps(call.arguments)
 
@@ -303,7 +293,7 @@ def now(zone: str = "UTC") -> str:
     return zone
 
 
-TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(now)),))
+TOOLS = PromptedFeatures((plugin.tool_definition(llm.Tool.function(now)),))
 BOTH = PromptedFeatures(TOOLS.tools, PERSON)
 
 
@@ -330,17 +320,17 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
     ids=count(),
 )
 def test_instructions_say_what_is_different(before, features, said):
-    text = instructions(features, before.sent)
+    text = plugin.instructions(features, before.sent)
     assert all(words in text for words in said)
-    kept = SentInstructions(**features.sent.metadata())
-    assert instructions(features, kept) == ""
+    kept = plugin.SentInstructions(**features.sent.metadata())
+    assert plugin.instructions(features, kept) == ""
 
 
 # --- results of tools -----------------------------------------------------------------
 
 
 def response(output: str, **more: Any) -> str:
-    return tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
+    return plugin.tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
 
 
 def test_result_is_quoted_once_and_cannot_end_its_own_block():

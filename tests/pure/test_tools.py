@@ -10,14 +10,7 @@ import llm
 import pytest
 from llm.utils import instantiate_from_spec
 
-from llm_huggingchat import (
-    MCP,
-    HuggingFace,
-    McpServer,
-    WebSearch,
-    parse_server,
-    select_tools,
-)
+from llm_huggingchat import MCP, HuggingFace, McpServer, WebSearch, parse_server, select_tools
 
 SERVER = parse_server("https://huggingface.co/chat")
 URL = "https://mcp.example/x"
