@@ -11,7 +11,7 @@ from typing import Any
 import llm
 import pytest
 from chat_ui import PICTURE, ChatUI
-from helpers import TurnRequest, ask_sync, both, meanwhile, run, sends
+from helpers import ask_sync, both, meanwhile, run, sends
 
 TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
 
@@ -63,9 +63,7 @@ def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
 
 
 @both
-def test_image_reaches_a_model_that_sees(
-    server: ChatUI, ask: TurnRequest, picture: pathlib.Path, web: str
-) -> None:
+def test_image_reaches_a_model_that_sees(server, ask, picture, web):
     pictures = [
         llm.Attachment(path=str(picture)),
         llm.Attachment(url=f"{web}/picture.png"),
@@ -80,7 +78,7 @@ def test_image_reaches_a_model_that_sees(
     assert all(name.endswith(".png") for name in names)
 
 
-def test_documents_reach_every_model(server: ChatUI, tmp_path: pathlib.Path) -> None:
+def test_documents_reach_every_model(server, tmp_path):
     documents = [
         ("notes.txt", "text/plain", "Rex is a dog"),
         ("data.json", "application/json", '{"name": "Rex"}'),
@@ -97,21 +95,19 @@ def test_documents_reach_every_model(server: ChatUI, tmp_path: pathlib.Path) -> 
     assert all(text in message["content"] for _, _, text in documents)
 
 
-def test_attachment_from_the_web_is_fetched_here(server: ChatUI, web: str) -> None:
+def test_attachment_from_the_web_is_fetched_here(server, web):
     run("-m", "hf-llama", "hello", "-a", f"{web}/a%20b.txt")
     assert uploaded(server) == [("a b.txt", "text/plain", b"Rex is a dog")]
 
 
-def test_attachment_from_standard_input(server: ChatUI) -> None:
+def test_attachment_from_standard_input(server):
     shown = run("-m", "hf-vision", "[[images]]", "-a", "-", input=PICTURE)
     assert shown.stdout == "I see 1 image(s).\n"
     run("-m", "hf-llama", "hi", "--at", "-", "text/csv", input=b"a,b\n")
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-def test_file_of_more_than_ten_megabytes_is_refused(
-    server: ChatUI, tmp_path: pathlib.Path, web: str
-) -> None:
+def test_file_of_more_than_ten_megabytes_is_refused(server, tmp_path, web):
     (tmp_path / "large.txt").write_bytes(TEN_MEGABYTES + b"a")
     for source in (
         {"path": str(tmp_path / "large.txt")},
@@ -124,7 +120,7 @@ def test_file_of_more_than_ten_megabytes_is_refused(
     assert server.log == []
 
 
-def test_what_the_server_does_not_take_is_refused(server: ChatUI) -> None:
+def test_what_the_server_does_not_take_is_refused(server):
     for attachment, says in (
         (llm.Attachment(type="application/pdf", content=b"%PDF-1.4"), "application/pdf"),
         (llm.Attachment(type="audio/aac", content=b"\xff\xf1"), "audio/aac"),
@@ -137,9 +133,7 @@ def test_what_the_server_does_not_take_is_refused(server: ChatUI) -> None:
     assert server.log == []
 
 
-def test_attachment_that_the_web_does_not_have_is_refused(
-    server: ChatUI, web: str, picture: pathlib.Path
-) -> None:
+def test_attachment_that_the_web_does_not_have_is_refused(server, web, picture):
     for url, says in (
         (f"{web}/nothing", "HTTP 404"),
         (f"{web}/away", r"curl error 1\)"),
@@ -153,7 +147,7 @@ def test_attachment_that_the_web_does_not_have_is_refused(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=4,3]]", "[[cut=3]]", "[[split]]"])
-def test_file_in_an_answer_that_was_cut_is_there_once(server: ChatUI, fault: str) -> None:
+def test_file_in_an_answer_that_was_cut_is_there_once(server, fault):
     words = ask_sync(f"one two three [[file]] {fault}").text().split()
     (link,) = [word for word in words if word.startswith("[picture.png](")]
     words.remove(link)

@@ -27,7 +27,7 @@ def load(name: str) -> llm.Fragment:
     return fragment
 
 
-def test_conversation_stands_before_the_prompt(server: ChatUI) -> None:
+def test_conversation_stands_before_the_prompt(server):
     id = answered(server, "[[title=Planets]] Name a planet [[say]]Mars[[/say]]")
     page = f"{server.url}/conversation/{id}"
     run("-m", "hf-qwen", "-f", f"huggingchat:{id}", "Why that one?")
@@ -40,7 +40,7 @@ def test_conversation_stands_before_the_prompt(server: ChatUI) -> None:
 
 
 @pytest.mark.parametrize("way", ["address", "shared", "logs", "system", "async", "chat"])
-def test_ways_to_name_and_to_use_it(server: ChatUI, way: str) -> None:
+def test_ways_to_name_and_to_use_it(server, way):
     id = answered(server)
     name = {
         "address": f"{server.url}/conversation/{id}?x=1",
@@ -58,7 +58,7 @@ def test_ways_to_name_and_to_use_it(server: ChatUI, way: str) -> None:
     assert way != "shared" or f"<{name}>" in text
 
 
-def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
+def test_newest_branch_without_reasoning_and_with_tools(server):
     first = ask_sync("Hello [[reason]] [[tool]]", model="hf-deepseek", web_search=True)
     ask_sync("old branch", after=first)
     ask_sync("new branch", after=first)
@@ -72,14 +72,14 @@ def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
     assert "## You" in shown
 
 
-async def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
+async def test_fragment_where_an_event_loop_runs_already(server):
     id = answered(server)
     fragment = load(id)
     assert "Mars" in fragment
     assert fragment.source == f"{server.url}/conversation/{id}"
 
 
-def test_what_is_not_there_is_told(server: ChatUI) -> None:
+def test_what_is_not_there_is_told(server):
     for name, says in (
         ("f" * 24, "no such conversation"),
         ("nonsense", "names no conversation"),

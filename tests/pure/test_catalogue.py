@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 import llm
 import pytest
@@ -63,7 +62,7 @@ def short_aliases(*models: plugin.ModelInfo | str) -> dict[str, str]:
 # --- aliases --------------------------------------------------------------------------
 
 
-def test_aliases_of_the_services_models() -> None:
+def test_aliases_of_the_services_models():
     own = {f"hf-{model.name.lower()}": model.id for model in SERVICE}
     assert len(own) == len(SERVICE) == 137
     assert plugin.aliases(SERVICE) == plugin.aliases(SERVICE[::-1]) == own | SHORT
@@ -102,7 +101,7 @@ def test_aliases_of_the_services_models() -> None:
         ("nvidia/Llama-3.3-Nemotron-Super-49B", "nvidia/Nemotron-Nano-9B"),
     ],
 )
-def test_of_two_models_of_a_family(better: str, worse: str) -> None:
+def test_of_two_models_of_a_family(better, worse):
     (alias,) = (alias for alias, id in short_aliases(better).items() if id == better)
     assert short_aliases(better, worse)[alias] == better
     assert short_aliases(worse, better)[alias] == better
@@ -121,7 +120,7 @@ def test_of_two_models_of_a_family(better: str, worse: str) -> None:
         ("NousResearch/Hermes-3-Llama-3.1-70B", "hf-hermes"),
     ],
 )
-def test_special_model_where_its_family_has_no_general_one(id: str, alias: str) -> None:
+def test_special_model_where_its_family_has_no_general_one(id, alias):
     assert short_aliases(id)[alias] == id
     assert ("hf-llama" in short_aliases(id)) == (alias == "hf-llama")
 
@@ -137,7 +136,7 @@ MODELS = st.builds(
 
 
 @given(st.lists(MODELS, unique_by=lambda model: model.id, max_size=6), st.randoms())
-def test_order_of_the_list_changes_no_alias(models: list[plugin.ModelInfo], random: Any) -> None:
+def test_order_of_the_list_changes_no_alias(models, random):
     found = plugin.aliases(models)
     random.shuffle(models)
     assert plugin.aliases(models) == found
@@ -147,7 +146,7 @@ def test_order_of_the_list_changes_no_alias(models: list[plugin.ModelInfo], rand
 # --- the server's catalogue -----------------------------------------------------------
 
 
-def test_recorded_catalogue() -> None:
+def test_recorded_catalogue():
     catalogue = plugin.read_catalogue(capture("models")[0].json()["json"])
     assert (len(catalogue.models), catalogue.unusable) == (14, ())
     omni = catalogue.models[0]
@@ -158,7 +157,7 @@ def test_recorded_catalogue() -> None:
     assert not by_id["meta-llama/Llama-3.3-70B-Instruct"].multimodal
 
 
-def test_built_in_models_are_the_services() -> None:
+def test_built_in_models_are_the_services():
     for built_in, served in zip(plugin.BUILT_IN, SERVICE, strict=True):
         assert (built_in.id, built_in.abilities) == (served.id, served.abilities)
     assert sum(model.artifacts for model in plugin.BUILT_IN) == 43
@@ -172,7 +171,7 @@ ODD_IDS = [
 
 
 @pytest.mark.parametrize("id", ODD_IDS)
-def test_every_id_that_a_server_lists_can_be_used(id: str) -> None:
+def test_every_id_that_a_server_lists_can_be_used(id):
     catalogue = plugin.read_catalogue([{"id": id}])
     plugin.keep_catalogue("https://huggingface.co/chat", catalogue.models)
     found = plugin.aliases(catalogue.models)
@@ -194,7 +193,7 @@ def test_every_id_that_a_server_lists_can_be_used(id: str) -> None:
         (None, "None"),
     ],
 )
-def test_model_that_cannot_be_used_is_named(id: str | None, shown: str) -> None:
+def test_model_that_cannot_be_used_is_named(id, shown):
     catalogue = plugin.read_catalogue([{"id": "a/b"}, {"id": id}])
     assert catalogue.models == (plugin.ModelInfo("a/b"),)
     (told,) = catalogue.unusable
@@ -209,7 +208,7 @@ ENTRIES = st.fixed_dictionaries({"id": JSON | st.text("a-/.1V ", max_size=8)}) |
 
 
 @given(JSON | st.lists(ENTRIES, max_size=5))
-def test_any_json_is_a_catalogue_or_told(value: Any) -> None:
+def test_any_json_is_a_catalogue_or_told(value):
     try:
         models = plugin.read_catalogue(value).models
     except ValueError as error:
@@ -219,7 +218,7 @@ def test_any_json_is_a_catalogue_or_told(value: Any) -> None:
     assert set(plugin.aliases(models).values()) == {model.id for model in models}
 
 
-def test_catalogue_is_old_after_a_day_or_from_the_future() -> None:
+def test_catalogue_is_old_after_a_day_or_from_the_future():
     for age, old in ((0.0, False), (0.5, False), (2.0, True), (-1.0, True)):
         found = plugin.Catalogue(plugin.BUILT_IN, time.time() - age * plugin.limits.catalogue_age)
         assert found.is_old is old, age

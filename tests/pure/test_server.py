@@ -27,7 +27,7 @@ UNCHANGED = [
         *zip(UNCHANGED, UNCHANGED, strict=True),
     ],
 )
-def test_address(text: str, url: str) -> None:
+def test_address(text, url):
     assert plugin.parse_server(text) == plugin.Server(url)
 
 
@@ -42,7 +42,7 @@ def test_address(text: str, url: str) -> None:
         *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
     ],
 )
-def test_address_that_is_refused(text: str) -> None:
+def test_address_that_is_refused(text):
     says = "cannot be the chat server's address. Set LLM_HUGGINGCHAT_URL .*; use https"
     with pytest.raises(llm.ModelError, match=says) as raised:
         plugin.parse_server(text)
@@ -53,7 +53,7 @@ PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "
 
 
 @given(st.lists(st.sampled_from([*PIECES, *"80?#%.\\é\n \uff19\ud83c"]), max_size=8))
-def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
+def test_any_address_is_safe_or_told(pieces):
     try:
         server = plugin.parse_server("".join(pieces))
     except llm.ModelError as error:
@@ -75,13 +75,13 @@ def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
         ("https://huggingface.co.example.org/chat", "huggingchat:huggingface.co.example.org"),
     ],
 )
-def test_every_host_has_a_key_of_its_own(url: str, name: str) -> None:
+def test_every_host_has_a_key_of_its_own(url, name):
     server = plugin.parse_server(url)
     assert server.key_name == name
     assert server.is_service == (name == "huggingchat")
 
 
-def test_origin_and_pages() -> None:
+def test_origin_and_pages():
     server = plugin.parse_server("https://chat.example.org:8443/base/chat/")
     assert server.origin == "https://chat.example.org:8443"
     assert plugin.parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
@@ -103,7 +103,7 @@ def test_origin_and_pages() -> None:
         ("https://[", False),
     ],
 )
-def test_redirect_to_a_login_is_known(location: str, asks: bool) -> None:
+def test_redirect_to_a_login_is_known(location, asks):
     assert plugin.leads_to_login(location) is asks
 
 
@@ -120,7 +120,7 @@ def test_redirect_to_a_login_is_known(location: str, asks: bool) -> None:
         ("https://[", ""),
     ],
 )
-def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) -> None:
+def test_redirect_is_followed_on_the_origin_alone(location, target):
     assert plugin.own_target("https://a.example/chat/login", location) == target
 
 
@@ -134,7 +134,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize(("found", "value"), [(found, v) for found in WAITS for v in WAITS[found]])
-def test_wait(monkeypatch: pytest.MonkeyPatch, found: float | str, value: str) -> None:
+def test_wait(monkeypatch, found, value):
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
     if isinstance(found, str):
         with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {found}"):
@@ -143,7 +143,7 @@ def test_wait(monkeypatch: pytest.MonkeyPatch, found: float | str, value: str) -
         assert plugin.max_wait() == found
 
 
-def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch):
     monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", "netscape")
     with pytest.raises(llm.ModelError, match=r"'netscape'.*chrome, edge, firefox") as raised:
         plugin.impersonated_browser()

@@ -34,7 +34,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
         file.write(content)
 
 
-def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+def test_file_is_there_when_it_is_whole(tmp_path):
     path = tmp_path / "answer.md"
     path.write_bytes(b"before")
     with plugin.atomic_write(path) as file:
@@ -49,7 +49,7 @@ def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
 
 
 @posix
-def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path: pathlib.Path) -> None:
+def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path):
     plain, path = tmp_path / "plain", tmp_path / "path"
     plain.touch()
     write(path, b"x")
@@ -60,7 +60,7 @@ def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path: pathlib.Pa
 
 
 @posix
-def test_links_stay_links(tmp_path: pathlib.Path) -> None:
+def test_links_stay_links(tmp_path):
     target, link, name = tmp_path / "target", tmp_path / "link", tmp_path / "name"
     link.symlink_to("target")
     write(link, b"made")
@@ -71,7 +71,7 @@ def test_links_stay_links(tmp_path: pathlib.Path) -> None:
 
 
 @posix
-def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
+def test_pipes_and_devices_are_written_to(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with meanwhile(pipe.read_bytes) as got:
@@ -84,7 +84,7 @@ def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
 # --- keys -----------------------------------------------------------------------------
 
 
-def test_keys_are_kept_beside_those_of_others(user_path: pathlib.Path) -> None:
+def test_keys_are_kept_beside_those_of_others(user_path):
     keys = user_path / "keys.json"
     keep_key("huggingchat", "mine")
     assert os.name == "nt" or stat.S_IMODE(keys.stat().st_mode) == 0o600
@@ -98,7 +98,7 @@ def test_keys_are_kept_beside_those_of_others(user_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"secret"])
-def test_key_store_that_is_none_is_left_alone(user_path: pathlib.Path, content: bytes) -> None:
+def test_key_store_that_is_none_is_left_alone(user_path, content):
     (user_path / "keys.json").write_bytes(content)
     for use in (lambda: keep_key("huggingchat", "x"), lambda: plugin.stored_key("huggingchat")):
         with pytest.raises(llm.ModelError, match=r"keys\.json, cannot be .*: it is not a JSON"):
@@ -106,7 +106,7 @@ def test_key_store_that_is_none_is_left_alone(user_path: pathlib.Path, content: 
     assert (user_path / "keys.json").read_bytes() == content
 
 
-def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch):
     with pytest.raises(llm.NeedsKeyException, match="llm huggingchat login"):
         find_key(HERE)
     assert find_key(LOCAL) == (None, "none")
@@ -122,7 +122,7 @@ def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch: pytest.M
     assert find_key(HERE, "token=x") == ("token=x", "--key")
 
 
-def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_one_host_are_not_for_another(monkeypatch):
     keep_key("huggingchat", "of-the-service")
     assert find_key(OTHER) == (None, "none")
     for server, name in ((OTHER, "huggingchat"), (HERE, "huggingchat:chat.example.org")):
@@ -134,7 +134,7 @@ def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -
         find_key(OTHER)
 
 
-def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
+def test_keys_of_a_login_are_its_own_and_those_that_were_named():
     cookies = Cookies("s-1", TOKEN)
     for name in ("huggingchat", "mine", "huggingchat:chat.example.org"):
         keep_key(name, cookies.to_key())
@@ -145,7 +145,7 @@ def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
     assert plugin.keys_of(HERE, Cookies("s-1")) == {}
 
 
-def test_anonymous_session_is_kept_and_shared() -> None:
+def test_anonymous_session_is_kept_and_shared():
     notes: list[str] = []
     made = plugin.anonymous_session(LOCAL, notes.append)
     assert made.anonymous
@@ -159,7 +159,7 @@ def test_anonymous_session_is_kept_and_shared() -> None:
     assert plugin.is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
 
 
-def test_anonymous_session_that_cannot_be_kept_is_used(user_path: pathlib.Path) -> None:
+def test_anonymous_session_that_cannot_be_kept_is_used(user_path):
     (user_path / "keys.json").write_text("[]")
     notes: list[str] = []
     assert plugin.anonymous_session(LOCAL, notes.append) == plugin.anonymous_session(
@@ -177,7 +177,7 @@ PHI, QWEN = (
 )
 
 
-def test_cache_keeps_the_models_of_each_server() -> None:
+def test_cache_keeps_the_models_of_each_server():
     assert load_catalogue(SERVICE).models == plugin.BUILT_IN
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(OTHER.url, [QWEN])
@@ -187,7 +187,7 @@ def test_cache_keeps_the_models_of_each_server() -> None:
     assert not load_catalogue(SERVICE).is_old
 
 
-def test_model_that_was_removed_is_remembered() -> None:
+def test_model_that_was_removed_is_remembered():
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(SERVICE, [QWEN])
     keep_catalogue(SERVICE, [QWEN])
@@ -196,7 +196,7 @@ def test_model_that_was_removed_is_remembered() -> None:
     assert load_catalogue(SERVICE).removed == (QWEN.id,)
 
 
-def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
+def test_model_that_was_logged_is_remembered_wherever_it_was():
     keep_catalogue(SERVICE, [PHI])
     plugin.remember_models(SERVICE, [PHI.id, "old/model", "old/model", "bad\x1b"])
     assert load_catalogue(SERVICE).removed == ("old/model",)
@@ -206,7 +206,7 @@ def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
     assert QWEN.id in load_catalogue(SERVICE).removed
 
 
-def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
+def test_cache_of_an_earlier_version_is_read(user_path):
     able = {"multimodal": True, "supportsTools": False, "supportsReasoning": True}
     entry = {"id": "a/b", "isRouter": False, "unlisted": False, "description": "d", **able}
     cache = {"servers": {SERVICE: {"time": 1_790_000_000.5, "models": [entry]}}}
@@ -218,7 +218,7 @@ def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
     assert load_catalogue(SERVICE).removed == ("a/b",)
 
 
-def test_removed_model_is_behind_what_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_model_is_behind_what_is_offered(monkeypatch):
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(SERVICE, [QWEN])
     for model in (llm.get_model(f"huggingchat/{PHI.id}"), llm.get_model("hf-qwen")):
@@ -248,7 +248,7 @@ CACHES = [
 
 
 @pytest.mark.parametrize("content", CACHES, ids=count())
-def test_broken_cache_is_as_none_and_is_mended(content: bytes, user_path: pathlib.Path) -> None:
+def test_broken_cache_is_as_none_and_is_mended(content, user_path):
     (user_path / plugin.CACHE).write_bytes(content)
     assert load_catalogue(SERVICE).models == plugin.BUILT_IN
     assert load_catalogue(SERVICE).is_old
