@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 from cli import LLAMA, NO_ID, Web, command, refused
 from helpers import on_a_terminal, run
-
-from llm_huggingchat import limits
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -33,15 +30,6 @@ def test_export_as_markdown_and_as_json(logged_in):
     assert exported[1]["content"] == "[[title=A title]] 🦉 one"
 
 
-def test_export_right_after_a_prompt_has_its_answer(logged_in, monkeypatch):
-    monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
-    run("-m", "hf-llama", "first")
-    for format in ("markdown", "json"):
-        run("-c", f"next for {format}")
-        assert f"You said: next for {format}" in command("export", "--format", format).stdout
-
-
 def test_export_looks_for_the_conversation_before_it_asks(logged_in, tmp_path):
     (tmp_path / "out.md").write_text("mine")
     assert "o such conversation" in refused("export", NO_ID, "-o", "out.md", input="y\n")
@@ -53,21 +41,6 @@ def test_export_looks_for_the_conversation_before_it_asks(logged_in, tmp_path):
     assert (tmp_path / "out.md").read_text() == command("export", id).stdout
     assert "o such file or directory" in refused("export", id, "-o", "nowhere/out.md")
     assert "s a directory" in refused("export", id, "-o", str(tmp_path))
-
-
-def test_export_keeps_what_cannot_be_replaced(logged_in, tmp_path):
-    id = Web(logged_in).begin("one")
-    content = command("export", id).stdout
-    real, link, other = (tmp_path / name for name in ("real", "link", "other"))
-    link.symlink_to("real")
-    for _ in range(2):  # at first there is nothing
-        command("export", id, "-o", "link", input="y\n")
-        assert link.is_symlink()
-        assert real.read_text() == content
-        real.write_text("mine")
-    os.link(real, other)
-    command("export", id, "-o", "real", input="y\n")
-    assert real.read_text() == other.read_text() == content
 
 
 def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in):

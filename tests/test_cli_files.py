@@ -11,24 +11,16 @@ import pytest
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
 from helpers import logged, only_conversation, run
+from pure.test_artifacts import CLOCK, PAGE, made, update
 from test_recordings import ID3, recording
 
-PAGE = "<!doctype html>\n<title>Clock</title>"
-CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
 BIG_PAGE = PAGE.replace("Clock", "Big clock")
 
 
 pytestmark = pytest.mark.usefixtures("person")
 
 
-def made(identifier: str, content: str, type: str = "html", title: str = "A clock") -> str:
-    """An artifact as a model writes it."""
-    about = f'identifier="{identifier}" type="{type}" title="{title}"'
-    return f"<artifact {about}>\n{content}\n</artifact>"
-
-
-CHANGE = "<old_str>Clock</old_str><new_str>Big clock</new_str>"
-BIGGER = f'<artifact identifier="clock" type="update">\n{CHANGE}\n</artifact>'
+BIGGER = update("clock", ("Clock", "Big clock"))
 
 
 @pytest.fixture
@@ -85,14 +77,6 @@ def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat):
     command("artifacts", id, "-o", "pages", "--all", input="y\n")
     assert (pages / "clock.v1.html").read_text() == PAGE
     assert (pages / "clock.v2.html").read_text() == BIG_PAGE
-
-
-def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat):
-    chat.store_delay = 0.2
-    run("-m", "hf-llama", CLOCK)
-    assert command("artifacts").stdout == "clock  html  A clock (1 version)\n"
-    run("-c", BIGGER)
-    assert command("artifacts").stdout == "clock  html  A clock (2 versions)\n"
 
 
 def test_artifacts_in_the_browser(chat, monkeypatch):

@@ -14,8 +14,6 @@ from cli import LLAMA, Web, ask, command, refused, thread_of
 from helpers import calls, logged, only_conversation, run, seen, wait_for
 from llm.logs import LogStore
 
-from llm_huggingchat import limits
-
 pytestmark = pytest.mark.usefixtures("person")
 
 
@@ -159,14 +157,6 @@ def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in):
         assert attachment["url"].startswith(page)
         assert page in row["response"]  # the picture in the answer
     assert not any("/output/" in request.path for request in logged_in.log)
-
-
-def test_import_right_after_a_prompt_has_its_answer(logged_in, monkeypatch):
-    monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
-    ask("-m", "hf-llama", "a question", "-n")
-    assert "1 turn added" in command("import", only_conversation(logged_in).id).stdout
-    assert [row["response"] for row in logged()] == ["You said: a question"]
 
 
 def test_import_interrupted_and_started_again(logged_in, monkeypatch):
