@@ -27,23 +27,15 @@ import llm_huggingchat
 
 pytestmark = pytest.mark.usefixtures("person")
 
-FORMS: dict[str, str | bytes] = {
-    "value": TOKEN,
-    "extension": json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1),
-    "cookies.txt": f"# Netscape HTTP Cookie File\n\n127.0.0.1\tFALSE\t/\tTRUE\t0\ttoken\t{TOKEN}\n",
-    "utf-16": f"token={TOKEN}".encode("utf-16"),
-}
-
 
 def kept(server: ChatUI) -> dict[str, Any]:
     """What the key store holds for the server."""
     return dict(json.loads(keys()[f"huggingchat:{host(server)}"]))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_login_takes_what_people_copy(accounts, form):
+def test_login_takes_what_people_copy(accounts):
     accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
-    assert "as ada" in command("login", input=FORMS[form]).stdout
+    assert "as ada" in command("login", input=f"token={TOKEN}".encode("utf-16")).stdout
     assert kept(accounts)["token"] == TOKEN
     assert accounts.sessions[kept(accounts)["hf-chat"]] == ("ada", TOKEN)
     status = command("status").stdout
@@ -82,9 +74,6 @@ def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(accounts):
 def test_server_without_logins_needs_none(server):
     assert "needs no login" in command("login", input=TOKEN).stdout
     assert keys() == {}
-
-
-# --- browsers ---
 
 
 def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
@@ -190,12 +179,12 @@ if sys.platform != "win32":
         os.close(terminal.ours)
         os.close(terminal.theirs)
 
-    COOKIES_TXT = str(FORMS["cookies.txt"])
-    EXTENSION = str(FORMS["extension"])
+    ROW = "127.0.0.1\tFALSE\t/\tTRUE\t0\t{}\t{}\n"
+    EXTENSION = json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1)
     PASTES = {
         "value": f"{TOKEN}\n",
         "long header": f"other={'x' * 6000}; token={TOKEN}\n",
-        "many lines": "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400 + COOKIES_TXT + "\n",
+        "many lines": ROW.format("other", "x") * 400 + ROW.format("token", TOKEN) + "\n",
         "extension": EXTENSION + "\n\n",
         "curl": f"curl 'http://127.0.0.1/chat' \\\n -H 'a: b' \\\n -b 'token={TOKEN}'\n\n",
         "Ctrl-D": EXTENSION + "\x04",
@@ -240,9 +229,6 @@ if sys.platform != "win32":
         terminal.paste("half a val\x03")
         assert process.wait(20) == 1
         assert "Aborted!" in terminal.end()
-
-
-# --- logout ---
 
 
 def test_logout(logged_in):

@@ -31,9 +31,6 @@ def text_of(*tokens: Any) -> str:
     return told(*updates).joined("text")
 
 
-# --- recorded ---
-
-
 def test_broken_stream_goes_on_in_its_recorded_log():
     (stream,) = (body for name, body in STREAMS.items() if name.startswith("resume-"))
     (log,) = (x.body for x in capture("resume") if x.kind == "text/event-stream")
@@ -71,8 +68,6 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
             if scenario != "artifact_stopped":
                 assert from_store.joined("text").strip() == streamed.joined("text").strip()
 
-
-# --- cut and continued ---
 
 MARKS = ["<thi", "nk>", "</think>", "<think>", "<", "\ud83c", "\udf89", "🎉", "a ", " b", "\n", ""]
 CALLING = ["<tool_call>", '{"name": "do", "arguments": {"n": 1}}', "</tool_call>", "```", "c"]
@@ -135,9 +130,6 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, rest, feature
     assert follower.answer.problem == whole.answer.problem
 
 
-# --- text ---
-
-
 @pytest.mark.parametrize(
     ("tokens", "text"),
     [
@@ -180,9 +172,6 @@ def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
     assert text_of(*tokens) == text
 
 
-# --- thinking ---
-
-
 def split(*texts: str) -> tuple[str, str]:
     """What is text and what is reasoning."""
     think = ThinkTags()
@@ -223,9 +212,6 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
     assert think.feed("<think>a</") == [("reasoning", "a")]
 
 
-# --- tools and files ---
-
-
 @pytest.mark.parametrize(
     ("tokens", "text"),
     [
@@ -246,9 +232,6 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
 )
 def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
     assert text_of(*tokens) == text
-
-
-# --- what an answer knows of itself ---
 
 
 def test_length_seen_is_counted_as_javascript_does():

@@ -245,9 +245,6 @@ def test_reasoning_holds_no_artifacts():
     assert plugin.artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
 
 
-# --- file names ---
-
-
 @pytest.mark.parametrize(
     ("identifier", "name"),
     [
@@ -277,18 +274,9 @@ def test_no_two_files_have_one_name():
 # --- any cut, any text ---
 
 TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
-ENDS = [
-    "</artifact>",
-    "</ARTIFACT>",
-    "</artifa",
-    '<<artifact id="b">',
-    "<artifacts>",
-    "<",
-    "<<",
-    ">",
-]
+ENDS = ["</artifact>", "</ARTIFACT>", "</artifa", '<<artifact id="b">', "<artifacts>", ">"]
 INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
-FENCED = ["```", plugin.FENCE, "```html\n", "\n~~~~ md\n", "```\n", "<<"]
+FENCED = ["<", "<<", "```", plugin.FENCE, "```html\n", "\n~~~~ md\n", "```\n"]
 SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
 TAGGED = st.lists(
     st.sampled_from([*TAGS, *ENDS, *INSIDE]) | st.sampled_from(SPACES) | st.sampled_from(FENCED),

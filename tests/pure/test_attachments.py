@@ -156,9 +156,6 @@ def test_type_is_found_out_by_name_or_content(name, content, type):
     assert plugin.guessed_type(llm.Attachment(path=name), content) == type
 
 
-# --- names ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("attachment", "name"),
     [

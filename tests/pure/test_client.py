@@ -94,9 +94,6 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
     assert "value" not in repr(SERVICE)
 
 
-# --- errors in words ---
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [

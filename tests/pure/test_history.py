@@ -69,8 +69,6 @@ def after(number: int, text: str, *attachments: llm.Attachment) -> Plan:
     return Plan(parent(number), None, text, attachments)
 
 
-# --- where to go on, and what the server has not seen -----------------------------------
-
 SEARCH = ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t")
 ELSEWHERE = [
     user("Look", PICTURE, NOTES, FAR),
@@ -132,9 +130,6 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
     assert plugin.parent_of(Message("user", [part]), URL) is None
 
 
-# --- system prompts of their own ------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("before", "preprompt", "text"),
     [
@@ -152,9 +147,6 @@ def test_system_prompt_is_told_once(before, preprompt, text):
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
-
-
-# --- calls of local tools -------------------------------------------------------------
 
 
 def calling(*parts: Part, **more: Any) -> Message:
@@ -238,9 +230,6 @@ def test_schema_holds_until_the_tools_are_through():
     assert pending_schema([user("1"), CALL, RESULT], URL) is None
 
 
-# --- retry ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("features", "kept"), [(TOOLS, BOTH), (BOTH, BOTH), (OTHER_SCHEMA, OTHER_SCHEMA)]
 )
@@ -273,8 +262,6 @@ def test_what_cannot_be_retried_is_refused(messages, options, says):
         make_plan(messages, URL, retry=True, **options)
 
 
-# --- recordings -----------------------------------------------------------------------
-
 MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
 SAYS = "Buy milk"
 SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
@@ -292,8 +279,6 @@ def test_what_earlier_turns_heard_stands_where_the_recording_was():
     text = plugin.render_history([Message("tool", [result])], {MEMO.id(): SAYS})
     assert text == earlier(f"Tool: [the tool record returned: done]\n{SPOKEN}")
 
-
-# --- any history ----------------------------------------------------------------------
 
 JSON = any_json(SMALL | st.floats() | ANY_TEXT)
 NAMES = ["server", "conversation_id", "message_id", "tools", "schema", "system"]

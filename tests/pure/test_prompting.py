@@ -225,6 +225,11 @@ def test_wrong_document_says_what_is_wrong(text, problem):
     assert problem in document(text)
 
 
+def test_schema_that_nothing_can_answer_is_told():
+    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
+    assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
+
+
 @pytest.mark.parametrize(
     ("schema", "text", "given"),
     [
@@ -240,19 +245,6 @@ def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
 
 
-def test_schema_itself_is_no_answer():
-    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
-
-
-def test_schema_without_end_is_said_to_be_of_no_use():
-    assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
-
-
-def test_reference_out_of_the_schema_is_not_followed():
-    url = "http://127.0.0.1:9/schema.json"
-    assert url in document("7", {"$ref": url})
-
-
 @given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
 def test_any_text_has_a_document_or_a_problem(text):
     found, problem = find_document(text, schema_checker(PERSON))
@@ -260,8 +252,6 @@ def test_any_text_has_a_document_or_a_problem(text):
     assert not found or json.loads(found)["age"] == 4
     assert not find_document(text, lambda value: "no")[0]
 
-
-# --- schemas --------------------------------------------------------------------------
 
 KEYWORDS = st.from_regex(
     r"\$(defs|id|ref|schema)|(all|any|one)Of|not|if|then|const|enum|format|type|(m(ax|in))?[iI]tems"
@@ -280,9 +270,6 @@ def test_any_schema_and_any_value_are_judged(schema, value):
     except llm.ModelError as error:
         problem = str(error)
     assert isinstance(problem, str)
-
-
-# --- instructions ---------------------------------------------------------------------
 
 
 def now(zone: str = "UTC") -> str:
@@ -324,9 +311,6 @@ def test_instructions_say_what_is_different(before, features, said):
     assert all(words in text for words in said)
     kept = plugin.SentInstructions(**features.sent.metadata())
     assert plugin.instructions(features, kept) == ""
-
-
-# --- results of tools -----------------------------------------------------------------
 
 
 def response(output: str, **more: Any) -> str:

@@ -35,9 +35,6 @@ def logged(*chunks: bytes) -> tuple[list[plugin.Update | plugin.LogEnd], int]:
     return [event for chunk in chunks for event in decoder.feed(chunk)], decoder.seq
 
 
-# --- what was recorded ---
-
-
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_recorded_update_decodes(name):
     sent, got = updates_of(STREAMS[name]), streamed(STREAMS[name])
@@ -92,9 +89,6 @@ def test_half_an_emoji_costs_only_itself():
 def test_id_that_could_harm_is_none(id):
     with pytest.raises(msgspec.ValidationError):
         decode(json.dumps({"id": id}), StoredMessage)
-
-
-# --- single updates ---
 
 
 @pytest.mark.parametrize(

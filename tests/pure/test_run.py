@@ -378,8 +378,6 @@ def test_message_that_the_server_lost_is_sent_again_and_its_new_log_read_from_th
     assert world.text == "".join(WORDS)
 
 
-# --- what a run comes to ---
-
 EMPTY = {"type": "finalAnswer", "text": ""}
 ALL = FinalAnswer("".join(WORDS))
 FULL, NOTHING = (

@@ -124,8 +124,6 @@ def test_redirect_is_followed_on_the_origin_alone(location, target):
     assert plugin.own_target("https://a.example/chat/login", location) == target
 
 
-# --- the environment ------------------------------------------------------------------
-
 WAITS = {
     0: ["", "0"],
     60: ["60", " 60.0 "],
