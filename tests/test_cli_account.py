@@ -1,7 +1,5 @@
 """`llm huggingchat status`, `models`, `refresh` and `settings`, and what all commands have."""
 
-from __future__ import annotations
-
 import json
 import time
 import uuid

@@ -1,7 +1,5 @@
 """`llm huggingchat conversations`, `open`, `rename`, `share` and `delete`."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """`llm huggingchat export`."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

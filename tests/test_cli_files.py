@@ -1,7 +1,5 @@
 """`llm huggingchat artifacts`, `download` and `transcribe`."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import tempfile

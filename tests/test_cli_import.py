@@ -1,7 +1,5 @@
 """`llm huggingchat import`: conversations of the web in llm's logs."""
 
-from __future__ import annotations
-
 import json
 import os
 from datetime import UTC, datetime, timedelta

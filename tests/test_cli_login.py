@@ -1,7 +1,5 @@
 """`llm huggingchat login` and `logout`."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import json

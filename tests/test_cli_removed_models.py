@@ -1,7 +1,5 @@
 """Conversations with a model that the server does not offer any more."""
 
-from __future__ import annotations
-
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import failure, run, sends

@@ -1,7 +1,5 @@
 """Conversations as fragments of prompts: `llm -f huggingchat:ID`."""
 
-from __future__ import annotations
-
 import asyncio
 
 import llm

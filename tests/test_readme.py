@@ -1,7 +1,5 @@
 """The documentation is true: its commands run and print what is shown, its links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import io

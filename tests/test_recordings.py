@@ -1,7 +1,5 @@
 """Recordings in prompts: transcribed by the server, sent as words, and kept in llm's logs."""
 
-from __future__ import annotations
-
 import pathlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What an answer gives to llm, cut and continued anywhere: each piece once, none lost."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Artifacts: fences in an answer's text, and the versions and files of the web page's panel."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest

@@ -1,7 +1,5 @@
 """What becomes of a file before it is sent."""
 
-from __future__ import annotations
-
 import base64
 import email.parser
 import email.policy

@@ -1,7 +1,5 @@
 """The server's catalogue, and the aliases of its models."""
 
-from __future__ import annotations
-
 import re
 import time
 
@@ -71,34 +69,25 @@ def test_aliases_of_the_services_models():
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
-        ("zai-org/GLM-5", "zai-org/GLM-4.7"),
         ("zai-org/GLM-4.10", "zai-org/GLM-4.9"),
-        ("zai-org/GLM-4.6", "zai-org/GLM-4.7-FP8"),
-        ("zai-org/GLM-4.6", "zai-org/GLM-4.6V"),
         ("zai-org/GLM-4.5", "zai-org/GLM-4.5-Air"),
         ("zai-org/GLM-4.7-Flash", "zai-org/GLM-4.6"),
         ("zai-org/GLM-4.6-FP8", "zai-org/GLM-4.6V"),
-        ("deepseek-ai/DeepSeek-V4-Pro", "deepseek-ai/DeepSeek-V4-Flash-0731"),
         ("deepseek-ai/DeepSeek-V3.2", "deepseek-ai/DeepSeek-V3.2-Exp"),
-        ("deepseek-ai/DeepSeek-V3.2", "deepseek-ai/DeepSeek-R1-0528"),
         ("deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B"),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B-Thinking-2507"),
-        ("Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
         ("Qwen/Qwen3.8-2.4T-A95B", "Qwen/Qwen3.8-900B"),
         ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-Coder-480B-A35B-Instruct"),
         ("google/gemma-3-27b-it", "google/gemma-3n-E4B-it"),
         ("google/gemma-3-4b-it", "pearl-ai/Gemma-4-31B-it-pearl"),
-        ("moonshotai/Kimi-K2-Instruct-0905", "moonshotai/Kimi-K2-Instruct"),
         ("meta-llama/Llama-4-Maverick-17B-128E", "meta-llama/Llama-4-Scout-17B-16E"),
         ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-Guard-4-12B"),
-        ("meta-llama/Llama-3.1-8B-Instruct", "someone/Llama-9"),
         ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/c4ai-command-r7b-12-2024"),
         ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/command-a-translate-08-2025"),
         ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/command-a-reasoning-08-2025"),
         ("microsoft/phi-4", "microsoft/phi-4-mini"),
         ("mistralai/Mistral-Large-3", "mistralai/Mistral-Small-3-24B"),
-        ("nvidia/Llama-3.3-Nemotron-Super-49B", "nvidia/Nemotron-Nano-9B"),
     ],
 )
 def test_of_two_models_of_a_family(better, worse):
@@ -111,13 +100,9 @@ def test_of_two_models_of_a_family(better, worse):
     ("id", "alias"),
     [
         ("meta-llama/Llama-Guard-4-12B", "hf-llama"),
-        ("zai-org/GLM-4.6V", "hf-glm"),
-        ("CohereLabs/command-a-translate-08-2025", "hf-command"),
-        ("Qwen/Qwen3-Coder-480B-A35B-Instruct", "hf-qwen"),
         ("Qwen/Qwen3-VL-235B-A22B-Instruct", "hf-qwen"),
         ("openai/gpt-oss-safeguard-20b", "hf-gpt-oss"),
         ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "hf-deepseek"),
-        ("NousResearch/Hermes-3-Llama-3.1-70B", "hf-hermes"),
     ],
 )
 def test_special_model_where_its_family_has_no_general_one(id, alias):

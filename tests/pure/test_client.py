@@ -1,7 +1,5 @@
 """Answers and errors in words, pauses and proxies: the client without a network."""
 
-from __future__ import annotations
-
 from itertools import count, pairwise
 
 import llm

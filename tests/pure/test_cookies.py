@@ -1,7 +1,5 @@
 """Cookies in every form that people paste."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import count

@@ -1,7 +1,5 @@
 """What the module leans on in other people's code, beyond what that code promises."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """llm's chain of messages, to what is sent and after which answer."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Schemas and local tools: instructions out, calls and JSON documents in."""
 
-from __future__ import annotations
-
 import json
 from itertools import count
 from typing import Any

@@ -1,7 +1,5 @@
 """What chat-ui says, as types: updates, streams and logs cut anywhere, stored answers."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import count

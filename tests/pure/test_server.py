@@ -1,7 +1,5 @@
 """Addresses of servers, and what the environment configures."""
 
-from __future__ import annotations
-
 import re
 
 import llm

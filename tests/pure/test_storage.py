@@ -1,7 +1,5 @@
 """llm's key store, the catalogue's cache, and files that are replaced in one step."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """What may be shown in a terminal, and which text some bytes are."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Tools that run on the server: what is selected, and what may be logged of them."""
 
-from __future__ import annotations
-
 import json
 from itertools import count
 from typing import Any

@@ -1,7 +1,5 @@
 """Whose turn it is in a conversation: what a turn leaves behind for the next one."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import pathlib
