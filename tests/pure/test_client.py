@@ -1,6 +1,6 @@
 """Answers and errors in words, pauses and proxies: the client without a network."""
 
-from itertools import count, pairwise
+from itertools import pairwise
 
 import llm
 import pytest
@@ -190,7 +190,6 @@ HTTPS, HTTP = "https://chat.example", "http://127.0.0.1:1234/x"
         ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, HTTPS, "q:2"),
         ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, HTTP, ""),
     ],
-    ids=count(),
 )
 def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, proxy):
     for name, value in variables.items():

@@ -69,7 +69,6 @@ def calling(name: str, arguments: str) -> str:
         (calling("add", r'{"a": "\ud83d"}'), "", [("add", {"a": "�"})]),
         (calling("nobody", "{}"), "", [("nobody", {})]),
     ],
-    ids=count(),
 )
 def test_calls_as_models_write_them(text, words, calls):
     assert told(text) == (words, calls)
@@ -237,7 +236,6 @@ def test_schema_that_nothing_can_answer_is_told():
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
         ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
     ],
-    ids=count(),
 )
 def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
@@ -302,7 +300,6 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
         (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
     ],
-    ids=count(),
 )
 def test_instructions_say_what_is_different(before, features, said):
     text = plugin.instructions(features, before.sent)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -112,7 +111,6 @@ def test_id_that_could_harm_is_none(id):
         (of("file", sha="../../login"), None),
         (of("stream", token=5), None),
     ],
-    ids=count(),
 )
 def test_update(update, meant):
     assert plugin.decode_update(json.dumps(update).encode()) == meant
@@ -141,7 +139,6 @@ def part(type: str, **more: Any) -> dict[str, Any]:
         *(({name: 5, "text": "t"}, "t") for name in ("content", "sources")),
         ({"text": "t", **part("resource", resource="odd", text="t")}, "t"),
     ],
-    ids=count(),
 )
 def test_what_a_tool_gave_back(output, text):
     result = {"status": "success", "outputs": [output]}
@@ -213,7 +210,6 @@ def test_any_bytes_as_a_log_cut_anywhere(log, cuts):
         (b'{"type":"title","title":"no line end"}', [plugin.TitleUpdate("no line end")]),
         (b'{"type":"title","title":"hal', []),
     ],
-    ids=count(),
 )
 def test_stream_in_pieces_of_a_byte(stream, updates):
     assert streamed(*(stream[at : at + 1] for at in range(len(stream)))) == updates
@@ -275,7 +271,6 @@ AFTER_RESOLVED = [ASKED, FINISHED, RESOLVED, mark(5)]
         (AFTER_RESOLVED, {}, None, False),
         ([*AFTER_RESOLVED, FINAL, FINISHED], {}, FinalAnswer("", False), True),
     ],
-    ids=count(),
 )
 def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     message = stored(content="hello", updates=updates, **more)
@@ -292,7 +287,6 @@ def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
         *([{"type": "stream", "len": "9"}], [mark(3)], [mark(3), mark(100)]),
         [{"type": "stream", "token": "all of it"}],
     ],
-    ids=count(),
 )
 def test_stored_text_is_whole_whatever_the_marks_say(updates):
     found, complete, _ = plugin.stored_updates(stored(content="all of it", updates=updates))

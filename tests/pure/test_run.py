@@ -6,7 +6,6 @@ import asyncio
 import json
 import selectors
 from collections.abc import Awaitable, Iterable
-from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -250,7 +249,6 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
         # The end of the answer came, but not that of the stream.
         ([("cut", 5500)], "send follow"),
     ],
-    ids=count(),
 )
 def test_run_heals_with_few_requests(faults, asked):
     world = World(*faults)
@@ -269,7 +267,6 @@ def test_run_heals_with_few_requests(faults, asked):
         ([CUT, "deleted"], NotFound, 1),
         ([("cut", 200), "gone", "deleted"], NotFound, 1),
     ],
-    ids=count(),
 )
 def test_what_cannot_be_healed_is_given_up_in_bounded_time(faults, kind, seconds):
     world = World(*faults)
@@ -405,7 +402,6 @@ CALLED = {"type": "tool", "subtype": "call", "uuid": "u"}
         ([*TOKENS, ASKED, FINISHED], QUESTION, False),
         ([ASKED, RESOLVED, *TOKENS, FINAL, FINISHED], ALL, False),
     ],
-    ids=count(),
 )
 def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, cut):
     world = World(*([CUT] if cut else []), answer=answer)
