@@ -166,7 +166,7 @@ def test_open_shows_the_page_where_there_is_a_screen(logged_in, monkeypatch):
 
 def test_command_right_after_a_prompt_waits_until_its_answer_is_stored(logged_in, monkeypatch):
     monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
+    logged_in.store_delay = 0.5
     ask("-m", "hf-llama", "one")
     command("rename", "Mine")
     id = only_conversation(logged_in).id
