@@ -1,7 +1,5 @@
 """`llm huggingchat conversations`, `open`, `rename`, `share` and `delete`."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -22,7 +20,7 @@ NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 pytestmark = pytest.mark.usefixtures("person")
 
 
-def test_conversations_over_all_pages(logged_in: ChatUI) -> None:
+def test_conversations_over_all_pages(logged_in):
     for number in range(65):
         conversation = logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
         conversation.updated_at = (NOW + timedelta(minutes=number)).isoformat()
@@ -38,9 +36,11 @@ def test_conversations_over_all_pages(logged_in: ChatUI) -> None:
     numbers = [line.split("  ")[-1][7:9].strip() for line in lines]
     assert numbers == ["64", "63", "62", "61", "60", "6"]
     assert "no conversation" in command("conversations", "-q", "nowhere").stderr
+    logged_in.add_conversation("ada", LLAMA, "", title="About می‌شود")
+    assert "About می‌شود (" in command("conversations", "-q", "می‌شود").stdout
 
 
-def test_conversations_mark_what_the_logs_know(logged_in: ChatUI) -> None:
+def test_conversations_mark_what_the_logs_know(logged_in):
     ask("-m", "hf-llama", "From llm")
     Web(logged_in).begin("From the web [[title=Evil \x1b[31mtitle\u202e]]")
     web, mine = command("conversations").stdout.splitlines()
@@ -52,15 +52,8 @@ def test_conversations_mark_what_the_logs_know(logged_in: ChatUI) -> None:
     assert [entry["thread_id"] for entry in entries] == [None, logged()[0]["conversation_id"]]
 
 
-def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI) -> None:
-    """Zero-width joiners make letters and emoji what they are."""
-    for title in ("می\u200cشود", "👨\u200d👩\u200d👧", "क्\u200dष"):
-        logged_in.add_conversation("ada", LLAMA, "", title=f"About {title}")
-        assert f"About {title} (" in command("conversations", "-q", title).stdout
-
-
 @pytest.mark.process
-def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
+def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in):
     Web(logged_in).begin("one")
     process = llm_process(logged_in, "huggingchat", "conversations")
     assert process.stdout
@@ -73,9 +66,7 @@ WITH_ONE = [["artifacts"], ["export"], ["import"], ["open", "--print"], ["rename
 
 
 @pytest.mark.parametrize("words", WITH_ONE, ids=lambda words: words[0])
-def test_every_command_takes_the_latest_conversation_in_the_logs(
-    logged_in: ChatUI, words: list[str]
-) -> None:
+def test_every_command_takes_the_latest_conversation_in_the_logs(logged_in, words):
     assert "Give an id or an address" in refused(*words)
     ask("-m", "hf-llama", "[[title=One]] older")
     ask("-m", "hf-llama", "[[title=Two]] latest")
@@ -90,9 +81,7 @@ def test_every_command_takes_the_latest_conversation_in_the_logs(
 
 
 @pytest.mark.parametrize("way", ["address", "id", "ID", "branch", "thread"])
-def test_every_command_takes_an_id_an_address_or_an_id_of_the_logs(
-    logged_in: ChatUI, way: str
-) -> None:
+def test_every_command_takes_an_id_an_address_or_an_id_of_the_logs(logged_in, way):
     ask("-m", "hf-llama", "[[title=One]] hello")
     id = only_conversation(logged_in).id
     logged_in.messages(id)
@@ -111,7 +100,7 @@ def test_every_command_takes_an_id_an_address_or_an_id_of_the_logs(
 
 
 @pytest.mark.parametrize("words", [*WITH_ONE[:3], *WITH_ONE[4:], ["delete", "--yes"]], ids=" ".join)
-def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> None:
+def test_conversation_that_is_not_there(logged_in, words):
     foreign = logged_in.add_conversation("bob", LLAMA, "").id
     name, *others = words
     for id, said in (
@@ -127,9 +116,7 @@ def test_conversation_that_is_not_there(logged_in: ChatUI, words: list[str]) -> 
     assert "nobody is listening" in refused(name, NO_ID, *others)
 
 
-def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(logged_in, monkeypatch):
     ask("-m", "hf-llama", "one")
     thread, id = logged()[0]["conversation_id"], only_conversation(logged_in).id
     logged_in.messages(id)
@@ -149,7 +136,7 @@ def test_id_of_the_logs_names_a_conversation_of_its_own_server_only(
 
 
 @pytest.mark.parametrize("value", ["Infinity", "NaN", "[" * 3000 + "]" * 3000])
-def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str) -> None:
+def test_logs_with_a_row_that_is_no_json_can_be_used(server, value):
     run("-m", "hf-llama", "-T", "WebSearch", "[[tool]] hello")
     id = only_conversation(server).id
     db = sqlite_utils.Database(os.environ["LLM_USER_PATH"] + "/logs.db")
@@ -163,9 +150,7 @@ def test_logs_with_a_row_that_is_no_json_can_be_used(server: ChatUI, value: str)
     assert " 0 turns added" in command("import", id).stdout
 
 
-def test_open_shows_the_page_where_there_is_a_screen(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_shows_the_page_where_there_is_a_screen(logged_in, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     ask("-m", "hf-llama", "one")
@@ -179,16 +164,19 @@ def test_open_shows_the_page_where_there_is_a_screen(
     assert opened == [page]
 
 
-def test_change_right_after_a_prompt_is_not_overwritten(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_right_after_a_prompt_waits_until_its_answer_is_stored(logged_in, monkeypatch):
     monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
+    logged_in.store_delay = 0.5
     ask("-m", "hf-llama", "one")
     command("rename", "Mine")
     id = only_conversation(logged_in).id
     logged_in.messages(id)  # once it is stored
     assert logged_in.conversations[id].title == "Mine"
+    for format in ("markdown", "json"):
+        ask("-c", f"next for {format}")
+        assert f"You said: next for {format}" in command("export", "--format", format).stdout
+    ask("-c", "not logged", "-n")
+    assert "1 turn added" in command("import", id).stdout
     ask("-c", "two")
     command("share")
     (share,) = logged_in.shares.values()
@@ -198,7 +186,7 @@ def test_change_right_after_a_prompt_is_not_overwritten(
     assert logged_in.conversations == {}
 
 
-def test_rename_and_share(logged_in: ChatUI) -> None:
+def test_rename_and_share(logged_in):
     id = Web(logged_in).begin("one")
     command("rename", id, "  A title  ")
     assert logged_in.conversations[id].title == "A title"
@@ -208,7 +196,7 @@ def test_rename_and_share(logged_in: ChatUI) -> None:
     assert link.removeprefix(f"{logged_in.url}/r/") in logged_in.shares
 
 
-def test_delete_asks_with_the_title(logged_in: ChatUI) -> None:
+def test_delete_asks_with_the_title(logged_in):
     web = Web(logged_in)
     id = web.begin("[[title=About \x1b[31mowls]] one")
     for answer in ("n\n", ""):
@@ -220,14 +208,14 @@ def test_delete_asks_with_the_title(logged_in: ChatUI) -> None:
     assert logged_in.conversations == {}
 
 
-def test_delete_whose_answer_is_lost_has_succeeded(logged_in: ChatUI) -> None:
+def test_delete_whose_answer_is_lost_has_succeeded(logged_in):
     id = Web(logged_in).begin("one")
     logged_in.faults["DELETE", f"/api/v2/conversations/{id}"] = [Fault(drop=True, done=True)]
     assert "Deleted" in command("delete", id, "--yes").stdout
     assert logged_in.conversations == {}
 
 
-def test_several_are_deleted_and_imported_at_once(logged_in: ChatUI) -> None:
+def test_several_are_deleted_and_imported_at_once(logged_in):
     most = {"GET": 0, "DELETE": 0}
     answered = dict(most)
 
@@ -249,7 +237,7 @@ def test_several_are_deleted_and_imported_at_once(logged_in: ChatUI) -> None:
     assert all(1 < number <= 6 for number in most.values()), most
 
 
-def test_delete_several_or_all(logged_in: ChatUI) -> None:
+def test_delete_several_or_all(logged_in):
     for number in range(35):
         logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
     ids = list(logged_in.conversations)

@@ -1,22 +1,15 @@
 """`llm huggingchat export`."""
 
-from __future__ import annotations
-
 import json
-import os
-import pathlib
 
 import pytest
-from chat_ui import ChatUI
 from cli import LLAMA, NO_ID, Web, command, refused
 from helpers import on_a_terminal, run
-
-from llm_huggingchat import limits
 
 pytestmark = pytest.mark.usefixtures("person")
 
 
-def test_export_as_markdown_and_as_json(logged_in: ChatUI) -> None:
+def test_export_as_markdown_and_as_json(logged_in):
     web = Web(logged_in)
     id = web.begin("[[title=A title]] 🦉 one", preprompt="Be brief.")
     web.say(id, "[[reason]] [[tool]] two", tools=True)
@@ -35,20 +28,7 @@ def test_export_as_markdown_and_as_json(logged_in: ChatUI) -> None:
     assert exported[1]["content"] == "[[title=A title]] 🦉 one"
 
 
-def test_export_right_after_a_prompt_has_its_answer(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
-    run("-m", "hf-llama", "first")
-    for format in ("markdown", "json"):
-        run("-c", f"next for {format}")
-        assert f"You said: next for {format}" in command("export", "--format", format).stdout
-
-
-def test_export_looks_for_the_conversation_before_it_asks(
-    logged_in: ChatUI, tmp_path: pathlib.Path
-) -> None:
+def test_export_looks_for_the_conversation_before_it_asks(logged_in, tmp_path):
     (tmp_path / "out.md").write_text("mine")
     assert "o such conversation" in refused("export", NO_ID, "-o", "out.md", input="y\n")
     id = Web(logged_in).begin("one")
@@ -61,22 +41,7 @@ def test_export_looks_for_the_conversation_before_it_asks(
     assert "s a directory" in refused("export", id, "-o", str(tmp_path))
 
 
-def test_export_keeps_what_cannot_be_replaced(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
-    id = Web(logged_in).begin("one")
-    content = command("export", id).stdout
-    real, link, other = (tmp_path / name for name in ("real", "link", "other"))
-    link.symlink_to("real")
-    for _ in range(2):  # at first there is nothing
-        command("export", id, "-o", "link", input="y\n")
-        assert link.is_symlink()
-        assert real.read_text() == content
-        real.write_text("mine")
-    os.link(real, other)
-    command("export", id, "-o", "real", input="y\n")
-    assert real.read_text() == other.read_text() == content
-
-
-def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in: ChatUI) -> None:
+def test_export_to_a_terminal_moves_no_cursor_and_spells_right(logged_in):
     spelt = "می\u200cشود 👨\u200d👩\u200d👧"
     id = Web(logged_in).begin("one", preprompt=f"safe\rEVIL\x0b\x85\x1b]0;x\x07 {spelt}\n\tend")
     text = on_a_terminal("stdout", "huggingchat", "export", id)

@@ -1,7 +1,5 @@
 """`llm huggingchat artifacts`, `download` and `transcribe`."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import tempfile
@@ -11,24 +9,16 @@ import pytest
 from chat_ui import ChatUI, Fault
 from cli import NO_ID, command, refused
 from helpers import logged, only_conversation, run
+from pure.test_artifacts import CLOCK, PAGE, made, update
 from test_recordings import ID3, recording
 
-PAGE = "<!doctype html>\n<title>Clock</title>"
-CLOCK = f'<artifact identifier="clock" type="html" title="A clock">\n{PAGE}\n</artifact>'
 BIG_PAGE = PAGE.replace("Clock", "Big clock")
 
 
 pytestmark = pytest.mark.usefixtures("person")
 
 
-def made(identifier: str, content: str, type: str = "html", title: str = "A clock") -> str:
-    """An artifact as a model writes it."""
-    about = f'identifier="{identifier}" type="{type}" title="{title}"'
-    return f"<artifact {about}>\n{content}\n</artifact>"
-
-
-CHANGE = "<old_str>Clock</old_str><new_str>Big clock</new_str>"
-BIGGER = f'<artifact identifier="clock" type="update">\n{CHANGE}\n</artifact>'
+BIGGER = update("clock", ("Clock", "Big clock"))
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def talk(first: str, *others: str) -> str:
 # --- artifacts ---
 
 
-def test_artifacts_are_listed(chat: ChatUI) -> None:
+def test_artifacts_are_listed(chat):
     id = talk(CLOCK, BIGGER, made("fib", "def fib(): ...", 'code" language="python', "Numbers"))
     listed = "clock  html  A clock (2 versions)\nfib  python  Numbers (1 version)\n"
     for names in ((id,), (f"{chat.url}/conversation/{id}",), ()):
@@ -68,7 +58,7 @@ def test_artifacts_are_listed(chat: ChatUI) -> None:
     )
 
 
-def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat: ChatUI) -> None:
+def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat):
     id = talk(CLOCK, BIGGER, made("old", "new"))
     listed = "pages/clock.html (40 bytes)\npages/old.html (3 bytes)\n"
     assert command("artifacts", id, "-o", "pages").stdout == listed
@@ -87,15 +77,7 @@ def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat: Chat
     assert (pages / "clock.v2.html").read_text() == BIG_PAGE
 
 
-def test_artifacts_wait_for_an_answer_that_is_not_stored_yet(chat: ChatUI) -> None:
-    chat.store_delay = 0.2
-    run("-m", "hf-llama", CLOCK)
-    assert command("artifacts").stdout == "clock  html  A clock (1 version)\n"
-    run("-c", BIGGER)
-    assert command("artifacts").stdout == "clock  html  A clock (2 versions)\n"
-
-
-def test_artifacts_in_the_browser(chat: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_in_the_browser(chat, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     id = talk(CLOCK, made("dot", "<svg/>", "svg"), made("notes", "x", "markdown"))
@@ -116,7 +98,7 @@ def test_artifacts_in_the_browser(chat: ChatUI, monkeypatch: pytest.MonkeyPatch)
 # --- download ---
 
 
-def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+def test_download(logged_in, tmp_path):
     (link,) = re.findall(r"\((http[^)]*)\)", run("-m", "hf-llama", "[[file]]").stdout)
     ((mime, content),) = only_conversation(logged_in).files.values()
     name = f"{link.rpartition('/')[2][:8]}.{mime.partition('/')[2]}"
@@ -135,7 +117,7 @@ def test_download(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"picture", "folder", name}
 
 
-def test_downloaded_file_has_a_safe_name(logged_in: ChatUI, tmp_path: pathlib.Path) -> None:
+def test_downloaded_file_has_a_safe_name(logged_in, tmp_path):
     link = f"{logged_in.url}/conversation/{NO_ID}/output/0123"
     for disposition, type, name in (
         ('attachment; filename="../../etc/passwd"', "text/x", "passwd"),
@@ -151,7 +133,7 @@ def test_downloaded_file_has_a_safe_name(logged_in: ChatUI, tmp_path: pathlib.Pa
         assert (tmp_path / name).read_bytes() == b"x"
 
 
-def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
+def test_download_sends_cookies_for_files_only(logged_in):
     del logged_in.log[:]
     url, origin = logged_in.url, logged_in.url.removesuffix("/chat")
     for link in (
@@ -173,7 +155,7 @@ def test_download_sends_cookies_for_files_only(logged_in: ChatUI) -> None:
 # --- transcribe ---
 
 
-def test_transcribe(server: ChatUI, tmp_path: pathlib.Path) -> None:
+def test_transcribe(server, tmp_path):
     (tmp_path / "memo.mp3").write_bytes(recording())
     assert command("transcribe", "memo.mp3").stdout == "Buy brød\n"
     assert command("transcribe", "-", input=recording()).stdout == "Buy brød\n"

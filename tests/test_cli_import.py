@@ -1,7 +1,5 @@
 """`llm huggingchat import`: conversations of the web in llm's logs."""
 
-from __future__ import annotations
-
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -13,8 +11,6 @@ from chat_ui import ChatUI, Fault
 from cli import LLAMA, Web, ask, command, refused, thread_of
 from helpers import calls, logged, only_conversation, run, seen, wait_for
 from llm.logs import LogStore
-
-from llm_huggingchat import limits
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -31,7 +27,7 @@ def said(thread: str) -> list[str]:
     ]
 
 
-def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
+def test_import_of_a_branch_with_reasoning_and_tools(logged_in):
     web = Web(logged_in)
     id = web.begin("[[title=A quest]] one", preprompt="Be brief.")
     first = logged_in.messages(id)[-1]["id"]
@@ -71,7 +67,7 @@ def test_import_of_a_branch_with_reasoning_and_tools(logged_in: ChatUI) -> None:
     assert not store().verify()
 
 
-def test_import_of_all_branches_at_once(logged_in: ChatUI) -> None:
+def test_import_of_all_branches_at_once(logged_in):
     web = Web(logged_in)
     id = web.begin("one")
     root, _, first = (message["id"] for message in logged_in.messages(id))
@@ -86,7 +82,7 @@ def test_import_of_all_branches_at_once(logged_in: ChatUI) -> None:
         assert tuple(text for role, text in told[:-1] if role == "user") == chain
 
 
-def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
+def test_import_adds_to_what_began_in_llm(logged_in):
     """Turns made on the web go on in the same thread; a branch of the web forks off."""
     ask("-m", "hf-llama", "one")
     id = only_conversation(logged_in).id
@@ -106,7 +102,7 @@ def test_import_adds_to_what_began_in_llm(logged_in: ChatUI) -> None:
     assert "0 turns added" in command("import", "--all", "--branches").stdout
 
 
-def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> None:
+def test_import_of_two_new_branches_off_one_logged_answer(logged_in):
     ask("-m", "hf-llama", "one")
     thread = logged()[0]["conversation_id"]
     id = only_conversation(logged_in).id
@@ -122,7 +118,7 @@ def test_import_of_two_new_branches_off_one_logged_answer(logged_in: ChatUI) -> 
     assert "0 turns added" in command("import", "--branches", id).stdout
 
 
-def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI) -> None:
+def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in):
     ask("-m", "hf-llama", "one [[nofetch]]")
     conversation = only_conversation(logged_in)
     conversation.words.clear()
@@ -131,7 +127,7 @@ def test_import_finds_a_turn_whose_message_id_was_not_known(logged_in: ChatUI) -
     assert [row["prompt"] for row in logged()] == ["one [[nofetch]]", "two"]
 
 
-def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
+def test_import_of_a_shared_link_copies_it_once(logged_in):
     bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
     id = bob.begin("[[title=Bob's]] his question")
     link = bob.share(id)
@@ -145,7 +141,7 @@ def test_import_of_a_shared_link_copies_it_once(logged_in: ChatUI) -> None:
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
-def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in: ChatUI) -> None:
+def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in):
     web = Web(logged_in)
     id = web.begin()
     for content in ("aGVsbG8=", "aGVsbG8h"):
@@ -161,19 +157,7 @@ def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in: C
     assert not any("/output/" in request.path for request in logged_in.log)
 
 
-def test_import_right_after_a_prompt_has_its_answer(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "tail_timeout", 0.0)
-    logged_in.store_delay = 0.2
-    ask("-m", "hf-llama", "a question", "-n")
-    assert "1 turn added" in command("import", only_conversation(logged_in).id).stdout
-    assert [row["response"] for row in logged()] == ["You said: a question"]
-
-
-def test_import_interrupted_and_started_again(
-    logged_in: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_interrupted_and_started_again(logged_in, monkeypatch):
     for n in range(5):
         Web(logged_in).begin(f"question {n}", "and then?")
     log, turns = LogStore.log, iter(range(99))
@@ -207,7 +191,7 @@ def message(id: str, kind: str, *ancestors: str, **more: Any) -> dict[str, Any]:
     return {"id": id, "from": kind, "content": id, "ancestors": list(ancestors), **more}
 
 
-def test_what_is_no_answer_is_left_out(logged_in: ChatUI) -> None:
+def test_what_is_no_answer_is_left_out(logged_in):
     def run_at(seconds: float) -> dict[str, Any]:
         time = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()
         return {"generationId": "g", "createdAt": time, "updatedAt": time, "updates": []}
@@ -228,7 +212,7 @@ def test_what_is_no_answer_is_left_out(logged_in: ChatUI) -> None:
     assert said(thread_of(command("import", id, "--branches"))) == ["u1", "a1", "u2", "u3", "a3"]
 
 
-def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
+def test_conversation_of_another_time_is_imported(logged_in):
     """Old ones have neither runs nor times; a changed model leaves its name on the answer."""
     coder = {"route": "code", "model": "some/Coder", "provider": "p"}
     id = stored(
@@ -255,7 +239,7 @@ def test_conversation_of_another_time_is_imported(logged_in: ChatUI) -> None:
 
 
 @pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
-def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object) -> None:
+def test_messages_that_are_none_are_told(logged_in, messages):
     id = stored(logged_in, messages=messages)
     for words in ("import", "export", "artifacts"):
         assert "not a chat-ui server's" in refused(words, id)
@@ -264,7 +248,7 @@ def test_messages_that_are_none_are_told(logged_in: ChatUI, messages: object) ->
 @pytest.mark.parametrize(
     "damage", ["delete from messages", "update messages set parent_hash = 'there is none'"]
 )
-def test_import_into_logs_that_are_not_whole(logged_in: ChatUI, damage: str) -> None:
+def test_import_into_logs_that_are_not_whole(logged_in, damage):
     ask("-m", "hf-llama", "one")
     ask("-c", "two", "-n")
     id = only_conversation(logged_in).id

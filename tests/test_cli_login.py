@@ -1,7 +1,5 @@
 """`llm huggingchat login` and `logout`."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import json
@@ -27,23 +25,15 @@ import llm_huggingchat
 
 pytestmark = pytest.mark.usefixtures("person")
 
-FORMS: dict[str, str | bytes] = {
-    "value": TOKEN,
-    "extension": json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1),
-    "cookies.txt": f"# Netscape HTTP Cookie File\n\n127.0.0.1\tFALSE\t/\tTRUE\t0\ttoken\t{TOKEN}\n",
-    "utf-16": f"token={TOKEN}".encode("utf-16"),
-}
-
 
 def kept(server: ChatUI) -> dict[str, Any]:
     """What the key store holds for the server."""
     return dict(json.loads(keys()[f"huggingchat:{host(server)}"]))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_login_takes_what_people_copy(accounts: ChatUI, form: str) -> None:
+def test_login_takes_what_people_copy(accounts):
     accounts.models = [*accounts.models, accounts.models[1] | {"id": "home/Grown-1B"}]
-    assert "as ada" in command("login", input=FORMS[form]).stdout
+    assert "as ada" in command("login", input=f"token={TOKEN}".encode("utf-16")).stdout
     assert kept(accounts)["token"] == TOKEN
     assert accounts.sessions[kept(accounts)["hf-chat"]] == ("ada", TOKEN)
     status = command("status").stdout
@@ -52,9 +42,7 @@ def test_login_takes_what_people_copy(accounts: ChatUI, form: str) -> None:
     assert "hf-grown-1b" in command("models", "-q", "grown").stdout
 
 
-def test_login_takes_the_session_that_comes_with_the_token(
-    accounts: ChatUI, user_path: pathlib.Path
-) -> None:
+def test_login_takes_the_session_that_comes_with_the_token(accounts, user_path):
     command("login", input=f"{COOKIES}; aws-waf-token=w; other=1")
     assert kept(accounts) == {"hf-chat": SESSION, "token": TOKEN, "aws-waf-token": "w"}
     assert stat.S_IMODE((user_path / "keys.json").stat().st_mode) == 0o600
@@ -64,7 +52,7 @@ def test_login_takes_the_session_that_comes_with_the_token(
     assert kept(accounts)["hf-chat"] in accounts.sessions
 
 
-def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(accounts: ChatUI) -> None:
+def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(accounts):
     for given in ("t-wrong-0123456789abcdef", f"hf-chat={SESSION}; token=t-wrong"):
         said = refused("login", input=given)
         assert "not kept" in said
@@ -81,12 +69,9 @@ def test_refused_login_keeps_nothing_and_does_not_say_to_log_in(accounts: ChatUI
     assert keys() == {}
 
 
-def test_server_without_logins_needs_none(server: ChatUI) -> None:
+def test_server_without_logins_needs_none(server):
     assert "needs no login" in command("login", input=TOKEN).stdout
     assert keys() == {}
-
-
-# --- browsers ---
 
 
 def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
@@ -107,9 +92,7 @@ def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
         )
 
 
-def test_login_from_firefox_takes_the_servers_own_cookies(
-    accounts: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_login_from_firefox_takes_the_servers_own_cookies(accounts, tmp_path, monkeypatch):
     assert "can be read from Firefox" in refused("login", "--browser", "firefox")
     firefox(
         tmp_path,
@@ -194,12 +177,12 @@ if sys.platform != "win32":
         os.close(terminal.ours)
         os.close(terminal.theirs)
 
-    COOKIES_TXT = str(FORMS["cookies.txt"])
-    EXTENSION = str(FORMS["extension"])
+    ROW = "127.0.0.1\tFALSE\t/\tTRUE\t0\t{}\t{}\n"
+    EXTENSION = json.dumps([{"domain": "127.0.0.1", "name": "token", "value": TOKEN}], indent=1)
     PASTES = {
         "value": f"{TOKEN}\n",
         "long header": f"other={'x' * 6000}; token={TOKEN}\n",
-        "many lines": "127.0.0.1\tFALSE\t/\tTRUE\t0\tother\tx\n" * 400 + COOKIES_TXT + "\n",
+        "many lines": ROW.format("other", "x") * 400 + ROW.format("token", TOKEN) + "\n",
         "extension": EXTENSION + "\n\n",
         "curl": f"curl 'http://127.0.0.1/chat' \\\n -H 'a: b' \\\n -b 'token={TOKEN}'\n\n",
         "Ctrl-D": EXTENSION + "\x04",
@@ -207,8 +190,8 @@ if sys.platform != "win32":
 
     @pytest.mark.parametrize("form", PASTES)
     def test_what_is_pasted_on_a_terminal_is_read_whole_and_not_shown(
-        accounts: ChatUI, terminal: Terminal, form: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        accounts, terminal, form, monkeypatch
+    ):
         opened: list[str] = []
         monkeypatch.setattr(webbrowser, "open", opened.append)
         monkeypatch.setenv("BROWSER", "true")
@@ -217,27 +200,21 @@ if sys.platform != "win32":
         command("login", input=TOKEN)
         assert len(opened) == 1  # where it is no terminal nobody has to copy anything
 
-    def test_lines_of_a_slow_paste_belong_together(
-        accounts: ChatUI, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_lines_of_a_slow_paste_belong_together(accounts, terminal, monkeypatch):
         monkeypatch.setattr(llm_huggingchat.limits, "paste_pause", NEVER)
         first, second, *rest = EXTENSION.splitlines(keepends=True)
         assert "Logged in on" in terminal.log_in(first, second, "".join(rest) + "\n\x04")
 
-    def test_what_comes_after_the_cookie_is_not_left_for_the_shell(
-        accounts: ChatUI, terminal: Terminal
-    ) -> None:
+    def test_what_comes_after_the_cookie_is_not_left_for_the_shell(accounts, terminal):
         accounts.latency = 0.2  # it is still being checked when more comes
         row = f"token={TOKEN}\n"
         assert "Logged in on" in terminal.log_in(row, 2 * row)
 
     @pytest.mark.parametrize("pasted", ["hello there\n", "\x04"])
-    def test_rubbish_on_a_terminal_is_refused_in_words(
-        accounts: ChatUI, terminal: Terminal, pasted: str
-    ) -> None:
+    def test_rubbish_on_a_terminal_is_refused_in_words(accounts, terminal, pasted):
         assert "Error: " in terminal.log_in(pasted)
 
-    def test_ctrl_c_leaves_the_terminal_as_it_was(accounts: ChatUI, terminal: Terminal) -> None:
+    def test_ctrl_c_leaves_the_terminal_as_it_was(accounts, terminal):
         process = subprocess.Popen(
             [sys.executable, "-m", "llm", "huggingchat", "login"],
             stdin=terminal.theirs,
@@ -252,19 +229,14 @@ if sys.platform != "win32":
         assert "Aborted!" in terminal.end()
 
 
-# --- logout ---
-
-
-def test_logout(logged_in: ChatUI) -> None:
+def test_logout(logged_in):
     assert "forgotten" in command("logout").stdout
     assert TOKEN not in str(keys())
     assert "no cookies" in command("logout").stdout
     assert "requires a login" in refused("conversations")
 
 
-def test_logout_where_there_are_no_logins_asks_first(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logout_where_there_are_no_logins_asks_first(server, monkeypatch):
     """The anonymous session is the only way to the conversations."""
     run("-m", "hf-llama", "hello")
     before = keys()

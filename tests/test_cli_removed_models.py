@@ -1,7 +1,5 @@
 """Conversations with a model that the server does not offer any more."""
 
-from __future__ import annotations
-
 import pytest
 from chat_ui import ChatUI, Fault
 from helpers import failure, run, sends
@@ -23,7 +21,7 @@ def removed(server: ChatUI) -> ChatUI:
     return server
 
 
-def test_conversation_goes_on_with_another_model_as_the_error_says(removed: ChatUI) -> None:
+def test_conversation_goes_on_with_another_model_as_the_error_says(removed):
     for arguments in (("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")):
         said = failure(*arguments, "Who am I?")
         assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
@@ -33,9 +31,7 @@ def test_conversation_goes_on_with_another_model_as_the_error_says(removed: Chat
     assert len({request.path for request in sends(removed)}) == 1
 
 
-def test_conversation_is_found_from_another_server(
-    removed: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conversation_is_found_from_another_server(removed, monkeypatch):
     with ChatUI() as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
         run("huggingchat", "refresh")
@@ -43,9 +39,7 @@ def test_conversation_is_found_from_another_server(
         assert "You said" in run("-c", "-m", "hf-qwen", "Who am I?").stdout
 
 
-def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(
-    server: ChatUI,
-) -> None:
+def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(server):
     server.faults["GET", "/api/v2/models"] = [Fault(status=404)]
     run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
     server.faults.clear()

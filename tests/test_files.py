@@ -1,53 +1,14 @@
 """Files: attachments on their way to the server, and files in answers."""
 
-from __future__ import annotations
-
-import http.server
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any
 
 import llm
 import pytest
-from chat_ui import PICTURE, ChatUI
-from helpers import TurnRequest, ask_sync, both, meanwhile, run, sends
+from chat_ui import PICTURE, ChatUI, Fault
+from helpers import ask_sync, both, run, sends
 
-TEN_MEGABYTES = b"a" * (10 * 1024 * 1024)
-
-
-@pytest.fixture
-def web() -> Iterator[str]:
-    """The address of a small web server: a picture, a text, something too large."""
-    files = {
-        "/picture.png": ("image/png", PICTURE),
-        "/a%20b.txt": ("text/plain; charset=utf-8", b"Rex is a dog"),
-        "/large.txt": ("text/plain", TEN_MEGABYTES + b"a"),
-    }
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind, content = files.get(self.path, ("text/html", b""))
-            ways = {"/away": pathlib.Path(__file__).as_uri(), "/ftp": "ftp://127.0.0.1:9/"}
-            self.send_response(302 if self.path in ways else 200 if content else 404)
-            self.send_header("location", ways.get(self.path, ""))
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd,
-        meanwhile(httpd.serve_forever, 0.02),
-    ):
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
+LARGE = b"a" * (10 * 1024 * 1024 + 1)
 
 
 @pytest.fixture
@@ -62,10 +23,20 @@ def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
     return sends(server)[-1].files
 
 
+@pytest.fixture
+def web(server: ChatUI) -> str:
+    """The address of a web server: a picture, a text, something too large, and no page."""
+    for path, kind, content in (
+        ("/picture.png", "image/png", PICTURE),
+        ("/a%20b.txt", "text/plain; charset=utf-8", b"Rex is a dog"),
+        ("/large.txt", "text/plain", LARGE),
+    ):
+        server.faults["GET", path] = [Fault(status=200, body=content, content_type=kind)] * 9
+    return server.url
+
+
 @both
-def test_image_reaches_a_model_that_sees(
-    server: ChatUI, ask: TurnRequest, picture: pathlib.Path, web: str
-) -> None:
+def test_image_reaches_a_model_that_sees(server, ask, picture, web):
     pictures = [
         llm.Attachment(path=str(picture)),
         llm.Attachment(url=f"{web}/picture.png"),
@@ -80,7 +51,7 @@ def test_image_reaches_a_model_that_sees(
     assert all(name.endswith(".png") for name in names)
 
 
-def test_documents_reach_every_model(server: ChatUI, tmp_path: pathlib.Path) -> None:
+def test_documents_reach_every_model(server, tmp_path):
     documents = [
         ("notes.txt", "text/plain", "Rex is a dog"),
         ("data.json", "application/json", '{"name": "Rex"}'),
@@ -97,63 +68,37 @@ def test_documents_reach_every_model(server: ChatUI, tmp_path: pathlib.Path) -> 
     assert all(text in message["content"] for _, _, text in documents)
 
 
-def test_attachment_from_the_web_is_fetched_here(server: ChatUI, web: str) -> None:
-    run("-m", "hf-llama", "hello", "-a", f"{web}/a%20b.txt")
+def test_attachment_from_the_web_is_fetched_here(server, web):
+    run("-m", "hf-llama", "hello", "--at", f"{web}/a%20b.txt", "text/plain")
     assert uploaded(server) == [("a b.txt", "text/plain", b"Rex is a dog")]
 
 
-def test_attachment_from_standard_input(server: ChatUI) -> None:
+def test_attachment_from_standard_input(server):
     shown = run("-m", "hf-vision", "[[images]]", "-a", "-", input=PICTURE)
     assert shown.stdout == "I see 1 image(s).\n"
     run("-m", "hf-llama", "hi", "--at", "-", "text/csv", input=b"a,b\n")
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-def test_file_of_more_than_ten_megabytes_is_refused(
-    server: ChatUI, tmp_path: pathlib.Path, web: str
-) -> None:
-    (tmp_path / "large.txt").write_bytes(TEN_MEGABYTES + b"a")
-    for source in (
-        {"path": str(tmp_path / "large.txt")},
-        {"url": f"{web}/large.txt"},
-        {"content": TEN_MEGABYTES + b"a"},
+def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path):
+    (tmp_path / "large.txt").write_bytes(LARGE)
+    for source, says in (
+        ({"path": str(tmp_path / "large.txt")}, "10 MB"),
+        ({"url": f"{web}/large.txt"}, "10 MB"),
+        ({"type": "application/pdf", "content": b"%PDF-1.4"}, "application/pdf"),
+        ({"path": "/nowhere/notes.txt"}, "notes.txt"),
+        ({"url": f"{web}/nothing"}, "HTTP 404"),
+        ({"url": tmp_path.as_uri()}, "not a http"),
     ):
-        large = llm.Attachment(type="text/plain", **source)
-        with pytest.raises(llm.ModelError, match="10 MB"):
-            ask_sync("hello", attachments=[large])
-    assert server.log == []
-
-
-def test_what_the_server_does_not_take_is_refused(server: ChatUI) -> None:
-    for attachment, says in (
-        (llm.Attachment(type="application/pdf", content=b"%PDF-1.4"), "application/pdf"),
-        (llm.Attachment(type="audio/aac", content=b"\xff\xf1"), "audio/aac"),
-        (llm.Attachment(type="image/tiff", content=b"II*\0"), "png, jpeg, webp or gif"),
-        (llm.Attachment(type="text/plain", path="/nowhere/notes.txt"), "notes.txt"),
-        (llm.Attachment(content=b"\0\1\2\3 no text"), "text, JSON, XML, CSV"),
-    ):
-        with pytest.raises((llm.ModelError, ValueError), match=says):
-            ask_sync("hello", model="hf-vision", attachments=[attachment])
-    assert server.log == []
-
-
-def test_attachment_that_the_web_does_not_have_is_refused(
-    server: ChatUI, web: str, picture: pathlib.Path
-) -> None:
-    for url, says in (
-        (f"{web}/nothing", "HTTP 404"),
-        (f"{web}/away", r"curl error 1\)"),
-        (f"{web}/ftp", r"curl error 1\)"),
-        (picture.as_uri(), "not a http"),
-    ):
+        attachment = llm.Attachment(**{"type": "text/plain"} | source)
         with pytest.raises(llm.ModelError, match=says):
-            ask_sync("hello", attachments=[llm.Attachment(type="text/plain", url=url)])
-    assert server.log == []
+            ask_sync("hello", attachments=[attachment])
+    assert server.conversations == {}
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=4,3]]", "[[cut=3]]", "[[split]]"])
-def test_file_in_an_answer_that_was_cut_is_there_once(server: ChatUI, fault: str) -> None:
+def test_file_in_an_answer_that_was_cut_is_there_once(server, fault):
     words = ask_sync(f"one two three [[file]] {fault}").text().split()
     (link,) = [word for word in words if word.startswith("[picture.png](")]
     words.remove(link)

@@ -1,6 +1,6 @@
 """Conversations as fragments of prompts: `llm -f huggingchat:ID`."""
 
-from __future__ import annotations
+import asyncio
 
 import llm
 import pytest
@@ -21,13 +21,7 @@ def answered(server: ChatUI, prompt: str = "Name a planet [[say]]Mars[[/say]]") 
     return id
 
 
-def load(name: str) -> llm.Fragment:
-    fragment = llm.get_fragment_loaders()["huggingchat"](name)
-    assert isinstance(fragment, llm.Fragment)
-    return fragment
-
-
-def test_conversation_stands_before_the_prompt(server: ChatUI) -> None:
+def test_conversation_stands_before_the_prompt(server):
     id = answered(server, "[[title=Planets]] Name a planet [[say]]Mars[[/say]]")
     page = f"{server.url}/conversation/{id}"
     run("-m", "hf-qwen", "-f", f"huggingchat:{id}", "Why that one?")
@@ -40,7 +34,7 @@ def test_conversation_stands_before_the_prompt(server: ChatUI) -> None:
 
 
 @pytest.mark.parametrize("way", ["address", "shared", "logs", "system", "async", "chat"])
-def test_ways_to_name_and_to_use_it(server: ChatUI, way: str) -> None:
+def test_ways_to_name_and_to_use_it(server, way):
     id = answered(server)
     name = {
         "address": f"{server.url}/conversation/{id}?x=1",
@@ -58,28 +52,28 @@ def test_ways_to_name_and_to_use_it(server: ChatUI, way: str) -> None:
     assert way != "shared" or f"<{name}>" in text
 
 
-def test_newest_branch_without_reasoning_and_with_tools(server: ChatUI) -> None:
+def test_newest_branch_without_reasoning_and_with_tools(server):
     first = ask_sync("Hello [[reason]] [[tool]]", model="hf-deepseek", web_search=True)
+    id = kept(first)["conversation_id"]
     ask_sync("old branch", after=first)
     ask_sync("new branch", after=first)
-    text = load(kept(first)["conversation_id"])
+
+    async def load():  # in an event loop, as in a notebook
+        return llm.get_fragment_loaders()["huggingchat"](id)
+
+    text = asyncio.run(load())
+    assert isinstance(text, llm.Fragment)
+    assert text.source == f"{server.url}/conversation/{id}"
     assert "new branch" in text
     assert "old branch" not in text
     assert "<details>" not in text
     assert "first page https://example.org/first" in text
-    shown = run("huggingchat", "export", kept(first)["conversation_id"]).stdout
+    shown = run("huggingchat", "export", id).stdout
     assert "<details>" in shown  # for people it is there
     assert "## You" in shown
 
 
-async def test_fragment_where_an_event_loop_runs_already(server: ChatUI) -> None:
-    id = answered(server)
-    fragment = load(id)
-    assert "Mars" in fragment
-    assert fragment.source == f"{server.url}/conversation/{id}"
-
-
-def test_what_is_not_there_is_told(server: ChatUI) -> None:
+def test_what_is_not_there_is_told(server):
     for name, says in (
         ("f" * 24, "no such conversation"),
         ("nonsense", "names no conversation"),

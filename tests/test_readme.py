@@ -1,7 +1,5 @@
 """The documentation is true: its commands run and print what is shown, its links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import io
@@ -58,7 +56,7 @@ def commands(script: str) -> Iterator[str]:
 # --- what is written ------------------------------------------------------------------
 
 
-def test_generated_parts_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_parts_are_up_to_date(capsys):
     names = [str(TOP / name) for name in ("README.md", "docs/models.md")]
     status = Cog().main(["cog", "--check", "--diff", "-I", str(TOP / "tests"), *names])
     said = capsys.readouterr().out
@@ -71,7 +69,7 @@ def anchors(page: pathlib.Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere():
     for page in PAGES + OTHERS:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
             path, _, anchor = link.partition("#")
@@ -82,7 +80,7 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(target), (page.name, link)
 
 
-def test_every_page_is_short_and_linked_from_the_readme() -> None:
+def test_every_page_is_short_and_linked_from_the_readme():
     text = PAGES[0].read_text("utf-8")
     assert len(text.encode()) <= 11_000
     for page in PAGES[1:]:
@@ -211,9 +209,7 @@ def log_in() -> None:
 
 
 @pages
-def test_commands_run_and_print_what_is_shown(
-    page: pathlib.Path, service: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_run_and_print_what_is_shown(page, service, monkeypatch):
     shell = Shell(service, monkeypatch)
     if page.name != "README.md":  # which begins with a login
         log_in()
@@ -230,7 +226,7 @@ def test_commands_run_and_print_what_is_shown(
 
 
 @pages
-def test_programs_run(page: pathlib.Path, service: ChatUI) -> None:
+def test_programs_run(page, service):
     programs = [program for program, _ in blocks(page, "python")]
     if not programs:
         return
@@ -295,9 +291,7 @@ def errors() -> list[str]:
 
 
 @pytest.mark.parametrize("words", errors())
-def test_the_readme_quotes_errors_that_exist(
-    words: str, service: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_quotes_errors_that_exist(words, service, monkeypatch):
     monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,))
     monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 0.1)
     assert words in provoked(service, words, monkeypatch)

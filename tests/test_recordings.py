@@ -1,7 +1,5 @@
 """Recordings in prompts: transcribed by the server, sent as words, and kept in llm's logs."""
 
-from __future__ import annotations
-
 import pathlib
 import signal
 import threading
@@ -59,9 +57,7 @@ def sent(server: ChatUI) -> str:
 
 
 @both
-def test_words_of_a_recording_go_into_the_message(
-    server: ChatUI, ask: TurnRequest, file: pathlib.Path
-) -> None:
+def test_words_of_a_recording_go_into_the_message(server, ask, file):
     attachment = llm.Attachment(path=str(file))
     response = ask("What shall I buy?", model="hf-apertus", attachments=[attachment])
     assert sent(server) == f"{BUY}\n\nWhat shall I buy?"
@@ -76,7 +72,7 @@ def test_words_of_a_recording_go_into_the_message(
     assert paths[:3] == ["/api/v2/feature-flags", "/api/transcribe", "/conversation"]
 
 
-def test_logs_show_the_words_and_later_turns_know_them(server: ChatUI, file: pathlib.Path) -> None:
+def test_logs_show_the_words_and_later_turns_know_them(server, file):
     run("-m", "hf-llama", "first", "-a", str(file))
     (row,) = logged()
     assert row["prompt"] == "first"
@@ -91,9 +87,7 @@ def test_logs_show_the_words_and_later_turns_know_them(server: ChatUI, file: pat
     assert len(heard(server)) == 1
 
 
-def test_several_are_transcribed_in_their_order_and_not_waited_for_when_one_fails(
-    server: ChatUI,
-) -> None:
+def test_several_are_transcribed_in_their_order_and_not_waited_for_when_one_fails(server):
     ask_sync("hi", attachments=[memo(recording(f"the {n}th")) for n in range(8)])
     said = [sent(server).index(f"the {n}th") for n in range(8)]
     assert said == sorted(said)
@@ -121,12 +115,12 @@ def refused(server: ChatUI, ask: TurnRequest, attachment: llm.Attachment | None 
         ("[[err=503]]", "whisper says 503"),
     ],
 )
-def test_recording_that_is_not_understood(server: ChatUI, words: str, says: str) -> None:
+def test_recording_that_is_not_understood(server, words, says):
     assert says in refused(server, ask_async, memo(ID3 + words.encode()))
     assert "err=503" in words or len(heard(server)) == 1  # not again: it would take as long
 
 
-def test_what_the_server_says_instead(server: ChatUI) -> None:
+def test_what_the_server_says_instead(server):
     for status, body, says in (
         (413, b'{"message": "An error occurred"}', "too large"),
         (200, b"<html>", "not a chat-ui server's"),
@@ -138,7 +132,7 @@ def test_what_the_server_says_instead(server: ChatUI) -> None:
         assert says in refused(server, ask_sync)
 
 
-def test_server_that_does_not_transcribe(server: ChatUI) -> None:
+def test_server_that_does_not_transcribe(server):
     server.transcribes = False
     assert "does not transcribe" in refused(server, ask_sync)
     server.faults["GET", "/api/v2/feature-flags"] = [
@@ -148,7 +142,7 @@ def test_server_that_does_not_transcribe(server: ChatUI) -> None:
     assert heard(server) == []
 
 
-def test_recording_of_more_than_25_megabytes_is_not_sent(server: ChatUI) -> None:
+def test_recording_of_more_than_25_megabytes_is_not_sent(server):
     content = recording()
     content += bytes(LIMIT - len(content))
     large = Fault(status=200, body=content + b"a", content_type="audio/mpeg")
@@ -162,9 +156,7 @@ def test_recording_of_more_than_25_megabytes_is_not_sent(server: ChatUI) -> None
 
 
 @pytest.mark.usefixtures("quick")
-def test_connection_that_breaks_is_tried_again_and_a_silent_one_is_not(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_that_breaks_is_tried_again_and_a_silent_one_is_not(server, monkeypatch):
     server.faults["POST", "/api/transcribe"] = [Fault(drop=True)] * 9
     assert "No answer" in refused(server, ask_sync)
     assert len(heard(server)) == limits.max_attempts
@@ -175,7 +167,7 @@ def test_connection_that_breaks_is_tried_again_and_a_silent_one_is_not(
     assert len(heard(server)) == limits.max_attempts + 1
 
 
-def test_ctrl_c_while_transcribing(server: ChatUI, file: pathlib.Path) -> None:
+def test_ctrl_c_while_transcribing(server, file):
     file.write_bytes(ID3 + b"[[wait=600]]")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -190,7 +182,7 @@ def test_ctrl_c_while_transcribing(server: ChatUI, file: pathlib.Path) -> None:
     assert not server.conversations
 
 
-def test_recording_wants_a_login_where_prompts_do(server: ChatUI, file: pathlib.Path) -> None:
+def test_recording_wants_a_login_where_prompts_do(server, file):
     server.login_required = True
     said = failure("-m", "hf-llama", "hi", "-a", str(file))
     assert "llm huggingchat login" in said

@@ -1,7 +1,5 @@
 """What several of these tests need: any text and JSON, text cut anywhere, how runs end."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any, AnyStr
 

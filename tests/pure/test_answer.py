@@ -1,7 +1,5 @@
 """What an answer gives to llm, cut and continued anywhere: each piece once, none lost."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -10,32 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, streams, told
 
-import llm_huggingchat
-from llm_huggingchat import (
-    FENCE,
-    Conversation,
-    Envelope,
-    EventStreamDecoder,
-    FileUpdate,
-    FinalAnswer,
-    HuggingChatError,
-    JsonLinesDecoder,
-    PromptedFeatures,
-    StoredMessage,
-    StreamUpdate,
-    ThinkTags,
-    ToolCallBody,
-    ToolResultBody,
-    ToolUpdate,
-    decode,
-    stored_updates,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import FENCE, EventStreamDecoder, FinalAnswer, StreamUpdate, ThinkTags
 
 STREAMS = streams()
-CALL = ToolUpdate("call", "u", ToolCallBody("t"))
-RESULT = ToolUpdate("result", "u", result=ToolResultBody("success", outputs=[{"text": "x"}]))
+CALL = plugin.ToolUpdate("call", "u", plugin.ToolCallBody("t"))
+RESULT = plugin.ToolUpdate(
+    "result", "u", result=plugin.ToolResultBody("success", outputs=[{"text": "x"}])
+)
 TOOL = (CALL, RESULT)
-FILE = FileUpdate("111", "one [1].png")
+FILE = plugin.FileUpdate("111", "one [1].png")
 OPEN = '<artifact type="svg" identifier="i">'
 SVG = f"{FENCE}svg\n<svg/>\n{FENCE}"
 LINK = "\n\n[one 1.png](https://chat.example/output/111)"
@@ -47,9 +29,6 @@ def text_of(*tokens: Any) -> str:
     return told(*updates).joined("text")
 
 
-# --- recorded ---
-
-
 def test_broken_stream_goes_on_in_its_recorded_log():
     (stream,) = (body for name, body in STREAMS.items() if name.startswith("resume-"))
     (log,) = (x.body for x in capture("resume") if x.kind == "text/event-stream")
@@ -57,10 +36,10 @@ def test_broken_stream_goes_on_in_its_recorded_log():
     assert all(follow(stream[:at], log).given == words for at in range(0, len(stream) + 1, 19))
 
 
-def answers(scenario: str) -> list[StoredMessage]:
+def answers(scenario: str) -> list[plugin.StoredMessage]:
     """The answers in the last look at a scenario's conversation."""
     looks = [x for x in capture(scenario) if x.method == "GET" and "/api/v2/conv" in x.path]
-    conversation = decode(looks[-1].body, Envelope[Conversation]).json
+    conversation = plugin.decode(looks[-1].body, plugin.Envelope[plugin.Conversation]).json
     return [message for message in conversation.messages if message.sender == "assistant"]
 
 
@@ -73,7 +52,7 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
     bodies = [body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario]
     for message, stream in zip(answers(scenario), bodies, strict=True):
         streamed = follow(stream)
-        updates, complete, _ = stored_updates(message)
+        updates, complete, _ = plugin.stored_updates(message)
         assert complete
         if scenario != "artifact_stopped":  # which is stored cut where the page was
             got = [(kind, text.strip()) for kind, text, *_ in told(*updates).given]
@@ -87,8 +66,6 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
             if scenario != "artifact_stopped":
                 assert from_store.joined("text").strip() == streamed.joined("text").strip()
 
-
-# --- cut and continued ---
 
 MARKS = ["<thi", "nk>", "</think>", "<think>", "<", "\ud83c", "\udf89", "🎉", "a ", " b", "\n", ""]
 CALLING = ["<tool_call>", '{"name": "do", "arguments": {"n": 1}}', "</tool_call>", "```", "c"]
@@ -107,7 +84,7 @@ THINGS = st.one_of(
 )
 DO = {"type": "function", "function": {"name": "do"}}
 SCHEMAS = st.sampled_from([None, None, {"type": "object"}])
-FEATURES = st.builds(PromptedFeatures, st.sampled_from([(), (DO,)]), SCHEMAS)
+FEATURES = st.builds(plugin.PromptedFeatures, st.sampled_from([(), (DO,)]), SCHEMAS)
 PLACE = st.integers(0, 10_000)
 
 
@@ -138,7 +115,9 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, rest, feature
     run = ended(things, interrupted, rest)
     stream, entries = stream_of(run), log_of(run, merge)
     whole = follow(stream, features=features)
-    follower = Follower(features).take(JsonLinesDecoder().feed(stream[: cuts[0] % len(stream)]))
+    follower = Follower(features).take(
+        plugin.JsonLinesDecoder().feed(stream[: cuts[0] % len(stream)])
+    )
     if not follower.answer.final:
         log, first = b"".join(entries), EventStreamDecoder()
         follower.again(first.feed(log[: cuts[1] % len(log)]))
@@ -147,9 +126,6 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, rest, feature
     assert without_ids(follower.given) == without_ids(whole.given)
     assert follower.answer.seen_length == whole.answer.seen_length
     assert follower.answer.problem == whole.answer.problem
-
-
-# --- text ---
 
 
 @pytest.mark.parametrize(
@@ -194,9 +170,6 @@ def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
     assert text_of(*tokens) == text
 
 
-# --- thinking ---
-
-
 def split(*texts: str) -> tuple[str, str]:
     """What is text and what is reasoning."""
     think = ThinkTags()
@@ -237,9 +210,6 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
     assert think.feed("<think>a</") == [("reasoning", "a")]
 
 
-# --- tools and files ---
-
-
 @pytest.mark.parametrize(
     ("tokens", "text"),
     [
@@ -262,9 +232,6 @@ def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
     assert text_of(*tokens) == text
 
 
-# --- what an answer knows of itself ---
-
-
 def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
@@ -272,6 +239,6 @@ def test_length_seen_is_counted_as_javascript_does():
 
 
 def test_answer_without_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(llm_huggingchat, "ANSWER_LIMIT", 1000)
-    with pytest.raises(HuggingChatError, match="has no end"):
+    monkeypatch.setattr(plugin, "ANSWER_LIMIT", 1000)
+    with pytest.raises(plugin.HuggingChatError, match="has no end"):
         told(*[StreamUpdate("x" * 100)] * 11)

@@ -1,7 +1,5 @@
 """Artifacts: fences in an answer's text, and the versions and files of the web page's panel."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest
@@ -10,16 +8,7 @@ from hypothesis import strategies as st
 from llm.utils import extract_fenced_code_block
 from markdown_it import MarkdownIt
 
-from llm_huggingchat import (
-    FENCE,
-    Artifact,
-    ArtifactFilter,
-    apply_pairs,
-    artifact_names,
-    artifacts_of,
-    find_in,
-    read_pairs,
-)
+import llm_huggingchat as plugin
 from pure.cuts import CUTS, pieces
 
 CLOCK = """<artifact identifier="clock" type="html" title="A clock">
@@ -41,7 +30,7 @@ def update(identifier: str, *pairs: tuple[str, str]) -> str:
 
 def shown(*texts: str) -> str:
     """What is shown of a text that comes in these pieces."""
-    filter = ArtifactFilter()
+    filter = plugin.ArtifactFilter()
     return "".join(map(filter.feed, texts)) + filter.end()
 
 
@@ -51,14 +40,14 @@ def fences(text: str) -> list[tuple[str, str]]:
     return [(token.info, token.content) for token in tokens if token.type == "fence"]
 
 
-def artifact(*answers: str) -> Artifact:
+def artifact(*answers: str) -> plugin.Artifact:
     """The only artifact in these answers."""
-    (only,) = artifacts_of(answers)
+    (only,) = plugin.artifacts_of(answers)
     return only
 
 
 def names(*texts: str, every: bool = False) -> list[str]:
-    return [name for _, name in artifact_names(artifacts_of(texts), every)]
+    return [name for _, name in plugin.artifact_names(plugin.artifacts_of(texts), every)]
 
 
 # --- in the answer ---
@@ -79,7 +68,7 @@ def test_it_stands_by_itself_whatever_is_around_it(before, after):
     text = shown(f"{before}{CLOCK}{after}")
     assert fences(text) == [("html", PAGE + "\n")]
     assert extract_fenced_code_block(text) == PAGE + "\n"
-    artifact = f"**A clock** (`clock`) {FENCE}html {PAGE} {FENCE}"
+    artifact = f"**A clock** (`clock`) {plugin.FENCE}html {PAGE} {plugin.FENCE}"
     assert text.split() == f"{before} {artifact} {after}".split()
     assert "\n\n\n" not in text
     assert not text.startswith("\n\n")
@@ -178,7 +167,7 @@ def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
     assert shown(f"{fence}html\n{CLOCK}{fence}") == f"{fence}html\n{PAGE}\n{fence}"
-    filter = ArtifactFilter()
+    filter = plugin.ArtifactFilter()
     filter.feed(f"{fence}html\n{CLOCK[:-20]}")
     assert filter.end().endswith(f"\n{fence.strip()}")
     assert filter.feed("More") == "\n\nMore"
@@ -197,7 +186,7 @@ def test_what_only_looks_like_a_tag_comes_through_unchanged(text):
 
 
 def test_it_is_shown_as_it_comes():
-    filter = ArtifactFilter()
+    filter = plugin.ArtifactFilter()
     filter.feed(made("a", "").removesuffix("</artifact>"))
     assert filter.feed("one\ntwo") == "one\ntwo"
     assert filter.feed(" three\n") == " three"
@@ -209,16 +198,16 @@ def test_it_is_shown_as_it_comes():
 def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
     text = shown(CLOCK.removesuffix("\n</artifact>") + rest)
     assert fences(text) == [("html", PAGE + "\n")]
-    assert text.endswith(f"\n{FENCE}")
+    assert text.endswith(f"\n{plugin.FENCE}")
     broken = artifact(CLOCK.removesuffix("\n</artifact>") + rest).latest
     assert (broken.content, broken.cut) == (PAGE, True)
 
 
 def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
-    filter = ArtifactFilter()
+    filter = plugin.ArtifactFilter()
     start, end = CLOCK.split("\n<title>")
-    text = f"**A clock** (`clock`)\n\n{FENCE}html\n<!doctype html>"
-    assert filter.feed(start) + filter.end() == f"{text}\n{FENCE}"
+    text = f"**A clock** (`clock`)\n\n{plugin.FENCE}html\n<!doctype html>"
+    assert filter.feed(start) + filter.end() == f"{text}\n{plugin.FENCE}"
     # What comes after the tool is text; it begins a paragraph of its own.
     assert filter.feed("<title>" + end) + filter.end() == "\n\n<title>" + end
 
@@ -247,14 +236,11 @@ def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
     assert (latest.content, latest.missed) == ("y", ("no", ""))
     latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
     assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
-    assert artifacts_of([update("gone", ("a", "b"))]) == []
+    assert plugin.artifacts_of([update("gone", ("a", "b"))]) == []
 
 
 def test_reasoning_holds_no_artifacts():
-    assert artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
-
-
-# --- file names ---
+    assert plugin.artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
 
 
 @pytest.mark.parametrize(
@@ -286,18 +272,9 @@ def test_no_two_files_have_one_name():
 # --- any cut, any text ---
 
 TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
-ENDS = [
-    "</artifact>",
-    "</ARTIFACT>",
-    "</artifa",
-    '<<artifact id="b">',
-    "<artifacts>",
-    "<",
-    "<<",
-    ">",
-]
+ENDS = ["</artifact>", "</ARTIFACT>", "</artifa", '<<artifact id="b">', "<artifacts>", ">"]
 INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
-FENCED = ["```", FENCE, "```html\n", "\n~~~~ md\n", "```\n", "<<"]
+FENCED = ["<", "<<", "```", plugin.FENCE, "```html\n", "\n~~~~ md\n", "```\n"]
 SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
 TAGGED = st.lists(
     st.sampled_from([*TAGS, *ENDS, *INSIDE]) | st.sampled_from(SPACES) | st.sampled_from(FENCED),
@@ -311,7 +288,7 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
     text = shown(f'Look:\n<artifact type="markdown">{content}{end}')
     code = extract_fenced_code_block(text) or ""
     panel = artifact(f'<artifact type="markdown">{content}{end}').latest.content
-    if FENCE not in content:
+    if plugin.FENCE not in content:
         assert code == (panel + "\n" if panel else "")
         ((word, _),) = fences(text)
         assert word == "markdown"
@@ -319,19 +296,19 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
 
 @given(TAGGED, TAGGED)
 def test_any_answers_have_artifacts_or_none(one, two):
-    found = artifacts_of([one, two])
-    file_names = [name for _, name in artifact_names(found, True)]
+    found = plugin.artifacts_of([one, two])
+    file_names = [name for _, name in plugin.artifact_names(found, True)]
     assert len(set(file_names)) == sum(len(each.versions) for each in found)
     assert all(pathlib.PurePath(name).name == name for name in file_names)
-    apply_pairs(one, read_pairs(two))
-    place = find_in(one, two)
+    plugin.apply_pairs(one, plugin.read_pairs(two))
+    place = plugin.find_in(one, two)
     assert place is None or 0 <= place[0] <= place[1] <= len(one)
 
 
 @given(st.lists(TAGGED, min_size=1, max_size=4), CUTS)
 def test_any_cut_shows_the_same_text_also_around_tools(texts, cuts):
     assert shown(*pieces(texts[0], cuts)) == shown(texts[0])
-    whole, cut = ArtifactFilter(), ArtifactFilter()
+    whole, cut = plugin.ArtifactFilter(), plugin.ArtifactFilter()
     for text in texts:
         one = whole.feed(text) + whole.end() + whole.feed(LINK) + whole.end()
         two = "".join(map(cut.feed, pieces(text, cuts))) + cut.end() + cut.feed(LINK) + cut.end()

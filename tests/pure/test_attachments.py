@@ -1,13 +1,10 @@
 """What becomes of a file before it is sent."""
 
-from __future__ import annotations
-
 import base64
 import email.parser
 import email.policy
 import json
 import os
-import pathlib
 import re
 import sys
 from itertools import count
@@ -18,20 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import llm_huggingchat
-from llm_huggingchat import (
-    ModelInfo,
-    Upload,
-    attachment_name,
-    guessed_type,
-    multipart,
-    read_attachment,
-    read_file,
-    recording_of,
-    shown_name,
-    upload_name,
-    upload_of,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import ModelInfo, Upload, multipart, read_attachment, recording_of
 from pure.cuts import ANY_TEXT
 
 SEES, READS = ModelInfo("a/sees", multimodal=True), ModelInfo("a/reads")
@@ -41,7 +26,7 @@ GREETING = "Grüße, où? «ça»"
 
 
 def uploaded(content: bytes, type: str = "text/plain", model: ModelInfo = SEES) -> Upload:
-    return upload_of(model, llm.Attachment(type=type, content=content), content, type)
+    return plugin.upload_of(model, llm.Attachment(type=type, content=content), content, type)
 
 
 def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
@@ -55,7 +40,7 @@ def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
 @pytest.mark.parametrize("type", ["text/plain", "text/csv", "application/json"])
-def test_text_arrives_as_utf8(type: str, encoding: str) -> None:
+def test_text_arrives_as_utf8(type, encoding):
     upload = uploaded(GREETING.encode(encoding), type)
     assert (upload.content, upload.type) == (GREETING.encode(), type)
 
@@ -84,7 +69,7 @@ MAGIC = {
 
 
 @pytest.mark.parametrize("at", MAGIC)
-def test_text_is_not_taken_for_something_else(at: int) -> None:
+def test_text_is_not_taken_for_something_else(at):
     for magic in MAGIC[at]:
         text = f"{'y' * at}{magic} and more text\n" * 3
         sent = uploaded(text.encode()).content.decode()
@@ -93,7 +78,7 @@ def test_text_is_not_taken_for_something_else(at: int) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), min_size=1))
-def test_any_text_arrives_after_empty_lines_at_most(text: str) -> None:
+def test_any_text_arrives_after_empty_lines_at_most(text):
     sent = uploaded(text.encode()).content.decode()
     assert sent == "\n" * (len(sent) - len(text)) + text
 
@@ -109,7 +94,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize(("sent", "type"), [(sent, of) for sent in IMAGES for of in IMAGES[sent]])
-def test_image_is_sent_by_the_type_that_the_server_knows(sent: str, type: str) -> None:
+def test_image_is_sent_by_the_type_that_the_server_knows(sent, type):
     upload = uploaded(PNG, type)
     assert (upload.type, upload.content, upload.is_recording) == (sent, PNG, False)
 
@@ -131,11 +116,11 @@ def test_image_is_sent_by_the_type_that_the_server_knows(sent: str, type: str) -
     ],
     ids=count(),
 )
-def test_what_is_not_taken_is_told(content: bytes, type: str, says: str) -> None:
+def test_what_is_not_taken_is_told(content, type, says):
     assert says in refused(content, type)
 
 
-def test_image_for_a_model_that_sees_none_names_some_that_do() -> None:
+def test_image_for_a_model_that_sees_none_names_some_that_do():
     assert "huggingchat/a/reads takes no images (attachment.png). Try -m hf-vision" in (
         refused(PNG, "image/png", READS)
     )
@@ -145,7 +130,7 @@ def test_image_for_a_model_that_sees_none_names_some_that_do() -> None:
     ("type", "sent"),
     [("audio/mp3", "audio/mpeg"), ("audio/x-m4a", "audio/mp4"), ("video/webm", "audio/webm")],
 )
-def test_recording_is_transcribed_by_the_type_that_the_server_knows(type: str, sent: str) -> None:
+def test_recording_is_transcribed_by_the_type_that_the_server_knows(type, sent):
     content = b"\xff\xfb\x90\0"
     attachment = llm.Attachment(type=type, content=content)
     upload = uploaded(content, type, READS)
@@ -165,11 +150,8 @@ def test_recording_is_transcribed_by_the_type_that_the_server_knows(type: str, s
         ("what", b"\0\1", "application/octet-stream"),
     ],
 )
-def test_type_is_found_out_by_name_or_content(name: str, content: bytes, type: str) -> None:
-    assert guessed_type(llm.Attachment(path=name), content) == type
-
-
-# --- names ----------------------------------------------------------------------------
+def test_type_is_found_out_by_name_or_content(name, content, type):
+    assert plugin.guessed_type(llm.Attachment(path=name), content) == type
 
 
 @pytest.mark.parametrize(
@@ -181,13 +163,13 @@ def test_type_is_found_out_by_name_or_content(name: str, content: bytes, type: s
         (llm.Attachment(content=b"x"), "attachment"),
     ],
 )
-def test_name_is_what_people_know(attachment: llm.Attachment, name: str) -> None:
-    assert attachment_name(attachment) == shown_name(attachment) == name
+def test_name_is_what_people_know(attachment, name):
+    assert plugin.attachment_name(attachment) == plugin.shown_name(attachment) == name
 
 
 @given(st.text(st.characters(), max_size=150), st.sampled_from(["", "text/plain", "image/png"]))
-def test_any_name_is_safe_in_a_header(name: str, type: str) -> None:
-    sent = upload_name(llm.Attachment(path=f"/a/{name}"), type)
+def test_any_name_is_safe_in_a_header(name, type):
+    sent = plugin.upload_name(llm.Attachment(path=f"/a/{name}"), type)
     assert sent
     assert not re.search(r'[";\r\n/\\\0]', sent)
     assert len(sent) <= 100
@@ -208,7 +190,7 @@ def sent_as(data: dict[str, Any], *uploads: Upload) -> tuple[Any, list[tuple[str
     return json.loads(first[2]), files
 
 
-def test_message_has_its_data_and_its_files() -> None:
+def test_message_has_its_data_and_its_files():
     uploads = [Upload("ä.txt", "text/csv", b"a\r\nb"), Upload("b.png", "image/png", PNG)]
     data, files = sent_as({"inputs": "hé 漢 🎉", "id": None}, *uploads)
     assert data == {"inputs": "hé 漢 🎉", "id": None}
@@ -218,13 +200,13 @@ def test_message_has_its_data_and_its_files() -> None:
 
 
 @given(ANY_TEXT)
-def test_any_text_can_be_sent(text: str) -> None:
+def test_any_text_can_be_sent(text):
     data, _ = sent_as({"inputs": text})
     well_formed = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     assert data["inputs"] == well_formed
 
 
-def test_message_that_the_server_would_refuse_is_told() -> None:
+def test_message_that_the_server_would_refuse_is_told():
     with pytest.raises(llm.ModelError, match=r"16\.0 MB of text, .* takes 15\.0 MB in all"):
         multipart({"inputs": "x" * 16 * MB}, ())
     files = [Upload(name, "text/plain", b"x" * 6 * MB) for name in "ab"]
@@ -237,7 +219,7 @@ def test_message_that_the_server_would_refuse_is_told() -> None:
 # --- reading --------------------------------------------------------------------------
 
 
-async def test_attachment_is_read_with_its_type(tmp_path: pathlib.Path) -> None:
+async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
     typed = llm.Attachment(type="text/plain", content=b"x")
@@ -248,13 +230,13 @@ async def test_attachment_is_read_with_its_type(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes in directories")
-def test_pipe_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+def test_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(llm.ModelError, match="pipe cannot be read"):
-        read_file(llm.Attachment(path=str(tmp_path / "pipe")))
+        plugin.read_file(llm.Attachment(path=str(tmp_path / "pipe")))
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "x.txt"])
-async def test_attachment_comes_over_http_alone(url: str) -> None:
+async def test_attachment_comes_over_http_alone(url):
     with pytest.raises(llm.ModelError, match="not a http or https address"):
-        await llm_huggingchat.download_attachment(llm.Attachment(url=url))
+        await plugin.download_attachment(llm.Attachment(url=url))

@@ -1,8 +1,6 @@
 """Answers and errors in words, pauses and proxies: the client without a network."""
 
-from __future__ import annotations
-
-from itertools import count, pairwise
+from itertools import pairwise
 
 import llm
 import pytest
@@ -11,25 +9,13 @@ from curl_cffi.requests.exceptions import RequestException
 from hypothesis import given
 from hypothesis import strategies as st
 
-import llm_huggingchat
-from llm_huggingchat import (
-    ConnectionLost,
-    Cookies,
-    Credentials,
-    HttpError,
-    HttpResponse,
-    IncompleteAnswer,
-    NotFound,
-    RateLimiter,
-    connection_error,
-    limits,
-    model_error,
-    parse_server,
-    proxy_of,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import ConnectionLost, Credentials, HttpError, HttpResponse, RateLimiter
 
-SERVICE = Credentials(parse_server("https://huggingface.co/chat"), Cookies("s-value", "t-value"))
-OTHER = Credentials(parse_server("https://chat.example"))
+SERVICE = Credentials(
+    plugin.parse_server("https://huggingface.co/chat"), plugin.Cookies("s-value", "t-value")
+)
+OTHER = Credentials(plugin.parse_server("https://chat.example"))
 LIMIT = "You are sending too many messages. Try again later."
 TOO_LONG = "This conversation has more than 500 messages. Start a new one to continue"
 LOGIN = "https://huggingface.co/oauth/authorize?client_id=x"
@@ -106,17 +92,17 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
     assert "value" not in repr(SERVICE)
 
 
-# --- errors in words ---
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (CUT, "No answer from huggingface.co: it broke. The conversation is at https://page"),
         (UNSENT, "No connection to huggingface.co: it broke."),
-        (NotFound(), "There is no such conversation on huggingface.co for this account."),
-        (NotFound(answer=True), "There is no such answer to continue after on huggingface.co"),
-        (IncompleteAnswer("Broken off."), "Broken off. The conversation is at https://page"),
+        (plugin.NotFound(), "There is no such conversation on huggingface.co for this account."),
+        (
+            plugin.NotFound(answer=True),
+            "There is no such answer to continue after on huggingface.co",
+        ),
+        (plugin.IncompleteAnswer("Broken off."), "Broken off. The conversation is at https://page"),
         (refusal(200, **PAGE), "answered with a web page instead of a chat."),
         (refusal(302, location=LOGIN), "the cookie 'token' is expired or wrong"),
         (refusal(302, location=ELSEWHERE), "redirects to https://elsewhere.example (HTTP 302)"),
@@ -139,7 +125,7 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
     ids=lambda value: str(value)[:30],
 )
 def test_error_says_what_happened_and_what_to_do(error, words):
-    said = model_error(error, SERVICE, model="a/b", page="https://page", sent="files")
+    said = plugin.model_error(error, SERVICE, model="a/b", page="https://page", sent="files")
     assert isinstance(said, llm.ModelError)
     assert words in str(said)
     assert len(str(said).splitlines()) <= 2
@@ -148,7 +134,7 @@ def test_error_says_what_happened_and_what_to_do(error, words):
 
 @pytest.mark.parametrize("error", [UNSENT, refusal(404), refusal(200)], ids=str)
 def test_other_servers_variable_is_named_where_it_may_be_wrong(error):
-    assert "LLM_HUGGINGCHAT_URL" in str(model_error(error, OTHER))
+    assert "LLM_HUGGINGCHAT_URL" in str(plugin.model_error(error, OTHER))
 
 
 # --- connections ---
@@ -156,12 +142,12 @@ def test_other_servers_variable_is_named_where_it_may_be_wrong(error):
 
 @pytest.fixture(autouse=True)
 def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in llm_huggingchat.CERTIFICATE_VARIABLES:
+    for name in plugin.CERTIFICATE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 def failed(code: int, url: str, words: str = "", sent: bool = True) -> Exception:
-    return connection_error(RequestException(words, CurlECode(code)), sent, url)
+    return plugin.connection_error(RequestException(words, CurlECode(code)), sent, url)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +190,11 @@ HTTPS, HTTP = "https://chat.example", "http://127.0.0.1:1234/x"
         ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, HTTPS, "q:2"),
         ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, HTTP, ""),
     ],
-    ids=count(),
 )
 def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, proxy):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert proxy_of(url) == proxy
+    assert plugin.proxy_of(url) == proxy
     refused = failed(56, url, "CONNECT tunnel failed, response 407")
     assert isinstance(refused, ConnectionLost)
     assert not refused.sent
@@ -220,7 +205,7 @@ def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, p
 
 # --- pauses ---
 
-WINDOW = limits.rate_window
+WINDOW = plugin.limits.rate_window
 REFUSED = refusal(429, LIMIT).response
 
 

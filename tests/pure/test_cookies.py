@@ -1,7 +1,5 @@
 """Cookies in every form that people paste."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import count
@@ -93,18 +91,18 @@ FORMS = {
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
-def test_both_cookies_in_any_form(text: str) -> None:
+def test_both_cookies_in_any_form(text):
     assert parse_cookies(text) == BOTH
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_cookies_in_a_file_of_any_encoding(encoding: str) -> None:
+def test_cookies_in_a_file_of_any_encoding(encoding):
     assert parse_cookies(cookies_txt(*OWN).encode(encoding)) == BOTH
     assert parse_cookies(TOKEN.encode(encoding)) == Cookies(None, TOKEN)
 
 
 @pytest.mark.parametrize("form", ["{}", "\n {}\t", "'{}'", '"{}"', "  {}\r\n"])
-def test_bare_value_is_a_session_if_it_is_a_uuid_and_else_a_token(form: str) -> None:
+def test_bare_value_is_a_session_if_it_is_a_uuid_and_else_a_token(form):
     for session in (SESSION, SESSION.upper()):
         assert parse_cookies(form.format(session)) == Cookies(session)
     for token in (TOKEN, TOKEN + "=="):
@@ -125,7 +123,7 @@ def test_bare_value_is_a_session_if_it_is_a_uuid_and_else_a_token(form: str) -> 
         ("hf-chat=a==; token=b=c", Cookies("a==", "b=c")),
     ],
 )
-def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text: str, cookies: Cookies) -> None:
+def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text, cookies):
     assert parse_cookies(text) == cookies
 
 
@@ -139,7 +137,7 @@ def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text: str, cookies: C
         ("[::1]", "[::1]:3100"),
     ],
 )
-def test_domain_of_another_host(domain: str, host: str) -> None:
+def test_domain_of_another_host(domain, host):
     text = exported((domain, "hf-chat", SESSION))
     assert parse_cookies(text, host) == Cookies(SESSION)
     with pytest.raises(llm.ModelError):
@@ -151,7 +149,7 @@ NAMING_A_HOST = [v for k, v in FORMS.items() if "huggingface.co" in v and k not 
 
 
 @pytest.mark.parametrize("host", ["evil-huggingface.co", "huggingface.co.example.net", "co"])
-def test_cookies_of_one_host_are_for_no_other(host: str) -> None:
+def test_cookies_of_one_host_are_for_no_other(host):
     for text in NAMING_A_HOST:
         with pytest.raises(llm.ModelError, match="cookie 'token' is missing"):
             parse_cookies(text, host)
@@ -161,7 +159,7 @@ def test_cookies_of_one_host_are_for_no_other(host: str) -> None:
 @pytest.mark.parametrize(
     "form", ["{}", "'{}'", "token={}", "token: {}", '{{"token": "{}"}}', "Authorization: Bearer {}"]
 )
-def test_access_token_is_told_from_the_cookie(form: str, value: str) -> None:
+def test_access_token_is_told_from_the_cookie(form, value):
     with pytest.raises(llm.ModelError, match=r"access token.*cookie named 'token'") as raised:
         parse_cookies(form.format(value))
     assert value not in str(raised.value)
@@ -187,7 +185,7 @@ NONE: dict[str, list[Any]] = {
 @pytest.mark.parametrize(
     ("says", "text"), [(says, text) for says in NONE for text in NONE[says]], ids=count()
 )
-def test_what_holds_no_cookie_is_told_without_any_part_of_it(says: str, text: str) -> None:
+def test_what_holds_no_cookie_is_told_without_any_part_of_it(says, text):
     with pytest.raises(llm.ModelError, match=says) as raised:
         parse_cookies(text)
     message = str(raised.value)
@@ -203,12 +201,12 @@ def test_what_holds_no_cookie_is_told_without_any_part_of_it(says: str, text: st
         Cookies(SESSION, TOKEN, waf="w", since=1_790_000_000.5),
     ],
 )
-def test_kept_key_is_read_back(cookies: Cookies) -> None:
+def test_kept_key_is_read_back(cookies):
     assert parse_cookies(cookies.to_key()) == cookies
     assert "\n" not in cookies.to_key()
 
 
-def test_values_are_never_shown() -> None:
+def test_values_are_never_shown():
     every = Cookies(SESSION, TOKEN, waf="w-secret", passing=(("a", "b-secret"),))
     for shown in (repr(every), str(every), f"{every}", repr(list(every.__rich_repr__()))):
         assert not re.search(rf"secret|{SESSION}|{TOKEN}", shown)
@@ -224,7 +222,7 @@ PASTED = st.one_of(
 
 
 @given(PASTED)
-def test_anything_pasted_is_cookies_or_told(pasted: str | bytes) -> None:
+def test_anything_pasted_is_cookies_or_told(pasted):
     try:
         cookies = parse_cookies(pasted)
     except llm.ModelError as error:

@@ -1,12 +1,9 @@
 """What the module leans on in other people's code, beyond what that code promises."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import importlib
 import inspect
 import operator
-import pathlib
 
 import pytest
 from filelock import FileLock
@@ -27,13 +24,13 @@ jsonschema.exceptions best_match                     errors
 
 
 @pytest.mark.parametrize("thing", THINGS.strip().splitlines())
-def test_thing_is_there(thing: str) -> None:
+def test_thing_is_there(thing):
     module, name, *arguments = thing.split()
     found = operator.attrgetter(name)(importlib.import_module(module))
     assert set(arguments) <= set(inspect.signature(found).parameters)
 
 
-def test_lock_may_be_unlinked_while_it_is_held(tmp_path: pathlib.Path) -> None:
+def test_lock_may_be_unlinked_while_it_is_held(tmp_path):
     """Whoever waits for it gets the file that is there, not the one that is gone."""
     path, inside, seen = tmp_path / "lock", 0, list[int]()
 

@@ -1,7 +1,5 @@
 """llm's chain of messages, to what is sent and after which answer."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 
@@ -23,21 +21,8 @@ from llm.parts import (
     user,
 )
 
-from llm_huggingchat import (
-    MALFORMED,
-    TRANSCRIBE,
-    Parent,
-    Plan,
-    PromptedFeatures,
-    SentInstructions,
-    earlier_transcripts,
-    instructions,
-    make_plan,
-    parent_of,
-    pending_schema,
-    render_history,
-    tool_definition,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import Parent, Plan, PromptedFeatures, make_plan, pending_schema
 from pure.cuts import ANY_TEXT, SMALL, any_json
 
 URL = "https://huggingface.co/chat"
@@ -45,7 +30,7 @@ PICTURE = llm.Attachment(type="image/png", content=b"png")
 NOTES = llm.Attachment(type="text/plain", path="notes/my notes.txt")
 FAR = llm.Attachment(url="https://example.org/a/far%20away.jpg?size=1")
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
-TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(len, name="len")),))
+TOOLS = PromptedFeatures((plugin.tool_definition(llm.Tool.function(len, name="len")),))
 BOTH = PromptedFeatures(TOOLS.tools, SCHEMA)
 OTHER_SCHEMA = PromptedFeatures(TOOLS.tools, {"type": "array"})
 
@@ -62,8 +47,10 @@ def ours(text: str, number: int = 1, **more: Any) -> Message:
     return assistant(TextPart(text=text, provider_metadata=kept(number, **more)))
 
 
-def parent(number: int = 1, sent: SentInstructions | None = None) -> Parent:
-    return Parent(f"c{number}", f"m{number}", f"g{number}", "a/b", sent or SentInstructions())
+def parent(number: int = 1, sent: plugin.SentInstructions | None = None) -> Parent:
+    return Parent(
+        f"c{number}", f"m{number}", f"g{number}", "a/b", sent or plugin.SentInstructions()
+    )
 
 
 def earlier(*turns: str) -> str:
@@ -79,8 +66,6 @@ def after(number: int, text: str, *attachments: llm.Attachment) -> Plan:
     """This goes after that answer."""
     return Plan(parent(number), None, text, attachments)
 
-
-# --- where to go on, and what the server has not seen -----------------------------------
 
 SEARCH = ToolCallPart(name="search", arguments={"q": "é"}, tool_call_id="t")
 ELSEWHERE = [
@@ -139,11 +124,8 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
 )
 def test_parent_as_an_answer_keeps_it(metadata, found):
     part = ReasoningPart(text="", provider_metadata=metadata)
-    assert parent_of(assistant(part, "text"), URL) == found
-    assert parent_of(Message("user", [part]), URL) is None
-
-
-# --- system prompts of their own ------------------------------------------------------
+    assert plugin.parent_of(assistant(part, "text"), URL) == found
+    assert plugin.parent_of(Message("user", [part]), URL) is None
 
 
 @pytest.mark.parametrize(
@@ -163,9 +145,6 @@ def test_system_prompt_is_told_once(before, preprompt, text):
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
-
-
-# --- calls of local tools -------------------------------------------------------------
 
 
 def calling(*parts: Part, **more: Any) -> Message:
@@ -215,7 +194,7 @@ def test_results_go_after_the_answer_that_called(messages, plan):
 
 
 def test_malformed_call_is_answered_with_what_was_wrong():
-    bad = ToolCallPart(name=MALFORMED, arguments={"text": ""}, tool_call_id="t")
+    bad = ToolCallPart(name=plugin.MALFORMED, arguments={"text": ""}, tool_call_id="t")
     bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
     error = 'Error: tool "malformed_tool_call" does not exist'
     text = make_plan([user("1"), calling(bad), tool_message(result(error))], URL).text
@@ -228,7 +207,7 @@ def test_malformed_call_is_answered_with_what_was_wrong():
 
 def test_new_conversation_is_told_in_its_preprompt():
     plan = make_plan([system("Be brief"), user("1")], URL, features=BOTH)
-    preprompt = f"Be brief\n\n{instructions(BOTH, SentInstructions())}"
+    preprompt = f"Be brief\n\n{plugin.instructions(BOTH, plugin.SentInstructions())}"
     assert plan == Plan(None, preprompt, "1", sent=BOTH.sent, features=BOTH)
 
 
@@ -236,7 +215,7 @@ def test_later_turn_is_told_what_is_different():
     messages = [user("1"), ours("one", **BOTH.sent.metadata()), user("2")]
     assert make_plan(messages, URL, features=BOTH).text == "2"
     plan = make_plan(messages, URL, features=TOOLS)
-    changes = f"[Instructions]\n{instructions(TOOLS, BOTH.sent)}\n[End of instructions]"
+    changes = f"[Instructions]\n{plugin.instructions(TOOLS, BOTH.sent)}\n[End of instructions]"
     assert (plan.text, plan.sent, plan.system) == (f"{changes}\n\n2", TOOLS.sent, None)
 
 
@@ -247,9 +226,6 @@ def test_schema_holds_until_the_tools_are_through():
     assert pending_schema([*asked, RESULT, user("2")], URL) is None
     assert pending_schema([*asked, user("2")], URL) is None
     assert pending_schema([user("1"), CALL, RESULT], URL) is None
-
-
-# --- retry ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,8 +260,6 @@ def test_what_cannot_be_retried_is_refused(messages, options, says):
         make_plan(messages, URL, retry=True, **options)
 
 
-# --- recordings -----------------------------------------------------------------------
-
 MEMO = llm.Attachment(type="audio/mpeg", content=b"memo")
 SAYS = "Buy milk"
 SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
@@ -293,18 +267,16 @@ SPOKEN = f"[Transcript of attachment.mp3]\n{SAYS}\n[End of the transcript]"
 
 def test_what_earlier_turns_heard_stands_where_the_recording_was():
     its = {"huggingchat": {"heard": MEMO.id()}}
-    common: Any = {"name": TRANSCRIBE, "server_executed": True, "provider_metadata": its}
+    common: Any = {"name": plugin.TRANSCRIBE, "server_executed": True, "provider_metadata": its}
     heard = [ToolCallPart(arguments={"file": "x"}, **common), ToolResultPart(output=SAYS, **common)]
     messages = [user("What?", MEMO), Message("assistant", [*heard, TextPart("I will")])]
-    assert earlier_transcripts(messages) == {MEMO.id(): SAYS}
+    assert plugin.earlier_transcripts(messages) == {MEMO.id(): SAYS}
     before = earlier(f"User: What?\n{SPOKEN}", "Assistant: I will")
     assert make_plan([*messages, user("When?")], URL) == new(f"{before}\n\nWhen?")
     result = ToolResultPart(name="record", output="done", attachments=[MEMO])
-    text = render_history([Message("tool", [result])], {MEMO.id(): SAYS})
+    text = plugin.render_history([Message("tool", [result])], {MEMO.id(): SAYS})
     assert text == earlier(f"Tool: [the tool record returned: done]\n{SPOKEN}")
 
-
-# --- any history ----------------------------------------------------------------------
 
 JSON = any_json(SMALL | st.floats() | ANY_TEXT)
 NAMES = ["server", "conversation_id", "message_id", "tools", "schema", "system"]

@@ -1,7 +1,5 @@
 """Schemas and local tools: instructions out, calls and JSON documents in."""
 
-from __future__ import annotations
-
 import json
 from itertools import count
 from typing import Any
@@ -12,18 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import ToolResultPart
 
-from llm_huggingchat import (
-    MALFORMED,
-    LocalToolCall,
-    PromptedFeatures,
-    SentInstructions,
-    ToolCallFilter,
-    find_document,
-    instructions,
-    schema_checker,
-    tool_definition,
-    tool_response,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import PromptedFeatures, ToolCallFilter, find_document, schema_checker
 from pure.cuts import CUTS, SMALL, any_json, pieces
 
 NAMES = ("now", "add", "get_weather")
@@ -35,7 +23,7 @@ def block(text: str) -> str:
     return f"<tool_call>{text}</tool_call>"
 
 
-def read(*texts: str, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+def read(*texts: str, interrupted: bool = False) -> tuple[str, list[plugin.LocalToolCall]]:
     """The words and the calls of an answer whose text comes in these pieces."""
     filter = ToolCallFilter(NAMES)
     words = "".join(map(filter.feed, texts))
@@ -81,7 +69,6 @@ def calling(name: str, arguments: str) -> str:
         (calling("add", r'{"a": "\ud83d"}'), "", [("add", {"a": "�"})]),
         (calling("nobody", "{}"), "", [("nobody", {})]),
     ],
-    ids=count(),
 )
 def test_calls_as_models_write_them(text, words, calls):
     assert told(text) == (words, calls)
@@ -124,7 +111,7 @@ def test_text_that_only_looks_like_a_call_is_text(text):
 def test_malformed_call_says_what_was_wrong(inside, problem):
     words, (call,) = read(f"Look: {block(inside)} so.")
     assert words == "Look: so."
-    assert call.name == MALFORMED
+    assert call.name == plugin.MALFORMED
     assert problem in call.problem
     assert json.dumps(call.arguments)
 
@@ -235,6 +222,11 @@ def test_wrong_document_says_what_is_wrong(text, problem):
     assert problem in document(text)
 
 
+def test_schema_that_nothing_can_answer_is_told():
+    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
+    assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
+
+
 @pytest.mark.parametrize(
     ("schema", "text", "given"),
     [
@@ -244,23 +236,9 @@ def test_wrong_document_says_what_is_wrong(text, problem):
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
         ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
     ],
-    ids=count(),
 )
 def test_document_of_any_type(schema, text, given):
     assert document(text, schema) == given
-
-
-def test_schema_itself_is_no_answer():
-    assert document('Schema: {"type": "object"}', {"type": "object"}) == "it is the schema itself"
-
-
-def test_schema_without_end_is_said_to_be_of_no_use():
-    assert "the schema cannot be used to check it" in document("7", {"$ref": "#"})
-
-
-def test_reference_out_of_the_schema_is_not_followed():
-    url = "http://127.0.0.1:9/schema.json"
-    assert url in document("7", {"$ref": url})
 
 
 @given(st.lists(SCRAPS | st.just(REX), max_size=12).map("".join))
@@ -270,8 +248,6 @@ def test_any_text_has_a_document_or_a_problem(text):
     assert not found or json.loads(found)["age"] == 4
     assert not find_document(text, lambda value: "no")[0]
 
-
-# --- schemas --------------------------------------------------------------------------
 
 KEYWORDS = st.from_regex(
     r"\$(defs|id|ref|schema)|(all|any|one)Of|not|if|then|const|enum|format|type|(m(ax|in))?[iI]tems"
@@ -292,9 +268,6 @@ def test_any_schema_and_any_value_are_judged(schema, value):
     assert isinstance(problem, str)
 
 
-# --- instructions ---------------------------------------------------------------------
-
-
 def now(zone: str = "UTC") -> str:
     """The time.
 
@@ -303,7 +276,7 @@ def now(zone: str = "UTC") -> str:
     return zone
 
 
-TOOLS = PromptedFeatures((tool_definition(llm.Tool.function(now)),))
+TOOLS = PromptedFeatures((plugin.tool_definition(llm.Tool.function(now)),))
 BOTH = PromptedFeatures(TOOLS.tools, PERSON)
 
 
@@ -327,20 +300,16 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
         (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),
     ],
-    ids=count(),
 )
 def test_instructions_say_what_is_different(before, features, said):
-    text = instructions(features, before.sent)
+    text = plugin.instructions(features, before.sent)
     assert all(words in text for words in said)
-    kept = SentInstructions(**features.sent.metadata())
-    assert instructions(features, kept) == ""
-
-
-# --- results of tools -----------------------------------------------------------------
+    kept = plugin.SentInstructions(**features.sent.metadata())
+    assert plugin.instructions(features, kept) == ""
 
 
 def response(output: str, **more: Any) -> str:
-    return tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
+    return plugin.tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
 
 
 def test_result_is_quoted_once_and_cannot_end_its_own_block():

@@ -1,10 +1,7 @@
 """What chat-ui says, as types: updates, streams and logs cut anywhere, stored answers."""
 
-from __future__ import annotations
-
 import json
 import re
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -13,28 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, exchanges, streams, updates_of
 
-import llm_huggingchat
-from llm_huggingchat import (
-    Conversation,
-    Envelope,
-    EventStreamDecoder,
-    FileUpdate,
-    FinalAnswer,
-    HuggingChatError,
-    JsonLinesDecoder,
-    LogEnd,
-    ReasoningUpdate,
-    RouterMetadata,
-    StatusUpdate,
-    StoredMessage,
-    StreamUpdate,
-    TitleUpdate,
-    ToolUpdate,
-    Update,
-    decode,
-    decode_update,
-    stored_updates,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import FinalAnswer, StatusUpdate, StoredMessage, StreamUpdate, decode
 from pure.cuts import ANY_TEXT, ASKED, CUTS, FAILED, FINISHED, RESOLVED, SMALL, any_json, pieces
 
 STREAMS = streams()
@@ -45,17 +22,14 @@ def line(**update: Any) -> bytes:
     return json.dumps(update).encode() + b"\n"
 
 
-def streamed(*chunks: bytes) -> list[Update | LogEnd]:
-    decoder = JsonLinesDecoder()
+def streamed(*chunks: bytes) -> list[plugin.Update | plugin.LogEnd]:
+    decoder = plugin.JsonLinesDecoder()
     return [update for chunk in chunks for update in decoder.feed(chunk)] + decoder.end()
 
 
-def logged(*chunks: bytes) -> tuple[list[Update | LogEnd], int]:
-    decoder = EventStreamDecoder()
+def logged(*chunks: bytes) -> tuple[list[plugin.Update | plugin.LogEnd], int]:
+    decoder = plugin.EventStreamDecoder()
     return [event for chunk in chunks for event in decoder.feed(chunk)], decoder.seq
-
-
-# --- what was recorded ---
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -81,7 +55,7 @@ def of(type: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("body", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_every_recorded_conversation_decodes(body):
     sent = json.loads(body)["json"]
-    conversation = decode(body, Envelope[Conversation]).json
+    conversation = decode(body, plugin.Envelope[plugin.Conversation]).json
     assert (conversation.title, conversation.model) == (sent["title"], sent["model"])
     for message, got in zip(sent["messages"], conversation.messages, strict=True):
         assert (got.id, got.sender) == (message["id"], message["from"])
@@ -114,9 +88,6 @@ def test_id_that_could_harm_is_none(id):
         decode(json.dumps({"id": id}), StoredMessage)
 
 
-# --- single updates ---
-
-
 @pytest.mark.parametrize(
     ("update", "meant"),
     [
@@ -125,22 +96,24 @@ def test_id_that_could_harm_is_none(id):
         (of("status", status="error", message=None), StatusUpdate("error")),
         (of("stream", token="a\0\ud83c"), StreamUpdate("a\0\ud83c")),
         (of("stream", token="", len=3), StreamUpdate("", 3)),
-        (of("reasoning", subtype="stream", token="hm"), ReasoningUpdate("stream", "hm")),
-        (of("reasoning", subtype="status", status="x"), ReasoningUpdate("status")),
-        (of("title", title="T", more=[1]), TitleUpdate("T")),
-        (of("routerMetadata", route="r", model="m", provider=None), RouterMetadata("r", "m", None)),
+        (of("reasoning", subtype="stream", token="hm"), plugin.ReasoningUpdate("stream", "hm")),
+        (of("reasoning", subtype="status", status="x"), plugin.ReasoningUpdate("status")),
+        (of("title", title="T", more=[1]), plugin.TitleUpdate("T")),
+        (
+            of("routerMetadata", route="r", model="m", provider=None),
+            plugin.RouterMetadata("r", "m", None),
+        ),
         (of("finalAnswer", text="t", interrupted=True), FinalAnswer("t", True)),
         (of("finalAnswer", text=None), FinalAnswer()),
-        (of("file", name="p.png", sha="abc", mime=None), FileUpdate("abc", "p.png")),
-        (of("tool", subtype="call", uuid="u", call=None), ToolUpdate("call", "u")),
+        (of("file", name="p.png", sha="abc", mime=None), plugin.FileUpdate("abc", "p.png")),
+        (of("tool", subtype="call", uuid="u", call=None), plugin.ToolUpdate("call", "u")),
         (of("unheard-of", token="no"), None),
         (of("file", sha="../../login"), None),
         (of("stream", token=5), None),
     ],
-    ids=count(),
 )
 def test_update(update, meant):
-    assert decode_update(json.dumps(update).encode()) == meant
+    assert plugin.decode_update(json.dumps(update).encode()) == meant
 
 
 LINKS = [{"title": "A", "link": "https://a"}, {"url": "https://b"}, 5]
@@ -166,12 +139,11 @@ def part(type: str, **more: Any) -> dict[str, Any]:
         *(({name: 5, "text": "t"}, "t") for name in ("content", "sources")),
         ({"text": "t", **part("resource", resource="odd", text="t")}, "t"),
     ],
-    ids=count(),
 )
 def test_what_a_tool_gave_back(output, text):
     result = {"status": "success", "outputs": [output]}
-    update = decode_update(line(type="tool", uuid="u", subtype="result", result=result))
-    assert isinstance(update, ToolUpdate)
+    update = plugin.decode_update(line(type="tool", uuid="u", subtype="result", result=result))
+    assert isinstance(update, plugin.ToolUpdate)
     assert update.output == text
 
 
@@ -196,7 +168,7 @@ def test_noise_between_two_updates_is_passed_over(noise):
 
 
 ANY_JSON = any_json(SMALL | st.floats(-9, 9) | ANY_TEXT)
-TYPES = [update.__struct_config__.tag for update in Update.__args__]
+TYPES = [update.__struct_config__.tag for update in plugin.Update.__args__]
 NAMES = """subtype status statusCode message token len text interrupted title model uuid call name
 parameters argumentsRaw result outputs content request"""
 FIELDS = st.sampled_from(re.findall(r"\w+", NAMES))
@@ -231,21 +203,23 @@ def test_any_bytes_as_a_log_cut_anywhere(log, cuts):
     ("stream", "updates"),
     [
         (b'{"type":"stream","token":"a\xffb"}\n', [StreamUpdate("a\ufffdb")]),
-        ('{"type":"title","title":"a\u2028\x85b"}\r\n'.encode(), [TitleUpdate("a\u2028\x85b")]),
-        (b'{"type":"title","title":"no line end"}', [TitleUpdate("no line end")]),
+        (
+            '{"type":"title","title":"a\u2028\x85b"}\r\n'.encode(),
+            [plugin.TitleUpdate("a\u2028\x85b")],
+        ),
+        (b'{"type":"title","title":"no line end"}', [plugin.TitleUpdate("no line end")]),
         (b'{"type":"title","title":"hal', []),
     ],
-    ids=count(),
 )
 def test_stream_in_pieces_of_a_byte(stream, updates):
     assert streamed(*(stream[at : at + 1] for at in range(len(stream)))) == updates
 
 
-@pytest.mark.parametrize("decoder", [JsonLinesDecoder, EventStreamDecoder])
+@pytest.mark.parametrize("decoder", [plugin.JsonLinesDecoder, plugin.EventStreamDecoder])
 def test_line_without_end_is_given_up(decoder, monkeypatch):
-    monkeypatch.setattr(llm_huggingchat, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(plugin, "LINE_LIMIT", 1000)
     endless = decoder()
-    with pytest.raises(HuggingChatError, match="1,000 bytes"):
+    with pytest.raises(plugin.HuggingChatError, match="1,000 bytes"):
         list(map(endless.feed, [b"data: " + b"x" * 90] * 100))
 
 
@@ -297,11 +271,10 @@ AFTER_RESOLVED = [ASKED, FINISHED, RESOLVED, mark(5)]
         (AFTER_RESOLVED, {}, None, False),
         ([*AFTER_RESOLVED, FINAL, FINISHED], {}, FinalAnswer("", False), True),
     ],
-    ids=count(),
 )
 def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     message = stored(content="hello", updates=updates, **more)
-    found, complete, is_settled = stored_updates(message)
+    found, complete, is_settled = plugin.stored_updates(message)
     assert complete is (end is not None)
     assert (found[-1] if complete else None) == end
     assert is_settled is settled
@@ -314,10 +287,9 @@ def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
         *([{"type": "stream", "len": "9"}], [mark(3)], [mark(3), mark(100)]),
         [{"type": "stream", "token": "all of it"}],
     ],
-    ids=count(),
 )
 def test_stored_text_is_whole_whatever_the_marks_say(updates):
-    found, complete, _ = stored_updates(stored(content="all of it", updates=updates))
+    found, complete, _ = plugin.stored_updates(stored(content="all of it", updates=updates))
     assert "".join(each.token for each in found if isinstance(each, StreamUpdate)) == "all of it"
     assert not complete
 
@@ -325,7 +297,7 @@ def test_stored_text_is_whole_whatever_the_marks_say(updates):
 @given(ANY_TEXT, st.lists(st.integers(-1, 9).map(mark) | ANY_UPDATE | ANY_JSON, max_size=6))
 def test_stored_text_is_whole_whatever_else_is_stored(content, updates):
     message = stored(content=content, updates=updates)
-    found, *_ = stored_updates(message)
+    found, *_ = plugin.stored_updates(message)
     text = "".join(each.token for each in found if isinstance(each, StreamUpdate))
     assert text.encode("utf-16", "surrogatepass") == message.content.encode("utf-16")
     Follower().take(found).end()

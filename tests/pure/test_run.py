@@ -6,7 +6,6 @@ import asyncio
 import json
 import selectors
 from collections.abc import Awaitable, Iterable
-from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -16,26 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Follower, Json, log_of, stream_of
 
-from llm_huggingchat import (
-    ConnectionLost,
-    Conversation,
-    Credentials,
-    ElicitationUpdate,
-    FinalAnswer,
-    HttpError,
-    HttpResponse,
-    HuggingChatError,
-    IncompleteAnswer,
-    NotFound,
-    Run,
-    RunTarget,
-    StatusUpdate,
-    TooLarge,
-    Update,
-    decode,
-    limits,
-    parse_server,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import ConnectionLost, FinalAnswer, HttpError, HttpResponse, NotFound, limits
 from pure.cuts import ASKED, FAILED, FINISHED, RESOLVED
 
 WORDS = ("one ", "two ", "three ", "four ")
@@ -46,8 +27,8 @@ ANSWER: list[Json] = [{"type": "status", "status": "started"}, *TOKENS, FINAL, T
 CUT = ConnectionLost("cut", sent=True)
 SILENT = ConnectionLost("silent", sent=True, silent=True)
 UNSENT = ConnectionLost("nobody is listening there", sent=False)
-CHAT = Credentials(parse_server("https://chat.example"))
-TARGET = RunTarget(CHAT, "c", "g", "p", b"{}", "text/plain")
+CHAT = plugin.Credentials(plugin.parse_server("https://chat.example"))
+TARGET = plugin.RunTarget(CHAT, "c", "g", "p", b"{}", "text/plain")
 
 
 class Clock(selectors.SelectSelector):
@@ -112,7 +93,7 @@ class World:
         self.arrivals: list[float] = []  # when the message came
         self.asked: list[str] = []
         self.starts: list[int] = []  # where in its log a run is followed
-        self.run: Run
+        self.run: plugin.Run
 
     def drive(self) -> Exception | None:
         """Let the run come to its end: the error that it ends with."""
@@ -120,17 +101,23 @@ class World:
         async def drive() -> None:
             client: Any = self
             again = self.follower.answer.rewind
-            self.run = Run(client, TARGET, self.take, again, lambda note: None)
+            self.run = plugin.Run(client, TARGET, self.take, again, lambda note: None)
             await self.run.drive()
 
-        ends = (ConnectionLost, HttpError, NotFound, IncompleteAnswer, HuggingChatError)
+        ends = (
+            ConnectionLost,
+            HttpError,
+            NotFound,
+            plugin.IncompleteAnswer,
+            plugin.HuggingChatError,
+        )
         try:
             self.clock.run(drive())
         except ends as error:
             return error
         return None
 
-    def take(self, update: Update) -> None:
+    def take(self, update: plugin.Update) -> None:
         self.follower.take([update])
 
     @property
@@ -187,7 +174,7 @@ class World:
 
         return Exchange(steps())
 
-    async def conversation(self, credentials: Any, id: str, type: Any = Conversation) -> Any:
+    async def conversation(self, credentials: Any, id: str, type: Any = plugin.Conversation) -> Any:
         self.asked.append("look")
         kind, _ = self.fault()
         await asyncio.sleep(0.01)
@@ -204,7 +191,7 @@ class World:
             message |= {"content": text, "updates": marks}
         here = any(arrival <= self.clock.now for arrival in self.arrivals)
         messages = [{"id": "p"}, *([message] if here else [])]
-        return decode(json.dumps({"messages": messages}), type)
+        return plugin.decode(json.dumps({"messages": messages}), type)
 
     @property
     def sessions(self) -> World:
@@ -262,7 +249,6 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
         # The end of the answer came, but not that of the stream.
         ([("cut", 5500)], "send follow"),
     ],
-    ids=count(),
 )
 def test_run_heals_with_few_requests(faults, asked):
     world = World(*faults)
@@ -281,7 +267,6 @@ def test_run_heals_with_few_requests(faults, asked):
         ([CUT, "deleted"], NotFound, 1),
         ([("cut", 200), "gone", "deleted"], NotFound, 1),
     ],
-    ids=count(),
 )
 def test_what_cannot_be_healed_is_given_up_in_bounded_time(faults, kind, seconds):
     world = World(*faults)
@@ -342,7 +327,10 @@ def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
 
 @pytest.mark.parametrize(
     ("error", "settled"),
-    [(HuggingChatError("its certificate is not trusted"), True), (TooLarge("no end"), False)],
+    [
+        (plugin.HuggingChatError("its certificate is not trusted"), True),
+        (plugin.TooLarge("no end"), False),
+    ],
 )
 def test_next_message_may_be_sent_where_this_one_was_not(error, settled):
     world = World(error)
@@ -387,12 +375,13 @@ def test_message_that_the_server_lost_is_sent_again_and_its_new_log_read_from_th
     assert world.text == "".join(WORDS)
 
 
-# --- what a run comes to ---
-
 EMPTY = {"type": "finalAnswer", "text": ""}
 ALL = FinalAnswer("".join(WORDS))
-FULL, NOTHING = StatusUpdate("error", "no", 503), StatusUpdate("error", "No output was generated")
-QUESTION = decode(json.dumps(ASKED), ElicitationUpdate)
+FULL, NOTHING = (
+    plugin.StatusUpdate("error", "no", 503),
+    plugin.StatusUpdate("error", "No output was generated"),
+)
+QUESTION = plugin.decode(json.dumps(ASKED), plugin.ElicitationUpdate)
 CALLED = {"type": "tool", "subtype": "call", "uuid": "u"}
 
 
@@ -413,7 +402,6 @@ CALLED = {"type": "tool", "subtype": "call", "uuid": "u"}
         ([*TOKENS, ASKED, FINISHED], QUESTION, False),
         ([ASKED, RESOLVED, *TOKENS, FINAL, FINISHED], ALL, False),
     ],
-    ids=count(),
 )
 def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, cut):
     world = World(*([CUT] if cut else []), answer=answer)

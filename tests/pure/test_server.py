@@ -1,7 +1,5 @@
 """Addresses of servers, and what the environment configures."""
 
-from __future__ import annotations
-
 import re
 
 import llm
@@ -9,15 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_huggingchat import (
-    SERVICE,
-    Server,
-    impersonated_browser,
-    leads_to_login,
-    max_wait,
-    own_target,
-    parse_server,
-)
+import llm_huggingchat as plugin
 
 UNCHANGED = [
     *("https://chat.example.org:8443/a/b", "https://192.0.2.1/chat", "http://chat.localhost:3000"),
@@ -35,8 +25,8 @@ UNCHANGED = [
         *zip(UNCHANGED, UNCHANGED, strict=True),
     ],
 )
-def test_address(text: str, url: str) -> None:
-    assert parse_server(text) == Server(url)
+def test_address(text, url):
+    assert plugin.parse_server(text) == plugin.Server(url)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +40,10 @@ def test_address(text: str, url: str) -> None:
         *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
     ],
 )
-def test_address_that_is_refused(text: str) -> None:
+def test_address_that_is_refused(text):
     says = "cannot be the chat server's address. Set LLM_HUGGINGCHAT_URL .*; use https"
     with pytest.raises(llm.ModelError, match=says) as raised:
-        parse_server(text)
+        plugin.parse_server(text)
     assert str(raised.value).isprintable()
 
 
@@ -61,13 +51,13 @@ PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "
 
 
 @given(st.lists(st.sampled_from([*PIECES, *"80?#%.\\é\n \uff19\ud83c"]), max_size=8))
-def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
+def test_any_address_is_safe_or_told(pieces):
     try:
-        server = parse_server("".join(pieces))
+        server = plugin.parse_server("".join(pieces))
     except llm.ModelError as error:
         assert str(error).isprintable()  # noqa: PT017
         return
-    assert parse_server(server.url) == server
+    assert plugin.parse_server(server.url) == server
     assert server.url.startswith("https://") or server.is_loopback
     assert re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", server.host)
 
@@ -75,7 +65,7 @@ def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        (SERVICE, "huggingchat"),
+        (plugin.SERVICE, "huggingchat"),
         ("https://chat.example.org/chat", "huggingchat:chat.example.org"),
         ("https://chat.example.org:8443", "huggingchat:chat.example.org:8443"),
         ("http://[::1]:3100/chat", "huggingchat:[::1]:3100"),
@@ -83,16 +73,16 @@ def test_any_address_is_safe_or_told(pieces: list[str]) -> None:
         ("https://huggingface.co.example.org/chat", "huggingchat:huggingface.co.example.org"),
     ],
 )
-def test_every_host_has_a_key_of_its_own(url: str, name: str) -> None:
-    server = parse_server(url)
+def test_every_host_has_a_key_of_its_own(url, name):
+    server = plugin.parse_server(url)
     assert server.key_name == name
     assert server.is_service == (name == "huggingchat")
 
 
-def test_origin_and_pages() -> None:
-    server = parse_server("https://chat.example.org:8443/base/chat/")
+def test_origin_and_pages():
+    server = plugin.parse_server("https://chat.example.org:8443/base/chat/")
     assert server.origin == "https://chat.example.org:8443"
-    assert parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
+    assert plugin.parse_server("http://[::1]:3100").origin == "http://[::1]:3100"
     assert server.page("../../x?y") == f"{server.url}/conversation/..%2F..%2Fx%3Fy"
     assert server.shared_page("aBc") == f"{server.url}/r/aBc"
     assert server.file_page("6b03", "0/f") == f"{server.url}/conversation/6b03/output/0%2Ff"
@@ -111,8 +101,8 @@ def test_origin_and_pages() -> None:
         ("https://[", False),
     ],
 )
-def test_redirect_to_a_login_is_known(location: str, asks: bool) -> None:
-    assert leads_to_login(location) is asks
+def test_redirect_to_a_login_is_known(location, asks):
+    assert plugin.leads_to_login(location) is asks
 
 
 @pytest.mark.parametrize(
@@ -128,11 +118,9 @@ def test_redirect_to_a_login_is_known(location: str, asks: bool) -> None:
         ("https://[", ""),
     ],
 )
-def test_redirect_is_followed_on_the_origin_alone(location: str, target: str) -> None:
-    assert own_target("https://a.example/chat/login", location) == target
+def test_redirect_is_followed_on_the_origin_alone(location, target):
+    assert plugin.own_target("https://a.example/chat/login", location) == target
 
-
-# --- the environment ------------------------------------------------------------------
 
 WAITS = {
     0: ["", "0"],
@@ -142,21 +130,21 @@ WAITS = {
 
 
 @pytest.mark.parametrize(("found", "value"), [(found, v) for found in WAITS for v in WAITS[found]])
-def test_wait(monkeypatch: pytest.MonkeyPatch, found: float | str, value: str) -> None:
+def test_wait(monkeypatch, found, value):
     monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", value)
     if isinstance(found, str):
         with pytest.raises(llm.ModelError, match=f"LLM_HUGGINGCHAT_WAIT is '{value}'; {found}"):
-            max_wait()
+            plugin.max_wait()
     else:
-        assert max_wait() == found
+        assert plugin.max_wait() == found
 
 
-def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_browser_that_curl_does_not_know_is_told_in_a_line(monkeypatch):
     monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", "netscape")
     with pytest.raises(llm.ModelError, match=r"'netscape'.*chrome, edge, firefox") as raised:
-        impersonated_browser()
+        plugin.impersonated_browser()
     assert len(str(raised.value)) < 250
     named = re.findall(r"\b(?:chrome|edge|firefox|safari|tor)\w*", str(raised.value))
     for name in named:
         monkeypatch.setenv("LLM_HUGGINGCHAT_IMPERSONATE", name)
-        assert impersonated_browser() == name
+        assert plugin.impersonated_browser() == name

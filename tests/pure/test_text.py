@@ -1,7 +1,5 @@
 """What may be shown in a terminal, and which text some bytes are."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +20,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
-def test_text_of_any_language_is_shown_as_it_is(text: str) -> None:
+def test_text_of_any_language_is_shown_as_it_is(text):
     assert one_line(text) == text
     assert printable(text) == text
 
@@ -39,12 +37,12 @@ def test_text_of_any_language_is_shown_as_it_is(text: str) -> None:
         ("", ""),
     ],
 )
-def test_line_for_a_terminal_controls_nothing(text: object, shown: str) -> None:
+def test_line_for_a_terminal_controls_nothing(text, shown):
     assert one_line(text) == shown
 
 
 @given(ANY_TEXT, st.integers(1, 20))
-def test_any_text_is_safe_in_a_terminal(text: str, limit: int) -> None:
+def test_any_text_is_safe_in_a_terminal(text, limit):
     shown, whole = one_line(text, limit), one_line(text)
     assert shown == (whole if len(whole) <= limit else whole[: limit - 1].rstrip() + "…")
     for written in (shown, printable(text)):
@@ -53,7 +51,7 @@ def test_any_text_is_safe_in_a_terminal(text: str, limit: int) -> None:
 
 
 @given(ANY_TEXT)
-def test_halves_of_surrogate_pairs_are_joined_or_replaced(text: str) -> None:
+def test_halves_of_surrogate_pairs_are_joined_or_replaced(text):
     joined = join_surrogates(text)
     joined.encode()
     assert utf16_length(joined) == utf16_length(text)
@@ -64,7 +62,7 @@ def test_halves_of_surrogate_pairs_are_joined_or_replaced(text: str) -> None:
     ("encoding", "text"),
     [("cp1251", "Привет"), ("shift_jis", "こんにちは"), ("utf-16-le", "漢 a"), ("latin-1", "été")],
 )
-def test_text_is_read_as_its_sender_says(encoding: str, text: str) -> None:
+def test_text_is_read_as_its_sender_says(encoding, text):
     assert decode_text(text.encode(encoding), encoding) == text
     assert decode_text("Füße".encode(), encoding) == "Füße", "UTF-8 cannot be mistaken"
 
@@ -77,7 +75,7 @@ def test_text_is_read_as_its_sender_says(encoding: str, text: str) -> None:
         "# -*- coding: windows-1251 -*-\nprint('Привет')",
     ],
 )
-def test_text_is_read_as_it_says_itself(text: str) -> None:
+def test_text_is_read_as_it_says_itself(text):
     assert decode_text(text.encode("cp1251")) == text
 
 
@@ -89,6 +87,6 @@ def test_text_is_read_as_it_says_itself(text: str) -> None:
         *(b"PK\x03\x04\x14\0\x08\0", b"caf\xe9 \x01\x02", b"\0"),
     ],
 )
-def test_what_may_be_anything_is_no_text(content: bytes) -> None:
+def test_what_may_be_anything_is_no_text(content):
     for charset in ("", "no-such-charset", "hex"):
         assert decode_text(content, charset) is None

@@ -1,23 +1,13 @@
 """Tools that run on the server: what is selected, and what may be logged of them."""
 
-from __future__ import annotations
-
 import json
-from itertools import count
 from typing import Any
 
 import llm
 import pytest
 from llm.utils import instantiate_from_spec
 
-from llm_huggingchat import (
-    MCP,
-    HuggingFace,
-    McpServer,
-    WebSearch,
-    parse_server,
-    select_tools,
-)
+from llm_huggingchat import MCP, HuggingFace, McpServer, WebSearch, parse_server, select_tools
 
 SERVER = parse_server("https://huggingface.co/chat")
 URL = "https://mcp.example/x"
@@ -43,7 +33,6 @@ def logged(tool: Any) -> str:
         (WebSearch(), [("Research", ""), ("My web-search", "https://x.example")], "My web-search"),
         (HuggingFace(), [("", "https://hf.co"), ("Hub", "https://hf.co/mcp")], "Hub"),
     ],
-    ids=count(),
 )
 def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
     servers = [McpServer(*server) for server in offered]
@@ -109,7 +98,6 @@ def test_wrong_argument_is_one_line(text):
         *(MCP(url) for url in ("https://user:sesame@mcp.example/x", "sesame")),
         MCP(URL, headers={"X-Key": "sesame"}),
     ],
-    ids=count(),
 )
 def test_secret_is_not_logged_but_asked_for_again(tool):
     assert "sesame" not in logged(tool)

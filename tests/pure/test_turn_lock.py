@@ -1,7 +1,5 @@
 """Whose turn it is in a conversation: what a turn leaves behind for the next one."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import pathlib
@@ -42,7 +40,7 @@ def files() -> list[pathlib.Path]:
     return sorted((llm.user_dir() / "huggingchat_turns").iterdir())
 
 
-async def test_turn_whose_run_is_stored_leaves_nothing() -> None:
+async def test_turn_whose_run_is_stored_leaves_nothing():
     lock = await entered()
     lock.begin()
     assert turn_is_pending(PAGE)
@@ -51,7 +49,7 @@ async def test_turn_whose_run_is_stored_leaves_nothing() -> None:
     assert files() == []
 
 
-async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() -> None:
+async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped():
     stopped = time.time()
     await left(stopped=stopped)
     assert turn_is_pending(PAGE)
@@ -61,7 +59,7 @@ async def test_next_turn_knows_that_a_run_may_go_on_and_when_it_was_stopped() ->
     assert not (await entered()).pending
 
 
-async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message() -> None:
+async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message():
     before = time.time()
     lock = await entered()
     lock.begin()
@@ -77,21 +75,21 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message() -
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
-async def test_file_that_is_broken_still_says_that_a_run_may_go_on(content: bytes) -> None:
+async def test_file_that_is_broken_still_says_that_a_run_may_go_on(content):
     await left()
     next(file for file in files() if file.suffix == ".json").write_bytes(content)
     lock = await entered()
     assert (lock.pending, lock.stopped) == (True, None)
 
 
-async def test_stop_is_not_still_to_come() -> None:
+async def test_stop_is_not_still_to_come():
     await left(stopped=time.time() + DAY)
     stopped = (await entered()).stopped
     assert stopped is not None
     assert stopped <= time.time()
 
 
-async def test_one_turn_at_a_time_in_a_conversation() -> None:
+async def test_one_turn_at_a_time_in_a_conversation():
     first, other = await entered(), await entered(PAGE + "x")
     waiting = asyncio.create_task(entered())
     with pytest.raises(TimeoutError):
@@ -102,7 +100,7 @@ async def test_one_turn_at_a_time_in_a_conversation() -> None:
     other.release(stored=True)
 
 
-async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next() -> None:
+async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next():
     first = await entered()
     (file,) = files()
     await wait_in_vain()
@@ -115,7 +113,7 @@ async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next()
 
 
 @pytest.mark.parametrize(("days", "pending"), [(6, True), (8, False)])
-async def test_what_nobody_continued_is_forgotten_after_a_week(days: int, pending: bool) -> None:
+async def test_what_nobody_continued_is_forgotten_after_a_week(days, pending):
     for page in (PAGE + "old", PAGE + "new"):
         (await entered(page)).release(stored=False)
     for file in files():
@@ -128,7 +126,7 @@ async def test_what_nobody_continued_is_forgotten_after_a_week(days: int, pendin
     lock.release(stored=True)
 
 
-async def test_where_no_file_can_be_made_the_server_is_asked(user_path: pathlib.Path) -> None:
+async def test_where_no_file_can_be_made_the_server_is_asked(user_path):
     (user_path / "huggingchat_turns").write_text("a file where the folder should be")
     lock = await entered()
     assert lock.pending
