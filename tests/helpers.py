@@ -267,18 +267,22 @@ def meanwhile(
         yield pool.submit(work, *arguments, **options)
 
 
-def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
-    """`llm` in a process of its own."""
+def new_process(*arguments: str) -> subprocess.Popen[str]:
+    """Python in a process of its own."""
     make_logs()
     return subprocess.Popen(
-        [sys.executable, "-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments],
-        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=default_signals if os.name == "posix" else None,
     )
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """`llm` in a process of its own."""
+    return new_process("-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:

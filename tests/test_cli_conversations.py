@@ -62,7 +62,7 @@ def test_titles_are_spelt_and_found_as_the_server_has_them(logged_in: ChatUI) ->
 @pytest.mark.process
 def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in: ChatUI) -> None:
     Web(logged_in).begin("one")
-    process = llm_process(logged_in, "huggingchat", "conversations")
+    process = llm_process("huggingchat", "conversations")
     assert process.stdout
     process.stdout.close()
     assert process.communicate(timeout=AT_ONCE)[1] == ""

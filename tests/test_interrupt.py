@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -21,13 +20,11 @@ from helpers import (
     PATIENT,
     ask_sync,
     command,
-    default_signals,
     described,
-    make_logs,
     meanwhile,
+    new_process,
     only_conversation,
     run,
-    sends,
     soon,
     stored,
     until,
@@ -166,104 +163,88 @@ def test_conversation_goes_on_after_ctrl_c(server: ChatUI) -> None:
     assert len(server.conversations) == 1
 
 
+def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", "600")
+    monkeypatch.setattr(limits, "rate_window", 0.3)
+    first = ask_sync("one")
+    no = Fault(status=429, body=b'{"message": "Too fast"}', content_type="application/json")
+    server.faults["POST", "/conversation/*"] = [no] * 99
+    with ctrl_c(lambda: "asks for a pause; waiting, for 600 seconds" in caplog.text):
+        ask_sync("two", after=first)
+    server.faults.clear()
+    assert ask_sync("three", after=first).text() == "You said: three"
+    assert stored(server)[::2] == ["one", "three"]
+    assert server.stops == []
+
+
 # --- Ctrl-C on the command line -------------------------------------------------------
 
 
+@pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
-def test_ctrl_c_on_the_command_line_stops_the_run(server: ChatUI, way: tuple[str, ...]) -> None:
+def test_ctrl_c_on_the_command_line_stops_the_run(
+    server: ChatUI, words: str, way: tuple[str, ...]
+) -> None:
     run("-m", "hf-llama", "one", *way)
-    with meanwhile(press, lambda: any(run.text.startswith("w") for run in server.all_runs)), soon():
-        shown = run("-c", LONG, *way, status=1)
-    assert shown.stderr.strip() == "Aborted!"
+
+    def begun() -> bool:
+        return len(server.all_runs) == 2 and bool(server.all_runs[1].text or words == SILENT)
+
+    with meanwhile(press, begun), soon():
+        assert run("-c", words, *way, status=1).stderr.strip() == "Aborted!"
     wait_for(lambda: len(server.stops) == 1)
     assert run("-c", "three", *way).stdout == "You said: three\n"
 
 
 HEAD = f"""
-import asyncio, os, sys
+import asyncio, os, signal, sys, threading, time
 {PATIENT}
 NEVER, PROMPT = {NEVER}, {LONG!r}
 import llm
-
-def begun():
-    print("begun", flush=True)
-
-async def answer():
-    async for _ in llm.get_async_model("hf-llama").prompt(PROMPT):
-        begun()
 """
-PROGRAMS = {
-    "run": "asyncio.run(answer())",
-    "run_until_complete, between two pieces": """
-        async def slow():
-            async for _ in llm.get_async_model("hf-llama").prompt(PROMPT):
-                begun()
-                await asyncio.sleep(NEVER)
-
-        asyncio.new_event_loop().run_until_complete(slow())
-    """,
-}
 
 
-def python(server: ChatUI, body: str, *options: str) -> subprocess.Popen[str]:
+def python(body: str) -> subprocess.Popen[str]:
     """A process that runs `body`."""
-    make_logs()
-    return subprocess.Popen(
-        [sys.executable, *options, "-c", HEAD + textwrap.dedent(body)],
-        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=default_signals,
-    )
+    return new_process("-c", HEAD + textwrap.dedent(body))
 
 
 @pytest.mark.process
-def test_ctrl_c_ends_programs_as_ever_and_stops_their_runs(server: ChatUI) -> None:
-    processes = {way: python(server, body) for way, body in PROGRAMS.items()}
-    for way, process in processes.items():
-        assert process.stdout
-        assert process.stdout.readline() == "begun\n", process.communicate()[1]
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=AT_ONCE)
-        assert "\nKeyboardInterrupt\n" in errors, way
-        assert process.returncode == -signal.SIGINT
-        # There the task that Ctrl-C left is the program's own.
-        assert "Task was destroyed" not in errors or "between" in way
+def test_ctrl_c_ends_a_program_as_ever_and_stops_its_run(server: ChatUI) -> None:
+    process = python("""
+        async def answer():
+            async for _ in llm.get_async_model("hf-llama").prompt(PROMPT):
+                print("begun", flush=True)
+                await asyncio.sleep(NEVER)
+
+        asyncio.new_event_loop().run_until_complete(answer())
+    """)
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=AT_ONCE)
+    assert "\nKeyboardInterrupt\n" in errors
+    assert process.returncode == -signal.SIGINT
     wait_for(lambda: interrupted(server))
 
 
-def check_aborts(process: subprocess.Popen[str]) -> None:
-    """A command is gone at once, with no more than llm's own word."""
-    _, errors = process.communicate(timeout=AT_ONCE)
-    assert process.returncode == 1, process.args
-    assert errors.strip() == "Aborted!", process.args
-
-
 @pytest.mark.process
-def test_ctrl_c_ends_commands_at_once_and_stops_their_runs(server: ChatUI) -> None:
-    prompts = [(LONG, "--async"), (STALLED,), (SILENT,)]
-    processes = [command(server, "-m", "hf-llama", *arguments) for arguments in prompts]
-    for process, (words, *_) in zip(processes, prompts, strict=True):
-        assert process.stdout
-        if words == SILENT:
-            wait_for(lambda: len(server.runs) == len(prompts))
-        else:
-            assert process.stdout.read(1) == "w"
-        process.send_signal(signal.SIGINT)
-        check_aborts(process)
+def test_ctrl_c_ends_a_command_at_once_and_stops_its_run(server: ChatUI) -> None:
+    process = command("-m", "hf-llama", STALLED)
+    assert process.stdout
+    assert process.stdout.read(1) == "w"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=AT_ONCE)
+    assert (process.returncode, errors.strip()) == (1, "Aborted!")
     wait_for(lambda: interrupted(server))
 
 
 @pytest.mark.process
 def test_second_ctrl_c_at_the_end_of_a_program_shows_no_second_traceback(server: ChatUI) -> None:
     server.faults["POST", "*/stop-generating"] = [Fault(stall=True)] * 9
-    process = python(
-        server,
-        """
-        import signal, threading, time
-
+    process = python("""
         def waits():
             frame = sys._current_frames()[threading.main_thread().ident]
             names = []
@@ -281,36 +262,7 @@ def test_second_ctrl_c_at_the_end_of_a_program_shows_no_second_traceback(server:
         for _ in llm.get_model("hf-llama").prompt(PROMPT):
             threading.Thread(target=press_again, daemon=True).start()
             os.kill(os.getpid(), signal.SIGINT)
-        """,
-    )
+    """)
     _, errors = process.communicate(timeout=AT_ONCE)
     assert process.returncode == -signal.SIGINT
     assert errors.count("Traceback") == 1
-
-
-@pytest.mark.process
-def test_ctrl_c_while_a_message_waits_leaves_nothing_behind(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLM_HUGGINGCHAT_WAIT", "600")
-    run("-m", "hf-llama", "one")
-    no = Fault(status=429, body=b'{"message": "Too fast"}', content_type="application/json")
-    server.faults["POST", "/conversation/*"] = [no]
-    process = command(server, "-c", "two")
-    assert process.stderr
-    assert "asks for a pause; waiting, for 600 seconds" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    check_aborts(process)
-    assert len(sends(server)) == 2
-    assert server.stops == []
-    assert stored(server) == ["one", "You said: one"]
-    assert run("-c", "three").stdout == "You said: three\n"
-
-
-@pytest.mark.process
-def test_command_returns_after_the_final_answer(server: ChatUI) -> None:
-    words = f"one [[hold]] [[title_delay={NEVER}]]"
-    process = command(server, "-m", "hf-llama", words)
-    shown, errors = process.communicate(timeout=AT_ONCE)
-    assert (shown, errors) == (f"You said: {words}\n", "")
-    assert server.stops == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -145,36 +144,18 @@ def test_nothing_waits_after_the_final_answer(
     words = f"one {fault} [[title_delay={NEVER}]]"
     with soon():
         response = ask(words)
+        assert list(server.runs.values()) == ["running"] or "hold" in words
+        reset()  # as at the end of a process
     assert response.text() == f"You said: {words}"
-    assert list(server.runs.values()) == ["running"] or "hold" in words
     assert server.stops == []
 
 
-def test_router_says_who_answered(server: ChatUI) -> None:
-    response = ask_async("hello", model="hf-omni", system="Be brief")
-    found = described(response)
-    assert response.resolved_model == "zai-org/GLM-4.6"
-    assert [found[name] for name in ("route", "provider", "model")] == ["default", "novita", "omni"]
-
-
-def test_file_in_an_answer_is_a_link_where_it_came(server: ChatUI) -> None:
-    text = ask_sync("[[file]] look here").text()
-    before, link, after = re.split(r"\n\n\[picture\.png\]\((\S+)\)\n\n", text)
-    assert link.startswith(f"{server.url}/conversation/{only_conversation(server).id}/output/")
-    assert before.strip()
-    assert after.strip()
-    assert (before + after).replace(" ", "") == "Yousaid:[[file]]lookhere"
-
-
 # --- reasoning ------------------------------------------------------------------------
-
-THOUGHTS = "Let me think about\n\nthis carefully."
 
 
 @pytest.mark.parametrize(
     ("words", "thought", "said"),
     [
-        ("[[reason]]", THOUGHTS, "You said: [[reason]]"),
         ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
         ("[[reasoning_events]]", "Let me think.", "You said: [[reasoning_events]]"),
     ],
@@ -189,10 +170,11 @@ def test_reasoning_is_a_part_of_its_own(
 
 def test_reasoning_is_shown_on_standard_error_and_logged_apart(server: ChatUI) -> None:
     shown = run("-m", "hf-llama", "[[reason]]")
-    assert (shown.stdout, shown.stderr) == ("You said: [[reason]]\n", f"{THOUGHTS}\n")
+    thoughts = "Let me think about\n\nthis carefully."
+    assert (shown.stdout, shown.stderr) == ("You said: [[reason]]\n", f"{thoughts}\n")
     (entry,) = logged()
     assert entry["response"] == "You said: [[reason]]"
-    assert THOUGHTS in str(entry["reasoning"])
+    assert thoughts in str(entry["reasoning"])
     hidden = run("-m", "hf-llama", "-R", "[[reason]]")
     assert (hidden.stdout, hidden.stderr) == ("You said: [[reason]]\n", "")
 
@@ -222,11 +204,6 @@ def test_prompt_is_printed_as_it_is_but_for_control_characters_and_logged(
 # --- refusals -------------------------------------------------------------------------
 
 
-def refusal(status: int, message: str) -> Fault:
-    body = json.dumps({"message": message}).encode()
-    return Fault(status=status, body=body, content_type="application/json")
-
-
 def check_told(said: str) -> None:
     """One or two lines, without HTML, control characters or cookies."""
     assert 0 < len(said.splitlines()) <= 2
@@ -239,10 +216,8 @@ def check_told(said: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (refusal(400, "Invalid request"), "llm huggingchat refresh"),
-        (Fault(status=401, body=b"You have to be logged in.", content_type="text/plain"), "login"),
-        (refusal(429, "You are sending too many messages."), "Try again later"),
-        (Fault(status=418, body=b"\x1b[31mteapot\x07", content_type="text/plain"), "teapot"),
+        (Fault(status=400, body=b"no"), "llm huggingchat refresh"),
+        (Fault(status=401, body=b"Log in.", content_type="text/plain"), "login"),
         (Fault(status=200), "web page"),
         (Fault(status=503), "503"),
     ],
@@ -259,7 +234,6 @@ def test_refusal_is_told_in_words(server: ChatUI, path: str, fault: Fault, says:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("[[err=429]]", "HTTP 429"),
         ("[[err=429]] [[cut_bytes=30]]", "HTTP 429"),
         ("[[empty]] [[cut_bytes=30]]", "empty answer"),
         ("[[die=0]]", "empty answer"),

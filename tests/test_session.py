@@ -123,14 +123,7 @@ def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
 @pytest.mark.parametrize("path", ["/login", "/login/callback"])
 def test_login_that_leads_nowhere_wants_a_person(chat: ChatUI, path: str) -> None:
     keep(chat, hf_chat=ENDED, token=TOKEN)
-    places = [
-        "",
-        "/chat/login",
-        "login",
-        "http://[",
-        "http://127.0.0.1\t:1/",
-        "javascript:alert(1)",
-    ]
+    places = ["", "/chat/login", "login", "http://[", "http://127.0.0.1\t:1/", "javascript:x"]
     no = [Fault(status=302, headers=(("location", place),)) for place in places]
     for fault in (*no, Fault(status=403, content_type="text/plain")):
         chat.log.clear()
@@ -175,16 +168,9 @@ def test_session_that_another_process_has_made_is_used(chat: ChatUI) -> None:
     assert ask_sync("hello", key=ours).text() == "You said: hello"
     assert logins(chat) == []
     chat.sessions.clear()  # theirs has ended as well
-    ask_sync("again")
+    ask_sync("again", key=ours)
     assert logins(chat) == LOGIN
     assert session_of(chat)["hf-chat"] in chat.sessions
-
-
-def test_kept_session_that_has_ended_too_is_made_anew(chat: ChatUI) -> None:
-    keep(chat, hf_chat=ENDED.replace("1", "6"), token=TOKEN)
-    key = f"hf-chat={ENDED}; token={TOKEN}"
-    assert ask_sync("hello", key=key).text() == "You said: hello"
-    assert logins(chat) == LOGIN
 
 
 def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI) -> None:
@@ -205,15 +191,12 @@ def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI) -> None:
     assert changed == {"mine", "ours"}
 
 
-PAGE = b"<!DOCTYPE html><title>Human Verification</title><script>x-secret</script>"
 CHALLENGE = Fault(status=202, body=b"", headers=(("X-Amzn-Waf-Action", "challenge"),))
-CAPTCHA = Fault(status=405, body=PAGE, headers=(("x-amzn-waf-action", "captcha"),))
-NETWORK = Fault(status=403, body=PAGE)
-WALLS = pytest.mark.parametrize("wall", [CHALLENGE, CAPTCHA, NETWORK], ids=lambda w: str(w.status))
+NETWORK = Fault(status=403, body=b"<!DOCTYPE html><script>x-secret</script>")
 BROWSER = "LLM_HUGGINGCHAT_IMPERSONATE"
 
 
-@WALLS
+@pytest.mark.parametrize("wall", [CHALLENGE, NETWORK], ids=["202", "403"])
 @pytest.mark.parametrize("path", ["/conversation", "/conversation/?*"])
 def test_prompt_that_a_firewall_refused_says_what_helps(
     server: ChatUI, wall: Fault, path: str
