@@ -145,33 +145,26 @@ async def test_ids_of_short_answers_are_had_though_the_server_is_far_away(server
 # --- another model --------------------------------------------------------------------
 
 
-def test_another_model_takes_the_conversation_over(server: ChatUI) -> None:
-    first = ask_sync("one")
-    wait_for(lambda: "running" not in server.runs.values())
-    before = len(calls(server))
-    second = ask_sync("two", after=first, model="hf-qwen")
-    conversation = only_conversation(server)
-    assert calls(server)[before:][:2] == [
-        ("PATCH", f"/api/v2/conversations/{conversation.id}"),
-        ("POST", f"/conversation/{conversation.id}"),
-    ]
-    assert conversation.model == second.resolved_model == QWEN
-    assert tree(server, conversation.id) == {"one": {"two": {}}}
-
-
-def test_model_that_was_chosen_on_the_web_page_is_told_and_then_changed_back(
+def test_another_model_takes_the_conversation_over_unless_the_web_page_chose_one_meanwhile(
     server: ChatUI, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ask_sync("one")
-    other = "Qwen/Qwen3.6-27B"
-    server.messages(only_conversation(server).id)
-    only_conversation(server).model = other
-    second = ask_sync("two", after=first)
+    conversation = only_conversation(server)
+    server.messages(conversation.id)
+    server.log.clear()
+    second = ask_sync("two", after=first, model="hf-qwen")
+    change = ("PATCH", f"/api/v2/conversations/{conversation.id}")
+    assert calls(server)[:2] == [change, ("POST", f"/conversation/{conversation.id}")]
+    assert conversation.model == second.resolved_model == QWEN
+    server.messages(conversation.id)
+    other = conversation.model = "Qwen/Qwen3.6-27B"
+    third = ask_sync("three", after=second, model="hf-qwen")
     assert caplog.messages == [f"{other} answered: it was chosen on the web page"]
-    assert second.resolved_model == described(second)["model"] == other
-    third = ask_sync("three", after=second)
-    assert third.resolved_model == described(third)["model"] == LLAMA
-    assert [method for method, _ in calls(server)].count("PATCH") == 1
+    assert third.resolved_model == described(third)["model"] == other
+    fourth = ask_sync("four", after=third)
+    assert fourth.resolved_model == described(fourth)["model"] == LLAMA
+    assert tree(server, conversation.id) == {"one": {"two": {"three": {"four": {}}}}}
+    assert calls(server).count(change) == 2
 
 
 # --- turns and histories from elsewhere -----------------------------------------------
@@ -215,7 +208,7 @@ def test_attachments_are_sent_once_and_only_named_in_a_carried_history(
 
 
 def whole_history(server: ChatUI, id: str) -> bool:
-    """Does the one question of a conversation hold the earlier turn, and then the new one?"""
+    """Whether the one question of a conversation holds the earlier turn, and then the new one."""
     (question,) = server.messages(id, "user")
     content = question["content"]
     return "User: one" in content and "You said: one" in content and bool(content.endswith("two"))
@@ -249,18 +242,6 @@ def test_deleted_conversation_starts_anew_and_says_so(
     assert whole_history(server, only_conversation(server).id)
     assert run("-c", "three").stderr == ""
     assert len(server.messages(only_conversation(server).id, "user")) == 2
-
-
-def test_conversation_of_another_account_starts_anew(
-    server: ChatUI, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = ask_async("one", key="hf-chat=ann")
-    ask_async("two", after=first, key="hf-chat=bob")
-    anns, bobs = server.conversations.values()
-    assert (anns.session, bobs.session) == ("ann", "bob")
-    assert whole_history(server, bobs.id)
-    assert tree(server, anns.id) == {"one": {}}
-    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("prompt", ["one", "one [[nofetch]]"])

@@ -13,11 +13,11 @@ import socket
 import traceback
 from typing import Any
 
-import click.testing
 import llm
 import llm.cli
 import pytest
 from chat_ui import PICTURE, ChatUI, Fault, Request
+from click.testing import CliRunner
 from helpers import (
     COOKIES,
     SESSION,
@@ -26,7 +26,6 @@ from helpers import (
     ask_sync,
     failure,
     kept_files,
-    make_logs,
     meanwhile,
     run,
     sends,
@@ -72,13 +71,10 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(
 def test_redirects_are_not_followed(server: ChatUI) -> None:
     with ChatUI() as other:
         location = (("location", f"{other.url}/conversation"),)
-        for method, path in (
-            ("POST", "/conversation"),
-            ("POST", "/conversation/*"),
-            ("GET", "/api/mcp/servers"),
-        ):
+        for call in ("POST /conversation", "POST /conversation/*", "GET /api/mcp/servers"):
+            method, path = call.split()
             server.faults[method, path] = [Fault(status=307, headers=location)] * 9
-            with pytest.raises(llm.ModelError):
+            with pytest.raises(llm.ModelError, match=r"redirects to .*LLM_HUGGINGCHAT_URL"):
                 ask_sync("hello", key=COOKIES, web_search=True)
             server.faults.clear()
         assert other.connections == 0
@@ -97,28 +93,26 @@ def test_cookies_of_the_service_are_not_for_another_host(monkeypatch: pytest.Mon
     check_no_secret(run("huggingchat", "status", status=1).output)
 
 
-# --- secrets of tool servers ----------------------------------------------------------
-
-SECRET = "sesame-sesame"
-
-
-def test_name_and_password_in_an_address_are_refused_unseen(
+def test_secret_of_a_tool_server_and_cookies_go_where_they_belong(
     server: ChatUI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOGIN", f"ann:{SECRET}")
-    for url in (
-        f"https://ann:{SECRET}@mcp.example/x",
-        f"http://mcp.example/x?key={SECRET}#{SECRET}",
-        f"https://[{SECRET}",
-        "https://$LOGIN@mcp.example/x",
+    secret = "sesame-sesame"
+    for key in ("huggingchat", "huggingchat_other"):
+        run("keys", "set", key, "--value", secret)
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", secret)
+    monkeypatch.setenv("LOGIN", f"ann:{secret}")
+    for arguments, says in (
+        (f'"https://ann:{secret}@mcp.example/x"', "MCP"),
+        (f'"http://mcp.example/x?key={secret}#{secret}"', "MCP"),
+        (f'"https://[{secret}"', "MCP"),
+        ('"https://$LOGIN@mcp.example/x"', "MCP"),
+        ('"https://mcp.example/x?key=$LLM_HUGGINGCHAT_KEY"', "$LLM_HUGGINGCHAT_KEY"),
+        ('url="https://a.example/x", headers={"Cookie": "a $huggingchat:b"}', "$huggingchat"),
     ):
-        with pytest.raises(llm.ModelError, match="MCP") as caught:
-            ask_sync("hello", tools=[llm_huggingchat.MCP(url)])
-        assert "sesame" not in str(caught.value)
+        said = failure("-m", "hf-llama", "-T", f"MCP({arguments})", "hello")
+        assert says in said
+        assert secret not in said
     assert server.log == []
-
-
-# --- attachments that are no files ----------------------------------------------------
 
 
 def test_attachment_is_not_redirected_to_another_protocol(server: ChatUI) -> None:
@@ -140,50 +134,28 @@ def test_type_of_an_attachment_ends_no_header(server: ChatUI) -> None:
         assert b"evil" not in sends(server)[-1].body.lower()
 
 
-def test_cookies_of_the_chat_are_put_into_no_header(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key in ("huggingchat", "huggingchat_other"):
-        run("keys", "set", key, "--value", SECRET)
-    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", SECRET)
-    for name, tool in (
-        ("huggingchat", 'MCP(url="https://mcp.example/x", headers={"Cookie": "a $NAME:b"})'),
-        ("LLM_HUGGINGCHAT_KEY", 'MCP("https://mcp.example/x?key=$NAME")'),
-    ):
-        said = failure("-m", "hf-llama", "-T", tool.replace("NAME", name), "hello")
-        assert f"${name}" in said
-        assert SECRET not in said
-    assert server.log == []
-
-
-# --- files that somebody asked for ----------------------------------------------------
-
-
-OUTPUT = "GET", "/conversation/*/output/*"
-
-
 def test_refused_file_is_written_nowhere_and_a_broken_one_again(
     server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = run("-m", "hf-llama", "[[file]] hello", "-n").stdout
     (link,) = re.findall(r"\((http[^)]*)\)", answer)
     download = ("huggingchat", "download", link, "-o")
+    file = "GET", "/conversation/*/output/*"
     folder = tmp_path / "files"
     folder.mkdir()
+    good = folder / "good.png"
+    good.write_bytes(b"good")
     monkeypatch.chdir(folder)
-    (folder / "good.png").write_bytes(b"good")
-    for output, fault in (
-        ("good.png", Fault(drop=True)),
-        ("-", Fault(status=500, body=b"broken" * 10_000)),
-    ):
-        server.faults[OUTPUT] = [fault] * 50
+    broken = Fault(status=500, body=b"broken" * 10_000)
+    for output, fault in (("good.png", Fault(drop=True)), ("-", broken)):
+        server.faults[file] = [fault] * 50
         assert "broken" not in run(*download, output, input="y\n", status=1).stdout
-        found = [(path.name, path.read_bytes()) for path in folder.iterdir()]
-        assert found == [("good.png", b"good")]
+        assert list(folder.iterdir()) == [good]
+        assert good.read_bytes() == b"good"
     half = Fault(status=502, body=b"x" * 1000)
-    server.faults[OUTPUT] = [half, Fault(drop=True), half]  # each attempt begins anew
+    server.faults[file] = [half, Fault(drop=True), half]  # each attempt begins anew
     run(*download, "good.png", input="y\n")
-    assert (folder / "good.png").read_bytes() == PICTURE
+    assert good.read_bytes() == PICTURE
 
 
 # --- a hostile server -----------------------------------------------------------------
@@ -195,7 +167,7 @@ def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
     asks = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
-    events: list[dict[str, Any]] = [
+    events = [
         {"type": "title", "title": evil},
         {"type": "routerMetadata", "route": evil, "model": evil, "provider": evil},
         tool | {"subtype": "call", "call": {"name": evil, "parameters": {evil: evil}}},
@@ -240,47 +212,32 @@ def test_texts_without_end_are_read_once() -> None:
     assert shown.feed(tags) + shown.end() == tags
 
 
-JUNK = b"x" * 65_536
-FLOODS: dict[str, dict[str, Any]] = {
-    "a line": {"flood": JUNK},
-    "lines": {"flood": b"\n" * 65_536},
-    "json": {"body": b'{"json":{"messages":[', "flood": b'{"id":"a"},' * 5_000},
-    "an error": {"flood": b"<p>no</p>" * 5_000, "content_type": "text/html", "status": 404},
-    "little": {
-        "body": gzip.compress(b"[" * 30_000_000, 1),
-        "headers": (("content-encoding", "gzip"),),
-        "status": 200,
-    },
-}
-
-
-@pytest.mark.parametrize("what", FLOODS)
-def test_answer_without_end_is_given_up(server: ChatUI, what: str) -> None:
-    path = "/api/v2/models"
-    server.faults["GET", path] = [Fault(**{"content_type": "application/json"} | FLOODS[what])]
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=b"[", flood=b'{"id":"a"},' * 5_000, content_type="application/json"),
+        Fault(flood=b"<p>no</p>" * 5_000, content_type="text/html", status=404),
+        Fault(
+            body=gzip.compress(b"[" * 25_000_000, 1),
+            headers=(("content-encoding", "gzip"),),
+            status=200,
+        ),
+    ],
+    ids=["json", "an error", "little"],
+)
+def test_body_without_end_is_given_up(server: ChatUI, fault: Fault) -> None:
+    server.faults["GET", "/api/v2/models"] = [fault]
     said = failure("huggingchat", "refresh")
     assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
-    assert [r.path for r in server.log].count(path) == 1  # it is not asked again
+    assert len(server.log) == 1  # it is not asked again
     wait_for(lambda: server.open_connections == 0)
-    fault = Fault(flood=JUNK, content_type="application/jsonl")
+
+
+def test_line_without_end_is_given_up(server: ChatUI) -> None:
+    fault = Fault(flood=b"x" * 65_536, content_type="application/jsonl")
     server.faults["POST", "/conversation/*"] = [fault]
     assert "sent a line of more than" in failure("-m", "hf-llama", "hello")
     assert len(sends(server)) == 1
-
-
-def run_anyhow(*arguments: str) -> str:
-    """Run `llm`, whatever comes of it but a traceback; what it printed."""
-    make_logs()
-    result = click.testing.CliRunner().invoke(llm.cli.cli, list(arguments), input="y\ny\n")
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code in (0, 1, 2)
-    if result.exit_code:
-        assert re.search(r"^(Error: |Aborted!)", result.stderr, re.MULTILINE), result.stderr
-    return str(result.stdout + result.stderr)
-
-
-# --- whatever it answers: no traceback, no cookie shown or kept, and an end -----------
 
 
 def changed(value: Any, path: list[int], new: Any) -> Any:
@@ -322,6 +279,7 @@ COMMANDS = [
 def test_whatever_the_server_answers(
     command: list[str], path: list[int], new: Any, first: int
 ) -> None:
+    """There is no traceback, no cookie is shown or kept, and it ends."""
     sessions: dict[str, tuple[str, str | None]] = {SESSION: ("ann", TOKEN)}
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -344,9 +302,13 @@ def test_whatever_the_server_answers(
                 return body
 
         server.spoil = spoil
+        arguments = [id if argument == "ID" else argument for argument in command]
         with soon():
-            shown = run_anyhow(*[id if argument == "ID" else argument for argument in command])
-        check_no_secret(shown)
+            result = CliRunner().invoke(llm.cli.cli, arguments, input="y\ny\n")
+        assert isinstance(result.exception, SystemExit | None)
+        words = re.compile("" if result.exit_code == 0 else "^(Error: |Aborted!)", re.MULTILINE)
+        assert words.search(result.stderr), result.stderr
+        check_no_secret(result.output)
         reset()
     for kept in kept_files():
         check_no_secret(kept.read_bytes().decode("latin-1"))
