@@ -194,9 +194,10 @@ def page(server: ChatUI) -> str:
     return f"{server.url}/conversation/{only_conversation(server).id}"
 
 
-def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
+def tree(server: ChatUI, conversation_id: str = "") -> dict[str, Any]:
     """The stored questions as a tree: each with what was asked after its answers."""
-    messages = {message["id"]: message for message in server.messages(conversation_id)}
+    id = conversation_id or only_conversation(server).id
+    messages = {message["id"]: message for message in server.messages(id)}
 
     def below(message: Message) -> dict[str, Any]:
         found: dict[str, Any] = {}

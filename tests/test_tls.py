@@ -47,7 +47,7 @@ def encrypted(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_certificate_that_is_not_trusted_is_an_error_at_once(encrypted: list[Any]) -> None:
+def test_certificate_that_is_not_trusted_is_an_error_at_once(encrypted):
     said = failure("-m", "hf-llama", "hello")
     assert "certificate is not trusted" in said
     for name in VARIABLES:
@@ -55,9 +55,7 @@ def test_certificate_that_is_not_trusted_is_an_error_at_once(encrypted: list[Any
     assert len(encrypted) == 1
 
 
-def test_certificate_is_trusted_by_a_variable_of_which_the_first_counts(
-    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_certificate_is_trusted_by_a_variable_of_which_the_first_counts(encrypted, monkeypatch):
     for name in reversed(VARIABLES[:2]):
         monkeypatch.setenv(name, CERTIFICATE)
         assert run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
@@ -68,16 +66,12 @@ def test_certificate_is_trusted_by_a_variable_of_which_the_first_counts(
 
 
 @pytest.mark.process
-def test_certificate_is_trusted_by_openssls_variable(
-    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_certificate_is_trusted_by_openssls_variable(encrypted, monkeypatch):
     monkeypatch.setenv(VARIABLES[2], CERTIFICATE)  # it is read at the start
     assert command("-m", "hf-llama", "hello").communicate() == ("You said: hello\n", "")
 
 
-def test_bundle_that_is_not_there_is_named(
-    encrypted: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundle_that_is_not_there_is_named(encrypted, monkeypatch):
     for name in VARIABLES:
         with monkeypatch.context() as patch:
             patch.setenv(name, "/no/such\x1b[31m.pem")
