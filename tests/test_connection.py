@@ -95,8 +95,7 @@ def test_answer_is_that_of_an_uncut_run_and_the_message_is_sent_once(server, ask
         ("[[gone_incomplete]]", "/conversation/"),
     ],
 )
-def test_log_that_cannot_be_had_for_good_is_an_error(server, words, says, monkeypatch):
-    monkeypatch.setattr(limits, "reconnect_timeout", 0.4)
+def test_log_that_cannot_be_had_for_good_is_an_error(server, words, says):
     with h.soon(), pytest.raises(llm.ModelError, match=says) as caught:
         h.ask_async(f"[[tokens=5]] [[cut=1]] {words}")
     assert says == "login" or h.only_conversation(server).id in str(caught.value)
@@ -209,9 +208,7 @@ def test_server_comes_back_in_the_middle(server, ask):
     assert one_message_each(server)
 
 
-def test_what_was_printed_stays_when_the_server_goes(server, monkeypatch):
-    monkeypatch.setattr(limits, "reconnect_timeout", 0.3)
-
+def test_what_was_printed_stays_when_the_server_goes(server):
     def prompt(text: str) -> Any:
         return h.run("-m", "hf-llama", text, status=1)
 
@@ -241,8 +238,8 @@ def logs_read(server: ChatUI) -> int:
 @pytest.mark.parametrize("words", ["", "[[cut_bytes=150]]"])
 def test_thinking_is_not_silence(server, words, monkeypatch):
     """Neither on the stream nor on the log."""
-    monkeypatch.setattr(limits, "reconnect_timeout", 0.3)
-    prompt = f"{words} [[wait=0.5]]"
+    monkeypatch.setattr(limits, "reconnect_timeout", 0.4)
+    prompt = f"{words} [[wait=0.7]]"
     assert h.ask_sync(prompt).text() == f"You said: {prompt}"
     assert logs_read(server) == bool(words)
 
