@@ -58,20 +58,13 @@ def test_continued_conversation_keeps_its_tools(server, way):
 def test_own_server_is_selected_by_its_address(server, monkeypatch):
     monkeypatch.setenv("MCP_SECRET", "sesame")
     headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
-    mine, namesake = (
-        MCP("https://mcp.example/x", "Mine", headers),
-        MCP("https://a.example/", "Mine"),
-    )
+    mine = MCP("https://mcp.example/x", "Mine", headers)
+    namesake = MCP("https://a.example/", "Mine")
     ask_sync("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
     first, second = sends(server)[0].data["selectedMcpServers"]  # type: ignore[index]
-    assert first == {
-        "name": "Mine",
-        "url": "https://mcp.example/x",
-        "headers": [
-            {"key": "Authorization", "value": "Bearer sesame"},
-            {"key": "X-Team", "value": "docs"},
-        ],
-    }
+    assert (first["name"], first["url"]) == ("Mine", "https://mcp.example/x")
+    sent = [(header["key"], header["value"]) for header in first["headers"]]
+    assert sent == [("Authorization", "Bearer sesame"), ("X-Team", "docs")]
     assert second["url"] == "https://a.example/"
     assert second["name"] not in ("Mine", SEARCH)  # of two with one name, chat-ui keeps the last
     assert sorted(selected(server)[0]) == sorted(["Mine", second["name"], SEARCH])
