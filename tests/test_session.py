@@ -14,7 +14,7 @@ import llm
 import pytest
 from chat_ui import ChatUI, Fault
 
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 CAPTURE = pathlib.Path(__file__).parent / "captures" / "login_renewed.json"
 ENDED = "11111111-2222-4333-8444-555555555555"
@@ -144,6 +144,7 @@ def test_session_that_another_process_has_made_is_used(chat):
     assert h.ask_sync("hello", key=ours).text() == "You said: hello"
     assert logins(chat) == []
     chat.sessions.clear()  # theirs has ended as well
+    reset()
     h.ask_sync("again", key=ours)
     assert logins(chat) == LOGIN
     assert session_of(chat)["hf-chat"] in chat.sessions
