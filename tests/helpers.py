@@ -194,9 +194,10 @@ def page(server: ChatUI) -> str:
     return f"{server.url}/conversation/{only_conversation(server).id}"
 
 
-def tree(server: ChatUI, conversation_id: str) -> dict[str, Any]:
+def tree(server: ChatUI, conversation_id: str = "") -> dict[str, Any]:
     """The stored questions as a tree: each with what was asked after its answers."""
-    messages = {message["id"]: message for message in server.messages(conversation_id)}
+    id = conversation_id or only_conversation(server).id
+    messages = {message["id"]: message for message in server.messages(id)}
 
     def below(message: Message) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -267,18 +268,22 @@ def meanwhile(
         yield pool.submit(work, *arguments, **options)
 
 
-def command(server: ChatUI, *arguments: str) -> subprocess.Popen[str]:
-    """`llm` in a process of its own."""
+def new_process(*arguments: str) -> subprocess.Popen[str]:
+    """Python in a process of its own."""
     make_logs()
     return subprocess.Popen(
-        [sys.executable, "-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments],
-        env=os.environ | {"LLM_HUGGINGCHAT_URL": server.url},
+        [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=default_signals if os.name == "posix" else None,
     )
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """`llm` in a process of its own."""
+    return new_process("-c", f"{PATIENT}from llm.cli import cli\ncli()", *arguments)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = AT_ONCE) -> None:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from chat_ui import ChatUI
 from helpers import AT_ONCE, NEVER, wait_for
 from llm.parts import StreamEvent
 
@@ -81,11 +80,6 @@ def sync(work: Any) -> list[str]:
     return [event.chunk for event in stream_turn(work, print, print)]
 
 
-def on_a_loop(work: Any) -> list[str]:
-    with contextlib.closing(asyncio.new_event_loop()) as loop:
-        return loop.run_until_complete(read(work))
-
-
 async def within(work: Any) -> list[str]:
     """A sync turn in a program that has a loop, which it blocks."""
     return sync(work)
@@ -94,7 +88,6 @@ async def within(work: Any) -> list[str]:
 WAYS = {
     "sync": sync,
     "asyncio.run": lambda work: asyncio.run(read(work)),
-    "run_until_complete": on_a_loop,
     "wait_for each": lambda work: asyncio.run(read_each(work)),
     "sync within a loop": lambda work: asyncio.run(within(work)),
     "a thread": lambda work: asyncio.run(asyncio.to_thread(sync, work)),
@@ -102,16 +95,14 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_events_come_in_order_and_all_of_them_also_of_many_turns_and_then_the_error(
-    way: Callable[..., list[str]],
-) -> None:
+def test_events_come_in_order_and_all_of_them_also_of_many_turns_and_then_the_error(way):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(way, [Work() for _ in range(16)])) == [ALL] * 16
     with pytest.raises(HuggingChatError, match="no luck"):
         way(Work(3, HuggingChatError("no luck")))
 
 
-async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next() -> None:
+async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next():
     turn = events(Work(1, stays=True))
     assert (await anext(turn)).chunk == "0"
     await turn.aclose()  # type: ignore[attr-defined]
@@ -140,14 +131,14 @@ LEAVE = [leave_sync, leave_loop, lambda work: asyncio.run(leave_async(work))]
 
 
 @pytest.mark.parametrize("leave", LEAVE, ids=["sync", "loop", "asyncio.run"])
-def test_turn_is_left_with_its_iterator(leave: Callable[[Any], None]) -> None:
+def test_turn_is_left_with_its_iterator(leave):
     work = Work(stays=True)
     leave(work)
     assert work.left.wait(AT_ONCE)
     assert work.taken <= 1
 
 
-async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice() -> None:
+async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice():
     """What the turn is told that was taken is what the caller was given, 500 times."""
 
     async def consume(number: int) -> None:
@@ -179,7 +170,7 @@ async def test_cancel_at_the_moment_of_a_token_loses_none_and_counts_none_twice(
     assert sum(map(len, given)) > 5_000
 
 
-async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again() -> None:
+async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again():
     began, told = threading.Event(), threading.Event()
 
     async def stop() -> None:
@@ -203,14 +194,14 @@ async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again() -> 
     assert told.is_set()
 
 
-def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_that_nobody_waits_for_any_more_is_nobodys(caplog):
     async def fails_when_left(client: Client, channel: Channel) -> TurnResult:
         try:
             return await Work(1, stays=True)(client, channel)
         finally:
             raise HuggingChatError("no luck")
 
-    for _ in range(20):
+    for _ in range(5):
         for work in (Work(1, HuggingChatError("no luck")), fails_when_left):
             turn = stream_turn(work, print, print)
             next(turn)
@@ -224,7 +215,7 @@ def has_thread() -> bool:
     return "llm-huggingchat" in [each.name for each in threading.enumerate()]
 
 
-def test_reset_ends_what_runs_and_the_loop_begins_again() -> None:
+def test_reset_ends_what_runs_and_the_loop_begins_again():
     work = Work(stays=True)
     turn = stream_turn(work, print, print)
     next(turn)
@@ -279,7 +270,7 @@ PROGRAM = """
 
 
 @pytest.mark.process
-def test_nothing_is_left_to_the_garbage_collector(server: ChatUI) -> None:
+def test_nothing_is_left_to_the_garbage_collector(server):
     options = ("-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning")
     done = subprocess.run(
         [sys.executable, *options, "-c", textwrap.dedent(PROGRAM)],

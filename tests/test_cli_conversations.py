@@ -55,7 +55,7 @@ def test_conversations_mark_what_the_logs_know(logged_in):
 @pytest.mark.process
 def test_reader_that_has_had_enough_is_no_failure_to_tell(logged_in):
     Web(logged_in).begin("one")
-    process = llm_process(logged_in, "huggingchat", "conversations")
+    process = llm_process("huggingchat", "conversations")
     assert process.stdout
     process.stdout.close()
     assert process.communicate(timeout=AT_ONCE)[1] == ""

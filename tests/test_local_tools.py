@@ -9,7 +9,6 @@ import click.testing
 import evaluate
 import llm
 import pytest
-from chat_ui import ChatUI
 from helpers import ask_async, failure, logged, only_conversation, parts, run, sends, tree
 from test_schemas import DOG, REX, WRONG, questions, says
 
@@ -53,16 +52,13 @@ class Counted:
         return {"key": place}
 
 
-def chain(prompt: str, **more: Any) -> list[llm.Response]:
+def chain(prompt: str, **more: Any) -> list[str]:
     """The answers of a whole chain of calls."""
-    return list(llm.get_model("hf-llama").chain(prompt, **more).responses())
-
-
-def texts(answers: list[llm.Response]) -> list[str]:
+    answers = llm.get_model("hf-llama").chain(prompt, **more).responses()
     return [answer.text() for answer in answers]
 
 
-def test_functions_on_the_command_line(server: ChatUI) -> None:
+def test_functions_on_the_command_line(server):
     prompt = says(f"I add.\n\n{call('add', a=2, b=3)}", "It is five.")
     result = run("-m", "hf-llama", "--functions", ADD, "--td", prompt)
     assert result.stdout == "I add. It is five.\n"
@@ -83,7 +79,7 @@ def test_functions_on_the_command_line(server: ChatUI) -> None:
     assert len(server.conversations) == 1
 
 
-def test_chain_of_calls_is_one_conversation(server: ChatUI) -> None:
+def test_chain_of_calls_is_one_conversation(server):
     tools = Counted()
     prompt = says(
         call("place_of", dog="Cleo"),
@@ -92,7 +88,7 @@ def test_chain_of_calls_is_one_conversation(server: ChatUI) -> None:
         "Here.",
     )
     answers = chain(prompt, tools=[tools.place_of, tools.key_of])
-    assert texts(answers) == ["", "Now the key.", "", "Here."]
+    assert answers == ["", "Now the key.", "", "Here."]
     assert tools.calls[:2] == [("place_of", "Cleo"), ("key_of", "Cleo")]
     assert tools.calls[2:] == [("key_of", "a"), ("key_of", "nowhere")]
     results = [
@@ -106,7 +102,7 @@ def test_chain_of_calls_is_one_conversation(server: ChatUI) -> None:
     }
 
 
-def test_calls_are_parts_of_the_answer(server: ChatUI) -> None:
+def test_calls_are_parts_of_the_answer(server):
     tools = Counted()
     response = ask_async(says(f"One {call('place_of', dog='Rex')} two"), tools=[tools.place_of])
     assert response.text() == "One two"
@@ -118,7 +114,7 @@ def test_calls_are_parts_of_the_answer(server: ChatUI) -> None:
     assert tools.calls == []
 
 
-def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
+def test_attachments_that_tools_return_are_uploaded(server):
     def notes() -> llm.ToolOutput:
         """My notes."""
         attachment = llm.Attachment(type="text/plain", content=b"Rex is four")
@@ -130,7 +126,7 @@ def test_attachments_that_tools_return_are_uploaded(server: ChatUI) -> None:
     assert [content for _, _, content in second.files] == [b"Rex is four"]
 
 
-def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
+def test_malformed_call_goes_back_to_the_model(server):
     tools = Counted()
     broken = [
         '{"name": "place_of", "arguments": {"dog": }}',
@@ -139,7 +135,7 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
     ]
     wrong = [f"<tool_call>{text}</tool_call>" for text in broken]
     prompt = says(*wrong, call("place_of", dog="Rex"), "There.")
-    assert texts(chain(prompt, tools=[tools.place_of])) == ["", "", "", "", "There."]
+    assert chain(prompt, tools=[tools.place_of]) == ["", "", "", "", "There."]
     assert tools.calls == [("place_of", "Rex")]
     _, *errors, result = questions(server)
     for error in errors:
@@ -150,16 +146,16 @@ def test_malformed_call_goes_back_to_the_model(server: ChatUI) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["[[cut=3]]", "[[cut=6,2]]", "[[cut=9,1]]", "[[split]]"])
-def test_call_in_an_answer_that_was_cut_runs_once(server: ChatUI, fault: str) -> None:
+def test_call_in_an_answer_that_was_cut_runs_once(server, fault):
     tools = Counted()
     prompt = says(f"So. {call('place_of', dog='Rex')} Wait.", "There.")
     answers = chain(f"{prompt} {fault}", tools=[tools.place_of])
-    assert texts(answers) == ["So. Wait.", "There."]
+    assert answers == ["So. Wait.", "There."]
     assert tools.calls == [("place_of", "Rex")]
     assert len(sends(server)) == 2
 
 
-def test_local_and_server_side_tools_together(server: ChatUI) -> None:
+def test_local_and_server_side_tools_together(server):
     tools = Counted()
     conversation = llm.get_model("hf-llama").conversation(tools=[WebSearch(), tools.place_of])
     assert "The tool said" in conversation.chain("Search [[tool]]").text()
@@ -176,7 +172,7 @@ def test_local_and_server_side_tools_together(server: ChatUI) -> None:
     assert questions(server)[1:] == [prompt, answered("place_of", "Rex's place")]
 
 
-def test_tools_first_and_then_the_document(server: ChatUI) -> None:
+def test_tools_first_and_then_the_document(server):
     tools = Counted()
     prompt = says(
         f"I look first: {WRONG} {call('place_of', dog='Rex')}",
@@ -185,19 +181,19 @@ def test_tools_first_and_then_the_document(server: ChatUI) -> None:
         f"```json\n{REX}\n```",
     )
     answers = chain(prompt, tools=[tools.place_of, tools.key_of], schema=DOG)
-    assert texts(answers) == ["", "", REX]
+    assert answers == ["", "", REX]
     assert tools.calls == [("place_of", "Rex"), ("key_of", "a")]
     assert "no JSON document" in questions(server)[-1]
 
 
-def test_call_in_an_answer_that_was_asked_for_again_runs(server: ChatUI) -> None:
+def test_call_in_an_answer_that_was_asked_for_again_runs(server):
     tools = Counted()
     prompt = says(WRONG, call("place_of", dog="Rex"), REX)
-    assert texts(chain(prompt, tools=[tools.place_of], schema=DOG))[-1] == REX
+    assert chain(prompt, tools=[tools.place_of], schema=DOG)[-1] == REX
     assert tools.calls == [("place_of", "Rex")]
 
 
-def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server: ChatUI) -> None:
+def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server):
     tools = Counted()
     prompt = says(call("place_of", dog="Rex"), prompt="Go")
     response = llm.get_model("hf-llama").prompt(prompt, tools=[tools.place_of])
@@ -211,7 +207,7 @@ def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server
     assert '"name": "place_of"' in only_conversation(server).preprompt
 
 
-def test_evaluation_counts_what_held(server: ChatUI) -> None:
+def test_evaluation_counts_what_held(server):
     options = ["hf-llama", "-n", "1", "--only", "flat", "--only", "no_call"]
     result = click.testing.CliRunner().invoke(evaluate.main, options)
     assert result.exit_code == 0

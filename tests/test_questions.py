@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_ui import ChatUI
-from helpers import TurnRequest, both, logged, meanwhile, page, run, sends, stored, wait_for
+from helpers import both, logged, meanwhile, page, run, sends, stored, wait_for
 
 pytestmark = pytest.mark.usefixtures("quick")
 ASK = ("-m", "hf-llama", "-o", "web_search", "true")
@@ -14,9 +13,7 @@ ROME = 'Let me ask.\n\nThe person said: accept {"city": "Rome"}'
 
 @both
 @pytest.mark.parametrize("words", ["", "[[cut=1]]", "[[cut=2]]", "[[stall=2]]"])
-def test_answer_goes_on_once_the_question_is_answered_on_the_page(
-    server: ChatUI, ask: TurnRequest, caplog: pytest.LogCaptureFixture, words: str
-) -> None:
+def test_answer_goes_on_once_the_question_is_answered_on_the_page(server, ask, caplog, words):
     """Also where the connection breaks around the question."""
     with meanwhile(ask, f"[[elicit]] {words}", web_search=True) as answer:
         wait_for(lambda: answer.done() or "Which city do you mean?" in caplog.text)
@@ -27,9 +24,7 @@ def test_answer_goes_on_once_the_question_is_answered_on_the_page(
 
 
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
-def test_question_is_shown_on_the_command_line_with_its_page(
-    server: ChatUI, way: tuple[str, ...]
-) -> None:
+def test_question_is_shown_on_the_command_line_with_its_page(server, way):
     with meanwhile(run, *ASK, *way, "[[elicit]]") as command:
         wait_for(lambda: server.elicitations)
         server.reply(city="Rome")
@@ -41,12 +36,12 @@ def test_question_is_shown_on_the_command_line_with_its_page(
     assert entry["response"] == ROME
 
 
-def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server: ChatUI) -> None:
+def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server):
     server.elicitation_timeout = 0.2
     assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
 
 
-def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server: ChatUI) -> None:
+def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server):
     with meanwhile(run, *ASK, "[[elicit]] [[die=0]]") as command:
         wait_for(lambda: server.elicitations)
         server.reply(city="Rome")
@@ -56,9 +51,7 @@ def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server: Chat
 
 
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=" ".join)
-def test_question_that_ends_the_run_is_an_error_with_the_page(
-    server: ChatUI, way: tuple[str, ...]
-) -> None:
+def test_question_that_ends_the_run_is_an_error_with_the_page(server, way):
     run("-m", "hf-llama", "one")
     shown = run("-c", *ASK, *way, "[[elicit_ends]]", status=1)
     assert shown.stdout.startswith("Let me ask.")

@@ -9,27 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import helpers as h
 import llm
 import pytest
 from chat_ui import ChatUI, Fault
-from helpers import (
-    QWEN,
-    TurnRequest,
-    ask_async,
-    ask_sync,
-    both,
-    calls,
-    described,
-    failure,
-    host,
-    keys,
-    only_conversation,
-    run,
-    tree,
-    until,
-)
 
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 CAPTURE = pathlib.Path(__file__).parent / "captures" / "login_renewed.json"
 ENDED = "11111111-2222-4333-8444-555555555555"
@@ -47,33 +32,26 @@ def chat(server: ChatUI, quick: None) -> ChatUI:
 
 def logins(server: ChatUI) -> list[tuple[str, str]]:
     """The requests that belong to logins."""
-    return [call for call in calls(server) if call in LOGIN]
+    return [call for call in h.calls(server) if call in LOGIN]
 
 
 def keep(server: ChatUI, name: str = "", **cookies: str) -> None:
     """Put cookies into the key store, as somebody did some time ago."""
     names = {name.replace("_", "-"): value for name, value in cookies.items()}
-    run("keys", "set", name or f"huggingchat:{host(server)}", "--value", json.dumps(names))
+    h.run("keys", "set", name or f"huggingchat:{h.host(server)}", "--value", json.dumps(names))
 
 
-def cookies_of(name: str) -> dict[str, Any]:
-    """The cookies that the key store has under a name."""
-    return dict(json.loads(keys()[name]))
+def session_of(server: ChatUI, name: str = "") -> dict[str, Any]:
+    """The cookies that the key store has for the server, or under another name."""
+    return dict(json.loads(h.keys()[name or f"huggingchat:{h.host(server)}"]))
 
 
-def session_of(server: ChatUI) -> dict[str, Any]:
-    """The cookies that the key store has for the server."""
-    return cookies_of(f"huggingchat:{host(server)}")
-
-
-@both
-def test_prompt_makes_its_session_from_token_as_a_browser_does(
-    chat: ChatUI, ask: TurnRequest
-) -> None:
+@h.both
+def test_prompt_makes_its_session_from_token_as_a_browser_does(chat, ask):
     before = time.time()
     keep(chat, token=TOKEN, aws_waf_token="w")
     assert ask("hello").text() == "You said: hello"
-    assert calls(chat)[:4] == [*LOGIN, ("POST", "/conversation")]
+    assert h.calls(chat)[:4] == [*LOGIN, ("POST", "/conversation")]
     recorded = json.loads(CAPTURE.read_text())["exchanges"][:3]
     steps = [request for request in chat.log if (request.method, request.path) in LOGIN]
     assert [set(step.cookies) - {"aws-waf-token"} for step in steps] == [
@@ -87,55 +65,46 @@ def test_prompt_makes_its_session_from_token_as_a_browser_does(
     assert logins(chat) == LOGIN
 
 
-def test_prompts_go_on_when_the_session_has_ended(chat: ChatUI) -> None:
+def test_prompts_go_on_when_the_session_has_ended(chat):
     keep(chat, hf_chat=ENDED, token=TOKEN)
-    first = ask_sync("one")
-    assert calls(chat).count(("POST", "/conversation")) == 2  # the first was sent to a login
+    first = h.ask_sync("one")
+    assert h.calls(chat).count(("POST", "/conversation")) == 2  # the first was sent to a login
     chat.sessions.clear()
     chat.log.clear()
-    assert ask_sync("two", after=first).text() == "You said: two"
-    id = only_conversation(chat).id
+    assert h.ask_sync("two", after=first).text() == "You said: two"
+    id = h.only_conversation(chat).id
     message = ("POST", f"/conversation/{id}")
-    assert calls(chat)[:5] == [message, *LOGIN, message]  # it is known that it did not arrive
-    assert tree(chat, id) == {"one": {"two": {}}}
+    assert h.calls(chat)[:5] == [message, *LOGIN, message]  # it is known that it did not arrive
+    assert h.tree(chat, id) == {"one": {"two": {}}}
     assert session_of(chat)["hf-chat"] in chat.sessions
 
 
-def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(
-    chat: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(chat, monkeypatch):
     monkeypatch.setattr(limits, "id_timeout", 0.1)
     keep(chat, token=TOKEN)
-    first = ask_async("one [[nofetch]]")
-    assert "message_id" not in described(first)
-    conversation = only_conversation(chat)
+    first = h.ask_async("one [[nofetch]]")
+    assert "message_id" not in h.described(first)
+    conversation = h.only_conversation(chat)
     conversation.words.clear()
     chat.sessions.clear()
-    ask_async("two", after=first, model="hf-qwen")  # reads it, changes it, and goes on in it
-    assert tree(chat, conversation.id) == {"one [[nofetch]]": {"two": {}}}
-    assert conversation.model == QWEN
+    h.ask_async("two", after=first, model="hf-qwen")  # reads it, changes it, and goes on in it
+    assert h.tree(chat, conversation.id) == {"one [[nofetch]]": {"two": {}}}
+    assert conversation.model == h.QWEN
     chat.conversations.clear()  # and the other way round
-    ask_sync("three", after=first)
+    h.ask_sync("three", after=first)
     assert len(chat.conversations) == 1
     assert logins(chat) == 2 * LOGIN
 
 
 @pytest.mark.parametrize("path", ["/login", "/login/callback"])
-def test_login_that_leads_nowhere_wants_a_person(chat: ChatUI, path: str) -> None:
+def test_login_that_leads_nowhere_wants_a_person(chat, path):
     keep(chat, hf_chat=ENDED, token=TOKEN)
-    places = [
-        "",
-        "/chat/login",
-        "login",
-        "http://[",
-        "http://127.0.0.1\t:1/",
-        "javascript:alert(1)",
-    ]
+    places = ["", "/chat/login", "login", "http://[", "http://127.0.0.1\t:1/", "javascript:x"]
     no = [Fault(status=302, headers=(("location", place),)) for place in places]
     for fault in (*no, Fault(status=403, content_type="text/plain")):
         chat.log.clear()
         chat.faults["GET", path] = [fault] * 99
-        said = failure("-m", "hf-llama", "hello")
+        said = h.failure("-m", "hf-llama", "hello")
         assert f"{chat.url}/login" in said
         assert "llm huggingchat login" in said
         assert TOKEN not in said
@@ -144,18 +113,18 @@ def test_login_that_leads_nowhere_wants_a_person(chat: ChatUI, path: str) -> Non
     assert session_of(chat) == {"hf-chat": ENDED, "token": TOKEN}
 
 
-def test_prompts_at_the_same_time_share_one_session(chat: ChatUI) -> None:
+def test_prompts_at_the_same_time_share_one_session(chat):
     async def work() -> list[str]:
         prompts = [llm.get_async_model("hf-llama").prompt(f"{n}") for n in range(12)]
         leaving = asyncio.ensure_future(llm.get_async_model("hf-llama").prompt("x").text())
         others = asyncio.gather(*(prompt.text() for prompt in prompts))
-        await until(lambda: calls(chat))
+        await h.until(lambda: h.calls(chat))
         leaving.cancel()  # the others still get their session
         return await others
 
     def threads(**key: Any) -> None:
         with ThreadPoolExecutor(4) as pool:
-            said = list(pool.map(lambda n: ask_sync(f"{n}", **key).text(), range(4)))
+            said = list(pool.map(lambda n: h.ask_sync(f"{n}", **key).text(), range(4)))
         assert said == [f"You said: {n}" for n in range(4)]
 
     keep(chat, hf_chat=ENDED, token=TOKEN)
@@ -168,58 +137,48 @@ def test_prompts_at_the_same_time_share_one_session(chat: ChatUI) -> None:
     assert logins(chat) == LOGIN * 3
 
 
-def test_session_that_another_process_has_made_is_used(chat: ChatUI) -> None:
+def test_session_that_another_process_has_made_is_used(chat):
     ours = f"hf-chat={ENDED}; token={TOKEN}"
     chat.sessions["theirs"] = ("ada", TOKEN)
     keep(chat, hf_chat="theirs", token=TOKEN)
-    assert ask_sync("hello", key=ours).text() == "You said: hello"
+    assert h.ask_sync("hello", key=ours).text() == "You said: hello"
     assert logins(chat) == []
     chat.sessions.clear()  # theirs has ended as well
-    ask_sync("again")
+    reset()
+    h.ask_sync("again", key=ours)
     assert logins(chat) == LOGIN
     assert session_of(chat)["hf-chat"] in chat.sessions
 
 
-def test_kept_session_that_has_ended_too_is_made_anew(chat: ChatUI) -> None:
-    keep(chat, hf_chat=ENDED.replace("1", "6"), token=TOKEN)
-    key = f"hf-chat={ENDED}; token={TOKEN}"
-    assert ask_sync("hello", key=key).text() == "You said: hello"
-    assert logins(chat) == LOGIN
-
-
-def test_new_session_is_kept_where_the_old_one_was(chat: ChatUI) -> None:
+def test_new_session_is_kept_where_the_old_one_was(chat):
     chat.tokens["t-bob"] = "bob"
     keep(chat, hf_chat=ENDED, token="t-bob")
     keep(chat, hf_chat="x", token=TOKEN, name="work")
     keep(chat, hf_chat=ENDED, token=TOKEN, name="huggingchat:other.example")
     for name in ("mine", "ours"):
         keep(chat, hf_chat=ENDED, token=TOKEN, aws_waf_token="w", name=name)
-    run("keys", "set", "openai", "--value", f"sk-{TOKEN}")
-    before = keys()
-    run("-m", "hf-llama", "hello", "--key", "mine")
-    assert only_conversation(chat).session == "ada"
-    assert cookies_of("mine") == cookies_of("ours")
-    assert chat.sessions[cookies_of("mine")["hf-chat"]] == ("ada", TOKEN)
-    assert cookies_of("mine")["aws-waf-token"] == "w"
-    changed = {name for name, value in keys().items() if value != before[name]}
+    h.run("keys", "set", "openai", "--value", f"sk-{TOKEN}")
+    before = h.keys()
+    h.run("-m", "hf-llama", "hello", "--key", "mine")
+    assert h.only_conversation(chat).session == "ada"
+    mine = session_of(chat, "mine")
+    assert mine == session_of(chat, "ours")
+    assert chat.sessions[mine["hf-chat"]] == ("ada", TOKEN)
+    assert mine["aws-waf-token"] == "w"
+    changed = {name for name, value in h.keys().items() if value != before[name]}
     assert changed == {"mine", "ours"}
 
 
-PAGE = b"<!DOCTYPE html><title>Human Verification</title><script>x-secret</script>"
 CHALLENGE = Fault(status=202, body=b"", headers=(("X-Amzn-Waf-Action", "challenge"),))
-CAPTCHA = Fault(status=405, body=PAGE, headers=(("x-amzn-waf-action", "captcha"),))
-NETWORK = Fault(status=403, body=PAGE)
-WALLS = pytest.mark.parametrize("wall", [CHALLENGE, CAPTCHA, NETWORK], ids=lambda w: str(w.status))
+NETWORK = Fault(status=403, body=b"<!DOCTYPE html><script>x-secret</script>")
 BROWSER = "LLM_HUGGINGCHAT_IMPERSONATE"
 
 
-@WALLS
+@pytest.mark.parametrize("wall", [CHALLENGE, NETWORK], ids=["202", "403"])
 @pytest.mark.parametrize("path", ["/conversation", "/conversation/?*"])
-def test_prompt_that_a_firewall_refused_says_what_helps(
-    server: ChatUI, wall: Fault, path: str
-) -> None:
+def test_prompt_that_a_firewall_refused_says_what_helps(server, wall, path):
     server.faults["POST", path] = [wall]
-    said = failure("-m", "hf-llama", "hello")
+    said = h.failure("-m", "hf-llama", "hello")
     for words in ("firewall", f"HTTP {wall.status}", BROWSER, "chrome", "aws-waf-token"):
         assert words in said
     assert "x-secret" not in said
@@ -227,39 +186,35 @@ def test_prompt_that_a_firewall_refused_says_what_helps(
 
 
 @pytest.mark.parametrize("path", ["/conversation/?*", "/api/v2/conversations/?*"])
-def test_firewall_does_not_make_a_conversation_disappear(server: ChatUI, path: str) -> None:
-    first = ask_sync("one")
+def test_firewall_does_not_make_a_conversation_disappear(server, path):
+    first = h.ask_sync("one")
     server.faults["POST", path] = server.faults["PATCH", path] = [NETWORK]
     with pytest.raises(llm.ModelError, match="firewall"):
-        ask_sync("two", after=first, model="hf-qwen")
+        h.ask_sync("two", after=first, model="hf-qwen")
     assert len(server.conversations) == 1
 
 
-def test_firewalls_cookie_goes_to_its_host_alone(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_firewalls_cookie_goes_to_its_host_alone(server, monkeypatch):
     keep(server, hf_chat="s", aws_waf_token="waf:1/a")
-    run("-m", "hf-llama", "hello")
-    run("huggingchat", "refresh")
+    h.run("-m", "hf-llama", "hello")
+    h.run("huggingchat", "refresh")
     assert {request.cookies.get("aws-waf-token") for request in server.log} == {"waf:1/a"}
     public = [request for request in server.log if request.path == "/api/v2/models"]
     assert public
     assert all(set(request.cookies) == {"aws-waf-token"} for request in public)
     with ChatUI() as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
-        run("-m", "hf-llama", "hello")
-        run("huggingchat", "refresh")
+        h.run("-m", "hf-llama", "hello")
+        h.run("huggingchat", "refresh")
         assert not any("aws-waf-token" in request.cookies for request in other.log)
 
 
 @pytest.mark.parametrize(
     ("name", "agent"), [("chrome", "Chrome/"), ("firefox", "Firefox/"), ("safari", "Version/")]
 )
-def test_requests_are_as_the_pages_own(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, name: str, agent: str
-) -> None:
+def test_requests_are_as_the_pages_own(server, monkeypatch, name, agent):
     monkeypatch.setenv(BROWSER, name)
-    assert ask_sync("hello").text() == "You said: hello"
+    assert h.ask_sync("hello").text() == "You said: hello"
     origin = server.url.removesuffix("/chat")
     common = {
         "accept": "*/*",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import llm
 import pytest
 from chat_ui import ChatUI
-from helpers import TurnRequest, ask_sync, both, calls, failure, on_a_terminal, parts, run, sends
+from helpers import ask_sync, both, calls, failure, on_a_terminal, parts, run, sends
 
 from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
@@ -21,7 +20,7 @@ def selected(server: ChatUI) -> list[Any]:
     return [request.data and request.data["selectedMcpServerNames"] for request in sends(server)]
 
 
-def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
+def test_only_tools_that_are_asked_for_are_selected(server):
     cases: list[tuple[dict[str, Any], list[str]]] = [
         ({}, []),
         ({"tools": [WebSearch()]}, [SEARCH]),
@@ -36,7 +35,7 @@ def test_only_tools_that_are_asked_for_are_selected(server: ChatUI) -> None:
     assert selected(server) == [names for _, names in cases]
 
 
-def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server: ChatUI) -> None:
+def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server):
     ask_sync("[[tool]]", web_search=True)
     (id,) = server.conversations
     first = [("GET", "/api/mcp/servers"), ("POST", "/conversation")]
@@ -49,40 +48,29 @@ def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server
 
 
 @pytest.mark.parametrize("way", [(), ("--async",)], ids=["sync", "async"])
-def test_continued_conversation_keeps_its_tools(server: ChatUI, way: tuple[str, ...]) -> None:
+def test_continued_conversation_keeps_its_tools(server, way):
     run("-m", "hf-llama", "-T", "WebSearch", "one", *way)
     run("-c", "two", *way)
     run("-c", "three", "-T", "HuggingFace", *way)
     assert selected(server) == [[SEARCH], [SEARCH], [HUB]]
 
 
-def test_own_server_is_selected_by_its_address(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_server_is_selected_by_its_address(server, monkeypatch):
     monkeypatch.setenv("MCP_SECRET", "sesame")
     headers = {"Authorization": "Bearer $MCP_SECRET", "X-Team": "docs"}
-    mine, namesake = (
-        MCP("https://mcp.example/x", "Mine", headers),
-        MCP("https://a.example/", "Mine"),
-    )
+    mine = MCP("https://mcp.example/x", "Mine", headers)
+    namesake = MCP("https://a.example/", "Mine")
     ask_sync("[[tool]]", tools=[mine, namesake, WebSearch(), mine])
     first, second = sends(server)[0].data["selectedMcpServers"]  # type: ignore[index]
-    assert first == {
-        "name": "Mine",
-        "url": "https://mcp.example/x",
-        "headers": [
-            {"key": "Authorization", "value": "Bearer sesame"},
-            {"key": "X-Team", "value": "docs"},
-        ],
-    }
+    assert (first["name"], first["url"]) == ("Mine", "https://mcp.example/x")
+    sent = [(header["key"], header["value"]) for header in first["headers"]]
+    assert sent == [("Authorization", "Bearer sesame"), ("X-Team", "docs")]
     assert second["url"] == "https://a.example/"
     assert second["name"] not in ("Mine", SEARCH)  # of two with one name, chat-ui keeps the last
     assert sorted(selected(server)[0]) == sorted(["Mine", second["name"], SEARCH])
 
 
-def test_secrets_of_an_own_server_are_sent_but_never_logged(
-    server: ChatUI, monkeypatch: pytest.MonkeyPatch, user_path: pathlib.Path
-) -> None:
+def test_secrets_of_an_own_server_are_sent_but_never_logged(server, monkeypatch, user_path):
     monkeypatch.setenv("MCP_SECRET", "sesame-sesame")
     tool = 'MCP(url="https://mcp.example/x?k=$MCP_SECRET", headers={"X-Key": "Bearer $MCP_SECRET"})'
     run("-m", "hf-llama", "-T", tool, "[[tool]] one")
@@ -124,15 +112,13 @@ MIXED = [
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("words", ["", "[[noise]]", "[[split]]", "[[cut=4,2]]", "[[cut=9]]"])
 @both
-def test_parts_come_in_their_order_whatever_the_connection_does(
-    server: ChatUI, ask: TurnRequest, words: str
-) -> None:
+def test_parts_come_in_their_order_whatever_the_connection_does(server, ask, words):
     response = ask(f"[[tools]] {words}", tools=[WebSearch(), HuggingFace()])
     assert parts(response) == MIXED
     assert len(sends(server)) == 1
 
 
-def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
+def test_tool_that_fails_does_not_fail_the_answer(server):
     response = ask_sync("[[tool_error]]", web_search=True)
     assert parts(response) == [
         {"type": "text", "text": "Let me look that up."},
@@ -142,13 +128,13 @@ def test_tool_that_fails_does_not_fail_the_answer(server: ChatUI) -> None:
     ]
 
 
-def test_name_of_a_tool_is_one_line(server: ChatUI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_of_a_tool_is_one_line(server, monkeypatch):
     monkeypatch.setattr("chat_ui_runs.tool_name", lambda server: "one\ntwo")
     found = parts(ask_sync("[[tool]]", web_search=True))
     assert [part["name"] for part in found if "name" in part] == ["one two", "one two"]
 
 
-def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server: ChatUI) -> None:
+def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server):
     prompt = ("stderr", "-m", "hf-llama", "-T", "WebSearch")
     assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")
     assert "Tool: web_search_exa failed: " in on_a_terminal(*prompt, "[[tool_error]]")
