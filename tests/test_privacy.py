@@ -28,6 +28,7 @@ from helpers import (
     kept_files,
     make_logs,
     meanwhile,
+    only_conversation,
     run,
     sends,
     soon,
@@ -38,7 +39,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llm_huggingchat
-from llm_huggingchat import ArtifactFilter, find_document, limits, read_pairs, reset
+from llm_huggingchat import (
+    ArtifactFilter,
+    ToolCallFilter,
+    find_document,
+    find_in,
+    limits,
+    parse_cookies,
+    read_pairs,
+    reset,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -189,6 +199,7 @@ def test_refused_file_is_written_nowhere_and_a_broken_one_again(
 # --- a hostile server -----------------------------------------------------------------
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+LOGGED_CONTROLS = re.compile(r"[\x00\x07\x1b\x9b]")
 
 
 def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
@@ -218,17 +229,44 @@ def test_words_of_the_server_move_no_cursor(server: ChatUI) -> None:
         conversation.title = evil
     assert not CONTROLS.search(run("huggingchat", "conversations").output)
     run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
-    assert not re.search(r"[\x00\x07\x1b\x9b]", run("logs", "-r").stdout)
+    assert not LOGGED_CONTROLS.search(run("logs", "-r").stdout)
+    end = [{"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"}]
+    body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=body, content_type="application/jsonl")
+    ]
+    run("-m", "hf-llama", "hello")
+    shown = run("logs", "-n", "1").stdout
+    assert "a  ]0;x[2Jevil" in shown
+    assert not LOGGED_CONTROLS.search(shown)
+
+
+def test_conversation_of_somebody_else_moves_no_cursor_in_the_logs(server: ChatUI) -> None:
+    evil = "\x1b]0;x\x07\x1b[2J\x9bevil"
+    run("-m", "hf-llama", "hello")
+    conversation = only_conversation(server)
+    wait_for(lambda: server.messages(conversation.id)[-1]["content"])
+    (llm.user_dir() / "logs.db").unlink()
+    conversation.model = conversation.preprompt = evil
+    conversation.messages[1]["content"] = evil
+    link = run("huggingchat", "share", conversation.id).stdout.strip()
+    run("huggingchat", "import", link)
+    run("-m", "hf-qwen", "-f", f"huggingchat:{link}", "Is that so?")
+    shown = run("logs", "-e", "-n", "0").stdout
+    assert shown.count("evil") > 4
+    assert not LOGGED_CONTROLS.search(shown)
 
 
 @pytest.mark.parametrize("path", ["/conversation", "/conversation/*"])
 def test_server_that_repeats_a_cookie_does_not_have_it_shown(server: ChatUI, path: str) -> None:
     use(server, COOKIES)
-    body = json.dumps({"message": f"You sent token={TOKEN}"}).encode()
-    server.faults["POST", path] = [Fault(status=400, body=body, content_type="application/json")]
-    said = failure("-m", "hf-llama", "hello")
-    assert "You sent token=(cookie)" in said
-    check_no_secret(said)
+    for before, shown in (("You sent", "You sent token=(cookie)"), ("x" * 280, "token=…")):
+        body = json.dumps({"message": f"{before} token={TOKEN}"}).encode()
+        fault = Fault(status=400, body=body, content_type="application/json")
+        server.faults["POST", path] = [fault]
+        said = failure("-m", "hf-llama", "hello")
+        assert shown in said
+        check_no_secret(said)
 
 
 def test_texts_without_end_are_read_once() -> None:
@@ -236,8 +274,14 @@ def test_texts_without_end_are_read_once() -> None:
     size = 100_000
     assert read_pairs("<old_str>" * size + "</old_str><new_str>") == []
     assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
+    cut = '{"a": "' + '\\"' * size
+    assert "it is not valid JSON" in find_document(cut, lambda value: "wrong")[1]
     shown, tags = ArtifactFilter(), "<artifact " * (size // 20)
     assert shown.feed(tags) + shown.end() == tags
+    calls, tags = ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
+    assert (calls.feed(tags), calls.end()) == ("", (tags, []))
+    assert find_in("<" * size, "<p>") is None
+    assert parse_cookies(f"token={TOKEN}" + "\n" * size + "x").token == TOKEN
 
 
 JUNK = b"x" * 65_536
