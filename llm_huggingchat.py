@@ -464,7 +464,7 @@ _PAIR = (
     r"""(?:"([^"]*)"|'([^']*)'|([^;\s"']*))"""
 )
 # What a text says its cookies are for: Firefox's copy of a cookie, and a curl command.
-_SAID_HOST = r"""(?im)^\s*(?:Domain:\s*"?|curl\b[^\n]*?https?://)([^\s"'/?#]+)"""
+_SAID_HOST = r"""(?im)^[ \t]*(?:Domain:\s*"?|curl\b[^\n]*?https?://)([^\s"'/?#]+)"""
 WHERE_TOKEN_IS = "Copy the value of the cookie named 'token' from your browser's developer tools."
 
 
@@ -1343,10 +1343,10 @@ def _beginning_of(word: str) -> str:
 
 # A tag, or what a text may end with of one. Models double the bracket. A tag with more than
 # 2,000 characters of attributes is text. The line end before a closing tag is no content.
-_OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000})>"
+_OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000}+)>"
 _OPENING = (
     rf"(?ai){_OPENING_TAG}"
-    rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}))?\Z"
+    rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}+))?\Z"
 )
 _CLOSING = (
     r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
@@ -1378,7 +1378,7 @@ class OpeningTag(msgspec.Struct, frozen=True):
 
 def opening_tag(attributes: str) -> OpeningTag:
     """The opening tag with these attributes, as they stand in it."""
-    found = re.findall(r'([\w-]+)\s*=\s*"([^"]*)"', attributes)
+    found = re.findall(r'(?<![\w-])([\w-]+)\s*=\s*"([^"]*)"', attributes)
     given = {name.lower(): value for name, value in found}
     type = given.get("type", "").strip().lower()
     kind = _KINDS.get(type, "code")
@@ -1578,7 +1578,8 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
     if (at := content.find(wanted)) >= 0:
         return at, at + len(wanted)
     words = [
-        "<+".join(map(re.escape, re.split("<+", word))) for word in re.split(r"\s+", wanted.strip())
+        "(?<!<)<+".join(map(re.escape, re.split("<+", word)))
+        for word in re.split(r"\s+", wanted.strip())
     ]
     match = re.search(r"\s+".join(words), content) if any(words) else None
     return match.span() if match else None
@@ -1841,7 +1842,8 @@ class ToolCallFilter:
 
     def __init__(self, names: Iterable[str]) -> None:
         starts = "|".join(map(re.escape, ("{", "[", '"', "<function", *names)))
-        self._block = rf"{CALL}(?:\s|```\w*|{CALL})*+(?={starts})"
+        # What may lead to a block is read once, whether one follows (the group) or not.
+        self._block = rf"{CALL}(?:\s|```\w*|{CALL})*+((?={starts}))?"
         self._held = ""
 
     def feed(self, text: str) -> str:
@@ -1862,13 +1864,16 @@ class ToolCallFilter:
         text, self._held = self._held, ""
         words = ""
         calls: list[LocalToolCall] = []
-        while not interrupted and (block := re.search(self._block, text)):
+        while not interrupted and (block := self._next_block(text)):
             words = _joined(words, text[: block.start()])
             found, text = _read_block(text[block.end() :])
             calls += found
         if calls and not text.strip():
             return words.rstrip(), calls
         return _joined(words, text), calls
+
+    def _next_block(self, text: str) -> re.Match[str] | None:
+        return next((each for each in re.finditer(self._block, text) if each[1] is not None), None)
 
 
 def _joined(before: str, after: str) -> str:
@@ -1905,7 +1910,7 @@ def _local_call(value: Any) -> LocalToolCall:
     if arguments and not isinstance(arguments, dict):
         return _malformed(_printable_json(value), 'its "arguments" are not an object')
     arguments = json.loads(_printable_json(arguments or {}))
-    return LocalToolCall(join_surrogates(name), arguments)
+    return LocalToolCall(one_line(join_surrogates(name)), arguments)
 
 
 def _malformed(text: str, problem: str) -> LocalToolCall:
@@ -1962,18 +1967,20 @@ def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
 
 def _end_of_broken(text: str, at: int) -> int:
     """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
-    fence = re.compile(r"(?m)^[ \t]*```").search(text, at)
-    end = fence.start() if fence else len(text)
+    end = len(text)
     opened: list[str] = []
-    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"|[{}\[\]]').finditer(text, at, end):
+    # A string without end goes on to the end of the text, so that it is read only once.
+    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"?|[{}\[\]]').finditer(text, at):
         if token[0] in "{[":
             opened.append(token[0])
         elif token[0] in "}]":  # brackets inside may have been forgotten
             while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
                 pass
             if not opened:
-                return token.end()
-    return end
+                end = token.end()
+                break
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, at, end)
+    return fence.start() if fence else end
 
 
 # --- history: llm's messages -> what to send, and after which message -----------------
@@ -2479,6 +2486,8 @@ def tool_call_events(
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
     text = _printable_json(arguments)
+    if executed:  # of controls, JSON escapes these; a local tool gets what the model means
+        text = without_controls(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
         StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
@@ -3203,6 +3212,8 @@ class Credentials(msgspec.Struct, frozen=True):
         """`text` from outside, in which no value of a cookie is left."""
         for value in self.cookies.pairs().values() if self.cookies else ():
             text = text.replace(value, "(cookie)")
+            if text.endswith("…"):  # where it was cut, a value may begin
+                text = text[: len(text) - 1 - _overlap(text[:-1], value)] + "…"
         return text
 
     @property
@@ -3967,6 +3978,7 @@ async def transcribe_recording(
         )
     except (ConnectionLost, HttpError) as error:
         said = error.response.message if isinstance(error, HttpError) else ""
+        said = credentials.without_cookies(said)
         if said.startswith("Transcription"):
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
@@ -4519,7 +4531,7 @@ def _loggable_url(url: str) -> str:
     if not re.match(r"https?://[^/?#@\\]+([/?]|$)", url) or "#" in url:
         return _only_names(url)
     address, mark, query = url.partition("?")
-    pairs = [p.partition("=") if "=" in p else ("", "", p) for p in query.split("&")]
+    pairs = [p.partition("=") if "=" in p.rstrip("=") else ("", "", p) for p in query.split("&")]
     return address + mark + "&".join(name + equals + _only_names(v) for name, equals, v in pairs)
 
 
@@ -4890,7 +4902,7 @@ class Turn:
         if generation_id == result.generation_id:  # else a repair has begun
             answer = found.answer_of(generation_id)
             result.message_id = answer.id if answer else None
-            result.model = found.model or result.model
+            result.model = one_line(found.model, 200) or result.model
             self._client.models[id] = result.model
 
     def _raise_for_outcome(self, run: Run) -> None:
@@ -5523,7 +5535,7 @@ def _is_said(message: StoredMessage) -> bool:
 
 def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
     """A stored question as llm's message; its files become the addresses they have."""
-    text = join_surrogates(message.content)
+    text = without_controls(join_surrogates(message.content))
     files: list[Part] = [
         AttachmentPart(
             attachment=llm.Attachment(
@@ -5700,7 +5712,8 @@ class Importer:
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            return [Message("system", [TextPart(text=tree.preprompt)])] if tree.preprompt else []
+            preprompt = without_controls(tree.preprompt)
+            return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -6635,7 +6648,8 @@ def load_conversation(name: str) -> llm.Fragment:
     tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
     if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
-    return llm.Fragment(to_markdown(tree, for_model=True), source=tree.ref.page)
+    text = without_controls(to_markdown(tree, for_model=True))
+    return llm.Fragment(text, source=tree.ref.page)
 
 
 # Artifacts

@@ -22,7 +22,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import llm_huggingchat
-from llm_huggingchat import ArtifactFilter, find_document, limits, read_pairs, reset
+from llm_huggingchat import (
+    ArtifactFilter,
+    ToolCallFilter,
+    find_document,
+    find_in,
+    limits,
+    parse_cookies,
+    read_pairs,
+    reset,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -140,6 +149,7 @@ def test_refused_file_is_written_nowhere_and_a_broken_one_again(server, tmp_path
 # --- a hostile server -----------------------------------------------------------------
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+LOGGED_CONTROLS = re.compile(r"[\x00\x07\x1b\x9b]")
 
 
 def test_words_of_the_server_move_no_cursor(server):
@@ -169,17 +179,44 @@ def test_words_of_the_server_move_no_cursor(server):
         conversation.title = evil
     assert not CONTROLS.search(h.run("huggingchat", "conversations").output)
     h.run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
-    assert not re.search(r"[\x00\x07\x1b\x9b]", h.run("logs", "-r").stdout)
+    assert not LOGGED_CONTROLS.search(h.run("logs", "-r").stdout)
+    end = [{"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"}]
+    body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
+    server.faults["POST", "/conversation/*"] = [
+        Fault(status=200, body=body, content_type="application/jsonl")
+    ]
+    h.run("-m", "hf-llama", "hello")
+    shown = h.run("logs", "-n", "1").stdout
+    assert "a  ]0;x[2Jevil" in shown
+    assert not LOGGED_CONTROLS.search(shown)
+
+
+def test_conversation_of_somebody_else_moves_no_cursor_in_the_logs(server):
+    evil = "\x1b]0;x\x07\x1b[2J\x9bevil"
+    h.run("-m", "hf-llama", "hello")
+    conversation = h.only_conversation(server)
+    h.wait_for(lambda: server.messages(conversation.id)[-1]["content"])
+    (llm.user_dir() / "logs.db").unlink()
+    conversation.model = conversation.preprompt = evil
+    conversation.messages[1]["content"] = evil
+    link = h.run("huggingchat", "share", conversation.id).stdout.strip()
+    h.run("huggingchat", "import", link)
+    h.run("-m", "hf-qwen", "-f", f"huggingchat:{link}", "Is that so?")
+    shown = h.run("logs", "-e", "-n", "0").stdout
+    assert shown.count("evil") > 4
+    assert not LOGGED_CONTROLS.search(shown)
 
 
 @pytest.mark.parametrize("path", ["/conversation", "/conversation/*"])
 def test_server_that_repeats_a_cookie_does_not_have_it_shown(server, path):
     h.use(server, h.COOKIES)
-    body = json.dumps({"message": f"You sent token={h.TOKEN}"}).encode()
-    server.faults["POST", path] = [Fault(status=400, body=body, content_type="application/json")]
-    said = h.failure("-m", "hf-llama", "hello")
-    assert "You sent token=(cookie)" in said
-    check_no_secret(said)
+    for before, shown in (("You sent", "You sent token=(cookie)"), ("x" * 280, "token=…")):
+        body = json.dumps({"message": f"{before} token={h.TOKEN}"}).encode()
+        fault = Fault(status=400, body=body, content_type="application/json")
+        server.faults["POST", path] = [fault]
+        said = h.failure("-m", "hf-llama", "hello")
+        assert shown in said
+        check_no_secret(said)
 
 
 def test_texts_without_end_are_read_once():
@@ -187,8 +224,14 @@ def test_texts_without_end_are_read_once():
     size = 100_000
     assert read_pairs("<old_str>" * size + "</old_str><new_str>") == []
     assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
+    cut = '{"a": "' + '\\"' * size
+    assert "it is not valid JSON" in find_document(cut, lambda value: "wrong")[1]
     shown, tags = ArtifactFilter(), "<artifact " * (size // 20)
     assert shown.feed(tags) + shown.end() == tags
+    calls, tags = ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
+    assert (calls.feed(tags), calls.end()) == ("", (tags, []))
+    assert find_in("<" * size, "<p>") is None
+    assert parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
 
 
 @pytest.mark.parametrize(

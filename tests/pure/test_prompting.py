@@ -68,6 +68,7 @@ def calling(name: str, arguments: str) -> str:
         (calling("add", json.dumps(ODD_ARGUMENTS)), "", [("add", ODD_ARGUMENTS)]),
         (calling("add", r'{"a": "\ud83d"}'), "", [("add", {"a": "�"})]),
         (calling("nobody", "{}"), "", [("nobody", {})]),
+        (calling(r"no\u001b[2J\nbody", "{}"), "", [("no[2J body", {})]),
     ],
 )
 def test_calls_as_models_write_them(text, words, calls):

@@ -94,8 +94,8 @@ def test_wrong_argument_is_one_line(text):
 @pytest.mark.parametrize(
     "tool",
     [
-        *(MCP(f"{URL}?{query}") for query in ("key=sesame", "key=sesame==", "sesame")),
-        *(MCP(url) for url in ("https://user:sesame@mcp.example/x", "sesame")),
+        *(MCP(f"{URL}?{query}") for query in ("key=sesame", "key=sesame==", "sesame=")),
+        *(MCP(url) for url in ("https://user:sesame@mcp.example/x", "sesame", f"{URL}?sesame")),
         MCP(URL, headers={"X-Key": "sesame"}),
     ],
 )
