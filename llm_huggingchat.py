@@ -4834,6 +4834,7 @@ class Turn:
         if plan.parent:
             message_id = await find_answer(client, credentials, plan.parent, model)
         client.models[id] = model
+        credentials = await client.sessions.ready(credentials)
         generation_id = result.generation_id = str(uuid.uuid4())
         message = write_message(
             request,
