@@ -4863,6 +4863,7 @@ class Turn:
         if plan.parent:
             message_id = await find_answer(client, credentials, plan.parent, model)
         client.models[id] = model
+        credentials = await client.sessions.ready(credentials)
         generation_id = result.generation_id = str(uuid.uuid4())
         message = write_message(
             request,
@@ -5594,8 +5595,8 @@ def ulid_of(time: datetime.datetime | None, *names: str) -> str:
     """An id that sorts by its time, as llm's do, and is always the same for the same names."""
     from ulid import ULID
 
-    time = time or datetime.datetime.now(datetime.UTC)
-    milliseconds = max(int(time.timestamp() * 1000), 0)
+    now = datetime.datetime.now(datetime.UTC)  # a later time would come after all that follows
+    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
     digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
     return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 

@@ -238,6 +238,17 @@ def test_conversation_of_another_time_is_imported(logged_in):
     }
 
 
+def test_what_is_imported_from_a_clock_ahead_does_not_stay_the_latest(logged_in: ChatUI) -> None:
+    """llm goes by its ids, which begin with the time."""
+    id = Web(logged_in).begin("one")
+    logged_in.messages(id)  # they are stored
+    for each in logged_in.conversations[id].messages:
+        each["createdAt"] = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    command("import", id)
+    ask("-m", "hf-llama", "two")
+    assert ("user", "one") not in seen(ask("-c", "[[history]]"))
+
+
 @pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
 def test_messages_that_are_none_are_told(logged_in, messages):
     id = stored(logged_in, messages=messages)

@@ -79,6 +79,18 @@ def test_prompts_go_on_when_the_session_has_ended(chat):
     assert session_of(chat)["hf-chat"] in chat.sessions
 
 
+@pytest.mark.parametrize("key", [f"token={h.TOKEN}", f"hf-chat={ENDED}; token={h.TOKEN}"])
+def test_session_that_is_not_kept_is_made_anew_whenever_it_ends(chat, monkeypatch, key):
+    """A process that runs for weeks has its cookies from the environment."""
+    monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", key)
+    answer = h.ask_sync("one")
+    for text in ("two", "three"):
+        chat.sessions.clear()
+        answer = h.ask_sync(text, after=answer)
+        assert answer.text() == f"You said: {text}"
+    assert logins(chat) == LOGIN * 3
+
+
 def test_conversation_of_an_ended_session_is_not_taken_for_a_deleted_one(chat, monkeypatch):
     monkeypatch.setattr(limits, "id_timeout", 0.1)
     keep(chat, token=TOKEN)
