@@ -78,6 +78,12 @@ def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server: ChatUI
     assert "nothing changed" in command("refresh").stdout
 
 
+def test_list_of_models_may_be_longer_than_the_service_s(server: ChatUI) -> None:
+    about = {"description": "words " * 100}
+    server.models = [server.models[1] | about | {"id": f"own/m-{n}"} for n in range(250)]
+    assert "250 models on" in command("refresh").stdout
+
+
 def test_models_are_listed_without_a_request(server: ChatUI) -> None:
     result = command("models")
     assert "huggingchat/omni (hf-omni): images, tools, artifacts, router\n" in result.stdout

@@ -20,6 +20,7 @@ from helpers import (
     both,
     calls,
     described,
+    failure,
     host,
     kept,
     keys,
@@ -393,3 +394,10 @@ def test_anonymous_session_is_kept_for_the_next_process(server: ChatUI) -> None:
     reset()
     run("-c", "two")
     assert tree(server, only_conversation(server).id) == {"one": {"two": {}}}
+
+
+def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(
+    guarded: ChatUI,
+) -> None:
+    assert "requires a login" in failure("-m", "hf-llama", "one")
+    assert f"huggingchat:{host(guarded)}" not in keys()

@@ -163,6 +163,7 @@ def test_system_prompt_is_told_once(before, preprompt, text):
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
+        assert make_plan(later, URL, system="Sing").text == earlier("System: Sing") + "\n\nagain"
 
 
 # --- calls of local tools -------------------------------------------------------------
