@@ -150,6 +150,9 @@ def test_all_else_of_the_account_stays(logged_in: ChatUI) -> None:
     untouched = before.keys() - {"providerOverrides"}
     assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
     assert after.keys() == SETTINGS.keys()
+    logged_in.sessions.clear()  # who is not logged in gets the defaults
+    settings(R1, "--provider", "fastest")
+    assert logged_in.settings["ada"]["customPrompts"] == {LLAMA: "Be brief"}
 
 
 def test_provider_that_the_model_does_not_have(logged_in: ChatUI) -> None:
