@@ -8,7 +8,7 @@ import time
 import uuid
 
 import pytest
-from chat_ui import SETTINGS, ChatUI
+from chat_ui import SETTINGS, ChatUI, Fault
 from cli import COOKIES, LLAMA, NO_ID, SESSION, TOKEN, command, refused
 from helpers import calls, host, run, use
 
@@ -158,6 +158,12 @@ def test_all_else_of_the_account_stays(logged_in: ChatUI) -> None:
 def test_provider_that_the_model_does_not_have(logged_in: ChatUI) -> None:
     assert "has no provider 'a b'" in refused("settings", R1, "--provider", "a b")
     assert ("POST", "/api/v2/user/settings") not in calls(logged_in)
+
+
+def test_settings_that_the_server_does_not_take_are_told(logged_in: ChatUI) -> None:
+    ignored = Fault(status=200, body=b'{"json": null}', content_type="application/json")
+    logged_in.faults["POST", "/api/v2/user/settings"] = [ignored]
+    assert "has not taken the settings" in refused("settings", R1, "--no-artifacts")
 
 
 @pytest.mark.parametrize(

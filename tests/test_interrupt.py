@@ -34,7 +34,7 @@ from helpers import (
     wait_for,
 )
 
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 LONG = f"[[tokens={2 * NEVER:.0f}]] [[delay=0.1]]"
 SILENT = f"[[wait={NEVER}]]"
@@ -89,6 +89,16 @@ def test_iterator_that_is_left_stops_the_run_where_the_reader_was(server: ChatUI
     assert answer["interrupted"]
     assert answer["content"].startswith(shown.strip())
     assert len(answer["content"]) < len(shown) + 100
+
+
+def test_iterator_that_is_left_after_the_final_answer_stops_nothing(
+    server: ChatUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "id_timeout", NEVER)
+    words = f"one [[unstreamed]] [[hold]] [[slowfetch={NEVER}]]"
+    assert next(iter(llm.get_model("hf-llama").prompt(words)))
+    reset()  # waits for stops
+    assert server.stops == []
 
 
 @pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])
