@@ -236,6 +236,12 @@ def test_run_that_was_never_stored_does_not_block_the_conversation_for_ever(
         assert ask_async("two", after=first).text() == "You said: two"
 
 
+def test_run_of_another_process_that_has_no_log_is_not_waited_for(server: ChatUI) -> None:
+    first = ask_sync(f"one [[store={NEVER}]] [[log_status=404]]")
+    reset()
+    assert ask_sync("two", after=first).text() == "You said: two"
+
+
 def test_two_threads_in_one_conversation_send_one_after_the_other(server: ChatUI) -> None:
     first = ask_sync("one")
     server.may_speak.clear()

@@ -13,6 +13,7 @@ from recorded import Follower, Given, Json, capture, follow, log_of, stream_of, 
 import llm_huggingchat
 from llm_huggingchat import (
     FENCE,
+    Answer,
     Conversation,
     Envelope,
     EventStreamDecoder,
@@ -260,6 +261,15 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
 )
 def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
     assert text_of(*tokens) == text
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_model_that_is_interrupted_calls_nothing(interrupted):
+    answer = Answer(str, PromptedFeatures((DO,)))
+    answer.add(StreamUpdate('<tool_call>{"name": "do", "arguments": {}}</tool_call>'))
+    events = answer.add(FinalAnswer("", interrupted))
+    assert [call.name for call in answer.calls] == ["do"] * (not interrupted)
+    assert any(event.type == "text" for event in events) is interrupted
 
 
 # --- what an answer knows of itself ---
