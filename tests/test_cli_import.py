@@ -156,6 +156,14 @@ def test_shared_link_is_not_copied_twice_where_the_answer_is_lost(
     assert [c.session for c in logged_in.conversations.values()].count("ada") == 1
 
 
+def test_shared_link_that_no_account_has_a_copy_of_is_not_continued_there(server: ChatUI) -> None:
+    web = Web(server, "hf-chat=s-bob")
+    command("import", web.share(web.begin("his question")))
+    result = run("-c", "[[history]] mine")
+    assert "his question" in result.stdout
+    assert result.stderr == ""
+
+
 def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in: ChatUI) -> None:
     web = Web(logged_in)
     id = web.begin()
