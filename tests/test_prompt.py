@@ -398,6 +398,12 @@ def test_login_that_ends_in_the_middle_of_a_conversation(guarded: ChatUI) -> Non
     assert tree(guarded, only_conversation(guarded).id) == {"one": {"two": {}}}
 
 
+def test_wrong_address_is_told_by_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "nonsense")
+    assert "huggingchat/" in run("models").stdout
+    assert "'nonsense' cannot be the chat server's address" in failure("-m", "hf-llama", "Hello")
+
+
 # --- the catalogue, beside a prompt ---------------------------------------------------
 
 

@@ -155,6 +155,11 @@ def test_order_of_the_list_changes_no_alias(models: list[ModelInfo], random: Any
 # --- the server's catalogue -----------------------------------------------------------
 
 
+def test_unlisted_model_has_only_its_own_alias() -> None:
+    hidden = ModelInfo("Qwen/Qwen9-900B", multimodal=True, unlisted=True)
+    assert short_aliases("Qwen/Qwen3-8B", hidden) == {"hf-qwen": "Qwen/Qwen3-8B"}
+
+
 def test_recorded_catalogue() -> None:
     catalogue = read_catalogue(capture("models")[0].json()["json"])
     assert (len(catalogue.models), catalogue.unusable) == (14, ())
