@@ -193,6 +193,10 @@ def test_any_name_is_safe_in_a_header(name: str, type: str) -> None:
     assert len(sent) <= 100
 
 
+def test_long_name_keeps_its_ending() -> None:
+    assert upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain").endswith("n.txt")
+
+
 # --- the message ----------------------------------------------------------------------
 
 
