@@ -11,7 +11,7 @@ from collections import Counter
 
 import llm
 import pytest
-from chat_ui import ChatUI, Fault
+from chat_ui import STOP_MARKER, ChatUI, Fault
 from helpers import (
     NEVER,
     TurnRequest,
@@ -319,6 +319,10 @@ def test_turn_waits_for_one_that_goes_on_in_another_process_however_long(
 # --- the marker of a stop -------------------------------------------------------------
 
 LONG = "[[tokens=6000]] [[delay=0.1]]"
+
+
+def test_marker_is_waited_out_for_as_long_as_chat_ui_keeps_it() -> None:
+    assert limits.stop_marker > STOP_MARKER
 
 
 async def test_stop_that_came_in_time_is_not_waited_out(
