@@ -5,7 +5,7 @@ import time
 import uuid
 
 import pytest
-from chat_ui import SETTINGS
+from chat_ui import SETTINGS, Fault
 from cli import COOKIES, LLAMA, NO_ID, SESSION, TOKEN, command, refused
 from helpers import calls, host, run, use
 
@@ -71,6 +71,12 @@ def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server):
     assert shown.endswith(f"\n{len(server.models) - 2} models on {host(server)}.\n")
     assert "own/a b@c%[x]" in command("models", "-q", "own/").stdout
     assert "nothing changed" in command("refresh").stdout
+
+
+def test_list_of_models_may_be_longer_than_the_service_s(server):
+    about = {"description": "words " * 100}
+    server.models = [server.models[1] | about | {"id": f"own/m-{n}"} for n in range(250)]
+    assert "250 models on" in command("refresh").stdout
 
 
 def test_models_are_listed_without_a_request(server):
@@ -139,6 +145,9 @@ def test_all_else_of_the_account_stays(logged_in):
     untouched = before.keys() - {"providerOverrides"}
     assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
     assert after.keys() == SETTINGS.keys()
+    logged_in.sessions.clear()  # who is not logged in gets the defaults
+    settings(R1, "--provider", "fastest")
+    assert logged_in.settings["ada"]["customPrompts"] == {LLAMA: "Be brief"}
 
 
 def test_settings_that_make_no_sense_are_refused(logged_in):
@@ -146,6 +155,22 @@ def test_settings_that_make_no_sense_are_refused(logged_in):
     for arguments in (["--artifacts"], [R1, "--reasoning-effort", "most"]):
         run("huggingchat", "settings", *arguments, status=2)
     assert ("POST", "/api/v2/user/settings") not in calls(logged_in)
+
+
+def test_settings_that_the_server_does_not_take_are_told(logged_in):
+    ignored = Fault(status=200, body=b'{"json": null}', content_type="application/json")
+    logged_in.faults["POST", "/api/v2/user/settings"] = [ignored]
+    assert "did not save the settings" in refused("settings", R1, "--no-artifacts")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--artifacts"], [R1, "--reasoning-effort", "most"]],
+)
+def test_options_that_make_no_sense(logged_in, arguments):
+    before = len(logged_in.log)
+    run("huggingchat", "settings", *arguments, status=2)
+    assert len(logged_in.log) == before
 
 
 def test_every_command_has_help_and_examples():

@@ -68,7 +68,7 @@ WITH_ONE = [["artifacts"], ["export"], ["import"], ["open", "--print"], ["rename
 @pytest.mark.parametrize("words", WITH_ONE, ids=lambda words: words[0])
 def test_every_command_takes_the_latest_conversation_in_the_logs(logged_in, words):
     assert "Give an id or an address" in refused(*words)
-    ask("-m", "hf-llama", "[[title=One]] older")
+    ask("-m", "hf-llama", "[[title=One]] [[reason]] older, of more parts")
     ask("-m", "hf-llama", "[[title=Two]] latest")
     Web(logged_in).begin("not in the logs")
     latest = logged()[-1]["response_json"]["huggingchat"]["conversation_id"]

@@ -1,5 +1,6 @@
 """`llm huggingchat artifacts`, `download` and `transcribe`."""
 
+import errno
 import pathlib
 import re
 import tempfile
@@ -115,6 +116,18 @@ def test_download(logged_in, tmp_path):
     assert command("download", link, "-o", "-").stdout_bytes == content
     assert "no such file" in refused("download", f"{link}0")
     assert {path.name for path in tmp_path.iterdir()} == {"picture", "folder", name}
+
+
+def test_download_to_a_full_disk_spares_the_file_that_is_there(logged_in, tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (link,) = re.findall(r"\((http[^)]*)\)", run("-m", "hf-llama", "[[file]]").stdout)
+    (tmp_path / "picture").write_text("mine")
+    monkeypatch.setattr("os.fsync", full)
+    download = ("huggingchat", "download", link, "-o", "picture")
+    assert "No space left" in run(*download, input="y\n", status=1).stderr
+    assert (tmp_path / "picture").read_text() == "mine"
 
 
 def test_downloaded_file_has_a_safe_name(logged_in, tmp_path):

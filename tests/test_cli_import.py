@@ -141,6 +141,23 @@ def test_import_of_a_shared_link_copies_it_once(logged_in):
     assert "o such conversation" in refused("import", f"{logged_in.url}/r/nowhere")
 
 
+@pytest.mark.parametrize("fault", [Fault(drop=True, done=True), Fault(status=502, done=True)])
+def test_shared_link_is_not_copied_twice_where_the_answer_is_lost(logged_in, fault):
+    bob = Web(logged_in, "hf-chat=s-bob; token=t-bob")
+    link = bob.share(bob.begin("his question"))
+    logged_in.faults["POST", "/api/v2/conversations/import-share"] = [fault]
+    refused("import", link)
+    assert [c.session for c in logged_in.conversations.values()].count("ada") == 1
+
+
+def test_shared_link_that_no_account_has_a_copy_of_is_not_continued_there(server):
+    web = Web(server, "hf-chat=s-bob")
+    command("import", web.share(web.begin("his question")))
+    result = run("-c", "[[history]] mine")
+    assert "his question" in result.stdout
+    assert result.stderr == ""
+
+
 def test_import_names_files_as_attachments_and_asks_nobody_for_them(logged_in):
     web = Web(logged_in)
     id = web.begin()

@@ -110,6 +110,13 @@ def test_login_from_firefox_takes_the_servers_own_cookies(accounts, tmp_path, mo
     run("huggingchat", "login", "--browser", "mosaic", status=2)
 
 
+def test_login_from_firefox_takes_no_cookies_of_other_hosts(
+    accounts: ChatUI, tmp_path: pathlib.Path
+) -> None:
+    firefox(tmp_path, ("evil127.0.0.1", "hf-chat", "bad"), ("127.0.0.1.example", "token", "bad"))
+    assert "can be read from Firefox" in refused("login", "--browser", "firefox")
+
+
 # --- a terminal ---
 
 if sys.platform != "win32":

@@ -312,4 +312,7 @@ def test_anonymous_session_is_kept_for_the_next_process(server):
     assert h.keys()[f"huggingchat:{h.host(server)}"]
     reset()
     h.run("-c", "two")
+    assert h.tree(server, h.only_conversation(server).id) == {"one": {"two": {}}}
+
+    h.run("-c", "two")
     assert h.tree(server) == {"one": {"two": {}}}

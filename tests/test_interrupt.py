@@ -16,7 +16,7 @@ import llm
 import pytest
 from chat_ui import ChatUI, Fault
 
-from llm_huggingchat import limits
+from llm_huggingchat import limits, reset
 
 LONG = f"[[tokens={2 * h.NEVER:.0f}]] [[delay=0.1]]"
 SILENT = f"[[wait={h.NEVER}]]"
@@ -71,6 +71,14 @@ def test_iterator_that_is_left_stops_the_run_where_the_reader_was(server):
     assert answer["interrupted"]
     assert answer["content"].startswith(shown.strip())
     assert len(answer["content"]) < len(shown) + 100
+
+
+def test_iterator_that_is_left_after_the_final_answer_stops_nothing(server, monkeypatch):
+    monkeypatch.setattr(limits, "id_timeout", h.NEVER)
+    words = f"one [[unstreamed]] [[hold]] [[slowfetch={h.NEVER}]]"
+    assert next(iter(llm.get_model("hf-llama").prompt(words)))
+    reset()  # waits for stops
+    assert server.stops == []
 
 
 @pytest.mark.parametrize("words", [LONG, SILENT, STALLED], ids=["speaks", "thinks", "stalls"])

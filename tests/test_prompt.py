@@ -313,6 +313,15 @@ def test_login_that_ends_in_the_middle_of_a_conversation(guarded):
     assert h.tree(guarded) == {"one": {"two": {}}}
 
 
+def test_wrong_address_is_told_by_prompts_alone(monkeypatch):
+    monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "nonsense")
+    assert "huggingchat/" in h.run("models").stdout
+    assert "'nonsense' cannot be the chat server's address" in h.failure("-m", "hf-llama", "Hello")
+
+
+# --- the catalogue, beside a prompt ---------------------------------------------------
+
+
 def test_catalogue_is_refreshed_beside_a_prompt_once_a_day(server, monkeypatch):
     def prompt(until: Callable[[], bool]) -> int:
         """As a new process; how often the catalogue has been fetched then."""

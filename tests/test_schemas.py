@@ -136,6 +136,12 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server):
     assert len(h.sends(server)) == 1
 
 
+def test_what_is_no_schema_is_refused_before_anything_is_sent(server):
+    with pytest.raises(llm.ModelError, match="not a JSON schema"):
+        h.ask_async("Ask", schema={"type": "dog"})
+    assert not server.log
+
+
 def test_reference_of_a_schema_is_not_fetched(server):
     address = f"{server.url}/schema.json"
     with pytest.raises(llm.ModelError, match=re.escape("schema.json")):

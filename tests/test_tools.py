@@ -139,3 +139,4 @@ def test_tools_at_work_are_seen_on_a_terminal_unless_reasoning_is_hidden(server)
     assert "Tool: web_search_exa {" in on_a_terminal(*prompt, "[[tool]]")
     assert "Tool: web_search_exa failed: " in on_a_terminal(*prompt, "[[tool_error]]")
     assert "Tool: " not in on_a_terminal(*prompt, "-R", "[[tool]]")
+    assert on_a_terminal(*prompt, "--no-stream", "[[tool]]").endswith("\n")  # before the answer

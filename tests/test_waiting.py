@@ -8,7 +8,7 @@ import time
 import helpers as h
 import llm
 import pytest
-from chat_ui import ChatUI, Fault
+from chat_ui import STOP_MARKER, ChatUI, Fault
 
 from llm_huggingchat import limits, reset
 
@@ -184,6 +184,12 @@ def test_run_that_was_never_stored_does_not_block_for_ever(server, monkeypatch, 
         assert h.ask_async("two", after=first).text() == "You said: two"
 
 
+def test_run_of_another_process_that_has_no_log_is_not_waited_for(server):
+    first = h.ask_sync(f"one [[store={h.NEVER}]] [[log_status=404]]")
+    reset()
+    assert h.ask_sync("two", after=first).text() == "You said: two"
+
+
 def test_two_threads_in_one_conversation_send_one_after_the_other(server):
     first = h.ask_sync("one")
     server.may_speak.clear()
@@ -242,6 +248,10 @@ def test_turn_waits_for_one_in_another_process_that_is_then_killed(server, monke
 
 
 # --- the marker of a stop -------------------------------------------------------------
+
+
+def test_marker_is_waited_out_for_as_long_as_chat_ui_keeps_it():
+    assert limits.stop_marker > STOP_MARKER
 
 
 async def test_stop_that_came_in_time_is_not_waited_out(server, monkeypatch):

@@ -232,6 +232,18 @@ def test_text_around_a_tool_a_file_or_an_artifact_is_apart(tokens, text):
     assert text_of(*tokens) == text
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_model_that_is_interrupted_calls_nothing(interrupted):
+    answer = plugin.Answer(str, plugin.PromptedFeatures((DO,)))
+    answer.add(StreamUpdate('<tool_call>{"name": "do", "arguments": {}}</tool_call>'))
+    events = answer.add(FinalAnswer("", interrupted))
+    assert [call.name for call in answer.calls] == ["do"] * (not interrupted)
+    assert any(event.type == "text" for event in events) is interrupted
+
+
+# --- what an answer knows of itself ---
+
+
 def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1

@@ -239,6 +239,12 @@ def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
     assert plugin.artifacts_of([update("gone", ("a", "b"))]) == []
 
 
+def test_an_update_under_another_name_is_of_the_artifact_made_last():
+    answers = [made("a", "x"), made("b", "x"), update("c", ("x", "y")), update(" A", ("x", "z"))]
+    found = plugin.artifacts_of(answers)
+    assert [(each.identifier, each.latest.content) for each in found] == [("a", "z"), ("b", "y")]
+
+
 def test_reasoning_holds_no_artifacts():
     assert plugin.artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
 

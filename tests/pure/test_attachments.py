@@ -175,6 +175,12 @@ def test_any_name_is_safe_in_a_header(name, type):
     assert len(sent) <= 100
 
 
+def test_long_name_keeps_its_ending():
+    assert plugin.upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain").endswith(
+        "n.txt"
+    )
+
+
 # --- the message ----------------------------------------------------------------------
 
 

@@ -131,6 +131,11 @@ def test_order_of_the_list_changes_no_alias(models, random):
 # --- the server's catalogue -----------------------------------------------------------
 
 
+def test_unlisted_model_has_only_its_own_alias():
+    hidden = plugin.ModelInfo("Qwen/Qwen9-900B", multimodal=True, unlisted=True)
+    assert short_aliases("Qwen/Qwen3-8B", hidden) == {"hf-qwen": "Qwen/Qwen3-8B"}
+
+
 def test_recorded_catalogue():
     catalogue = plugin.read_catalogue(capture("models")[0].json()["json"])
     assert (len(catalogue.models), catalogue.unusable) == (14, ())

@@ -145,6 +145,7 @@ def test_system_prompt_is_told_once(before, preprompt, text):
     later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
     if plan.sent.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
+        assert make_plan(later, URL, system="Sing").text == earlier("System: Sing") + "\n\nagain"
 
 
 def calling(*parts: Part, **more: Any) -> Message:
@@ -191,6 +192,12 @@ SEEN_TEXT = earlier("Tool: [the tool now returned: noon]")
 )
 def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
+
+
+def test_files_that_a_result_brings_are_sent_with_it():
+    plan = make_plan([user("1"), CALL, tool_message(result(attachments=[PICTURE]))], URL)
+    assert plan.attachments == (PICTURE,)
+    assert '"attachments": ["attachment.png"]' in plan.text
 
 
 def test_malformed_call_is_answered_with_what_was_wrong():

@@ -230,6 +230,7 @@ def test_number_is_that_of_the_last_whole_event():
     assert logged(first + second + b"\n") == ([StreamUpdate("a"), StreamUpdate("b")], 2)
     assert logged(first + b"id: 9\ndata: nonsense\n\n") == ([StreamUpdate("a")], 9)
     assert logged(b": ping\r\n" + first) == ([KEEP_ALIVE, StreamUpdate("a")], 1)
+    assert logged(first.replace(b"\n", b"\r\n")) == ([StreamUpdate("a")], 1)
 
 
 @pytest.mark.parametrize("id", ["x", "-1", "1.5", "٣", "", "\xb2", "9" * 5_000])

@@ -38,6 +38,7 @@ def test_address(text, url):
         *("https://host/chat#x", "nonsense\x1b[31m\nsecond line", "https://host/a\x01b"),
         *("http://huggingface.co/chat", "http://192.168.0.1/chat"),
         *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
+        "https://ann:secret@host/chat",
     ],
 )
 def test_address_that_is_refused(text):
@@ -45,6 +46,7 @@ def test_address_that_is_refused(text):
     with pytest.raises(llm.ModelError, match=says) as raised:
         plugin.parse_server(text)
     assert str(raised.value).isprintable()
+    assert "secret" not in str(raised.value)
 
 
 PIECES = ["https", "http", "://", "/", ":", "@", "[", "]", "::1", "127.0.0.1", "localhost", "a.b"]

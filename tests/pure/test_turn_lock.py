@@ -89,6 +89,13 @@ async def test_stop_is_not_still_to_come():
     assert stopped <= time.time()
 
 
+async def test_message_is_not_still_to_be_sent_where_the_clock_was_wrong():
+    await left()
+    file = next(file for file in files() if file.suffix == ".json")
+    file.write_text(f'{{"sent": {time.time() + DAY}}}')
+    assert (await entered()).sent <= time.time()
+
+
 async def test_one_turn_at_a_time_in_a_conversation():
     first, other = await entered(), await entered(PAGE + "x")
     waiting = asyncio.create_task(entered())
