@@ -588,7 +588,8 @@ class Run:
     def _note(self, event: Event) -> None:
         """Log an event. Tokens become one event while nobody has read it."""
         last = self.log[-1] if len(self.log) > self._read else {}
-        if "token" in event and last.get("type") == event["type"] and self._merged < LOG_TOKENS:
+        alike = "token" in event and "token" in last and last["type"] == event["type"]
+        if alike and self._merged < LOG_TOKENS:
             last["token"] = whole(last["token"] + event["token"])
             self._merged += 1
         else:

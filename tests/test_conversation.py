@@ -312,7 +312,9 @@ def test_anonymous_session_is_kept_for_the_next_process(server):
     assert h.keys()[f"huggingchat:{h.host(server)}"]
     reset()
     h.run("-c", "two")
-    assert h.tree(server, h.only_conversation(server).id) == {"one": {"two": {}}}
-
-    h.run("-c", "two")
     assert h.tree(server) == {"one": {"two": {}}}
+
+
+def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(guarded):
+    assert "requires a login" in h.failure("-m", "hf-llama", "one")
+    assert f"huggingchat:{h.host(guarded)}" not in h.keys()

@@ -79,7 +79,7 @@ def test_prompts_go_on_when_the_session_has_ended(chat):
     assert session_of(chat)["hf-chat"] in chat.sessions
 
 
-@pytest.mark.parametrize("key", [f"token={h.TOKEN}", f"hf-chat={ENDED}; token={h.TOKEN}"])
+@pytest.mark.parametrize("key", [f"token={TOKEN}", f"hf-chat={ENDED}; token={TOKEN}"])
 def test_session_that_is_not_kept_is_made_anew_whenever_it_ends(chat, monkeypatch, key):
     """A process that runs for weeks has its cookies from the environment."""
     monkeypatch.setenv("LLM_HUGGINGCHAT_KEY", key)
