@@ -1693,7 +1693,7 @@ class PromptedFeatures(msgspec.Struct, frozen=True):
     schema: dict[str, Any] | None = None
 
     @property
-    def sent(self) -> SentInstructions:
+    def instructed(self) -> SentInstructions:
         """These features, as a conversation has been instructed about them."""
         tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
         return SentInstructions(_digest(tools), self.schema)
@@ -1717,7 +1717,7 @@ def tool_definition(tool: llm.Tool) -> dict[str, Any]:
 
 def instructions(features: PromptedFeatures, before: SentInstructions) -> str:
     """The instructions for `features` that differ from those sent `before`; often none."""
-    now = features.sent
+    now = features.instructed
     texts: list[str] = []
     if now.tools != before.tools:
         texts.append(_tool_instructions(features.tools, again=bool(before.tools)))
@@ -1992,7 +1992,7 @@ class Parent(msgspec.Struct, frozen=True):
     """The answer to continue after, as an earlier turn left it in `provider_metadata`.
 
     `message_id` is None if it could not be fetched; `generation_id` finds the answer then.
-    `model` is the conversation's model at that turn, without `huggingchat/`. `sent` are the
+    `model` is the conversation's model at that turn, without `huggingchat/`. `instructed` are the
     instructions that the conversation had then.
     """
 
@@ -2000,14 +2000,14 @@ class Parent(msgspec.Struct, frozen=True):
     message_id: str | None = None
     generation_id: str | None = None
     model: str | None = None
-    sent: SentInstructions = SentInstructions()
+    instructed: SentInstructions = SentInstructions()
 
 
 class Plan(msgspec.Struct, frozen=True):
     """What one turn sends: `text` and `attachments` after `parent`.
 
     Without a parent, a new conversation is made, with `system` as its `preprompt`. With
-    `retry`, the answer `parent` gets a sibling, and nothing is sent. `sent` are the
+    `retry`, the answer `parent` gets a sibling, and nothing is sent. `instructed` are the
     instructions that the conversation has then, `features` what the answer is read for.
     """
 
@@ -2015,7 +2015,7 @@ class Plan(msgspec.Struct, frozen=True):
     system: str | None
     text: str
     attachments: tuple[llm.Attachment, ...] = ()
-    sent: SentInstructions = SentInstructions()
+    instructed: SentInstructions = SentInstructions()
     features: PromptedFeatures = NO_FEATURES
     retry: bool = False
 
@@ -2072,7 +2072,7 @@ def pending_schema(messages: list[Message], server_url: str) -> dict[str, Any] |
     llm passes the schema with the question alone, not with the results of tools.
     """
     parent, _, after = _split(messages, server_url)
-    return parent.sent.schema if parent and _only_results(after) else None
+    return parent.instructed.schema if parent and _only_results(after) else None
 
 
 def earlier_transcripts(messages: Iterable[Message]) -> dict[str, str]:
@@ -2146,10 +2146,10 @@ def make_plan(
     Raises HuggingChatError when there is nothing to send, or nothing to retry.
     """
     parent, answer, after = _split(messages, server_url)
-    sent = parent.sent if parent else SentInstructions()
+    instructed = parent.instructed if parent else SentInstructions()
     system = system or ""
-    if sent.system:
-        is_known = sent.system == _digest(system)
+    if instructed.system:
+        is_known = instructed.system == _digest(system)
     else:
         is_known = any(system in _text_of(each) for each in messages if each.role == "system")
     new_system = "" if is_known else system
@@ -2166,7 +2166,7 @@ def make_plan(
         raise HuggingChatError("There is nothing to send. Give a prompt or an attachment.")
     transcripts = {**earlier_transcripts(messages), **(transcripts or {})}
     spoken = [_transcript_of(attachment, transcripts) for attachment in attachments]
-    told, preprompt = instructions(features, sent), None
+    told, preprompt = instructions(features, instructed), None
     if parent is None:
         leading = list(itertools.takewhile(lambda message: message.role == "system", after))
         preprompt = "\n\n".join(filter(None, [*map(_text_of, leading), new_system, told])) or None
@@ -2180,7 +2180,9 @@ def make_plan(
         preprompt,
         "\n\n".join(filter(None, texts)),
         tuple(each for each, said in zip(attachments, spoken, strict=True) if not said),
-        msgspec.structs.replace(features.sent, system=_digest(new_system) or sent.system),
+        msgspec.structs.replace(
+            features.instructed, system=_digest(new_system) or instructed.system
+        ),
         features,
     )
 
@@ -2209,18 +2211,18 @@ def _plan_retry(
 ) -> Plan:
     """Another answer to the same question: chat-ui takes no other text with it."""
     is_question = any(message.role == "user" for message in after)
-    sent = parent.sent if parent else SentInstructions()
+    instructed = parent.instructed if parent else SentInstructions()
     if not is_question and (parent is None or after):
         raise HuggingChatError(
             "There is nothing to retry: the last answer did not come from this server."
         )
-    if is_question or new_system or features.sent.tools != sent.tools:
+    if is_question or new_system or features.instructed.tools != instructed.tools:
         raise HuggingChatError(
             "-o retry true asks the last question again as it was, so it takes no words and no "
             "system prompt.\nGive the same -T and --functions as before: llm -c '' -o retry true"
         )
-    features = msgspec.structs.replace(features, schema=features.schema or sent.schema)
-    return Plan(parent, None, "", sent=sent, features=features, retry=True)
+    features = msgspec.structs.replace(features, schema=features.schema or instructed.schema)
+    return Plan(parent, None, "", instructed=instructed, features=features, retry=True)
 
 
 # --- answer: updates, each once -> llm's stream events ------------------------------------
@@ -2852,12 +2854,12 @@ class TurnLock:
 
         self.pending = False
         self.stopped: float | None = None
-        self.sent = 0.0
+        self.sent_at = 0.0
         self._file = _turn_file(page)
         self._lock = FileLock(self._file.with_suffix(".lock"), blocking=False)
 
     async def acquire(self) -> None:
-        """Wait for the turn before; then `pending`, `stopped`, `sent` say what it has left."""
+        """Wait for the turn before; then `pending`, `stopped`, `sent_at` say what it has left."""
         from filelock import Timeout
 
         try:
@@ -2870,7 +2872,7 @@ class TurnLock:
             self.pending = self._file.exists()
             times = decode(self._file.read_bytes() if self.pending else b"{}", dict[str, float])
             self.stopped = min(times.get("stopped", 0.0), time.time()) or None
-            self.sent = min(times.get("sent", 0.0), time.time())
+            self.sent_at = min(times.get("sent", 0.0), time.time())
         except (OSError, NotImplementedError, ValueError):
             self.pending = True  # nobody knows, so the server is asked
 
@@ -3060,8 +3062,8 @@ def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) 
         )
     if len(content) > AUDIO_LIMIT:
         raise too_large(name, AUDIO_LIMIT)
-    sent = AUDIO_TYPES[type]
-    return Upload(upload_name(attachment, sent), sent, content, attachment_id(attachment))
+    taken = AUDIO_TYPES[type]
+    return Upload(upload_name(attachment, taken), taken, content, attachment_id(attachment))
 
 
 def too_large(name: str, most: int) -> llm.ModelError:
@@ -3806,16 +3808,16 @@ def model_error(
     *,
     model: str = "",
     page: str = "",
-    sent: str = "the request",
+    what: str = "the request",
 ) -> HuggingChatError:
     """The error that tells a person what `error` means and what to do next.
 
-    `page` is the conversation's address; `sent` is what was sent, where it may be too large.
+    `page` is the conversation's address; `what` was sent, where it may be too large.
     """
     server, host = credentials.server, credentials.server.host
     where = f" The conversation is at {page}" if page else ""
     if isinstance(error, HttpError):
-        return _http_error(error.response, credentials, model, where, sent)
+        return _http_error(error.response, credentials, model, where, what)
     if isinstance(error, IncompleteAnswer):
         return HuggingChatError(f"{error}{where}")
     if isinstance(error, NotFound):
@@ -3827,7 +3829,7 @@ def model_error(
 
 
 def _http_error(
-    response: HttpResponse, credentials: Credentials, model: str, where: str, sent: str
+    response: HttpResponse, credentials: Credentials, model: str, where: str, what: str
 ) -> HuggingChatError:
     server, host, status = credentials.server, credentials.server.host, response.status
     if response.is_firewall:
@@ -3849,8 +3851,8 @@ def _http_error(
         f"chat-ui server?{where}",
         410: f"The model {model or 'of this conversation'} is no longer offered. "
         "Run: llm huggingchat refresh, and continue with another: -m MODEL",
-        413: f"{host} refused {sent} as too large ({reason}). HuggingChat takes 15 MB a message"
-        + (", of which some 11 MB of files, and 10 MB a file." if "files" in sent else "."),
+        413: f"{host} refused {what} as too large ({reason}). HuggingChat takes 15 MB a message"
+        + (", of which some 11 MB of files, and 10 MB a file." if "files" in what else "."),
         429: f"{host} has reached a limit ({reason}).{where}",
     }
     text = words.get(status, f"{host} answered {reason}.{where}")
@@ -3982,7 +3984,7 @@ async def transcribe_recording(
         if said.startswith("Transcription"):
             words = f"{host} could not transcribe {name} ({error}): {said}"
             raise HuggingChatError(words) from None
-        raise model_error(error, credentials, sent=f"the recording {name}") from None
+        raise model_error(error, credentials, what=f"the recording {name}") from None
     finally:
         noting.cancel()
     said = read_body(response, dict[str, Any], credentials.server).get("text")
@@ -4146,7 +4148,7 @@ class RunState(enum.Enum):
     """What is known of a run's message, and so what is to be done next."""
 
     UNSENT = enum.auto()  # the server does not have it: send it
-    SENT = enum.auto()  # the server may have it: look for it in the conversation
+    UNCERTAIN = enum.auto()  # the server may have it: look for it in the conversation
     ACCEPTED = enum.auto()  # the server has it: follow the run's log
     UNLOGGED = enum.auto()  # the log is of no use: read the answer in the conversation
     STORED = enum.auto()  # nothing is left to be done
@@ -4203,14 +4205,14 @@ class Run:
         self.attempts = Backoff(limits.max_attempts)  # to send
         self._backoff = Backoff()  # while following
         self._seq = 0  # of the log's last event
-        self._stored_updates = -1
+        self._stored_count = -1
         self._deadline = asyncio.timeout(None)
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         shared = _rate_limiters[target.credentials.server.url]
         self._limiter = shared if target.max_wait else RateLimiter()
 
     @property
-    def is_settled(self) -> bool:
+    def may_send_next(self) -> bool:
         """Whether it is safe to send the conversation's next message."""
         return self.state in (RunState.UNSENT, RunState.STORED)
 
@@ -4223,7 +4225,7 @@ class Run:
         with contextlib.suppress(TimeoutError):  # the next turn waits for it
             async with self._deadline:
                 while (state := self.state) is not RunState.STORED:
-                    await (self._send() if state is RunState.UNSENT else self._pursue())
+                    await (self._send() if state is RunState.UNSENT else self._step())
                     if self.state is not state:
                         self._backoff.reset()
 
@@ -4234,8 +4236,8 @@ class Run:
             if (pause := self.attempts.next()) is None:
                 raise self._problem
             await asyncio.sleep(pause)
-        await self._limiter.wait(target, self._begun)
-        self.state = RunState.SENT
+        await self._limiter.wait(target, self._started)
+        self.state = RunState.UNCERTAIN
         self._problem = ConnectionLost("it took no message", sent=True)
         try:
             await self._receive(decoder, "POST", "", target.body, target.content_type)
@@ -4244,7 +4246,7 @@ class Run:
                 self.state = RunState.STORED
         except ConnectionLost as lost:
             self._problem = lost
-            if self.state is RunState.SENT and not lost.sent:
+            if self.state is RunState.UNCERTAIN and not lost.sent:
                 self.state = RunState.UNSENT
         except HttpError as error:
             self._problem = error
@@ -4254,7 +4256,7 @@ class Run:
                 await self._refused(error)
         except HuggingChatError as error:
             # Of an answer too large it is the server's; else no connection could be made.
-            if self.state is RunState.SENT and not isinstance(error, TooLarge):
+            if self.state is RunState.UNCERTAIN and not isinstance(error, TooLarge):
                 self.state = RunState.UNSENT
             raise
         finally:
@@ -4277,7 +4279,7 @@ class Run:
         async with self._client.open(credentials, method, path, *body) as exchange:
             while chunk := await exchange.read(limits.read_timeout):
                 self._take(decoder.feed(chunk))
-                if self.state not in (RunState.SENT, RunState.ACCEPTED):
+                if self.state not in (RunState.UNCERTAIN, RunState.ACCEPTED):
                     return
             response = exchange.response
         if response.status != 200 or response.is_html:
@@ -4287,7 +4289,7 @@ class Run:
         """Updates came: they show the run at work, and are passed on."""
         if updates:
             self._backoff.reset()
-            if self.state is RunState.SENT:
+            if self.state is RunState.UNCERTAIN:
                 self.state = RunState.ACCEPTED
                 self._limiter.accepted(self._target.generation_id)
         for update in merge_tokens(updates):
@@ -4299,11 +4301,11 @@ class Run:
         if self.progress.outcome and self._deadline.when() is None:
             self._deadline.reschedule(asyncio.get_running_loop().time() + limits.store_timeout)
 
-    async def _pursue(self) -> None:
+    async def _step(self) -> None:
         """Take the next step after sending; pause if it led nowhere. Raises what ends the run."""
         state = self.state
         try:
-            if state is RunState.SENT:
+            if state is RunState.UNCERTAIN:
                 arrived = await has_arrived(self._client, self._target, self._problem)
                 self.state = RunState.ACCEPTED if arrived else RunState.UNSENT
             elif state is RunState.ACCEPTED:
@@ -4322,7 +4324,7 @@ class Run:
             elif status < 500 and not await self._client.sessions.renew_after(error, credentials):
                 raise
         except NotFound:
-            self.state = RunState.UNSENT if state is RunState.SENT else RunState.STORED
+            self.state = RunState.UNSENT if state is RunState.UNCERTAIN else RunState.STORED
             raise
         if self.state is state:
             pause = self._backoff.next()
@@ -4361,8 +4363,8 @@ class Run:
             return
         updates, complete, settled = stored_updates(stored)
         if not complete and not settled:
-            if len(updates) > self._stored_updates:
-                self._stored_updates = len(updates)
+            if len(updates) > self._stored_count:
+                self._stored_count = len(updates)
                 self._backoff.reset()
             return
         if not progress.outcome:
@@ -4597,7 +4599,7 @@ class TurnResult(msgspec.Struct):
     title: str = ""
     router: RouterMetadata = msgspec.field(default_factory=RouterMetadata)
     interrupted: bool = False
-    sent: SentInstructions = SentInstructions()
+    instructed: SentInstructions = SentInstructions()
     calls: list[LocalToolCall] = []
 
     @property
@@ -4705,7 +4707,7 @@ async def wait_for_turn(
         await lock.acquire()
         try:
             if lock.pending:
-                await asyncio.sleep(lock.sent + limits.arrival - time.time())
+                await asyncio.sleep(lock.sent_at + limits.arrival - time.time())
                 ended = await wait_until_stored(client, credentials, id)
                 if lock.stopped and ended != "interrupted":
                     await asyncio.sleep(lock.stopped + limits.stop_marker - time.time())
@@ -4774,9 +4776,9 @@ class Turn:
             page = "" if await self._delete_unused(error) else self._result.page
             if isinstance(error, HuggingChatError):
                 raise
-            sent = "the message and its files" if self._request.uploads else "the message"
+            what = "the message and its files" if self._request.uploads else "the message"
             model = self._request.model.id
-            raise model_error(error, self._credentials, model=model, page=page, sent=sent) from None
+            raise model_error(error, self._credentials, model=model, page=page, what=what) from None
         except NotFound:
             if self._run is None or self._run.state is not RunState.STORED:
                 raise
@@ -4817,7 +4819,7 @@ class Turn:
             raise
         finally:
             if self._lock:
-                self._lock.release(run.is_settled, self._stopped)
+                self._lock.release(run.may_send_next, self._stopped)
             run.progress.answered.set()
 
     async def _stop(self) -> None:
@@ -4828,7 +4830,7 @@ class Turn:
         if self._fetching:
             self._fetching.cancel()
         run = self._run
-        if run is None or run.is_settled or run.progress.outcome:
+        if run is None or run.may_send_next or run.progress.outcome:
             return
         self._stopped = time.time()
         ids = self._result.conversation_id, self._result.generation_id or ""
@@ -4839,7 +4841,7 @@ class Turn:
         """Delete the conversation if it was made for a message that the server does not get."""
         run, id = self._run, self._result.conversation_id
         refused = isinstance(error, HttpError) and error.response.status < 500
-        unused = run is None or (refused and run.is_settled and not run.attempts.failures)
+        unused = run is None or (refused and run.may_send_next and not run.attempts.failures)
         if not (unused and id and self._plan.parent is None):
             return False
         delete = self._client.call(self._credentials, "DELETE", api_path(id))
@@ -4933,7 +4935,7 @@ class Turn:
             self._channel.note("the answer consists of reasoning alone")
         result.title, result.router = answer.title, answer.router
         result.interrupted = bool(answer.final and answer.final.interrupted)
-        result.sent = self._plan.sent
+        result.instructed = self._plan.instructed
         result.calls += answer.calls
 
 
@@ -4972,10 +4974,10 @@ async def run_turn(
         repairing = True
         ids = result.conversation_id, result.message_id, result.generation_id
         plan = Plan(
-            Parent(*ids, result.model, result.sent),
+            Parent(*ids, result.model, result.instructed),
             None,
             repair_request(plan.features, problem),
-            sent=msgspec.structs.replace(plan.sent, schema=plan.features.schema),
+            instructed=msgspec.structs.replace(plan.instructed, schema=plan.features.schema),
             features=plan.features,
         )
         request = msgspec.structs.replace(request, plan=plan, fresh_plan=None, tools=(), uploads=())
@@ -4988,7 +4990,7 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     part of its own carries it.
     """
     kind = "text" if answer.last_type == "text" else "reasoning"
-    metadata = result.metadata(**result.sent.metadata())
+    metadata = result.metadata(**result.instructed.metadata())
     return StreamEvent(type=kind, chunk="", provider_metadata=metadata)
 
 

@@ -125,7 +125,7 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
     ids=lambda value: str(value)[:30],
 )
 def test_error_says_what_happened_and_what_to_do(error, words):
-    said = plugin.model_error(error, SERVICE, model="a/b", page="https://page", sent="files")
+    said = plugin.model_error(error, SERVICE, model="a/b", page="https://page", what="files")
     assert isinstance(said, llm.ModelError)
     assert words in str(said)
     assert len(str(said).splitlines()) <= 2

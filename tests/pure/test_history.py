@@ -142,8 +142,8 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
 def test_system_prompt_is_told_once(before, preprompt, text):
     plan = make_plan([*before, user("2")], URL, system="Rhyme")
     assert (plan.system, plan.text) == (preprompt, text)
-    later = [user("1"), ours("one", **plan.sent.metadata()), user("again")]
-    if plan.sent.system:
+    later = [user("1"), ours("one", **plan.instructed.metadata()), user("again")]
+    if plan.instructed.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
         assert make_plan(later, URL, system="Sing").text == earlier("System: Sing") + "\n\nagain"
 
@@ -215,19 +215,21 @@ def test_malformed_call_is_answered_with_what_was_wrong():
 def test_new_conversation_is_told_in_its_preprompt():
     plan = make_plan([system("Be brief"), user("1")], URL, features=BOTH)
     preprompt = f"Be brief\n\n{plugin.instructions(BOTH, plugin.SentInstructions())}"
-    assert plan == Plan(None, preprompt, "1", sent=BOTH.sent, features=BOTH)
+    assert plan == Plan(None, preprompt, "1", instructed=BOTH.instructed, features=BOTH)
 
 
 def test_later_turn_is_told_what_is_different():
-    messages = [user("1"), ours("one", **BOTH.sent.metadata()), user("2")]
+    messages = [user("1"), ours("one", **BOTH.instructed.metadata()), user("2")]
     assert make_plan(messages, URL, features=BOTH).text == "2"
     plan = make_plan(messages, URL, features=TOOLS)
-    changes = f"[Instructions]\n{plugin.instructions(TOOLS, BOTH.sent)}\n[End of instructions]"
-    assert (plan.text, plan.sent, plan.system) == (f"{changes}\n\n2", TOOLS.sent, None)
+    changes = (
+        f"[Instructions]\n{plugin.instructions(TOOLS, BOTH.instructed)}\n[End of instructions]"
+    )
+    assert (plan.text, plan.instructed, plan.system) == (f"{changes}\n\n2", TOOLS.instructed, None)
 
 
 def test_schema_holds_until_the_tools_are_through():
-    asked = [user("1"), calling(call(), **BOTH.sent.metadata())]
+    asked = [user("1"), calling(call(), **BOTH.instructed.metadata())]
     assert pending_schema([*asked, RESULT], URL) == SCHEMA
     assert pending_schema([*asked, RESULT, user(PICTURE)], URL) == SCHEMA
     assert pending_schema([*asked, RESULT, user("2")], URL) is None
@@ -239,10 +241,16 @@ def test_schema_holds_until_the_tools_are_through():
     ("features", "kept"), [(TOOLS, BOTH), (BOTH, BOTH), (OTHER_SCHEMA, OTHER_SCHEMA)]
 )
 def test_retry_keeps_what_the_question_was_asked_with(features, kept):
-    messages = [system("Rhyme"), user("1"), CALL, RESULT, ours("one", 2, **BOTH.sent.metadata())]
+    messages = [
+        system("Rhyme"),
+        user("1"),
+        CALL,
+        RESULT,
+        ours("one", 2, **BOTH.instructed.metadata()),
+    ]
     plan = make_plan(messages, URL, retry=True, system="Rhyme", features=features)
-    asked = parent(2, BOTH.sent)
-    assert plan == Plan(asked, None, "", sent=BOTH.sent, features=kept, retry=True)
+    asked = parent(2, BOTH.instructed)
+    assert plan == Plan(asked, None, "", instructed=BOTH.instructed, features=kept, retry=True)
 
 
 MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
@@ -259,7 +267,7 @@ MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
         ([ours("one"), assistant("two")], {}, "There is nothing to retry"),
         (MANY, {"system": "Rhyme"}, "no system prompt"),
         (MANY, {"features": TOOLS}, "Give the same -T and --functions"),
-        ([ours("one", **TOOLS.sent.metadata())], {}, "Give the same -T and --functions"),
+        ([ours("one", **TOOLS.instructed.metadata())], {}, "Give the same -T and --functions"),
     ],
 )
 def test_what_cannot_be_retried_is_refused(messages, options, says):

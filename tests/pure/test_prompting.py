@@ -303,9 +303,9 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
     ],
 )
 def test_instructions_say_what_is_different(before, features, said):
-    text = plugin.instructions(features, before.sent)
+    text = plugin.instructions(features, before.instructed)
     assert all(words in text for words in said)
-    kept = plugin.SentInstructions(**features.sent.metadata())
+    kept = plugin.SentInstructions(**features.instructed.metadata())
     assert plugin.instructions(features, kept) == ""
 
 

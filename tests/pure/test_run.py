@@ -223,7 +223,7 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
     if error is None:
         assert len(world.arrivals) == 1
         assert world.text == "".join(WORDS)
-        assert world.run.is_settled
+        assert world.run.may_send_next
         assert world.stored
         assert isinstance(world.run.progress.outcome, FinalAnswer)
     else:  # only what fails again and again makes a run fail
@@ -321,7 +321,7 @@ def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
     world = World(*faults, lag=1e6)
     assert world.drive() is None
     assert world.text == "".join(WORDS)
-    assert not world.run.is_settled
+    assert not world.run.may_send_next
     assert world.seconds == pytest.approx(limits.store_timeout, abs=2)
 
 
@@ -335,7 +335,7 @@ def test_answer_that_is_never_stored_is_waited_for_in_bounded_time(faults):
 def test_next_message_may_be_sent_where_this_one_was_not(error, settled):
     world = World(error)
     assert world.drive() is error
-    assert (world.run.is_settled, world.asked) == (settled, ["send"])
+    assert (world.run.may_send_next, world.asked) == (settled, ["send"])
 
 
 def test_server_that_goes_away_again_after_a_late_message_has_its_full_time():
@@ -409,5 +409,5 @@ def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, c
         world.arrivals.append(world.clock.now)
     assert world.drive() is None
     progress = world.run.progress
-    assert (progress.outcome, progress.died, world.run.is_settled) == (outcome, died, True)
+    assert (progress.outcome, progress.died, world.run.may_send_next) == (outcome, died, True)
     assert progress.answered.is_set()

@@ -69,9 +69,9 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message():
     file.write_bytes(content)  # a process that dies does not release it
     lock = await entered()
     assert lock.pending
-    assert before <= lock.sent <= time.time()
+    assert before <= lock.sent_at <= time.time()
     lock.release(stored=False)
-    assert (await entered()).sent == 0
+    assert (await entered()).sent_at == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
@@ -93,7 +93,7 @@ async def test_message_is_not_still_to_be_sent_where_the_clock_was_wrong():
     await left()
     file = next(file for file in files() if file.suffix == ".json")
     file.write_text(f'{{"sent": {time.time() + DAY}}}')
-    assert (await entered()).sent <= time.time()
+    assert (await entered()).sent_at <= time.time()
 
 
 async def test_one_turn_at_a_time_in_a_conversation():
