@@ -5974,10 +5974,11 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
         click.echo("token: ", nl=False, err=True)
         while b"\x04" not in pasted and len(pasted) < PASTE_LIMIT:
-            pause = limits.paste_pause if pasted.endswith(b"\n") else None
-            if not select.select([terminal], [], [], pause)[0]:
+            # Bounded: a Ctrl-C just before a wait without end would not be noticed.
+            if select.select([terminal], [], [], limits.paste_pause)[0]:
+                pasted += os.read(terminal, 65_536) or b"\x04"
+            elif pasted.endswith(b"\n"):
                 break
-            pasted += os.read(terminal, 65_536) or b"\x04"
         click.echo(err=True)
         yield parse_cookies(pasted.partition(b"\x04")[0], server.host)
     finally:
