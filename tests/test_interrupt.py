@@ -169,6 +169,7 @@ def test_ctrl_c_on_the_command_line_stops_the_run(server, words, way):
 
     with h.meanwhile(press, begun), h.soon():
         assert h.run("-c", words, *way, status=1).stderr.strip() == "Aborted!"
+    reset()  # as at the end of the process
     h.wait_for(lambda: len(server.stops) == 1)
     assert h.run("-c", "three", *way).stdout == "You said: three\n"
 
