@@ -4582,7 +4582,7 @@ class TurnRequest(msgspec.Struct, frozen=True, kw_only=True):
     credentials: Credentials
     model: ModelInfo
     plan: Plan
-    fresh_plan: Plan | None  # for when the conversation is gone
+    fresh_plan: Callable[[], Plan] | None  # makes one for when the conversation is gone
     tools: tuple[llm.ServerSideTool, ...] = ()
     uploads: tuple[Upload, ...] = ()
     max_wait: float = 0.0  # seconds that it may wait when the server asks for a pause
@@ -4958,7 +4958,7 @@ async def run_turn(
             if error.answer:
                 what = f"the answer to continue after is no longer in {page}"
             channel.note(f"{what}; going on in a new conversation")
-            request = msgspec.structs.replace(request, plan=request.fresh_plan)
+            request = msgspec.structs.replace(request, plan=request.fresh_plan())
             result.conversation_id = ""
             continue
         problem = turn.answer.problem
@@ -5323,7 +5323,7 @@ class _HuggingChat:
             credentials=credentials,
             model=self.info,
             plan=plan,
-            fresh_plan=None if retry else planned(None, transcripts=heard),
+            fresh_plan=None if retry else functools.partial(planned, None, transcripts=heard),
             tools=tuple(tools),
             uploads=tuple(upload for upload in uploads if not upload.is_recording),
             max_wait=max_wait(),
