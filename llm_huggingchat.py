@@ -5342,8 +5342,7 @@ class _HuggingChat:
 
     def _server_side_tools(self, prompt: llm.Prompt) -> list[llm.ServerSideTool]:
         tools = [tool for tool in prompt.tools if isinstance(tool, llm.ServerSideTool)]
-        wanted = cast(HuggingChatOptions, prompt.options).web_search
-        if wanted and not any(isinstance(tool, WebSearch) for tool in tools):
+        if cast(HuggingChatOptions, prompt.options).web_search:
             tools.append(WebSearch())
         if tools and not self.info.tools:
             raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
