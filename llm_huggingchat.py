@@ -3719,10 +3719,10 @@ class Sessions:
         Someone who is not logged in is told that a conversation is not there. Raises what
         `renew` does.
         """
-        has_token = credentials.cookies and credentials.cookies.token
-        if not has_token or isinstance(error, ConnectionLost) or error.response.is_firewall:
+        if isinstance(error, ConnectionLost) or error.response.is_firewall:
             return False
-        expired = error.response.wants_login
+        has_token = bool(credentials.cookies and credentials.cookies.token)
+        expired = has_token and error.response.wants_login
         if is_missing(path, error):
             client = self._client
             expired = await client.wants_login(credentials) and not await client.user(credentials)
@@ -5727,7 +5727,6 @@ class Importer:
 
 # --- commands: llm huggingchat … ---------------------------------------------------------
 
-Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
 
@@ -5796,42 +5795,38 @@ def current_credentials() -> Credentials:
     return Credentials(server, cookies_of_key(server, key) if key else None)
 
 
-async def with_model_errors(client: Client, credentials: Credentials, work: Work[T]) -> T:
-    """The result of calls to the server. Raises HuggingChatError for all that goes wrong."""
+@contextlib.contextmanager
+def model_errors(credentials: Credentials) -> Iterator[None]:
+    """Raises what goes wrong in calls to the server as HuggingChatError."""
     try:
-        try:
-            return await work(client, credentials)
-        except NotFound:  # logged-out users get 404 for every conversation
-            await require_login(client, credentials)
-            raise
+        yield
     except (ConnectionLost, HttpError, NotFound) as error:
         raise model_error(error, credentials) from None
 
 
-def call_server(credentials: Credentials, work: Work[T]) -> T:
-    """Run a command's calls to the server. Raises HuggingChatError for all that goes wrong."""
+def call_server(
+    credentials: Credentials, work: Callable[..., Coroutine[Any, Any, T]], *args: Any
+) -> T:
+    """The result of `work(client, credentials, *args)`. Raises HuggingChatError."""
 
     async def run() -> T:
         async with Client() as client:
-            return await with_model_errors(client, credentials, work)
+            return await work(client, credentials, *args)
 
     # Windows' own event loop cannot watch sockets, which curl_cffi needs.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+    loop = asyncio.SelectorEventLoop
+    with model_errors(credentials), asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(run())
 
 
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
-    login_needed = await client.wants_login(credentials)
-    for new_session in (client.sessions.ready, client.sessions.renew):
-        try:
-            credentials = await new_session(credentials)
-        except HuggingChatError:
-            break
+    login_needed, user = await client.wants_login(credentials), ""
+    with contextlib.suppress(HuggingChatError):  # there is no session, and none can be made
         user = await client.user(credentials)
-        if user or not login_needed:
-            return login_needed, user
-    return login_needed, ""
+        if login_needed and not user:
+            user = await client.user(await client.sessions.renew(credentials))
+    return login_needed, user
 
 
 async def require_login(client: Client, credentials: Credentials) -> bool:
@@ -6254,8 +6249,7 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         raise click.UsageError("Which model? Give an alias or an id.")
     id = _model_named(name).id if name else ""
     credentials = current_credentials()
-    work = functools.partial(change_settings, id=id, changes=changes)
-    found = call_server(credentials, work)
+    found = call_server(credentials, change_settings, id, changes)
     if id:
         found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
     if json_:
@@ -6333,7 +6327,7 @@ async def settle(client: Client, credentials: Credentials, ref: ConversationRef)
 async def read_tree(
     client: Client, credentials: Credentials, ref: ConversationRef
 ) -> ConversationTree:
-    """A conversation, with its latest answer. Raises NotFound."""
+    """A conversation's branches, with its latest answer. Raises NotFound."""
     await settle(client, credentials, ref)
     found: Conversation = await client.conversation(credentials, ref.id)
     title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
@@ -6374,37 +6368,34 @@ def find_conversations(
 def call_for_each(
     credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[Client, ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, Credentials, ConversationRef], Coroutine[Any, Any, None]],
     label: str,
-    done: Callable[[T], None] = lambda _: None,
 ) -> None:
-    """Do `work` for conversations, a few at a time, and give the results to `done` in order.
+    """Do `work` for conversations, a few at a time, with a progress bar if there is a `label`.
 
-    With a `label`, shows a progress bar on a terminal. At the end, raises HuggingChatError if
-    some conversations were not there.
+    Raises HuggingChatError, at the end if some conversations were not there.
     """
 
-    async def run(client: Client, credentials: Credentials) -> None:
-        async def work_if_there(ref: ConversationRef) -> list[T]:
+    async def run(client: Client, credentials: Credentials) -> list[str]:
+        async def is_there(ref: ConversationRef) -> bool:
             with contextlib.suppress(NotFound):
-                return [await work(client, ref)]
-            return []
+                await work(client, credentials, ref)
+                return True
+            return False
 
         missing = []
-        async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
-            async for ref, result in results:
+        async with contextlib.aclosing(concurrently(is_there, refs)) as results:
+            async for ref, there in results:
                 bar.update(1)
-                missing += [] if result else [ref.id]
-                for each in result:
-                    done(each)
-        if missing:
-            await require_login(client, credentials)
-            host, ids = credentials.server.host, ", ".join(missing)
-            raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
+                missing += [] if there else [ref.id]
+        return missing
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
-        call_server(credentials, run)
+        missing = call_server(credentials, run)
+    if missing:
+        host, ids = credentials.server.host, ", ".join(missing)
+        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
 
 
 @huggingchat.command()
@@ -6427,8 +6418,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
         llm huggingchat conversations -n 5 -q poem
     """
     credentials = current_credentials()
-    work = functools.partial(list_conversations, number=number, query=query)
-    found = call_server(credentials, work)
+    found = call_server(credentials, list_conversations, number, query)
     with open_logs() as store:
         answers = logged_answers(store, credentials.server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
@@ -6474,18 +6464,15 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     refs = find_conversations(names or [None], credentials, every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def fetch(client: Client, ref: ConversationRef) -> ConversationTree:
+    async def import_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
         tree = await read_tree(client, credentials, ref)
-        if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
-            return tree
-        # Only a copy in the account can be continued there.
-        path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-        response = await client.call(credentials, "POST", path, value, idempotent=False)
-        copy = read_body(response, Envelope[CreatedConversation], ref.server).json
-        ref = ConversationRef(ref.server, copy.conversation_id)
-        return await read_tree(client, credentials, ref)
-
-    def add(tree: ConversationTree) -> None:
+        if ref.shared and credentials.cookies and not importer.knows(tree.branches[wanted]):
+            # Only a copy in the account can be continued there.
+            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+            response = await client.call(credentials, "POST", path, value, idempotent=False)
+            copy = read_body(response, Envelope[CreatedConversation], ref.server).json
+            ref = ConversationRef(ref.server, copy.conversation_id)
+            tree = await read_tree(client, credentials, ref)
         added = importer.add(tree, tree.branches[wanted])
         for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
             click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
@@ -6495,7 +6482,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
         importer = Importer(store, credentials.server)
-        call_for_each(credentials, refs, fetch, label, add)
+        call_for_each(credentials, refs, import_one, label)
 
 
 @huggingchat.command(name="open")
@@ -6531,12 +6518,8 @@ def rename(name: str | None, title: str | None) -> None:
         raise click.UsageError("A title has 1 to 100 characters.")
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server, shared=False)
-
-    async def work(client: Client, credentials: Credentials) -> None:
-        await settle(client, credentials, ref)
-        await client.call(credentials, "PATCH", api_path(ref.id), {"title": title})
-
-    call_server(credentials, work)
+    call_server(credentials, settle, ref)
+    call_server(credentials, Client.call, "PATCH", api_path(ref.id), {"title": title})
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
@@ -6552,13 +6535,9 @@ def share(name: str | None) -> None:
     credentials = current_credentials()
     server = credentials.server
     ref = find_conversation(name, server, shared=False)
-
-    async def work(client: Client, credentials: Credentials) -> str:
-        await settle(client, credentials, ref)
-        response = await client.call(credentials, "POST", f"{chat_path(ref.id)}/share", {})
-        return server.shared_page(read_body(response, SharedConversation, server).share_id)
-
-    click.echo(call_server(credentials, work))
+    call_server(credentials, settle, ref)
+    response = call_server(credentials, Client.call, "POST", f"{chat_path(ref.id)}/share", {})
+    click.echo(server.shared_page(read_body(response, SharedConversation, server).share_id))
 
 
 @huggingchat.command()
@@ -6580,7 +6559,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     credentials = current_credentials()
     refs = find_conversations(names, credentials, every=every, shared=False)
 
-    async def delete_one(client: Client, ref: ConversationRef) -> None:
+    async def delete_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
         path = api_path(ref.id)
         try:
             await client.call(credentials, "DELETE", path, idempotent=False)
@@ -6591,7 +6570,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
         if len(refs) == 1:
-            tree = call_server(credentials, functools.partial(read_tree, ref=refs[0]))
+            tree = call_server(credentials, read_tree, refs[0])
             what = f"{tree.title!r} ({tree.ref.id})"
         click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
     call_for_each(credentials, refs, delete_one, "Conversations deleted")
@@ -6618,15 +6597,12 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     """
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server)
-
-    async def work(client: Client, credentials: Credentials) -> str:
-        if format_ == "markdown":
-            return to_markdown(await read_tree(client, credentials, ref))
-        await settle(client, credentials, ref)
-        raw = await client.conversation(credentials, ref.id, msgspec.Raw)
-        return msgspec.json.format(bytes(raw), indent=2).decode("utf-8", "replace") + "\n"
-
-    text = call_server(credentials, work)
+    if format_ == "markdown":
+        text = to_markdown(call_server(credentials, read_tree, ref))
+    else:
+        call_server(credentials, settle, ref)
+        raw = bytes(call_server(credentials, Client.conversation, ref.id, msgspec.Raw))
+        text = msgspec.json.format(raw, indent=2).decode("utf-8", "replace") + "\n"
     if output == DASH:
         echo_text(text)
     else:
@@ -6646,9 +6622,10 @@ def load_conversation(name: str) -> llm.Fragment:
       llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
     """
     credentials = current_credentials()
-    work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
+    ref = find_conversation(name, credentials.server)
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
-    tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
+    with model_errors(credentials):
+        tree = run_in_background(lambda client: read_tree(client, credentials, ref))
     if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
     text = without_controls(to_markdown(tree, for_model=True))
@@ -6684,7 +6661,7 @@ def artifacts(
     """
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server)
-    tree = call_server(credentials, functools.partial(read_tree, ref=ref))
+    tree = call_server(credentials, read_tree, ref)
     branch = next(iter(tree.branches), [])
     answers = (message.content for message in branch if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
@@ -6814,7 +6791,6 @@ def download(url: str, output: pathlib.Path | None) -> None:
         try:
             return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT, into=file)
         except NotFound:
-            await require_login(client, credentials)
             raise HuggingChatError(f"{server.host} has no such file for this account.") from None
 
     # What comes may be a refusal, or half a file: only a whole one replaces what is there.
