@@ -5421,7 +5421,7 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
 
-WRITING = 60  # seconds: an answer that is still being written is saved more often
+WRITING = datetime.timedelta(minutes=1)  # an answer is saved more often while it is written
 
 
 @contextlib.contextmanager
@@ -5494,6 +5494,11 @@ class ConversationTree(msgspec.Struct, frozen=True):
     preprompt: str  # may be ""
     branches: list[Branch]
 
+    @property
+    def newest(self) -> Branch:
+        """The newest branch; [] where there is no answer yet."""
+        return next(iter(self.branches), [])
+
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """The time in a server's JSON, or None."""
@@ -5524,11 +5529,10 @@ def _is_said(message: StoredMessage) -> bool:
     if message.sender != "assistant":
         return message.sender == "user"
     updates, complete, settled = stored_updates(message)
-    updated = parse_time(message.updated_at)
-    if message.generation_id and updated and not (complete or settled):
-        age = datetime.datetime.now(datetime.UTC) - updated
-        if age.total_seconds() < WRITING:
-            return False
+    saved, now = parse_time(message.updated_at), datetime.datetime.now(datetime.UTC)
+    running = message.generation_id and not (complete or settled)
+    if running and saved and now - saved < WRITING:
+        return False
     return any(map(is_content, updates))
 
 
@@ -5611,7 +5615,7 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for message in next(iter(tree.branches), []):
+    for message in tree.newest:
         if message.sender == "user":
             name, said = "User" if for_model else "You", [question_of(tree, message)]
         else:
@@ -5651,11 +5655,11 @@ class Importer:
 
     def __init__(self, store: LogStore, server: Server) -> None:
         self._store = store
-        self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
-        self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
         self._models: set[str] = set()
         rows = store.db.execute("select tip_message_hash, id from threads order by id")
-        self._tips = {str(tip): str(id) for tip, id in rows if tip}
+        self._tips = {tip: id for tip, id in rows if tip}  # a thread's last message -> its id
+        self._threads: dict[str, str] = {}  # a turn's last message -> a thread with it
+        self._hashes: dict[str, str] = {}  # message or generation id -> logged message
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
 
@@ -5677,26 +5681,26 @@ class Importer:
         if thread_id:
             self._threads[hash] = thread_id
         for id in filter(None, ids):
-            self._hashes.setdefault(id, []).append(hash)
+            if self._hashes.get(id) not in self._tips:  # a branch goes on where a thread ends
+                self._hashes[id] = hash
 
     def _logged(self, message: StoredMessage) -> str:
-        """The logged answer that this is, preferably the last one of a thread; or ""."""
-        ids = filter(None, (message.id, message.generation_id))
-        hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
+        """The logged answer that this is, or ""."""
+        of_run = self._hashes.get(message.generation_id or "", "")
+        return self._hashes.get(message.id, of_run)
 
     def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
         tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
-        thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
         if start == len(branch):
-            return thread_id, 0
-        if tip not in self._tips:
+            return self._tips.get(tip) or self._threads.get(tip, ""), 0
+        thread_id = self._tips.pop(tip, "")
+        if not thread_id:
             names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
             id = ulid_of(parse_time(leaf.created_at), *names)
-            thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
-        self._tips.pop(tip, None)
+            forked_from = self._threads.get(tip)
+            thread_id = self._store.create_thread(tree.title, tip or None, forked_from, id)
         history = self._history(tree, tip)
         for message in branch[start:]:
             if message.sender == "user":
@@ -6662,8 +6666,7 @@ def artifacts(
     credentials = current_credentials()
     ref = find_conversation(name, credentials.server)
     tree = call_server(credentials, read_tree, ref)
-    branch = next(iter(tree.branches), [])
-    answers = (message.content for message in branch if message.sender == "assistant")
+    answers = (message.content for message in tree.newest if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
     names = artifact_names(found, every)
     if output is None:
