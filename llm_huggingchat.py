@@ -3382,18 +3382,12 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, silence: float, into: io.BufferedIOBase | None) -> HttpResponse:
-        """The whole response; without its body, if that is written `into` a file.
-
-        Raises what `read` does, and HttpError for any status but 200.
-        """
+    async def whole(self, silence: float) -> HttpResponse:
+        """The whole response. Raises what `read` does, and HttpError for any status but 200."""
         body = io.BytesIO()
-        file = into or body
-        file.seek(0)
-        file.truncate()
         async with self:
             while chunk := await self.read(silence):
-                file.write(chunk)
+                body.write(chunk)
         response = self.response
         if response.status != 200:
             raise HttpError(response)
@@ -3525,14 +3519,12 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
         """One call, tried again where that is safe and can help.
 
         `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
-        together, by default `limits.call_timeout`; while a file is written `into`, that between
-        two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
-        conversation that is not there, HuggingChatError.
+        together, by default `limits.call_timeout`. Raises ConnectionLost, HttpError for any
+        status but 200, NotFound for a conversation that is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3546,8 +3538,7 @@ class Client:
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                silence = timeout if into else deadline - time.monotonic()
-                return await exchange.whole(silence, into)
+                return await exchange.whole(deadline - time.monotonic())
             except (ConnectionLost, HttpError) as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -5592,18 +5583,16 @@ def response_of(
     response._start = 0.0
     response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
     response._done = True
-    response.id = ulid_of(begun, "turn", server.url, ref.id, message.id)
+    response.id = ulid_of(begun)
     return response
 
 
-def ulid_of(time: datetime.datetime | None, *names: str) -> str:
-    """An id that sorts by its time, as llm's do, and is always the same for the same names."""
+def ulid_of(time: datetime.datetime | None) -> str:
+    """An id that sorts by its time, as llm's do."""
     from ulid import ULID
 
     now = datetime.datetime.now(datetime.UTC)  # a later time would come after all that follows
-    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
-    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
-    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
+    return str(ULID.from_datetime(min(time or now, now))).lower()
 
 
 def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
@@ -5692,14 +5681,12 @@ class Importer:
     def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
+        tip, turns = logged[start - 1] if start else "", 0
         if start == len(branch):
             return self._tips.get(tip) or self._threads.get(tip, ""), 0
         thread_id = self._tips.pop(tip, "")
         if not thread_id:
-            names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
-            id = ulid_of(parse_time(leaf.created_at), *names)
-            forked_from = self._threads.get(tip)
+            id, forked_from = ulid_of(parse_time(branch[-1].created_at)), self._threads.get(tip)
             thread_id = self._store.create_thread(tree.title, tip or None, forked_from, id)
         history = self._history(tree, tip)
         for message in branch[start:]:
@@ -5733,6 +5720,10 @@ class Importer:
 
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
+CONVERSATION_HELP = (
+    "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
+    "by default it is the latest conversation in llm's logs."
+)
 
 
 class _Commands(click.Group):
@@ -5742,8 +5733,11 @@ class _Commands(click.Group):
         return list(self.commands)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        takes_one = any(param.metavar == "[ID|URL]" for param in cmd.params)
+        about = f"{CONVERSATION_HELP}\n\n" if takes_one else ""
         # \b keeps the lines of the examples as they are.
-        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", "\b\nExamples:", 1)
+        examples = f"{about}\b\nExamples:"
+        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", examples, 1)
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -5773,17 +5767,8 @@ def huggingchat() -> None:
 
 json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation")
+conversation_argument = click.argument("name", required=False, metavar="[ID|URL]")
 names_argument = click.argument("names", nargs=-1, metavar="[ID|URL]...")
-
-
-def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument for a conversation, which the command's help explains."""
-    text = (
-        "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
-        "by default it is the latest conversation in llm's logs."
-    )
-    command.__doc__ = (command.__doc__ or "").replace("Examples:", f"{text}\n\n    Examples:", 1)
-    return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
 def output_option(help: str, *, file_okay: bool = True, **options: Any) -> Callable[..., Any]:
@@ -5842,10 +5827,14 @@ async def require_login(client: Client, credentials: Credentials) -> bool:
     return client.sessions.current(credentials) != before
 
 
-def may_write(path: pathlib.Path) -> None:
-    """Ask before a file is overwritten. Raises click.Abort."""
-    if path.is_file() or (path.is_symlink() and not path.exists()):
-        click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
+def write_files(files: dict[pathlib.Path, bytes]) -> None:
+    """Write files, after asking about those that are there. Raises click.Abort, OSError."""
+    for path in files:
+        if path.is_file() or (path.is_symlink() and not path.exists()):
+            click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
 
 
 def open_in_browser(url: str) -> bool:
@@ -6207,16 +6196,15 @@ async def change_settings(
     return found
 
 
-def _model_named(name: str) -> ModelInfo:
+def model_named(name: str) -> ModelInfo:
     """The model with this id or alias. Raises HuggingChatError."""
-    for each in (name, f"huggingchat/{name}"):
-        with contextlib.suppress(llm.UnknownModelError):
-            model = llm.get_model(each)
-            if isinstance(model, HuggingChat):
-                return model.info
+    models = llm.get_model_aliases()
+    model = models.get(name) or models.get(f"huggingchat/{name}")
+    if isinstance(model, HuggingChat):
+        return model.info
+    host = current_server().host
     raise HuggingChatError(
-        f"{one_line(name, 100)!r} is not a model of {current_server().host}. "
-        "See: llm huggingchat models"
+        f"{one_line(name, 100)!r} is not a model of {host}. See: llm huggingchat models"
     )
 
 
@@ -6247,11 +6235,14 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         llm huggingchat settings hf-deepseek --provider fastest --no-artifacts
         llm huggingchat settings hf-deepseek --reasoning-effort default --provider auto
     """
-    given = {setting: value for setting, value in options.items() if value is not None}
-    changes = {k: None if value in ("default", "auto") else value for k, value in given.items()}
+    changes = {
+        setting: None if value in ("default", "auto") else value
+        for setting, value in options.items()
+        if value is not None
+    }
     if changes and not name:
         raise click.UsageError("Which model? Give an alias or an id.")
-    id = _model_named(name).id if name else ""
+    id = model_named(name).id if name else ""
     credentials = current_credentials()
     found = call_server(credentials, change_settings, id, changes)
     if id:
@@ -6289,10 +6280,10 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
         return ConversationRef(server, text.lower())
     if "://" not in text:
         with open_logs() as store:
-            for logged in reversed(logged_answers(store, server)):
-                named = name is None or logged.thread_id == text.lower()
-                if named and logged.conversation_id:
-                    return ConversationRef(server, logged.conversation_id)
+            logged = [each for each in logged_answers(store, server) if each.conversation_id]
+        named = [each for each in logged if name is None or each.thread_id == text.lower()]
+        if named:
+            return ConversationRef(server, named[-1].conversation_id)
     if name is None:
         raise HuggingChatError(
             f"llm's logs hold no conversation of {server.host}. Give an id or an address."
@@ -6610,9 +6601,7 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     if output == DASH:
         echo_text(text)
     else:
-        may_write(output)
-        with atomic_write(output) as file:
-            file.write(text.encode())
+        write_files({output: text.encode()})
 
 
 def load_conversation(name: str) -> llm.Fragment:
@@ -6664,78 +6653,67 @@ def artifacts(
         llm huggingchat artifacts --open
     """
     credentials = current_credentials()
-    ref = find_conversation(name, credentials.server)
-    tree = call_server(credentials, read_tree, ref)
+    tree = call_server(credentials, read_tree, find_conversation(name, credentials.server))
     answers = (message.content for message in tree.newest if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
-    names = artifact_names(found, every)
+    named = artifact_names(found, every)
     if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
-    files = _write_artifacts(names, output) if names else []
+        named = [(each, name) for each, name in named if show and each.kind in BROWSER_KINDS]
+    files: dict[pathlib.Path, Version] = {}
+    if named:
+        folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / name: version for version, name in named}
+        write_files({path: version.content.encode() for path, version in files.items()})
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
-        for path, version in files:
+        for path, version in files.items():
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
     else:
         for artifact in found:
             _echo_artifact(artifact, every)
-    for line in _artifact_notes(found):
-        note(line)
-    pages = [path for path, version in files if version.kind in BROWSER_KINDS]
-    if show and not pages:
-        note("there is no HTML or SVG to show")
-    for path in pages if show else ():
-        if not open_in_browser(path.resolve().as_uri()):
-            note(f"there is no browser here to open {path}")
-
-
-def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None
-) -> list[tuple[pathlib.Path, Version]]:
-    """Write versions to files in `output`, or in a temporary folder."""
-    folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [(folder / name, version) for version, name in names]
-    for path, _ in files:
-        may_write(path)
-    for path, version in files:
-        with atomic_write(path) as file:
-            file.write(version.content.encode())
-    return files
-
-
-def _echo_artifact(artifact: Artifact, every: bool) -> None:
-    """Print what an artifact is: a line, and with `every` one for each of its versions."""
-    latest = artifact.latest
-    kind = latest.language if latest.kind == "code" and latest.language else latest.kind
-    versions = count_of(len(artifact.versions), "version")
-    name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
-    click.echo(f"{name}  {one_line(kind, 30)}  {title} ({versions})")
-    for version in artifact.versions if every else ():
-        size = len(version.content.encode())
-        title = one_line(version.title, 200)
-        click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
-
-
-def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
-    """What did not go as the model meant it."""
     if not found:
-        yield "there are no artifacts in this conversation"
+        note("there are no artifacts in this conversation")
     for artifact in found:
-        for version in artifact.versions:
-            which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
-            for text in version.missed:
-                missed = f"replaces {one_line(text, 60)!r}" if text else "replaces nothing"
-                yield f"{which} is an update that did not match: it {missed}"
-            if version.cut:
-                yield f"{which} was never closed"
+        _note_problems(artifact)
+    if show:
+        _show_pages([path for path, version in files.items() if version.kind in BROWSER_KINDS])
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     versions = msgspec.to_builtins(artifact.versions)
     latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
     return {"identifier": artifact.identifier, **latest, "versions": versions}
+
+
+def _echo_artifact(artifact: Artifact, every: bool) -> None:
+    """Print what an artifact is: a line, and with `every` one for each of its versions."""
+    latest = artifact.latest
+    name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
+    kind = one_line(latest.language or latest.kind, 30)
+    click.echo(f"{name}  {kind}  {title} ({count_of(len(artifact.versions), 'version')})")
+    for version in artifact.versions if every else ():
+        size, title = len(version.content.encode()), one_line(version.title, 200)
+        click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
+
+
+def _note_problems(artifact: Artifact) -> None:
+    """Tell what did not go as the model meant it."""
+    for version in artifact.versions:
+        which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
+        for text in version.missed:
+            note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
+        if version.cut:
+            note(f"{which} was never closed")
+
+
+def _show_pages(pages: list[pathlib.Path]) -> None:
+    if not pages:
+        note("there is no HTML or SVG to show")
+    for path in pages:
+        if not open_in_browser(path.resolve().as_uri()):
+            note(f"there is no browser here to open {path}")
 
 
 # Recordings, and files in answers
@@ -6791,25 +6769,18 @@ def download(url: str, output: pathlib.Path | None) -> None:
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        try:
-            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT, into=file)
-        except NotFound:
-            raise HuggingChatError(f"{server.host} has no such file for this account.") from None
+        with contextlib.suppress(NotFound):
+            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT)
+        raise HuggingChatError(f"{server.host} has no such file for this account.")
 
-    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
-    with tempfile.TemporaryFile() as file:
-        response = call_server(credentials, fetch)
-        size = file.tell()
-        file.seek(0)
-        if output == DASH:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        if output is None or output.is_dir():
-            output = (output or pathlib.Path()) / _file_name(response, path)
-        may_write(output)
-        with atomic_write(output) as place:
-            shutil.copyfileobj(file, place)
-    click.echo(f"{output} ({size} bytes)")
+    response = call_server(credentials, fetch)
+    if output == DASH:
+        click.echo(response.body, nl=False)
+        return
+    if output is None or output.is_dir():
+        output = (output or pathlib.Path()) / _file_name(response, path)
+    write_files({output: response.body})
+    click.echo(f"{output} ({len(response.body)} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:
