@@ -5906,16 +5906,16 @@ def login(browser: str | None) -> None:
         llm huggingchat login < cookies.txt
     """
     server = current_server()
-    asks = not browser and sys.stdin.isatty()
-    given: Cookies | None = None
-    if not browser and not asks:
-        given = parse_cookies(sys.stdin.buffer.read(PASTE_LIMIT), server.host)
+    source: contextlib.AbstractContextManager[Cookies] = paste_cookies(server)
+    if browser:
+        source = contextlib.nullcontext(browser_cookies(browser, server))
+    elif not sys.stdin.isatty():
+        given = sys.stdin.buffer.read(PASTE_LIMIT)
+        source = contextlib.nullcontext(parse_cookies(given, server.host))
     if not call_server(Credentials(server), Client.wants_login):
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
-    if browser:
-        given = browser_cookies(browser, server)
-    with paste_cookies(server) if asks else contextlib.nullcontext(given) as cookies:
+    with source as cookies:
         user = call_server(Credentials(server, cookies), log_in)
     click.echo(f"Logged in on {server.host} as {user}. The cookies are in llm's key store.")
 
@@ -5974,8 +5974,6 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
 
 def browser_cookies(browser: str, server: Server) -> Cookies:
     """The cookies that `browser` has for the server's domain. Raises HuggingChatError."""
-    import importlib
-
     name = browser.replace("_", " ").title()
     host = urlsplit(server.url).hostname or ""
     config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config")
@@ -5984,9 +5982,12 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     newest = max(stores, key=lambda path: path.stat().st_mtime, default=None)
     options = {"domain_name": host} | ({"cookie_file": str(newest)} if newest else {})
     try:
-        store = importlib.import_module("browser_cookie3")
+        import browser_cookie3  # type: ignore[import-untyped]
+
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = sorted(getattr(store, browser)(**options), key=lambda each: len(each.domain))
+            jar = sorted(
+                getattr(browser_cookie3, browser)(**options), key=lambda each: len(each.domain)
+            )
         exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
         return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
@@ -6371,23 +6372,22 @@ def call_for_each(
     Raises HuggingChatError, at the end if some conversations were not there.
     """
 
-    async def run(client: Client, credentials: Credentials) -> list[str]:
-        async def is_there(ref: ConversationRef) -> bool:
-            with contextlib.suppress(NotFound):
-                await work(client, credentials, ref)
-                return True
-            return False
+    missing = []
 
-        missing = []
-        async with contextlib.aclosing(concurrently(is_there, refs)) as results:
-            async for ref, there in results:
+    async def run(client: Client, credentials: Credentials) -> None:
+        async def work_if_there(ref: ConversationRef) -> None:
+            try:
+                await work(client, credentials, ref)
+            except NotFound:
+                missing.append(ref.id)
+
+        async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
+            async for _ in results:
                 bar.update(1)
-                missing += [] if there else [ref.id]
-        return missing
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
-        missing = call_server(credentials, run)
+        call_server(credentials, run)
     if missing:
         host, ids = credentials.server.host, ", ".join(missing)
         raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
