@@ -5644,13 +5644,17 @@ class Importer:
 
     def __init__(self, store: LogStore, server: Server) -> None:
         self._store = store
-        self._models: set[str] = set()
-        rows = store.db.execute("select tip_message_hash, id from threads order by id")
-        self._tips = {tip: id for tip, id in rows if tip}  # a thread's last message -> its id
-        self._threads: dict[str, str] = {}  # a turn's last message -> a thread with it
         self._hashes: dict[str, str] = {}  # message or generation id -> logged message
         for logged in logged_answers(store, server):
-            self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
+            self._remember(logged.hash, logged.message_id, logged.generation_id)
+
+    def _remember(self, hash: str, *ids: str | None) -> None:
+        self._hashes |= dict.fromkeys(filter(None, ids), hash)
+
+    def _logged(self, message: StoredMessage) -> str:
+        """The logged answer that this is, or ""."""
+        of_run = self._hashes.get(message.generation_id or "", "")
+        return self._hashes.get(message.id, of_run)
 
     def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
@@ -5662,32 +5666,19 @@ class Importer:
         Raises sqlite3.Error.
         """
         with self._store.db.atomic():
-            added = [self._add(tree, branch) for branch in branches]
-        remember_models(tree.ref.server.url, self._models)
-        return added
-
-    def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
-        if thread_id:
-            self._threads[hash] = thread_id
-        for id in filter(None, ids):
-            if self._hashes.get(id) not in self._tips:  # a branch goes on where a thread ends
-                self._hashes[id] = hash
-
-    def _logged(self, message: StoredMessage) -> str:
-        """The logged answer that this is, or ""."""
-        of_run = self._hashes.get(message.generation_id or "", "")
-        return self._hashes.get(message.id, of_run)
+            return [self._add(tree, branch) for branch in branches]
 
     def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip, turns = logged[start - 1] if start else "", 0
+        tip, turns = logged[start - 1] if start else None, 0
+        thread_id = self._find("select max(id) from threads where tip_message_hash = ?", tip)
+        fork_of = self._find("select max(thread_id) from turns where tip_message_hash = ?", tip)
         if start == len(branch):
-            return self._tips.get(tip) or self._threads.get(tip, ""), 0
-        thread_id = self._tips.pop(tip, "")
-        if not thread_id:
-            id, forked_from = ulid_of(parse_time(branch[-1].created_at)), self._threads.get(tip)
-            thread_id = self._store.create_thread(tree.title, tip or None, forked_from, id)
+            return thread_id or fork_of or "", 0
+        if thread_id is None:
+            id = ulid_of(parse_time(branch[-1].created_at))
+            thread_id = self._store.create_thread(tree.title, tip, fork_of, id)
         history = self._history(tree, tip)
         for message in branch[start:]:
             if message.sender == "user":
@@ -5696,13 +5687,17 @@ class Importer:
             response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
+            model_id = response.model.model_id.removeprefix("huggingchat/")
+            remember_models(tree.ref.server.url, [model_id])
             tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
-            self._remember(tip, thread_id, message.id, message.generation_id)
-        self._tips[tip] = thread_id
+            self._remember(tip, message.id, message.generation_id)
         return thread_id, turns
 
-    def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
+    def _find(self, sql: str, tip: str | None) -> str | None:
+        """The one id that a query finds for a logged message."""
+        return cast("str | None", self._store.db.execute(sql, [tip]).fetchone()[0])
+
+    def _history(self, tree: ConversationTree, tip: str | None) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
             preprompt = without_controls(tree.preprompt)
