@@ -5705,10 +5705,8 @@ class Importer:
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
-            raise HuggingChatError(
-                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
-                "cannot be read, so nothing can be added to it."
-            ) from None
+            why = f"a part of {tree.title!r} cannot be read, so nothing can be added to it"
+            raise sqlite3.DatabaseError(why) from None
 
 
 # --- commands: llm huggingchat … ---------------------------------------------------------
@@ -5739,9 +5737,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except sqlite3.Error as error:
-            path = llm.user_dir() / "logs.db"
-            message = f"llm's logs, {path}, cannot be used: {one_line(error)}"
-            raise click.ClickException(message) from None
+            what = f"llm's logs, {llm.user_dir() / 'logs.db'}, cannot be used"
+            raise click.ClickException(f"{what}: {one_line(error)}") from None
         except BrokenPipeError:
             raise  # the reader has had enough: click knows
         except OSError as error:
@@ -5986,9 +5983,8 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
         exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
         return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
-        raise HuggingChatError(
-            "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
-        ) from None
+        words = "Reading a browser's cookies needs browser-cookie3"
+        raise HuggingChatError(f"{words}. Run: llm install browser-cookie3") from None
     except Exception:  # browser-cookie3's own errors are many, and may show what is in the store
         raise HuggingChatError(
             f"No login for {host} can be read from {name}. Log in at {server.url} with it, close "
@@ -6158,7 +6154,7 @@ async def account_settings(client: Client, credentials: Credentials) -> dict[str
 async def change_settings(
     client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Change a model's settings, if at all; None restores a default. All settings afterwards.
+    """Change a model's settings, if at all; None restores a default. The settings afterwards.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
@@ -6185,11 +6181,7 @@ async def change_settings(
         session = anonymous_session(credentials.server, note)
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
-    found = settings_of(await account_settings(client, credentials))
-    if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
-        host = credentials.server.host
-        raise HuggingChatError(f"{host} did not save the settings: it may not support them.")
-    return found
+    return settings_of(await account_settings(client, credentials))
 
 
 def model_named(name: str) -> ModelInfo:
@@ -6243,6 +6235,9 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     found = call_server(credentials, change_settings, id, changes)
     if id:
         found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
+        if not changes.items() <= found[id].items():
+            host = credentials.server.host
+            raise HuggingChatError(f"{host} did not save the settings: it may not support them.")
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
@@ -6289,17 +6284,13 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
     match = re.fullmatch(pattern, text)
     if not match:
-        raise HuggingChatError(
-            f"{one_line(name, 200)!r} names no conversation on {server.url}. Give an id of 24 "
-            "hexadecimal digits, the address of its page, or its id in llm's logs. For another "
-            f"server, set {SERVER_VARIABLE}."
-        )
+        what = f"{one_line(name, 200)!r} names no conversation on {server.url}"
+        raise HuggingChatError(f"{what}. Give its id, its address or its id in llm's logs.")
     # Ids of shared conversations have 7 characters, and are accepted in either place.
     ref = ConversationRef(server, match[2], match[1] == "r" or len(match[2]) == 7)
     if ref.shared and not shared:
         raise HuggingChatError(
-            f"{one_line(text, 200)} is a shared link. This needs a conversation of your own; "
-            "llm huggingchat import makes it one."
+            f"{ref.page} is shared. First run: llm huggingchat import {ref.page}"
         )
     return ref
 
@@ -6331,7 +6322,7 @@ async def list_conversations(
 ) -> list[ConversationSummary]:
     """The first `number` conversations, or all, whose title contains `query`, newest first."""
     listed: dict[str, ConversationSummary] = {}  # each once, even if pages shift meanwhile
-    number, page = number or sys.maxsize, 0
+    number, page = number if number > 0 else sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
         got = await client.get(credentials, path, ConversationPage)
@@ -6366,7 +6357,6 @@ def call_for_each(
 
     Raises HuggingChatError, at the end if some conversations were not there.
     """
-
     missing = []
 
     async def run(client: Client, credentials: Credentials) -> None:
@@ -6389,13 +6379,7 @@ def call_for_each(
 
 
 @huggingchat.command()
-@click.option(
-    *("-n", "--number"),
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="How many to list; 0 lists all",
-)
+@click.option("-n", "--number", default=20, show_default=True, help="How many; 0 lists all")
 @click.option("-q", "--query", default="", help="Only those with this string in their title")
 @json_option
 def conversations(number: int, query: str, json_: bool) -> None:
@@ -6665,15 +6649,18 @@ def artifacts(
     elif output:
         for path, version in files.items():
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
-    else:
-        for artifact in found:
-            _echo_artifact(artifact, every)
     if not found:
         note("there are no artifacts in this conversation")
     for artifact in found:
+        if not (json_ or output):
+            _echo_artifact(artifact, every)
         _note_problems(artifact)
-    if show:
-        _show_pages([path for path, version in files.items() if version.kind in BROWSER_KINDS])
+    pages = [path for path, version in files.items() if version.kind in BROWSER_KINDS]
+    if show and not pages:
+        note("there is no HTML or SVG to show")
+    for path in pages if show else ():
+        if not open_in_browser(path.resolve().as_uri()):
+            note(f"there is no browser here to open {path}")
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
@@ -6701,14 +6688,6 @@ def _note_problems(artifact: Artifact) -> None:
             note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
         if version.cut:
             note(f"{which} was never closed")
-
-
-def _show_pages(pages: list[pathlib.Path]) -> None:
-    if not pages:
-        note("there is no HTML or SVG to show")
-    for path in pages:
-        if not open_in_browser(path.resolve().as_uri()):
-            note(f"there is no browser here to open {path}")
 
 
 # Recordings, and files in answers
