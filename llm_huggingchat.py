@@ -5485,19 +5485,12 @@ class ConversationTree(msgspec.Struct, frozen=True):
     preprompt: str  # may be ""
     branches: list[Branch]
 
-    @property
-    def newest(self) -> Branch:
-        """The newest branch; [] where there is no answer yet."""
-        return next(iter(self.branches), [])
-
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """The time in a server's JSON, or None."""
-    try:
-        time = datetime.datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    with contextlib.suppress(ValueError):
+        return datetime.datetime.fromisoformat(text or "").astimezone(datetime.UTC)
+    return None
 
 
 def branches_of(conversation: Conversation) -> list[Branch]:
@@ -5604,7 +5597,7 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for message in tree.newest:
+    for message in itertools.chain(*tree.branches[:1]):
         if message.sender == "user":
             name, said = "User" if for_model else "You", [question_of(tree, message)]
         else:
@@ -5786,17 +5779,21 @@ def model_errors(credentials: Credentials) -> Iterator[None]:
 
 
 def call_server(
-    credentials: Credentials, work: Callable[..., Coroutine[Any, Any, T]], *args: Any
+    work: Callable[..., Coroutine[Any, Any, T]], *args: Any, credentials: Credentials | None = None
 ) -> T:
-    """The result of `work(client, credentials, *args)`. Raises HuggingChatError."""
+    """The result of `work(client, credentials, *args)`. Raises HuggingChatError.
+
+    The credentials are by default those for the current server.
+    """
+    mine = credentials or current_credentials()
 
     async def run() -> T:
         async with Client() as client:
-            return await work(client, credentials, *args)
+            return await work(client, mine, *args)
 
     # Windows' own event loop cannot watch sockets, which curl_cffi needs.
     loop = asyncio.SelectorEventLoop
-    with model_errors(credentials), asyncio.Runner(loop_factory=loop) as runner:
+    with model_errors(mine), asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(run())
 
 
@@ -5904,11 +5901,11 @@ def login(browser: str | None) -> None:
     elif not sys.stdin.isatty():
         given = sys.stdin.buffer.read(PASTE_LIMIT)
         source = contextlib.nullcontext(parse_cookies(given, server.host))
-    if not call_server(Credentials(server), Client.wants_login):
+    if not call_server(Client.wants_login, credentials=Credentials(server)):
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
     with source as cookies:
-        user = call_server(Credentials(server, cookies), log_in)
+        user = call_server(log_in, credentials=Credentials(server, cookies))
     click.echo(f"Logged in on {server.host} as {user}. The cookies are in llm's key store.")
 
 
@@ -6045,7 +6042,7 @@ def status(ctx: click.Context, json_: bool) -> None:
         catalogue = load_catalogue(server.url)
         state |= {"server": server.url, "models": len(catalogue.models)}
         state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
-        call_server(current_credentials(), ask)
+        call_server(ask)
         state["ok"] = True
     except llm.ModelError as error:
         state["reason"] = str(error)
@@ -6079,7 +6076,7 @@ def refresh() -> None:
     with contextlib.suppress(llm.ModelError):
         credentials = current_credentials()  # a firewall may want its cookie
     before = {model.id for model in load_catalogue(server.url).models}
-    catalogue = call_server(credentials, refresh_catalogue)
+    catalogue = call_server(refresh_catalogue, credentials=credentials)
     after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
@@ -6231,18 +6228,18 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     if changes and not name:
         raise click.UsageError("Which model? Give an alias or an id.")
     id = model_named(name).id if name else ""
-    credentials = current_credentials()
-    found = call_server(credentials, change_settings, id, changes)
+    server = current_server()
+    found = call_server(change_settings, id, changes)
     if id:
         found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
         if not changes.items() <= found[id].items():
-            host = credentials.server.host
-            raise HuggingChatError(f"{host} did not save the settings: it may not support them.")
+            what = f"{server.host} did not save the settings"
+            raise HuggingChatError(f"{what}: it may not support them.")
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
         return
-    models = {model.id: model for model in load_catalogue(credentials.server.url).models}
+    models = {model.id: model for model in load_catalogue(server.url).models}
     on = {True: "on", False: "off"}
     for each, kept in found.items():
         info = models.get(each)
@@ -6260,13 +6257,13 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
 # Conversations
 
 
-def find_conversation(name: str | None, server: Server, *, shared: bool = True) -> ConversationRef:
+def find_conversation(name: str | None, *, shared: bool = True) -> ConversationRef:
     """The conversation that `name` means; without a name, the latest one in llm's logs.
 
     A name is an id, an address, or an id of llm's logs. Raises HuggingChatError if there is
     none, or if it is a `shared` link where that is not accepted.
     """
-    text = (name or "").strip()
+    server, text = current_server(), (name or "").strip()
     if re.fullmatch(r"[0-9a-fA-F]{24}", text):
         return ConversationRef(server, text.lower())
     if "://" not in text:
@@ -6289,9 +6286,7 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     # Ids of shared conversations have 7 characters, and are accepted in either place.
     ref = ConversationRef(server, match[2], match[1] == "r" or len(match[2]) == 7)
     if ref.shared and not shared:
-        raise HuggingChatError(
-            f"{ref.page} is shared. First run: llm huggingchat import {ref.page}"
-        )
+        raise HuggingChatError(f"{ref.page} is a shared link. First run: llm huggingchat import")
     return ref
 
 
@@ -6337,18 +6332,16 @@ async def list_conversations(
 
 
 def find_conversations(
-    names: Iterable[str | None], credentials: Credentials, *, every: bool, shared: bool = True
+    names: Iterable[str | None], *, every: bool, shared: bool = True
 ) -> list[ConversationRef]:
     """The conversations that `names` mean, each once, or every one of the account's."""
-    server = credentials.server
     if every:
-        listed = call_server(credentials, list_conversations)
+        server, listed = current_server(), call_server(list_conversations)
         return [ConversationRef(server, entry.id) for entry in listed]
-    return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
+    return list(dict.fromkeys(find_conversation(name, shared=shared) for name in names))
 
 
 def call_for_each(
-    credentials: Credentials,
     refs: list[ConversationRef],
     work: Callable[[Client, Credentials, ConversationRef], Coroutine[Any, Any, None]],
     label: str,
@@ -6372,14 +6365,14 @@ def call_for_each(
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
-        call_server(credentials, run)
+        call_server(run)
     if missing:
-        host, ids = credentials.server.host, ", ".join(missing)
+        host, ids = current_server().host, ", ".join(missing)
         raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
 
 
 @huggingchat.command()
-@click.option("-n", "--number", default=20, show_default=True, help="How many; 0 lists all")
+@click.option("-n", "--number", default=20, show_default=True, help="How many to list; 0 is all")
 @click.option("-q", "--query", default="", help="Only those with this string in their title")
 @json_option
 def conversations(number: int, query: str, json_: bool) -> None:
@@ -6391,15 +6384,15 @@ def conversations(number: int, query: str, json_: bool) -> None:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
     """
-    credentials = current_credentials()
-    found = call_server(credentials, list_conversations, number, query)
+    server = current_server()
+    found = call_server(list_conversations, number, query)
     with open_logs() as store:
-        answers = logged_answers(store, credentials.server)
+        answers = logged_answers(store, server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
     shown = []
     for entry in found:
         about = {name: one_line(text, 200) for name, text in msgspec.structs.asdict(entry).items()}
-        here = {"url": credentials.server.page(entry.id), "thread_id": threads.get(entry.id)}
+        here = {"url": server.page(entry.id), "thread_id": threads.get(entry.id)}
         shown.append({**about, **here})
         if not json_:
             updated = parse_time(entry.updated_at)
@@ -6434,8 +6427,7 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     """
     if names and every:
         raise click.UsageError("Give either conversations or --all.")
-    credentials = current_credentials()
-    refs = find_conversations(names or [None], credentials, every=every)
+    refs = find_conversations(names or [None], every=every)
     wanted = slice(None if every_branch else 1)
 
     async def import_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
@@ -6455,8 +6447,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
 
     label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
-        importer = Importer(store, credentials.server)
-        call_for_each(credentials, refs, import_one, label)
+        importer = Importer(store, current_server())
+        call_for_each(refs, import_one, label)
 
 
 @huggingchat.command(name="open")
@@ -6469,7 +6461,7 @@ def open_(name: str | None, only_print: bool) -> None:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
     """
-    page = find_conversation(name, current_server()).page
+    page = find_conversation(name).page
     click.echo(page)
     if not only_print:
         open_in_browser(page)
@@ -6490,10 +6482,9 @@ def rename(name: str | None, title: str | None) -> None:
     title = title.strip()
     if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server, shared=False)
-    call_server(credentials, settle, ref)
-    call_server(credentials, Client.call, "PATCH", api_path(ref.id), {"title": title})
+    ref = find_conversation(name, shared=False)
+    call_server(settle, ref)
+    call_server(Client.call, "PATCH", api_path(ref.id), {"title": title})
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
@@ -6506,12 +6497,11 @@ def share(name: str | None) -> None:
         llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
     """
-    credentials = current_credentials()
-    server = credentials.server
-    ref = find_conversation(name, server, shared=False)
-    call_server(credentials, settle, ref)
-    response = call_server(credentials, Client.call, "POST", f"{chat_path(ref.id)}/share", {})
-    click.echo(server.shared_page(read_body(response, SharedConversation, server).share_id))
+    ref = find_conversation(name, shared=False)
+    call_server(settle, ref)
+    response = call_server(Client.call, "POST", f"{chat_path(ref.id)}/share", {})
+    shared = read_body(response, SharedConversation, ref.server)
+    click.echo(ref.server.shared_page(shared.share_id))
 
 
 @huggingchat.command()
@@ -6530,8 +6520,7 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     """
     if bool(names) == every:
         raise click.UsageError("Give ids or addresses of conversations, or --all.")
-    credentials = current_credentials()
-    refs = find_conversations(names, credentials, every=every, shared=False)
+    host, refs = current_server().host, find_conversations(names, every=every, shared=False)
 
     async def delete_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
         path = api_path(ref.id)
@@ -6544,11 +6533,11 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
     if refs and not yes:
         if len(refs) == 1:
-            tree = call_server(credentials, read_tree, refs[0])
+            tree = call_server(read_tree, refs[0])
             what = f"{tree.title!r} ({tree.ref.id})"
-        click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
-    call_for_each(credentials, refs, delete_one, "Conversations deleted")
-    click.echo(f"Deleted {what} on {credentials.server.host}.")
+        click.confirm(f"Delete {what} on {host}?", abort=True, err=True)
+    call_for_each(refs, delete_one, "Conversations deleted")
+    click.echo(f"Deleted {what} on {host}.")
 
 
 @huggingchat.command()
@@ -6569,13 +6558,12 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
         llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
     """
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server)
+    ref = find_conversation(name)
     if format_ == "markdown":
-        text = to_markdown(call_server(credentials, read_tree, ref))
+        text = to_markdown(call_server(read_tree, ref))
     else:
-        call_server(credentials, settle, ref)
-        raw = bytes(call_server(credentials, Client.conversation, ref.id, msgspec.Raw))
+        call_server(settle, ref)
+        raw = bytes(call_server(Client.conversation, ref.id, msgspec.Raw))
         text = msgspec.json.format(raw, indent=2).decode("utf-8", "replace") + "\n"
     if output == DASH:
         echo_text(text)
@@ -6593,8 +6581,7 @@ def load_conversation(name: str) -> llm.Fragment:
       llm -f huggingchat:6b039392759aa03066f1190f 'What was decided?'
       llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
     """
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server)
+    credentials, ref = current_credentials(), find_conversation(name)
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
     with model_errors(credentials):
         tree = run_in_background(lambda client: read_tree(client, credentials, ref))
@@ -6631,9 +6618,9 @@ def artifacts(
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
         llm huggingchat artifacts --open
     """
-    credentials = current_credentials()
-    tree = call_server(credentials, read_tree, find_conversation(name, credentials.server))
-    answers = (message.content for message in tree.newest if message.sender == "assistant")
+    tree = call_server(read_tree, find_conversation(name))
+    newest = itertools.chain(*tree.branches[:1])
+    answers = (message.content for message in newest if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
     named = artifact_names(found, every)
     if output is None:
@@ -6713,7 +6700,7 @@ def transcribe(file: str) -> None:
         (text,) = await transcribe_all(client, credentials, [recording], note)
         return f"{text}\n"
 
-    echo_text(call_server(current_credentials(), work))
+    echo_text(call_server(work))
 
 
 @huggingchat.command()
@@ -6728,8 +6715,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
     """
-    credentials = current_credentials()
-    server = credentials.server
+    server = current_server()
     # Nothing but a file's address may get the cookies: no other page, and no way around.
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
     match = re.fullmatch(pattern, url.strip())
@@ -6747,7 +6733,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
             return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT)
         raise HuggingChatError(f"{server.host} has no such file for this account.")
 
-    response = call_server(credentials, fetch)
+    response = call_server(fetch)
     if output == DASH:
         click.echo(response.body, nl=False)
         return
