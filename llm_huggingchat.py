@@ -6028,21 +6028,16 @@ def status(ctx: click.Context, json_: bool) -> None:
     names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
     state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
     state |= {"ok": False, "cookies": "none", "models": 0}
-
-    async def ask(client: Client, credentials: Credentials) -> None:
-        state["login_needed"], user = await find_user(client, credentials)
-        state["user"] = user or None
-        cookies = client.sessions.current(credentials).cookies
-        state["session_time"] = cookies and cookies.since
-        if state["login_needed"] and not user:
-            raise login_error(credentials.server, cookies)
-
     try:
         server = current_server()
         catalogue = load_catalogue(server.url)
         state |= {"server": server.url, "models": len(catalogue.models)}
         state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
-        call_server(ask)
+        state["login_needed"], user = call_server(find_user)
+        cookies = current_credentials().cookies  # with a session that was just made
+        state |= {"user": user or None, "session_time": cookies and cookies.since}
+        if state["login_needed"] and not user:
+            raise login_error(server, cookies)
         state["ok"] = True
     except llm.ModelError as error:
         state["reason"] = str(error)
@@ -6174,9 +6169,9 @@ async def change_settings(
     for name, value in changes.items():
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
-    if credentials.cookies is None:  # without a session, nobody would have these settings
-        session = anonymous_session(credentials.server, note)
-        credentials = Credentials(credentials.server, session)
+    # Without a session, nobody would have these settings.
+    cookies = credentials.cookies or anonymous_session(credentials.server, note)
+    credentials = Credentials(credentials.server, cookies)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     return settings_of(await account_settings(client, credentials))
 
@@ -6530,11 +6525,11 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
             with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
                 await client.call(credentials, "DELETE", path)
 
-    what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
+    what = count_of(len(refs), "conversation")
+    if len(refs) == 1:
+        title = "conversation" if yes else repr(call_server(read_tree, refs[0]).title)
+        what = f"{title} ({refs[0].id})"
     if refs and not yes:
-        if len(refs) == 1:
-            tree = call_server(read_tree, refs[0])
-            what = f"{tree.title!r} ({tree.ref.id})"
         click.confirm(f"Delete {what} on {host}?", abort=True, err=True)
     call_for_each(refs, delete_one, "Conversations deleted")
     click.echo(f"Deleted {what} on {host}.")
@@ -6720,10 +6715,7 @@ def download(url: str, output: pathlib.Path | None) -> None:
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
     match = re.fullmatch(pattern, url.strip())
     if not match:
-        raise HuggingChatError(
-            f"{one_line(url, 200)} is not the link of a file on {server.url}. "
-            f"One looks like {server.url}/conversation/ID/output/NAME"
-        )
+        raise HuggingChatError(f"{one_line(url, 200)} is not the link of a file on {server.url}.")
     if output == DASH and sys.stdout.isatty():
         raise click.UsageError("Standard output is a terminal: name a file.")
     path = match[1]
