@@ -5646,8 +5646,8 @@ class Importer:
 
     def _logged(self, message: StoredMessage) -> str:
         """The logged answer that this is, or ""."""
-        of_run = self._hashes.get(message.generation_id or "", "")
-        return self._hashes.get(message.id, of_run)
+        ids = message.id, message.generation_id or ""
+        return next((self._hashes[id] for id in ids if id in self._hashes), "")
 
     def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
@@ -5973,10 +5973,9 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     try:
         import browser_cookie3  # type: ignore[import-untyped]
 
+        load = getattr(browser_cookie3, browser)
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = sorted(
-                getattr(browser_cookie3, browser)(**options), key=lambda each: len(each.domain)
-            )
+            jar = sorted(load(**options), key=lambda each: len(each.domain))
         exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
         return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
