@@ -5807,13 +5807,11 @@ async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str
     return login_needed, user
 
 
-async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Whether an expired session is renewed now. Raises HuggingChatError if a login is missing."""
-    before = client.sessions.current(credentials)
+async def require_login(client: Client, credentials: Credentials) -> None:
+    """Renew the session if it has expired. Raises HuggingChatError if a login is missing."""
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
         raise login_error(credentials.server, credentials.cookies)
-    return client.sessions.current(credentials) != before
 
 
 def write_files(files: dict[pathlib.Path, bytes]) -> None:
@@ -6315,8 +6313,9 @@ async def list_conversations(
     while True:
         path = f"/api/v2/conversations?p={page}"
         got = await client.get(credentials, path, ConversationPage)
-        if not listed and not got.conversations and await require_login(client, credentials):
-            continue  # now the account is asked
+        if not listed and not got.conversations:  # as for who is not logged in
+            await require_login(client, credentials)
+            got = await client.get(credentials, path, ConversationPage)
         before = len(listed)
         listed |= {entry.id: entry for entry in got.conversations}
         found = [e for e in listed.values() if query.casefold() in e.title.casefold()]
