@@ -121,16 +121,25 @@ CONCURRENCY = 4  # calls at the same time, where there are many
 
 # What can change a terminal's state or the order in which text is read: C0, DEL and C1
 # controls; marks, overrides and isolates of direction; line and paragraph separators; and
-# halves of surrogates, which cannot be printed.
+# halves of surrogate pairs, which cannot be printed.
 _HARMFUL = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
     "\ud800-\udfff\ufff9-\ufffb]"
 )
+_CONTROLS = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 
 
-def printable(text: str) -> str:
+def for_terminal(text: str) -> str:
     """Text of several lines without what can harm a terminal."""
     return re.sub(_HARMFUL, "", text)
+
+
+def for_logs(text: str) -> str:
+    """Text of a model's or a tool's, without what cannot be logged or can control a terminal.
+
+    Marks of direction stay, as languages need them.
+    """
+    return re.sub(_CONTROLS, "", join_surrogates(text))
 
 
 def one_line(text: object, limit: int = 500) -> str:
@@ -138,13 +147,8 @@ def one_line(text: object, limit: int = 500) -> str:
 
     Everything from the server that the plugin itself shows goes through here.
     """
-    line = printable(" ".join(str(text).split()))
+    line = for_terminal(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def without_controls(text: str) -> str:
-    """Text of a model's or a tool's, as it is logged, without what can control a terminal."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", text)
 
 
 def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str | None:
@@ -201,10 +205,15 @@ def utf16_length(text: str) -> int:
 
 
 def join_surrogates(text: str) -> str:
-    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
+    """`text` with surrogate pairs joined, and lone halves replaced: it can be encoded."""
     if text.isascii() or not re.search("[\ud800-\udfff]", text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON that others can read: no escapes, no NaN, no halves of surrogate pairs."""
+    return join_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _overlap(text: str, tag: str) -> int:
@@ -212,15 +221,10 @@ def _overlap(text: str, tag: str) -> int:
     return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
 
 
-def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, else ""."""
-    text = _string(value)
-    return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
-
-
-def _table(rows: str) -> dict[str, str]:
-    """`"a b c; d e"` as {"b": "a", "c": "a", "e": "d"}: names, and what they stand for."""
-    return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
+def _synonyms(rows: str) -> dict[str, str]:
+    """Word -> what it stands for: `"a: b c; d: e"` is {"b": "a", "c": "a", "e": "d"}."""
+    pairs = (row.split(":") for row in rows.split(";"))
+    return {word: meaning.strip() for meaning, words in pairs for word in words.split()}
 
 
 class HuggingChatError(click.ClickException, llm.ModelError):
@@ -596,15 +600,22 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
 
 LINE_LIMIT = 8_000_000  # bytes of a line of a stream or a log: no update is so long
 
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,200}\Z")]
+_ID = r"^[A-Za-z0-9_-]{1,200}\Z"
+
+Id = Annotated[str, msgspec.Meta(pattern=_ID)]
 """An id of the server's. Ids end up in addresses, in the logs and in the terminal."""
 
 
-class Struct(msgspec.Struct, rename="camel"):
-    """JSON of chat-ui's, under chat-ui's own names. Unknown fields are skipped."""
+def known_id(value: object) -> str:
+    """`value` if it can be an id of the server's, else ""."""
+    return value if isinstance(value, str) and re.search(_ID, value) else ""
 
 
-class Envelope(Struct, Generic[T]):
+class Wire(msgspec.Struct, rename="camel"):
+    """An object in chat-ui's JSON, under chat-ui's own names. Unknown fields are skipped."""
+
+
+class Envelope(Wire, Generic[T]):
     """superjson: the value is in `json`; what `meta` adds does not matter here."""
 
     json: T
@@ -635,27 +646,27 @@ def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
         raise ValueError("it is nested too deeply") from None
     if keep_halves:
         return msgspec.convert(value, type)
-    return decoder.decode(join_surrogates(json.dumps(value, ensure_ascii=False)))
+    return decoder.decode(to_json(value))
 
 
 # Updates: what a stream, a log and a stored answer consist of
 
 
-class StreamUpdate(Struct, tag="stream"):
+class StreamUpdate(Wire, tag="stream"):
     """A piece of text. A stored one has no `token` but its length, `len`, in UTF-16 units."""
 
     token: str = ""
     len: int | None = None
 
 
-class ReasoningUpdate(Struct, tag="reasoning"):
+class ReasoningUpdate(Wire, tag="reasoning"):
     """A piece of thinking, on configurations that send it apart."""
 
     subtype: str = ""
     token: str = ""
 
 
-class StatusUpdate(Struct, tag="status"):
+class StatusUpdate(Wire, tag="status"):
     """`status` is started, keepAlive, finished or error; a model can fail with HTTP 200."""
 
     status: str = ""
@@ -663,20 +674,20 @@ class StatusUpdate(Struct, tag="status"):
     status_code: int | None = None
 
 
-class TitleUpdate(Struct, tag="title"):
+class TitleUpdate(Wire, tag="title"):
     """The conversation's title. It may come long after the final answer."""
 
     title: str = ""
 
 
-class FileUpdate(Struct, tag="file"):
+class FileUpdate(Wire, tag="file"):
     """A file in the answer."""
 
     sha: Id
     name: str | None = None
 
 
-class RouterMetadata(Struct, tag="routerMetadata"):
+class RouterMetadata(Wire, tag="routerMetadata"):
     """Which model and provider answer. An empty field says nothing."""
 
     route: str | None = None
@@ -684,14 +695,14 @@ class RouterMetadata(Struct, tag="routerMetadata"):
     provider: str | None = None
 
 
-class ToolCallBody(Struct):
+class ToolCallBody(Wire):
     """The call of a server-side tool."""
 
     name: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolResultBody(Struct):
+class ToolResultBody(Wire):
     """What a server-side tool gave back, or why it failed."""
 
     status: str | None = None
@@ -700,7 +711,7 @@ class ToolResultBody(Struct):
     message: str | None = None
 
 
-class ToolUpdate(Struct, tag="tool"):
+class ToolUpdate(Wire, tag="tool"):
     """A server-side tool: `subtype` is call, eta, progress, result or error."""
 
     subtype: str = ""
@@ -740,7 +751,7 @@ class ToolUpdate(Struct, tag="tool"):
         return "\n".join(filter(None, map(_output_text, outputs)))
 
 
-class ElicitationUpdate(Struct, tag="elicitation"):
+class ElicitationUpdate(Wire, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
     `expires_at` is until when the run waits for the answer, in milliseconds since 1970; without
@@ -764,7 +775,7 @@ class ElicitationUpdate(Struct, tag="elicitation"):
         return ": ".join(one_line(text) for text in said if text)
 
 
-class FinalAnswer(Struct, tag="finalAnswer"):
+class FinalAnswer(Wire, tag="finalAnswer"):
     """The answer as stored; with tools, only the part after the last one."""
 
     text: str | None = None
@@ -829,7 +840,7 @@ def _output_text(output: dict[str, Any]) -> str:
 # Streams and logs
 
 
-class LogEnd(Struct):
+class LogEnd(Wire):
     """The end of a run's log: completed, error, interrupted or gone."""
 
     status: str = ""
@@ -886,14 +897,14 @@ class EventStreamDecoder(JsonLinesDecoder):
 # Calls
 
 
-class McpServer(Struct):
+class McpServer(Wire):
     """A tool server that the chat server offers."""
 
     name: str = ""
     url: str = ""
 
 
-class StoredFile(Struct):
+class StoredFile(Wire):
     """A file that was sent with a question; `value` is its SHA."""
 
     type: str | None = None
@@ -901,7 +912,7 @@ class StoredFile(Struct):
     mime: str | None = None
 
 
-class StoredMessage(Struct):
+class StoredMessage(Wire):
     """A message as the server keeps it. `updates` are read when they are wanted."""
 
     id: Id
@@ -917,12 +928,62 @@ class StoredMessage(Struct):
     created_at: str | None = None
     updated_at: str | None = None
 
-    def decoded_updates(self) -> list[Update]:
-        """The updates, without those of an unknown kind."""
-        return [update for raw in self.updates or () if (update := decode_update(raw))]
+    def replay(self) -> StoredAnswer:
+        """The answer as its stream sent it.
+
+        chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece. A
+        run that resumes the one before it begins with what became of the question.
+        """
+        text, at = self.content.encode("utf-16-le", "surrogatepass"), 0
+        updates: list[Update] = []
+        final: FinalAnswer | None = None
+        finished = settled = False
+        for raw in self.updates or ():
+            match update := decode_update(raw):
+                case None:
+                    continue  # of an unknown kind
+                case StreamUpdate(len=int(length)) if length >= 0:
+                    piece = text[at : at + 2 * length]
+                    at += len(piece)
+                    update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
+                case StreamUpdate():
+                    continue  # without its length: its text is in what is left
+                case FinalAnswer():
+                    final = update
+                    continue
+                case StatusUpdate(status="finished"):
+                    finished = settled = True
+                    continue
+                case StatusUpdate(status="error"):
+                    settled = True
+                case ElicitationUpdate(subtype="resolved"):
+                    final, finished, settled = None, False, False
+            updates.append(update)
+        if rest := text[at:]:
+            updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
+        if self.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
+            updates.insert(0, ReasoningUpdate("stream", self.reasoning))
+        complete = bool(final or finished or self.interrupted)
+        if complete:
+            # The stored text is whole. Without a final answer the model died on the way.
+            cut = final is None or bool(final.interrupted or self.interrupted)
+            updates.append(FinalAnswer("", cut))
+        return StoredAnswer(updates, complete, settled)
 
 
-class Conversation(Struct):
+class StoredAnswer(msgspec.Struct):
+    """The updates of a stored answer.
+
+    If it is `complete`, the last of them is its end. It is `settled` when its run is over:
+    chat-ui stores `finished` or an error only then.
+    """
+
+    updates: list[Update]
+    complete: bool
+    settled: bool
+
+
+class Conversation(Wire):
     """A conversation with all its messages, each naming its ancestors: a tree."""
 
     messages: list[StoredMessage]
@@ -936,13 +997,13 @@ class Conversation(Struct):
         return next(found, None) if generation_id else None
 
 
-class RootMessage(Struct):
+class RootMessage(Wire):
     """The part of a new conversation that its first message needs."""
 
     root_message_id: Id
 
 
-class CreatedConversation(Struct):
+class CreatedConversation(Wire):
     """The answer to POST /conversation; `conversation` is superjson, as a string.
 
     POST /api/v2/conversations/import-share, which copies a shared one, answers without it.
@@ -952,7 +1013,7 @@ class CreatedConversation(Struct):
     conversation: str = ""
 
 
-class ConversationSummary(Struct):
+class ConversationSummary(Wire):
     """A conversation in the list."""
 
     id: Id
@@ -961,59 +1022,17 @@ class ConversationSummary(Struct):
     updated_at: str = ""
 
 
-class ConversationPage(Struct):
+class ConversationPage(Wire):
     """A page of the list of conversations, the newest first."""
 
     conversations: list[ConversationSummary]
     has_more: bool = False
 
 
-class SharedConversation(Struct):
+class SharedConversation(Wire):
     """The answer to POST /conversation/ID/share."""
 
     share_id: Id
-
-
-def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
-    """The updates of a stored answer as its stream sent them; if it is complete, and settled.
-
-    chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece. An
-    answer is settled when its run is over: chat-ui stores `finished` only then. A run that
-    resumes the one before it begins with what became of the question.
-    """
-    text, at = message.content.encode("utf-16-le", "surrogatepass"), 0
-    updates: list[Update] = []
-    final: FinalAnswer | None = None
-    finished = settled = False
-    for update in message.decoded_updates():
-        match update:
-            case StreamUpdate(len=int(length)) if length >= 0:
-                piece = text[at : at + 2 * length]
-                at += len(piece)
-                update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
-            case StreamUpdate():
-                continue  # without its length: its text is in what is left
-            case FinalAnswer():
-                final = update
-                continue
-            case StatusUpdate(status="finished"):
-                finished = settled = True
-                continue
-            case StatusUpdate(status="error"):
-                settled = True
-            case ElicitationUpdate(subtype="resolved"):
-                final, finished, settled = None, False, False  # another run resumes the answer
-        updates.append(update)
-    if rest := text[at:]:
-        updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
-    if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
-        updates.insert(0, ReasoningUpdate("stream", message.reasoning))
-    complete = bool(final or finished or message.interrupted)
-    if complete:
-        # The stored text is whole. Without a final answer the model died on the way.
-        cut = final is None or bool(final.interrupted or message.interrupted)
-        updates.append(FinalAnswer("", cut))
-    return updates, complete, settled
 
 
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
@@ -1171,10 +1190,10 @@ def read_catalogue(value: Any) -> Catalogue:
 
 # Who publishes a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
 # into a Llama is a DeepSeek. Others are published by who has most of their models.
-PUBLISHERS = _table(
-    "swiss-ai apertus; CohereLabs aya command; deepseek-ai deepseek; google gemma; zai-org glm;"
-    "openai gpt-oss; moonshotai kimi; meta-llama llama; XiaomiMiMo mimo; MiniMaxAI minimax;"
-    "mistralai mistral; nvidia nemotron; microsoft phi; Qwen qwen"
+PUBLISHERS = _synonyms(
+    "swiss-ai: apertus; CohereLabs: aya command; deepseek-ai: deepseek; google: gemma;"
+    "zai-org: glm; openai: gpt-oss; moonshotai: kimi; meta-llama: llama; XiaomiMiMo: mimo;"
+    "MiniMaxAI: minimax; mistralai: mistral; nvidia: nemotron; microsoft: phi; Qwen: qwen"
 )
 
 # What a name says, in patterns for names in lower case.
@@ -1317,21 +1336,21 @@ UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an 
 FENCE = "`" * 16  # longer than the fences that models write inside an artifact
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = _table(
+_KINDS = _synonyms(
     """
-    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
-    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
-    update update
+    html: html text/html; svg: svg image/svg+xml; markdown: markdown md text/markdown;
+    react: react jsx tsx application/vnd.ant.react; mermaid: mermaid application/vnd.ant.mermaid;
+    update: update
     """
 )
-_FILE_ENDINGS = _table(
+_FILE_ENDINGS = _synonyms(
     """
-    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
-    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
-    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
-    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
-    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
-    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
+    bat: bat batch; c: c; clj: clj clojure; cpp: cpp; cs: cs csharp; css: css; csv: csv; dart: dart;
+    ex: ex elixir; fs: fs fsharp; go: go golang; hs: hs haskell; html: html; ini: ini; java: java;
+    jl: jl julia; js: js javascript; json: json; jsx: jsx; kt: kt kotlin; lua: lua; md: md markdown;
+    mmd: mermaid; php: php; pl: pl perl; ps1: ps1 powershell; py: py python; r: r; rb: rb ruby;
+    rs: rs rust; scala: scala; scss: scss; sh: sh bash shell zsh; sql: sql; svg: svg; swift: swift;
+    tex: tex latex; toml: toml; ts: ts typescript; tsx: tsx; xml: xml; yaml: yaml yml; zig: zig
     """
 )
 
@@ -1906,19 +1925,15 @@ def _local_call(value: Any) -> LocalToolCall:
         with contextlib.suppress(ValueError, RecursionError):
             arguments = _lenient_json.decode(arguments)
     if not name:
-        return _malformed(_printable_json(value), 'it is not an object with a "name"')
+        return _malformed(to_json(value), 'it is not an object with a "name"')
     if arguments and not isinstance(arguments, dict):
-        return _malformed(_printable_json(value), 'its "arguments" are not an object')
-    arguments = json.loads(_printable_json(arguments or {}))
+        return _malformed(to_json(value), 'its "arguments" are not an object')
+    arguments = json.loads(to_json(arguments or {}))
     return LocalToolCall(one_line(join_surrogates(name)), arguments)
 
 
 def _malformed(text: str, problem: str) -> LocalToolCall:
     return LocalToolCall(MALFORMED, {"text": text.strip()}, problem)
-
-
-def _printable_json(value: Any) -> str:
-    return join_surrogates(json.dumps(value, ensure_ascii=False))
 
 
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
@@ -1934,7 +1949,7 @@ def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str
             with contextlib.suppress(ValueError):
                 json.loads(candidate)
                 return candidate, ""
-            return _printable_json(value), ""
+            return to_json(value), ""
         problems.append((len(candidate), problem))
     return "", max(problems)[1]
 
@@ -2404,7 +2419,7 @@ class Answer:
     def _give(self, kind: str, text: str) -> None:
         """Add text or reasoning to what llm is given."""
         if text:
-            self._events.append(StreamEvent(type=cast(Any, kind), chunk=without_controls(text)))
+            self._events.append(StreamEvent(type=cast(Any, kind), chunk=for_logs(text)))
 
     def _add_text(self, text: str, ends: bool = False) -> None:
         """Text of the model's, in which reasoning and calls may be."""
@@ -2413,7 +2428,7 @@ class Answer:
             if kind == "reasoning":
                 self._give(kind, piece)
             else:
-                words = without_controls(piece)
+                words = for_logs(piece)
                 self._add_words(self._calls.feed(words) if self._calls else words)
 
     def _add_words(self, words: str) -> None:
@@ -2487,9 +2502,9 @@ def tool_call_events(
     metadata: dict[str, Any] | None = None,
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
-    text = _printable_json(arguments)
+    text = to_json(arguments)
     if executed:  # of controls, JSON escapes these; a local tool gets what the model means
-        text = without_controls(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
+        text = for_logs(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
         StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
@@ -2499,10 +2514,10 @@ def tool_call_events(
 
 def tool_result_event(id: str | None, name: str, output: str, error: str = "") -> StreamEvent:
     """What a server-side tool gave back. llm has no field for a failure: it is in the output."""
-    error = without_controls(join_surrogates(error))
+    error = for_logs(error)
     return StreamEvent(
         type="tool_result",
-        chunk=f"Error: {error}" if error else without_controls(join_surrogates(output)),
+        chunk=f"Error: {error}" if error else for_logs(output),
         tool_call_id=id,
         tool_name=one_line(name),
         server_executed=True,
@@ -2900,23 +2915,23 @@ class TurnLock:
 # --- attachments: files -> what chat-ui takes of them ---------------------------------
 
 # Type as llm or a server calls it -> type as chat-ui takes it.
-IMAGE_TYPES = _table(
-    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
-    "image/webp image/webp; image/gif image/gif"
+IMAGE_TYPES = _synonyms(
+    "image/png: image/png image/x-png; image/jpeg: image/jpeg image/jpg image/pjpeg;"
+    "image/webp: image/webp; image/gif: image/gif"
 )
 # Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
 # sound that counts; 3gpp is what the voice recorders of many telephones write.
-AUDIO_TYPES = _table(
+AUDIO_TYPES = _synonyms(
     """
-    audio/flac audio/flac audio/x-flac;
-    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
-    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
-    audio/webm audio/webm video/webm
+    audio/flac: audio/flac audio/x-flac;
+    audio/mp4: audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+    audio/mpeg: audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+    audio/ogg: audio/ogg audio/opus application/ogg video/ogg;
+    audio/wav: audio/wav audio/vnd.wave audio/wave audio/x-wav;
+    audio/webm: audio/webm video/webm
     """
 )
-AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+AUDIO_ENDINGS = _synonyms("audio/mp4: .m4a; audio/ogg: .oga .opus; audio/webm: .weba")
 TEXT_TYPES = (
     *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
     *("application/json", "application/xml", "application/csv"),
@@ -2960,7 +2975,7 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
     boundary = uuid.uuid4().hex
-    text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
+    text = to_json(data).encode()
     parts = [('name="data"', text)]
     for upload in uploads:
         head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
@@ -4361,19 +4376,19 @@ class Run:
             self._seq = 0  # a new run has a new log
             self._problem = ConnectionLost("it did not take the message", sent=True)
             return
-        updates, complete, settled = stored_updates(stored)
-        if not complete and not settled:
-            if len(updates) > self._stored_count:
-                self._stored_count = len(updates)
+        answer = stored.replay()
+        if not answer.complete and not answer.settled:
+            if len(answer.updates) > self._stored_count:
+                self._stored_count = len(answer.updates)
                 self._backoff.reset()
             return
         if not progress.outcome:
             self._on_rewind()
-            self._take([*updates])
+            self._take([*answer.updates])
         if not progress.outcome:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
-        if settled:
+        if answer.settled:
             self.state = RunState.STORED
 
 
@@ -5523,13 +5538,13 @@ def _is_said(message: StoredMessage) -> bool:
     """Whether a message is a person's, or an answer that is no longer being written."""
     if message.sender != "assistant":
         return message.sender == "user"
-    updates, complete, settled = stored_updates(message)
+    answer = message.replay()
     updated = parse_time(message.updated_at)
-    if message.generation_id and updated and not (complete or settled):
+    if message.generation_id and updated and not (answer.complete or answer.settled):
         age = datetime.datetime.now(datetime.UTC) - updated
         if age.total_seconds() < WRITING:
             return False
-    return any(map(is_content, updates))
+    return any(map(is_content, answer.updates))
 
 
 # Stored messages as llm's
@@ -5537,7 +5552,7 @@ def _is_said(message: StoredMessage) -> bool:
 
 def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
     """A stored question as llm's message; its files become the addresses they have."""
-    text = without_controls(join_surrogates(message.content))
+    text = for_logs(message.content)
     files: list[Part] = [
         AttachmentPart(
             attachment=llm.Attachment(
@@ -5558,15 +5573,15 @@ def response_of(
     """A stored answer as llm would have logged it; `history` ends with the question."""
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
-    updates, complete, _ = stored_updates(message)
+    stored = message.replay()
     answer.add(message.router_metadata or RouterMetadata())
     # When a conversation changes its model, earlier answers keep the name of theirs here.
     model = tree.model if answer.router.route else answer.router.model or tree.model
     asked = HuggingChat(ModelInfo(model))
     response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
-    if not complete:
-        updates.append(FinalAnswer("", True))
-    for event in itertools.chain.from_iterable(map(answer.add, updates)):
+    if not stored.complete:
+        stored.updates.append(FinalAnswer("", True))
+    for event in itertools.chain.from_iterable(map(answer.add, stored.updates)):
         response._process_chunk(event)
     result = TurnResult(
         server.url,
@@ -5577,7 +5592,7 @@ def response_of(
         title=tree.title,
         router=answer.router,
         interrupted=bool(answer.final and answer.final.interrupted)
-        and (complete or bool(message.generation_id)),
+        and (stored.complete or bool(message.generation_id)),
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
@@ -5714,7 +5729,7 @@ class Importer:
     def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            preprompt = without_controls(tree.preprompt)
+            preprompt = for_logs(tree.preprompt)
             return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
         try:
             return list(self._store.load_chain(tip))
@@ -5881,7 +5896,7 @@ def echo_json(value: Any) -> None:
 
 def echo_text(text: str) -> None:
     """Print text of a server's: as it is, but on a terminal without what could harm it."""
-    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+    click.echo(for_terminal(text) if sys.stdout.isatty() else text, nl=False)
 
 
 # Log in
@@ -6651,7 +6666,7 @@ def load_conversation(name: str) -> llm.Fragment:
     tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
     if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
-    text = without_controls(to_markdown(tree, for_model=True))
+    text = for_logs(to_markdown(tree, for_model=True))
     return llm.Fragment(text, source=tree.ref.page)
 
 
