@@ -1355,21 +1355,17 @@ _FILE_ENDINGS = _synonyms(
 )
 
 
-def _beginning_of(word: str) -> str:
-    """A pattern for any beginning of `word`, from none of it to all of it."""
-    return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
-
-
 # A tag, or what a text may end with of one. Models double the bracket. A tag with more than
 # 2,000 characters of attributes is text. The line end before a closing tag is no content.
 _OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000}+)>"
 _OPENING = (
     rf"(?ai){_OPENING_TAG}"
-    rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}+))?\Z"
+    r"|(?:(?<!<)<+(?:[a-z]{0,8}|artifact\b[^>]{0,2000}+))?\Z"
 )
+_CLOSING_BEGUN = "|".join("/artifact"[:length] for length in range(len("/artifact") + 1))
 _CLOSING = (
     r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
-    rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
+    rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+(?:{_CLOSING_BEGUN}))?\Z"
 )
 # Models swap the closing tags of a pair, so either will do.
 # Neither text contains a tag of a pair, so that an update without end is read only once.
@@ -1535,21 +1531,17 @@ class ArtifactFilter:
         return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
 
 
-def read_pairs(update: str) -> list[tuple[str, str]]:
-    """The changes in an update: in each, the first text is to become the second."""
-    return re.findall(_UPDATE_PAIR, update)
-
-
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
-    marked = [each for pair in read_pairs(update) for each in zip("-+", pair, strict=True)]
+    pairs = re.findall(_UPDATE_PAIR, update)
+    marked = [each for old, new in pairs for each in (("-", old), ("+", new))]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
     if rest.strip():
         marked.append((" ", rest))
     return "\n".join(mark + line for mark, text in marked for line in text.splitlines())
 
 
-class Version(msgspec.Struct, frozen=True):
+class ArtifactVersion(msgspec.Struct, frozen=True):
     """An artifact as one answer left it.
 
     `operation` is create, rewrite or update; `cut` says that it was never closed, as where
@@ -1565,18 +1557,6 @@ class Version(msgspec.Struct, frozen=True):
     content: str
     missed: tuple[str, ...]
     cut: bool = msgspec.field(name="interrupted")
-
-
-class Artifact(msgspec.Struct, frozen=True):
-    """What a conversation's answers made of one artifact; the latest version is the last."""
-
-    identifier: str
-    versions: tuple[Version, ...]
-
-    @property
-    def latest(self) -> Version:
-        """The newest version."""
-        return self.versions[-1]
 
 
 # Kinds of quotes and dashes, which do not matter.
@@ -1604,10 +1584,10 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
     return match.span() if match else None
 
 
-def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tuple[str, ...]]:
+def apply_update(content: str, update: str) -> tuple[str, tuple[str, ...]]:
     """`content` with the first place of each old text replaced, and the old texts not in it."""
     missed = []
-    for old, new in pairs:
+    for old, new in re.findall(_UPDATE_PAIR, update) or [("", "")]:
         found = find_in(content, old) if old else None
         if found:
             content = content[: found[0]] + new + content[found[1] :]
@@ -1616,30 +1596,32 @@ def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tu
     return content, tuple(missed)
 
 
-def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
+def artifacts_of(answers: Iterable[str]) -> dict[str, list[ArtifactVersion]]:
     """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
 
-    `answers` are texts as the server stores them. An update before any artifact does nothing.
+    Identifier -> versions. `answers` are texts as the server stores them. An update before any
+    artifact does nothing.
     """
-    made: dict[str, list[Version]] = {}
+    made: dict[str, list[ArtifactVersion]] = {}
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
+        source: OpeningTag | ArtifactVersion = tag
+        missed: tuple[str, ...] = ()
         if tag.kind != "update":
             versions = made.setdefault(tag.identifier, [])
             operation = "rewrite" if versions else "create"
             title, content = tag.title or tag.identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
         elif made:  # models change names; else it is the one made last
             named = tag.identifier.strip().lower()
             alike = [each for name, each in made.items() if name.strip().lower() == named]
             versions = made.get(tag.identifier) or (alike or list(made.values()))[-1]
-            base = versions[-1]
-            content, missed = apply_pairs(base.content, read_pairs(inside) or [("", "")])
-            changed = {"title": tag.title or base.title, "content": content, "missed": missed}
-            version = msgspec.structs.replace(base, operation="update", cut=cut, **changed)
+            source = latest = versions[-1]
+            operation, title = "update", tag.title or latest.title
+            content, missed = apply_update(latest.content, inside)
         else:
             continue
-        versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
-    return [Artifact(name, tuple(versions)) for name, versions in made.items()]
+        state = (source.kind, title, source.language, content, missed, cut)
+        versions.append(ArtifactVersion(len(versions) + 1, operation, *state))
+    return made
 
 
 def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
@@ -1650,24 +1632,24 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
         yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
-def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
-    """Each latest version with a safe file name, or with `every` all versions.
+def file_names(
+    artifacts: dict[str, list[ArtifactVersion]], every: bool
+) -> list[tuple[str, ArtifactVersion]]:
+    """A safe file name for each latest version, or with `every` for all versions.
 
     No two names are the same, also where capitals do not count.
     """
-    names: list[tuple[Version, str]] = []
-    taken: set[str] = set()
-    for artifact in artifacts:
-        stem = safe_stem(artifact.identifier)
-        for version in artifact.versions if every else artifact.versions[-1:]:
+    named: dict[str, tuple[str, ArtifactVersion]] = {}
+    for identifier, versions in artifacts.items():
+        stem = safe_stem(identifier)
+        for version in versions if every else versions[-1:]:
             number = f".v{version.number}" if every else ""
             ending = _FILE_ENDINGS.get(_fence_word(version.kind, version.language), "txt")
             name, copies = f"{stem}{number}.{ending}", itertools.count(2)
-            while name.lower() in taken:
+            while name.lower() in named:
                 name = f"{stem}-{next(copies)}{number}.{ending}"
-            taken.add(name.lower())
-            names.append((version, name))
-    return names
+            named[name.lower()] = name, version
+    return list(named.values())
 
 
 def safe_stem(identifier: str) -> str:
@@ -6703,18 +6685,18 @@ def artifacts(
     branch = next(iter(tree.branches), [])
     answers = (message.content for message in branch if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
-    names = artifact_names(found, every)
+    names = file_names(found, every)
     if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
+        names = [(name, each) for name, each in names if show and each.kind in BROWSER_KINDS]
     files = _write_artifacts(names, output) if names else []
     if json_:
-        echo_json([_artifact_json(artifact) for artifact in found])
+        echo_json(list(itertools.starmap(_artifact_json, found.items())))
     elif output:
         for path, version in files:
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
     else:
-        for artifact in found:
-            _echo_artifact(artifact, every)
+        for identifier, versions in found.items():
+            _echo_artifact(identifier, versions, every)
     for line in _artifact_notes(found):
         note(line)
     pages = [path for path, version in files if version.kind in BROWSER_KINDS]
@@ -6726,12 +6708,12 @@ def artifacts(
 
 
 def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None
-) -> list[tuple[pathlib.Path, Version]]:
+    names: list[tuple[str, ArtifactVersion]], output: pathlib.Path | None
+) -> list[tuple[pathlib.Path, ArtifactVersion]]:
     """Write versions to files in `output`, or in a temporary folder."""
     folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
     folder.mkdir(parents=True, exist_ok=True)
-    files = [(folder / name, version) for version, name in names]
+    files = [(folder / name, version) for name, version in names]
     for path, _ in files:
         may_write(path)
     for path, version in files:
@@ -6740,26 +6722,26 @@ def _write_artifacts(
     return files
 
 
-def _echo_artifact(artifact: Artifact, every: bool) -> None:
+def _echo_artifact(identifier: str, versions: list[ArtifactVersion], every: bool) -> None:
     """Print what an artifact is: a line, and with `every` one for each of its versions."""
-    latest = artifact.latest
+    latest = versions[-1]
     kind = latest.language if latest.kind == "code" and latest.language else latest.kind
-    versions = count_of(len(artifact.versions), "version")
-    name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
-    click.echo(f"{name}  {one_line(kind, 30)}  {title} ({versions})")
-    for version in artifact.versions if every else ():
+    name, title = one_line(identifier, 100), one_line(latest.title, 200)
+    count = count_of(len(versions), "version")
+    click.echo(f"{name}  {one_line(kind, 30)}  {title} ({count})")
+    for version in versions if every else ():
         size = len(version.content.encode())
         title = one_line(version.title, 200)
         click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
 
 
-def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
+def _artifact_notes(found: dict[str, list[ArtifactVersion]]) -> Iterator[str]:
     """What did not go as the model meant it."""
     if not found:
         yield "there are no artifacts in this conversation"
-    for artifact in found:
-        for version in artifact.versions:
-            which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
+    for identifier, versions in found.items():
+        for version in versions:
+            which = f"version {version.number} of {one_line(identifier, 100)}"
             for text in version.missed:
                 missed = f"replaces {one_line(text, 60)!r}" if text else "replaces nothing"
                 yield f"{which} is an update that did not match: it {missed}"
@@ -6767,10 +6749,10 @@ def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
                 yield f"{which} was never closed"
 
 
-def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    versions = msgspec.to_builtins(artifact.versions)
-    latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
-    return {"identifier": artifact.identifier, **latest, "versions": versions}
+def _artifact_json(identifier: str, versions: list[ArtifactVersion]) -> dict[str, Any]:
+    values = msgspec.to_builtins(versions)
+    latest = {name: values[-1][name] or None for name in ("kind", "title", "language")}
+    return {"identifier": identifier, **latest, "versions": values}
 
 
 # Recordings, and files in answers
