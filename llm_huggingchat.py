@@ -1866,22 +1866,17 @@ class ToolCallFilter:
         words = ""
         calls: list[LocalToolCall] = []
         while not interrupted and (block := self._next_block(text)):
-            words = _joined(words, text[: block.start()])
+            words += text[: block.start()]
             found, text = _read_block(text[block.end() :])
             calls += found
+            if words[-1:].isspace():  # with white space on both sides, one side keeps it
+                text = text.lstrip()
         if calls and not text.strip():
             return words.rstrip(), calls
-        return _joined(words, text), calls
+        return words + text, calls
 
     def _next_block(self, text: str) -> re.Match[str] | None:
         return next((each for each in re.finditer(self._block, text) if each[1] is not None), None)
-
-
-def _joined(before: str, after: str) -> str:
-    """The text around a block: if there is white space on both sides, one side keeps it."""
-    if not after.strip():
-        return before or after
-    return before + (after.lstrip() if before[-1:].isspace() else after)
 
 
 def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
@@ -1918,65 +1913,56 @@ def _malformed(text: str, problem: str) -> LocalToolCall:
     return LocalToolCall(MALFORMED, {"text": text.strip()}, problem)
 
 
+# What begins a document: any value that is all of the text, or a bracket with what makes it
+# one; after `[` there may be words.
+_DOCUMENT = re.compile(
+    r'\A(?:"(?:[^"\\]|\\.)*+"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z'
+    r'|\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})'
+    r'|\[\s*(?:[\[\]{"\d]|-\d|(?:true|false|null)\b)',
+    re.DOTALL,
+)
+# A string without end goes on to the end of the text, so that it is read only once.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
+
+
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
+    Words, a fence or an artifact's tags may stand around it; inside a broken one there is none.
     Returns the document and "", or "" and what is wrong with the longest candidate. The
     document is as the model wrote it, unless only a lenient reader could read it.
     """
+    text = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
     problems = [(-1, "there is no JSON document in it")]
-    for candidate, value, problem in _candidates(text):
-        problem = problem or problem_of(value)
+    end = 0
+    while match := _DOCUMENT.search(text, end):
+        start = match.start()
+        try:
+            value, end = _lenient_json.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            end = _end_of_broken(text, start)
+            problems.append((end - start, f"it is not valid JSON ({one_line(error)})"))
+            continue
+        problem = problem_of(value)
         if not problem:
             with contextlib.suppress(ValueError):
-                json.loads(candidate)
-                return candidate, ""
+                json.loads(text[start:end])
+                return text[start:end], ""
             return to_json(value), ""
-        problems.append((len(candidate), problem))
+        problems.append((end - start, problem))
     return "", max(problems)[1]
 
 
-def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
-    """What may be JSON documents: their text, their value, and why they are none.
-
-    Words, a fence or an artifact's tags may stand around them. Inside a broken one is none.
-    """
-    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
-    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
-        with contextlib.suppress(ValueError):
-            yield whole, _lenient_json.decode(whole), ""
-    # A bracket and what makes it the beginning of a document; after `[` it may be words.
-    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
-    at = 0
-    while match := start.search(text, at):
-        at, value, problem = match.start(), None, ""
-        try:
-            value, end = _lenient_json.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            if getattr(error, "pos", at) == match.end() - 1 and match[0][-1] != '"':
-                at += 1  # words in brackets
-                continue
-            end = _end_of_broken(text, at)
-            problem = f"it is not valid JSON ({one_line(error)})"
-        yield text[at:end], value, problem
-        at = end
-
-
-def _end_of_broken(text: str, at: int) -> int:
-    """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
-    end = len(text)
-    opened: list[str] = []
-    # A string without end goes on to the end of the text, so that it is read only once.
-    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"?|[{}\[\]]').finditer(text, at):
-        if token[0] in "{[":
-            opened.append(token[0])
-        elif token[0] in "}]":  # brackets inside may have been forgotten
-            while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
-                pass
-            if not opened:
-                end = token.end()
-                break
-    fence = re.compile(r"(?m)^[ \t]*```").search(text, at, end)
+def _end_of_broken(text: str, start: int) -> int:
+    """Where the broken document that begins at `start` ends: at its last bracket or a fence."""
+    end, depth = len(text), 0
+    opening, closing = ("{", "}") if text[start] == "{" else ("[", "]")
+    for token in _STRING_OR_BRACKET.finditer(text, start):
+        depth += (token[0] == opening) - (token[0] == closing)
+        if depth == 0:
+            end = token.end()
+            break
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, start, end)
     return fence.start() if fence else end
 
 

@@ -192,7 +192,7 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
         f'{REX}\n{{"name": "Max", "age": 5}}',
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
-        f"[1 mixed}} {REX}",
+        f"[1 mixed}}] {REX}",
         f'{{"name": "Max", "age": 5,}} Sorry: {REX}',
         f'{{"dogs": [{{"name": "Max", "age": 5}}, no}}\n{REX}',
     ],
