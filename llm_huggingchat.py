@@ -1979,9 +1979,9 @@ class Parent(msgspec.Struct, frozen=True):
     instructions that the conversation had then.
     """
 
-    conversation_id: str
-    message_id: str | None = None
-    generation_id: str | None = None
+    conversation_id: Id
+    message_id: Id | None = None
+    generation_id: Id | None = None
     model: str | None = None
     instructed: SentInstructions = SentInstructions()
 
@@ -2010,22 +2010,11 @@ def _metadata(part: Part) -> dict[str, Any]:
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
     """The metadata that this plugin left on an assistant message of this server."""
-    if message.role != "assistant":
-        return None
     for metadata in map(_metadata, reversed(message.parts)):
-        conversation_id = known_id(metadata.get("conversation_id"))
-        if metadata.get("server") == server_url and conversation_id:
-            return Parent(
-                conversation_id,
-                known_id(metadata.get("message_id")) or None,
-                known_id(metadata.get("generation_id")) or None,
-                _string(metadata.get("model")) or None,
-                SentInstructions(
-                    _string(metadata.get("tools")),
-                    _mapping(metadata.get("schema")) or None,
-                    _string(metadata.get("system")),
-                ),
-            )
+        if message.role == "assistant" and metadata.get("server") == server_url:
+            with contextlib.suppress(msgspec.ValidationError):
+                instructed = msgspec.convert(metadata, SentInstructions)
+                return msgspec.convert(metadata | {"instructed": instructed}, Parent)
     return None
 
 
@@ -2391,13 +2380,12 @@ class Answer:
 
     def _add_text(self, text: str, ends: bool = False) -> None:
         """Text of the model's, in which reasoning and calls may be."""
-        pieces = self._think.feed(text) + (self._think.end() if ends else [])
+        pieces = self._think.feed(for_logs(text)) + (self._think.end() if ends else [])
         for kind, piece in pieces:
             if kind == "reasoning":
                 self._give(kind, piece)
             else:
-                words = for_logs(piece)
-                self._add_words(self._calls.feed(words) if self._calls else words)
+                self._add_words(self._calls.feed(piece) if self._calls else piece)
 
     def _add_words(self, words: str) -> None:
         """Text as it is shown or, with a schema, as a document is looked for in it."""

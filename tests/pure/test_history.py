@@ -116,7 +116,8 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
     ("metadata", "found"),
     [
         (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
-        (kept(1, message_id=5, generation_id="", model=[], tools=1, schema=[]), Parent("c1")),
+        (kept(1, message_id=None, generation_id=None, model=None), Parent("c1")),
+        *((kept(1, **{name: 5}), None) for name in ("message_id", "model", "tools", "schema")),
         *((kept(1, conversation_id=id), None) for id in (None, "", "../x", "c1\n", "c" * 201)),
         (kept(1, server="https://huggingface.co/chat/"), None),
         *((other, None) for other in ({"huggingchat": [1]}, {"anthropic": {"a": "s"}}, None)),
