@@ -2161,19 +2161,21 @@ def make_plan(
 
 def _tool_responses(
     answer: Message | None, after: list[Message]
-) -> tuple[list[str], list[Part], list[Message]]:
+) -> tuple[list[str], list[ToolResultPart], list[Message]]:
     """What the model is told of the calls in `answer`; their results; the other messages."""
     calls = {
         part.tool_call_id: part
         for part in (answer.parts if answer else ())
         if isinstance(part, ToolCallPart) and not part.server_executed
     }
-    responses: list[str] = []
-    results: list[Part] = []
-    for part in itertools.chain.from_iterable(message.parts for message in after):
-        if isinstance(part, ToolResultPart) and (call := calls.pop(part.tool_call_id, None)):
-            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
-            results.append(part)
+    results = [
+        part
+        for message in after
+        for part in message.parts
+        if isinstance(part, ToolResultPart) and part.tool_call_id in calls
+    ]
+    problems = (_metadata(calls[result.tool_call_id]).get("problem") for result in results)
+    responses = list(map(tool_response, results, map(_string, problems)))
     rest = [(message, [p for p in message.parts if p not in results]) for message in after]
     return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
