@@ -1376,7 +1376,7 @@ _UPDATE_PAIR = (
 )
 # A fence that a model put around an artifact, against its instructions. With no word after
 # it, it could be the end of another.
-_OWN_FENCE = r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z"
+_OWN_FENCE = r"(?:\A|\n) {0,3}(?:`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z"
 
 
 class OpeningTag(msgspec.Struct, frozen=True):
@@ -1461,7 +1461,7 @@ class ArtifactFilter:
         self._outside_end = ""  # the last characters that were shown outside
         self._tag: OpeningTag | None = None  # the artifact that is open
         self._content: str | None = ""  # an update, or how content begins until that is shown
-        self._own_fence = ""  # the one that the model put around it
+        self._is_fenced = False  # by the model itself
 
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
@@ -1481,23 +1481,19 @@ class ArtifactFilter:
         An artifact that is open ends, as on the web page. More text may be fed afterwards.
         """
         held, self._held = self._held, ""
-        if self._tag:
-            return self._close(self._tag, cut=True)
-        return self._outside(held) + self._paragraphs.end()
+        rest = self._close(self._tag) if self._tag else self._outside(held)
+        return rest + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
-        if text and self._own_fence:  # which the model ends, in a line of its own
-            text, self._own_fence = "\n" + text.removeprefix("\n"), ""
         text = self._paragraphs.feed(text)
         self._outside_end = (self._outside_end + text)[-200:]
         return text
 
     def _open(self, tag: OpeningTag) -> str:
         """The title in a paragraph of its own, and the fence's first line."""
-        own = re.search(_OWN_FENCE, self._outside_end)
-        self._tag, self._own_fence = tag, own[1] if own else ""
-        self._content = self._outside_end = ""
-        if own:
+        self._is_fenced = bool(re.search(_OWN_FENCE, self._outside_end))
+        self._tag, self._content, self._outside_end = tag, "", ""
+        if self._is_fenced:
             return ""
         identifier = one_line(tag.identifier, 100).replace("`", "'")
         title = one_line(tag.title, 200) or identifier
@@ -1515,20 +1511,15 @@ class ArtifactFilter:
         self._content = None
         return _without_start(begun)
 
-    def _close(self, tag: OpeningTag, cut: bool = False) -> str:
-        """The rest of the content and the fence's last line.
-
-        The model ends its own fence, unless the artifact was cut.
-        """
-        content = self._content or ""
+    def _close(self, tag: OpeningTag) -> str:
+        """The rest of the content and the fence's last line. The model ends its own fence."""
+        self._tag, content = None, self._content or ""
         shown = _diff(content) if tag.kind == "update" else _without_start(content)
+        if self._is_fenced:
+            return shown
         if shown or self._content is None:
             shown += "\n"
-        self._tag = None
-        if self._own_fence and not cut:
-            return shown.removesuffix("\n")
-        fence, self._own_fence = self._own_fence or FENCE, ""
-        return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
+        return shown + self._paragraphs.feed(FENCE) + self._paragraphs.end()
 
 
 def _diff(update: str) -> str:
@@ -1762,17 +1753,15 @@ def repair_request(features: PromptedFeatures, problem: str) -> str:
     return f"That answer cannot be used: {problem}.\n\n{_schema_instructions(features)}"
 
 
-def tool_response(result: ToolResultPart, problem: str = "") -> str:
-    """The message for a local tool's result.
-
-    `problem` says what was wrong with a call that could not be read.
-    """
+def tool_response(result: ToolResultPart, call: ToolCallPart) -> str:
+    """The message for the result of `call`, or for a call that could not be read."""
     content: Any = result.output or result.exception or ""
     if content.startswith(("{", "[")):
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(content)
     value = {"name": result.name, "content": content}
-    if problem:
+    if call.name == MALFORMED:
+        problem = call.arguments.get("problem")
         form = f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
         value = {"error": f"This was no call: {problem}. Write it again, like this: {form}"}
     if result.attachments:
@@ -1815,18 +1804,6 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     return problem_of
 
 
-class LocalToolCall(msgspec.Struct, frozen=True):
-    """A call of a tool on this side, which the model wrote into its text.
-
-    `problem` says why a call could not be read; `arguments` hold its text then.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    problem: str = ""
-    id: str = msgspec.field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
-
-
 # Models write line ends into strings. What is logged must be readable by others: no NaN.
 _lenient_json = json.JSONDecoder(
     parse_float=finite_number, parse_constant=finite_number, strict=False
@@ -1857,14 +1834,14 @@ class ToolCallFilter:
         self._held = text[at:]
         return text[:at]
 
-    def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+    def end(self, interrupted: bool = False) -> tuple[str, list[llm.ToolCall]]:
         """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
 
         If the model was `interrupted`, it calls nothing: what it wrote is text.
         """
         text, self._held = self._held, ""
         words = ""
-        calls: list[LocalToolCall] = []
+        calls: list[llm.ToolCall] = []
         while not interrupted and (block := self._next_block(text)):
             words += text[: block.start()]
             found, text = _read_block(text[block.end() :])
@@ -1879,9 +1856,9 @@ class ToolCallFilter:
         return next((each for each in re.finditer(self._block, text) if each[1] is not None), None)
 
 
-def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
+def _read_block(text: str) -> tuple[list[llm.ToolCall], str]:
     """The calls in a block, at least one, and the text after it."""
-    calls: list[LocalToolCall] = []
+    calls: list[llm.ToolCall] = []
     while not calls or text.startswith(("{", "[")):
         try:
             value, end = _lenient_json.raw_decode(text)
@@ -1893,7 +1870,7 @@ def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
     return calls, "" if CALL_END.startswith(text) else text.removeprefix(CALL_END)
 
 
-def _local_call(value: Any) -> LocalToolCall:
+def _local_call(value: Any) -> llm.ToolCall:
     """The call that a value means. Models are trained on more than one form of it."""
     call = _mapping(value)
     call = _mapping(call.get("function")) or call
@@ -1906,11 +1883,17 @@ def _local_call(value: Any) -> LocalToolCall:
     if arguments and not isinstance(arguments, dict):
         return _malformed(to_json(value), 'its "arguments" are not an object')
     arguments = json.loads(to_json(arguments or {}))
-    return LocalToolCall(one_line(join_surrogates(name)), arguments)
+    return llm.ToolCall(one_line(join_surrogates(name)), arguments, new_call_id())
 
 
-def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(MALFORMED, {"text": text.strip()}, problem)
+def _malformed(text: str, problem: str) -> llm.ToolCall:
+    """A call that could not be read: the next turn tells the model why."""
+    return llm.ToolCall(MALFORMED, {"text": text.strip(), "problem": problem}, new_call_id())
+
+
+def new_call_id() -> str:
+    """An id for a call that has none."""
+    return f"call_{uuid.uuid4().hex}"
 
 
 # What begins a document: any value that is all of the text, or a bracket with what makes it
@@ -2174,8 +2157,7 @@ def _tool_responses(
         for part in message.parts
         if isinstance(part, ToolResultPart) and part.tool_call_id in calls
     ]
-    problems = (_metadata(calls[result.tool_call_id]).get("problem") for result in results)
-    responses = list(map(tool_response, results, map(_string, problems)))
+    responses = [tool_response(result, calls[result.tool_call_id]) for result in results]
     rest = [(message, [p for p in message.parts if p not in results]) for message in after]
     return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
@@ -2297,18 +2279,18 @@ class Answer:
         self._schema = features.schema
         self._seen_text = ReplayedText()  # as the model wrote it, tags included
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
-        self._seen_others: set[tuple[str | None, str]] = set()  # calls, results and files
+        # Calls, results and files, by id and kind; the name of the tool.
+        self._seen_others: dict[tuple[str | None, str], str] = {}
         self._think = ThinkTags()
         names = [tool["function"]["name"] for tool in features.tools]
         self._calls = ToolCallFilter(names) if names else None
         self._layout = ArtifactFilter() if artifacts and not self._schema else Paragraphs()
         self._after_tool = 0  # where the text after the last tool begins
-        self._tool_names: dict[str | None, str] = {}  # by the call's id
         self._events: list[StreamEvent] = []  # what the last update adds
         self._size = 0
         self.raw_text = ""  # the text in which a document is looked for
         self._has_text = False
-        self.calls: list[LocalToolCall] = []
+        self.calls: list[llm.ToolCall] = []
         self.problem = ""  # why there is no document, where a schema wants one
         self.title = ""
         self.router = RouterMetadata()
@@ -2407,17 +2389,16 @@ class Answer:
         self._give("text", self._layout.end())
         self.calls += calls
         for call in calls:
-            metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
-            self._events += tool_call_events(call.id, call.name, call.arguments, metadata=metadata)
+            self._events += tool_call_events(call.tool_call_id, call.name, call.arguments)
 
     def _add_tool(self, update: ToolUpdate) -> None:
         subtype = "result" if update.subtype == "error" else update.subtype
         if subtype not in ("call", "result") or (update.uuid, subtype) in self._seen_others:
             return
-        self._seen_others.add((update.uuid, subtype))
         self._end_paragraph()
         self._after_tool = len(self._seen_text.text)
-        name = self._tool_names[update.uuid] = update.name or self._tool_names.get(update.uuid, "")
+        name = update.name or self._seen_others.get((update.uuid, "call"), "")
+        self._seen_others[update.uuid, subtype] = name
         if subtype == "call":
             self._events += tool_call_events(update.uuid, name, update.arguments, executed=True)
         else:
@@ -2428,7 +2409,7 @@ class Answer:
         """A link to a file, in a paragraph of its own."""
         if (update.sha, "file") in self._seen_others:
             return
-        self._seen_others.add((update.sha, "file"))
+        self._seen_others[update.sha, "file"] = ""
         self._end_paragraph()
         if not self._schema:
             label = re.sub(r"[\[\]<>]", "", one_line(update.name or "file", 200))
@@ -2452,12 +2433,7 @@ class Answer:
 
 
 def tool_call_events(
-    id: str | None,
-    name: str,
-    arguments: dict[str, Any],
-    *,
-    executed: bool = False,
-    metadata: dict[str, Any] | None = None,
+    id: str | None, name: str, arguments: dict[str, Any], *, executed: bool = False
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
     text = to_json(arguments)
@@ -2466,7 +2442,7 @@ def tool_call_events(
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
         StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
-        StreamEvent(type="tool_call_args", chunk=text, provider_metadata=metadata, **common),
+        StreamEvent(type="tool_call_args", chunk=text, **common),
     ]
 
 
@@ -2489,7 +2465,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     `llm logs` shows it below the attachments, and later turns find it there. `name` and `id`
     are the attachment's.
     """
-    call_id = f"call_{uuid.uuid4().hex}"
+    call_id = new_call_id()
     events = tool_call_events(call_id, TRANSCRIBE, {"file": name}, executed=True)
     events.append(tool_result_event(call_id, TRANSCRIBE, text))
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
@@ -4573,7 +4549,7 @@ class TurnResult(msgspec.Struct):
     router: RouterMetadata = msgspec.field(default_factory=RouterMetadata)
     interrupted: bool = False
     instructed: SentInstructions = SentInstructions()
-    calls: list[LocalToolCall] = []
+    calls: list[llm.ToolCall] = []
 
     @property
     def page(self) -> str:
@@ -5342,7 +5318,7 @@ def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
     filled.set_resolved_model(result.router.model or result.model)
     filled.response_json = result.response_json()
     for call in result.calls:
-        filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
+        filled.add_tool_call(call)
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]

@@ -166,11 +166,6 @@ def test_an_update_is_a_diff_of_removed_and_added_lines(inside, lines):
 def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
-    assert shown(f"{fence}html\n{CLOCK}{fence}") == f"{fence}html\n{PAGE}\n{fence}"
-    filter = plugin.ArtifactFilter()
-    filter.feed(f"{fence}html\n{CLOCK[:-20]}")
-    assert filter.end().endswith(f"\n{fence.strip()}")
-    assert filter.feed("More") == "\n\nMore"
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
 

@@ -202,8 +202,8 @@ def test_files_that_a_result_brings_are_sent_with_it():
 
 
 def test_malformed_call_is_answered_with_what_was_wrong():
-    bad = ToolCallPart(name=plugin.MALFORMED, arguments={"text": ""}, tool_call_id="t")
-    bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
+    told = {"text": "", "problem": "it is empty"}
+    bad = ToolCallPart(name=plugin.MALFORMED, arguments=told, tool_call_id="t")
     error = 'Error: tool "malformed_tool_call" does not exist'
     text = make_plan([user("1"), calling(bad), tool_message(result(error))], URL).text
     assert "This was no call: it is empty. Write it again" in text
