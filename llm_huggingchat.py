@@ -1079,7 +1079,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NA
 
 def is_usable_id(id: str) -> bool:
     """Whether `id` can be a model's name on a command line and in a terminal."""
-    return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
+    return bool(id) and id == one_line(id, 200)
 
 
 # The service's catalogue of August 2026, for the time before the first refresh. After the
@@ -1152,14 +1152,12 @@ class Catalogue(msgspec.Struct, frozen=True):
 
     `time` is when they were fetched, in seconds since 1970, or None for the built-in list.
     `removed` are ids of models, of this or another server, that the server does not offer, but
-    old conversations may name. `unusable` are the ids, as they may be shown, of entries that
-    were left out.
+    old conversations may name.
     """
 
     models: tuple[ModelInfo, ...] = BUILT_IN
     time: float | None = None
     removed: tuple[str, ...] = ()
-    unusable: tuple[str, ...] = ()
 
     @property
     def is_old(self) -> bool:
@@ -1168,12 +1166,11 @@ class Catalogue(msgspec.Struct, frozen=True):
 
 
 def read_catalogue(value: Any) -> Catalogue:
-    """The models in the server's answer to `GET api/v2/models`.
+    """The models in the server's answer to `GET api/v2/models`, without what is not usable.
 
     Raises ValueError when it contains no model that can be used.
     """
     models: dict[str, ModelInfo] = {}
-    unusable: list[str] = []
     for entry in msgspec.convert(value, list[dict[str, Any]]):
         said = {name: value for name, value in entry.items() if value is not None}
         said["description"] = one_line(said.get("description", ""))
@@ -1181,11 +1178,9 @@ def read_catalogue(value: Any) -> Catalogue:
             model = msgspec.convert(said, ModelInfo)
             if is_usable_id(model.id):
                 models.setdefault(model.id, model)
-                continue
-        unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
-        raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
-    return Catalogue(tuple(models.values()), unusable=tuple(unusable))
+        raise ValueError("it names no model that can be used")
+    return Catalogue(tuple(models.values()))
 
 
 # Who publishes a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
@@ -6053,8 +6048,6 @@ def refresh() -> None:
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
             click.echo(f"{what}: huggingchat/{id}")
-    for id in catalogue.unusable:
-        click.echo(f"Left out: {id} is empty, too long or has control characters.")
     changed = "" if after != before else ", nothing changed"
     click.echo(f"{len(after)} models on {server.host}{changed}.")
 
