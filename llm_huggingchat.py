@@ -1654,7 +1654,7 @@ MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it wi
 
 
 class SentInstructions(msgspec.Struct, frozen=True):
-    """The instructions that a conversation has had last.
+    """The instructions that a conversation has had last, for llm's `provider_metadata`.
 
     `schema` is the schema itself; `tools` and `system` are digests of the local tools and of
     a system prompt that was sent with a later turn.
@@ -1663,10 +1663,6 @@ class SentInstructions(msgspec.Struct, frozen=True):
     tools: str = ""
     schema: dict[str, Any] | None = None
     system: str = ""
-
-    def metadata(self) -> dict[str, Any]:
-        """What the next turn needs to know of them, for llm's `provider_metadata`."""
-        return {name: value for name, value in msgspec.structs.asdict(self).items() if value}
 
 
 class PromptedFeatures(msgspec.Struct, frozen=True):
@@ -4934,7 +4930,7 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     part of its own carries it.
     """
     kind = "text" if answer.last_type == "text" else "reasoning"
-    metadata = result.metadata(**result.instructed.metadata())
+    metadata = result.metadata(**msgspec.structs.asdict(result.instructed))
     return StreamEvent(type=kind, chunk="", provider_metadata=metadata)
 
 

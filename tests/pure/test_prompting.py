@@ -305,8 +305,7 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
 def test_instructions_say_what_is_different(before, features, said):
     text = plugin.instructions(features, before.instructed)
     assert all(words in text for words in said)
-    kept = plugin.SentInstructions(**features.instructed.metadata())
-    assert plugin.instructions(features, kept) == ""
+    assert plugin.instructions(features, features.instructed) == ""
 
 
 def response(output: str, **more: Any) -> str:
