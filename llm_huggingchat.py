@@ -1179,7 +1179,7 @@ def read_catalogue(value: Any) -> Catalogue:
             if is_usable_id(model.id):
                 models.setdefault(model.id, model)
     if not models:
-        raise ValueError("it names no model that can be used")
+        raise ValueError("no entry has a usable id")
     return Catalogue(tuple(models.values()))
 
 

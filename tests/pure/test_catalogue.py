@@ -176,7 +176,7 @@ def test_every_id_that_a_server_lists_can_be_used(id):
 )
 def test_model_that_cannot_be_used_is_left_out(id):
     assert plugin.read_catalogue([{"id": "a/b"}, {"id": id}]).models == (plugin.ModelInfo("a/b"),)
-    with pytest.raises(ValueError, match="no model that can be used"):
+    with pytest.raises(ValueError, match="no entry has a usable id"):
         plugin.read_catalogue([{"id": id}])
 
 
