@@ -2182,20 +2182,15 @@ class ReplayedText:
     """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
     A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
-    halves; so these do not count, and the first half waits for the other. `length` is that of
-    the text so far, in UTF-16 units.
+    halves; so these do not count, and the first half waits for the other. `text` is all that
+    came, once; `length` is its length in UTF-16 units.
     """
 
     def __init__(self) -> None:
+        self.text = ""
         self.length = 0
-        self._pieces: list[str] = []
         self._half = ""
         self._skip = 0
-
-    @property
-    def text(self) -> str:
-        """All that came, once."""
-        return "".join(self._pieces)
 
     def rewind(self) -> None:
         """From here on, all that came comes again."""
@@ -2208,9 +2203,8 @@ class ReplayedText:
         text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
-        if new:
-            self._pieces.append(new)
-            self.length += utf16_length(new)
+        self.text += new
+        self.length += utf16_length(new)
         return new
 
 
