@@ -121,16 +121,25 @@ CONCURRENCY = 4  # calls at the same time, where there are many
 
 # What can change a terminal's state or the order in which text is read: C0, DEL and C1
 # controls; marks, overrides and isolates of direction; line and paragraph separators; and
-# halves of surrogates, which cannot be printed.
+# halves of surrogate pairs, which cannot be printed.
 _HARMFUL = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"
     "\ud800-\udfff\ufff9-\ufffb]"
 )
+_CONTROLS = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 
 
-def printable(text: str) -> str:
+def for_terminal(text: str) -> str:
     """Text of several lines without what can harm a terminal."""
     return re.sub(_HARMFUL, "", text)
+
+
+def for_logs(text: str) -> str:
+    """Text of a model's or a tool's, without what cannot be logged or can control a terminal.
+
+    Marks of direction stay, as languages need them.
+    """
+    return re.sub(_CONTROLS, "", join_surrogates(text))
 
 
 def one_line(text: object, limit: int = 500) -> str:
@@ -138,13 +147,8 @@ def one_line(text: object, limit: int = 500) -> str:
 
     Everything from the server that the plugin itself shows goes through here.
     """
-    line = printable(" ".join(str(text).split()))
+    line = for_terminal(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def without_controls(text: str) -> str:
-    """Text of a model's or a tool's, as it is logged, without what can control a terminal."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", text)
 
 
 def decode_text(content: bytes, charset: str = "", *, guess: bool = True) -> str | None:
@@ -201,10 +205,15 @@ def utf16_length(text: str) -> int:
 
 
 def join_surrogates(text: str) -> str:
-    """`text` with surrogate pairs joined, and lone halves replaced: it can be printed."""
+    """`text` with surrogate pairs joined, and lone halves replaced: it can be encoded."""
     if text.isascii() or not re.search("[\ud800-\udfff]", text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON that others can read: no escapes, no NaN, no halves of surrogate pairs."""
+    return join_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _overlap(text: str, tag: str) -> int:
@@ -212,15 +221,10 @@ def _overlap(text: str, tag: str) -> int:
     return next((n for n in range(min(len(text), len(tag)), 0, -1) if tag.startswith(text[-n:])), 0)
 
 
-def known_id(value: object) -> str:
-    """`value` if it can be an id of the server's, else ""."""
-    text = _string(value)
-    return text if re.fullmatch(r"[A-Za-z0-9_-]{1,200}", text) else ""
-
-
-def _table(rows: str) -> dict[str, str]:
-    """`"a b c; d e"` as {"b": "a", "c": "a", "e": "d"}: names, and what they stand for."""
-    return {name: meant for meant, *names in map(str.split, rows.split(";")) for name in names}
+def _synonyms(rows: str) -> dict[str, str]:
+    """Word -> what it stands for: `"a: b c; d: e"` is {"b": "a", "c": "a", "e": "d"}."""
+    pairs = (row.split(":") for row in rows.split(";"))
+    return {word: meaning.strip() for meaning, words in pairs for word in words.split()}
 
 
 class HuggingChatError(click.ClickException, llm.ModelError):
@@ -596,15 +600,22 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
 
 LINE_LIMIT = 8_000_000  # bytes of a line of a stream or a log: no update is so long
 
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,200}\Z")]
+_ID = r"^[A-Za-z0-9_-]{1,200}\Z"
+
+Id = Annotated[str, msgspec.Meta(pattern=_ID)]
 """An id of the server's. Ids end up in addresses, in the logs and in the terminal."""
 
 
-class Struct(msgspec.Struct, rename="camel"):
-    """JSON of chat-ui's, under chat-ui's own names. Unknown fields are skipped."""
+def known_id(value: object) -> str:
+    """`value` if it can be an id of the server's, else ""."""
+    return value if isinstance(value, str) and re.search(_ID, value) else ""
 
 
-class Envelope(Struct, Generic[T]):
+class Wire(msgspec.Struct, rename="camel"):
+    """An object in chat-ui's JSON, under chat-ui's own names. Unknown fields are skipped."""
+
+
+class Envelope(Wire, Generic[T]):
     """superjson: the value is in `json`; what `meta` adds does not matter here."""
 
     json: T
@@ -635,27 +646,27 @@ def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
         raise ValueError("it is nested too deeply") from None
     if keep_halves:
         return msgspec.convert(value, type)
-    return decoder.decode(join_surrogates(json.dumps(value, ensure_ascii=False)))
+    return decoder.decode(to_json(value))
 
 
 # Updates: what a stream, a log and a stored answer consist of
 
 
-class StreamUpdate(Struct, tag="stream"):
+class StreamUpdate(Wire, tag="stream"):
     """A piece of text. A stored one has no `token` but its length, `len`, in UTF-16 units."""
 
     token: str = ""
     len: int | None = None
 
 
-class ReasoningUpdate(Struct, tag="reasoning"):
+class ReasoningUpdate(Wire, tag="reasoning"):
     """A piece of thinking, on configurations that send it apart."""
 
     subtype: str = ""
     token: str = ""
 
 
-class StatusUpdate(Struct, tag="status"):
+class StatusUpdate(Wire, tag="status"):
     """`status` is started, keepAlive, finished or error; a model can fail with HTTP 200."""
 
     status: str = ""
@@ -663,20 +674,20 @@ class StatusUpdate(Struct, tag="status"):
     status_code: int | None = None
 
 
-class TitleUpdate(Struct, tag="title"):
+class TitleUpdate(Wire, tag="title"):
     """The conversation's title. It may come long after the final answer."""
 
     title: str = ""
 
 
-class FileUpdate(Struct, tag="file"):
+class FileUpdate(Wire, tag="file"):
     """A file in the answer."""
 
     sha: Id
     name: str | None = None
 
 
-class RouterMetadata(Struct, tag="routerMetadata"):
+class RouterMetadata(Wire, tag="routerMetadata"):
     """Which model and provider answer. An empty field says nothing."""
 
     route: str | None = None
@@ -684,14 +695,14 @@ class RouterMetadata(Struct, tag="routerMetadata"):
     provider: str | None = None
 
 
-class ToolCallBody(Struct):
+class ToolCallBody(Wire):
     """The call of a server-side tool."""
 
     name: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolResultBody(Struct):
+class ToolResultBody(Wire):
     """What a server-side tool gave back, or why it failed."""
 
     status: str | None = None
@@ -700,7 +711,7 @@ class ToolResultBody(Struct):
     message: str | None = None
 
 
-class ToolUpdate(Struct, tag="tool"):
+class ToolUpdate(Wire, tag="tool"):
     """A server-side tool: `subtype` is call, eta, progress, result or error."""
 
     subtype: str = ""
@@ -740,7 +751,7 @@ class ToolUpdate(Struct, tag="tool"):
         return "\n".join(filter(None, map(_output_text, outputs)))
 
 
-class ElicitationUpdate(Struct, tag="elicitation"):
+class ElicitationUpdate(Wire, tag="elicitation"):
     """A tool's question (`subtype` request), or its end (resolved).
 
     `expires_at` is until when the run waits for the answer, in milliseconds since 1970; without
@@ -764,7 +775,7 @@ class ElicitationUpdate(Struct, tag="elicitation"):
         return ": ".join(one_line(text) for text in said if text)
 
 
-class FinalAnswer(Struct, tag="finalAnswer"):
+class FinalAnswer(Wire, tag="finalAnswer"):
     """The answer as stored; with tools, only the part after the last one."""
 
     text: str | None = None
@@ -829,7 +840,7 @@ def _output_text(output: dict[str, Any]) -> str:
 # Streams and logs
 
 
-class LogEnd(Struct):
+class LogEnd(Wire):
     """The end of a run's log: completed, error, interrupted or gone."""
 
     status: str = ""
@@ -886,14 +897,14 @@ class EventStreamDecoder(JsonLinesDecoder):
 # Calls
 
 
-class McpServer(Struct):
+class McpServer(Wire):
     """A tool server that the chat server offers."""
 
     name: str = ""
     url: str = ""
 
 
-class StoredFile(Struct):
+class StoredFile(Wire):
     """A file that was sent with a question; `value` is its SHA."""
 
     type: str | None = None
@@ -901,7 +912,7 @@ class StoredFile(Struct):
     mime: str | None = None
 
 
-class StoredMessage(Struct):
+class StoredMessage(Wire):
     """A message as the server keeps it. `updates` are read when they are wanted."""
 
     id: Id
@@ -917,12 +928,62 @@ class StoredMessage(Struct):
     created_at: str | None = None
     updated_at: str | None = None
 
-    def decoded_updates(self) -> list[Update]:
-        """The updates, without those of an unknown kind."""
-        return [update for raw in self.updates or () if (update := decode_update(raw))]
+    def replay(self) -> StoredAnswer:
+        """The answer as its stream sent it.
+
+        chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece. A
+        run that resumes the one before it begins with what became of the question.
+        """
+        text, at = self.content.encode("utf-16-le", "surrogatepass"), 0
+        updates: list[Update] = []
+        final: FinalAnswer | None = None
+        finished = settled = False
+        for raw in self.updates or ():
+            match update := decode_update(raw):
+                case None:
+                    continue  # of an unknown kind
+                case StreamUpdate(len=int(length)) if length >= 0:
+                    piece = text[at : at + 2 * length]
+                    at += len(piece)
+                    update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
+                case StreamUpdate():
+                    continue  # without its length: its text is in what is left
+                case FinalAnswer():
+                    final = update
+                    continue
+                case StatusUpdate(status="finished"):
+                    finished = settled = True
+                    continue
+                case StatusUpdate(status="error"):
+                    settled = True
+                case ElicitationUpdate(subtype="resolved"):
+                    final, finished, settled = None, False, False
+            updates.append(update)
+        if rest := text[at:]:
+            updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
+        if self.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
+            updates.insert(0, ReasoningUpdate("stream", self.reasoning))
+        complete = bool(final or finished or self.interrupted)
+        if complete:
+            # The stored text is whole. Without a final answer the model died on the way.
+            cut = final is None or bool(final.interrupted or self.interrupted)
+            updates.append(FinalAnswer("", cut))
+        return StoredAnswer(updates, complete, settled)
 
 
-class Conversation(Struct):
+class StoredAnswer(msgspec.Struct):
+    """The updates of a stored answer.
+
+    If it is `complete`, the last of them is its end. It is `settled` when its run is over:
+    chat-ui stores `finished` or an error only then.
+    """
+
+    updates: list[Update]
+    complete: bool
+    settled: bool
+
+
+class Conversation(Wire):
     """A conversation with all its messages, each naming its ancestors: a tree."""
 
     messages: list[StoredMessage]
@@ -936,13 +997,13 @@ class Conversation(Struct):
         return next(found, None) if generation_id else None
 
 
-class RootMessage(Struct):
+class RootMessage(Wire):
     """The part of a new conversation that its first message needs."""
 
     root_message_id: Id
 
 
-class CreatedConversation(Struct):
+class CreatedConversation(Wire):
     """The answer to POST /conversation; `conversation` is superjson, as a string.
 
     POST /api/v2/conversations/import-share, which copies a shared one, answers without it.
@@ -952,7 +1013,7 @@ class CreatedConversation(Struct):
     conversation: str = ""
 
 
-class ConversationSummary(Struct):
+class ConversationSummary(Wire):
     """A conversation in the list."""
 
     id: Id
@@ -961,59 +1022,17 @@ class ConversationSummary(Struct):
     updated_at: str = ""
 
 
-class ConversationPage(Struct):
+class ConversationPage(Wire):
     """A page of the list of conversations, the newest first."""
 
     conversations: list[ConversationSummary]
     has_more: bool = False
 
 
-class SharedConversation(Struct):
+class SharedConversation(Wire):
     """The answer to POST /conversation/ID/share."""
 
     share_id: Id
-
-
-def stored_updates(message: StoredMessage) -> tuple[list[Update], bool, bool]:
-    """The updates of a stored answer as its stream sent them; if it is complete, and settled.
-
-    chat-ui keeps the text once, in `content`, and in `updates` a marker for each piece. An
-    answer is settled when its run is over: chat-ui stores `finished` only then. A run that
-    resumes the one before it begins with what became of the question.
-    """
-    text, at = message.content.encode("utf-16-le", "surrogatepass"), 0
-    updates: list[Update] = []
-    final: FinalAnswer | None = None
-    finished = settled = False
-    for update in message.decoded_updates():
-        match update:
-            case StreamUpdate(len=int(length)) if length >= 0:
-                piece = text[at : at + 2 * length]
-                at += len(piece)
-                update = StreamUpdate(piece.decode("utf-16-le", "surrogatepass"))
-            case StreamUpdate():
-                continue  # without its length: its text is in what is left
-            case FinalAnswer():
-                final = update
-                continue
-            case StatusUpdate(status="finished"):
-                finished = settled = True
-                continue
-            case StatusUpdate(status="error"):
-                settled = True
-            case ElicitationUpdate(subtype="resolved"):
-                final, finished, settled = None, False, False  # another run resumes the answer
-        updates.append(update)
-    if rest := text[at:]:
-        updates.append(StreamUpdate(rest.decode("utf-16-le", "surrogatepass")))
-    if message.reasoning and not any(isinstance(each, ReasoningUpdate) for each in updates):
-        updates.insert(0, ReasoningUpdate("stream", message.reasoning))
-    complete = bool(final or finished or message.interrupted)
-    if complete:
-        # The stored text is whole. Without a final answer the model died on the way.
-        cut = final is None or bool(final.interrupted or message.interrupted)
-        updates.append(FinalAnswer("", cut))
-    return updates, complete, settled
 
 
 # --- catalogue: server JSON -> models, aliases ----------------------------------------
@@ -1060,7 +1079,7 @@ class ModelInfo(msgspec.Struct, frozen=True, omit_defaults=True, rename=_WIRE_NA
 
 def is_usable_id(id: str) -> bool:
     """Whether `id` can be a model's name on a command line and in a terminal."""
-    return 0 < len(id.strip()) <= len(id) <= 200 and not re.search(rf"\n|\t|{_HARMFUL}", id)
+    return bool(id) and id == one_line(id, 200)
 
 
 # The service's catalogue of August 2026, for the time before the first refresh. After the
@@ -1133,14 +1152,12 @@ class Catalogue(msgspec.Struct, frozen=True):
 
     `time` is when they were fetched, in seconds since 1970, or None for the built-in list.
     `removed` are ids of models, of this or another server, that the server does not offer, but
-    old conversations may name. `unusable` are the ids, as they may be shown, of entries that
-    were left out.
+    old conversations may name.
     """
 
     models: tuple[ModelInfo, ...] = BUILT_IN
     time: float | None = None
     removed: tuple[str, ...] = ()
-    unusable: tuple[str, ...] = ()
 
     @property
     def is_old(self) -> bool:
@@ -1149,12 +1166,11 @@ class Catalogue(msgspec.Struct, frozen=True):
 
 
 def read_catalogue(value: Any) -> Catalogue:
-    """The models in the server's answer to `GET api/v2/models`.
+    """The models in the server's answer to `GET api/v2/models`, without what is not usable.
 
     Raises ValueError when it contains no model that can be used.
     """
     models: dict[str, ModelInfo] = {}
-    unusable: list[str] = []
     for entry in msgspec.convert(value, list[dict[str, Any]]):
         said = {name: value for name, value in entry.items() if value is not None}
         said["description"] = one_line(said.get("description", ""))
@@ -1162,19 +1178,17 @@ def read_catalogue(value: Any) -> Catalogue:
             model = msgspec.convert(said, ModelInfo)
             if is_usable_id(model.id):
                 models.setdefault(model.id, model)
-                continue
-        unusable.append(repr(one_line(said.get("id"), 60)))
     if not models:
-        raise ValueError(f"not {', '.join(unusable[:3])}" if unusable else "it is empty")
-    return Catalogue(tuple(models.values()), unusable=tuple(unusable))
+        raise ValueError("no entry has a usable id")
+    return Catalogue(tuple(models.values()))
 
 
 # Who publishes a family: nobody but Meta makes `hf-llama`, and a DeepSeek that was distilled
 # into a Llama is a DeepSeek. Others are published by who has most of their models.
-PUBLISHERS = _table(
-    "swiss-ai apertus; CohereLabs aya command; deepseek-ai deepseek; google gemma; zai-org glm;"
-    "openai gpt-oss; moonshotai kimi; meta-llama llama; XiaomiMiMo mimo; MiniMaxAI minimax;"
-    "mistralai mistral; nvidia nemotron; microsoft phi; Qwen qwen"
+PUBLISHERS = _synonyms(
+    "swiss-ai: apertus; CohereLabs: aya command; deepseek-ai: deepseek; google: gemma;"
+    "zai-org: glm; openai: gpt-oss; moonshotai: kimi; meta-llama: llama; XiaomiMiMo: mimo;"
+    "MiniMaxAI: minimax; mistralai: mistral; nvidia: nemotron; microsoft: phi; Qwen: qwen"
 )
 
 # What a name says, in patterns for names in lower case.
@@ -1317,28 +1331,23 @@ UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an 
 FENCE = "`" * 16  # longer than the fences that models write inside an artifact
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = _table(
+_KINDS = _synonyms(
     """
-    html html text/html; svg svg image/svg+xml; markdown markdown md text/markdown;
-    react react jsx tsx application/vnd.ant.react; mermaid mermaid application/vnd.ant.mermaid;
-    update update
-    """
-)
-_FILE_ENDINGS = _table(
-    """
-    bat bat batch; c c; clj clj clojure; cpp cpp; cs cs csharp; css css; csv csv; dart dart;
-    ex ex elixir; fs fs fsharp; go go golang; hs hs haskell; html html; ini ini; java java;
-    jl jl julia; js js javascript; json json; jsx jsx; kt kt kotlin; lua lua; md md markdown;
-    mmd mermaid; php php; pl pl perl; ps1 ps1 powershell; py py python; r r; rb rb ruby;
-    rs rs rust; scala scala; scss scss; sh sh bash shell zsh; sql sql; svg svg; swift swift;
-    tex tex latex; toml toml; ts ts typescript; tsx tsx; xml xml; yaml yaml yml; zig zig
+    html: html text/html; svg: svg image/svg+xml; markdown: markdown md text/markdown;
+    react: react jsx tsx application/vnd.ant.react; mermaid: mermaid application/vnd.ant.mermaid;
+    update: update
     """
 )
-
-
-def _beginning_of(word: str) -> str:
-    """A pattern for any beginning of `word`, from none of it to all of it."""
-    return "(?:" + "|".join(word[:length] for length in range(len(word) + 1)) + ")"
+_FILE_ENDINGS = _synonyms(
+    """
+    bat: bat batch; c: c; clj: clj clojure; cpp: cpp; cs: cs csharp; css: css; csv: csv; dart: dart;
+    ex: ex elixir; fs: fs fsharp; go: go golang; hs: hs haskell; html: html; ini: ini; java: java;
+    jl: jl julia; js: js javascript; json: json; jsx: jsx; kt: kt kotlin; lua: lua; md: md markdown;
+    mmd: mermaid; php: php; pl: pl perl; ps1: ps1 powershell; py: py python; r: r; rb: rb ruby;
+    rs: rs rust; scala: scala; scss: scss; sh: sh bash shell zsh; sql: sql; svg: svg; swift: swift;
+    tex: tex latex; toml: toml; ts: ts typescript; tsx: tsx; xml: xml; yaml: yaml yml; zig: zig
+    """
+)
 
 
 # A tag, or what a text may end with of one. Models double the bracket. A tag with more than
@@ -1346,11 +1355,12 @@ def _beginning_of(word: str) -> str:
 _OPENING_TAG = r"(?<!<)<+artifact\b([^>]{0,2000}+)>"
 _OPENING = (
     rf"(?ai){_OPENING_TAG}"
-    rf"|(?:(?<!<)<+(?:{_beginning_of('artifact')}|artifact\b[^>]{{0,2000}}+))?\Z"
+    r"|(?:(?<!<)<+(?:[a-z]{0,8}|artifact\b[^>]{0,2000}+))?\Z"
 )
+_CLOSING_BEGUN = "|".join("/artifact"[:length] for length in range(len("/artifact") + 1))
 _CLOSING = (
     r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
-    rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+{_beginning_of('/artifact')})?\Z"
+    rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+(?:{_CLOSING_BEGUN}))?\Z"
 )
 # Models swap the closing tags of a pair, so either will do.
 # Neither text contains a tag of a pair, so that an update without end is read only once.
@@ -1361,7 +1371,7 @@ _UPDATE_PAIR = (
 )
 # A fence that a model put around an artifact, against its instructions. With no word after
 # it, it could be the end of another.
-_OWN_FENCE = r"(?:\A|\n) {0,3}(`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z"
+_OWN_FENCE = r"(?:\A|\n) {0,3}(?:`{3,}|~{3,})[ \t]*[\w+#.-]+[ \t]*\n\s*\Z"
 
 
 class OpeningTag(msgspec.Struct, frozen=True):
@@ -1446,7 +1456,7 @@ class ArtifactFilter:
         self._outside_end = ""  # the last characters that were shown outside
         self._tag: OpeningTag | None = None  # the artifact that is open
         self._content: str | None = ""  # an update, or how content begins until that is shown
-        self._own_fence = ""  # the one that the model put around it
+        self._is_fenced = False  # by the model itself
 
     def feed(self, text: str) -> str:
         """What to show of the next piece of the model's text."""
@@ -1466,23 +1476,19 @@ class ArtifactFilter:
         An artifact that is open ends, as on the web page. More text may be fed afterwards.
         """
         held, self._held = self._held, ""
-        if self._tag:
-            return self._close(self._tag, cut=True)
-        return self._outside(held) + self._paragraphs.end()
+        rest = self._close(self._tag) if self._tag else self._outside(held)
+        return rest + self._paragraphs.end()
 
     def _outside(self, text: str) -> str:
-        if text and self._own_fence:  # which the model ends, in a line of its own
-            text, self._own_fence = "\n" + text.removeprefix("\n"), ""
         text = self._paragraphs.feed(text)
         self._outside_end = (self._outside_end + text)[-200:]
         return text
 
     def _open(self, tag: OpeningTag) -> str:
         """The title in a paragraph of its own, and the fence's first line."""
-        own = re.search(_OWN_FENCE, self._outside_end)
-        self._tag, self._own_fence = tag, own[1] if own else ""
-        self._content = self._outside_end = ""
-        if own:
+        self._is_fenced = bool(re.search(_OWN_FENCE, self._outside_end))
+        self._tag, self._content, self._outside_end = tag, "", ""
+        if self._is_fenced:
             return ""
         identifier = one_line(tag.identifier, 100).replace("`", "'")
         title = one_line(tag.title, 200) or identifier
@@ -1500,37 +1506,28 @@ class ArtifactFilter:
         self._content = None
         return _without_start(begun)
 
-    def _close(self, tag: OpeningTag, cut: bool = False) -> str:
-        """The rest of the content and the fence's last line.
-
-        The model ends its own fence, unless the artifact was cut.
-        """
-        content = self._content or ""
+    def _close(self, tag: OpeningTag) -> str:
+        """The rest of the content and the fence's last line. The model ends its own fence."""
+        self._tag, content = None, self._content or ""
         shown = _diff(content) if tag.kind == "update" else _without_start(content)
+        if self._is_fenced:
+            return shown
         if shown or self._content is None:
             shown += "\n"
-        self._tag = None
-        if self._own_fence and not cut:
-            return shown.removesuffix("\n")
-        fence, self._own_fence = self._own_fence or FENCE, ""
-        return shown + self._paragraphs.feed(fence) + self._paragraphs.end()
-
-
-def read_pairs(update: str) -> list[tuple[str, str]]:
-    """The changes in an update: in each, the first text is to become the second."""
-    return re.findall(_UPDATE_PAIR, update)
+        return shown + self._paragraphs.feed(FENCE) + self._paragraphs.end()
 
 
 def _diff(update: str) -> str:
     """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
-    marked = [each for pair in read_pairs(update) for each in zip("-+", pair, strict=True)]
+    pairs = re.findall(_UPDATE_PAIR, update)
+    marked = [each for old, new in pairs for each in (("-", old), ("+", new))]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
     if rest.strip():
         marked.append((" ", rest))
     return "\n".join(mark + line for mark, text in marked for line in text.splitlines())
 
 
-class Version(msgspec.Struct, frozen=True):
+class ArtifactVersion(msgspec.Struct, frozen=True):
     """An artifact as one answer left it.
 
     `operation` is create, rewrite or update; `cut` says that it was never closed, as where
@@ -1546,18 +1543,6 @@ class Version(msgspec.Struct, frozen=True):
     content: str
     missed: tuple[str, ...]
     cut: bool = msgspec.field(name="interrupted")
-
-
-class Artifact(msgspec.Struct, frozen=True):
-    """What a conversation's answers made of one artifact; the latest version is the last."""
-
-    identifier: str
-    versions: tuple[Version, ...]
-
-    @property
-    def latest(self) -> Version:
-        """The newest version."""
-        return self.versions[-1]
 
 
 # Kinds of quotes and dashes, which do not matter.
@@ -1585,10 +1570,10 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
     return match.span() if match else None
 
 
-def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tuple[str, ...]]:
+def apply_update(content: str, update: str) -> tuple[str, tuple[str, ...]]:
     """`content` with the first place of each old text replaced, and the old texts not in it."""
     missed = []
-    for old, new in pairs:
+    for old, new in re.findall(_UPDATE_PAIR, update) or [("", "")]:
         found = find_in(content, old) if old else None
         if found:
             content = content[: found[0]] + new + content[found[1] :]
@@ -1597,30 +1582,32 @@ def apply_pairs(content: str, pairs: Iterable[tuple[str, str]]) -> tuple[str, tu
     return content, tuple(missed)
 
 
-def artifacts_of(answers: Iterable[str]) -> list[Artifact]:
+def artifacts_of(answers: Iterable[str]) -> dict[str, list[ArtifactVersion]]:
     """The artifacts in a branch's answers, as the web page's panel has them, oldest first.
 
-    `answers` are texts as the server stores them. An update before any artifact does nothing.
+    Identifier -> versions. `answers` are texts as the server stores them. An update before any
+    artifact does nothing.
     """
-    made: dict[str, list[Version]] = {}
+    made: dict[str, list[ArtifactVersion]] = {}
     for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
+        source: OpeningTag | ArtifactVersion = tag
+        missed: tuple[str, ...] = ()
         if tag.kind != "update":
             versions = made.setdefault(tag.identifier, [])
             operation = "rewrite" if versions else "create"
             title, content = tag.title or tag.identifier, _without_start(inside)
-            version = Version(0, operation, tag.kind, title, tag.language, content, (), cut)
         elif made:  # models change names; else it is the one made last
             named = tag.identifier.strip().lower()
             alike = [each for name, each in made.items() if name.strip().lower() == named]
             versions = made.get(tag.identifier) or (alike or list(made.values()))[-1]
-            base = versions[-1]
-            content, missed = apply_pairs(base.content, read_pairs(inside) or [("", "")])
-            changed = {"title": tag.title or base.title, "content": content, "missed": missed}
-            version = msgspec.structs.replace(base, operation="update", cut=cut, **changed)
+            source = latest = versions[-1]
+            operation, title = "update", tag.title or latest.title
+            content, missed = apply_update(latest.content, inside)
         else:
             continue
-        versions.append(msgspec.structs.replace(version, number=len(versions) + 1))
-    return [Artifact(name, tuple(versions)) for name, versions in made.items()]
+        state = (source.kind, title, source.language, content, missed, cut)
+        versions.append(ArtifactVersion(len(versions) + 1, operation, *state))
+    return made
 
 
 def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
@@ -1631,24 +1618,24 @@ def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
         yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
-def artifact_names(artifacts: Iterable[Artifact], every: bool) -> list[tuple[Version, str]]:
-    """Each latest version with a safe file name, or with `every` all versions.
+def file_names(
+    artifacts: dict[str, list[ArtifactVersion]], every: bool
+) -> list[tuple[str, ArtifactVersion]]:
+    """A safe file name for each latest version, or with `every` for all versions.
 
     No two names are the same, also where capitals do not count.
     """
-    names: list[tuple[Version, str]] = []
-    taken: set[str] = set()
-    for artifact in artifacts:
-        stem = safe_stem(artifact.identifier)
-        for version in artifact.versions if every else artifact.versions[-1:]:
+    named: dict[str, tuple[str, ArtifactVersion]] = {}
+    for identifier, versions in artifacts.items():
+        stem = safe_stem(identifier)
+        for version in versions if every else versions[-1:]:
             number = f".v{version.number}" if every else ""
             ending = _FILE_ENDINGS.get(_fence_word(version.kind, version.language), "txt")
             name, copies = f"{stem}{number}.{ending}", itertools.count(2)
-            while name.lower() in taken:
+            while name.lower() in named:
                 name = f"{stem}-{next(copies)}{number}.{ending}"
-            taken.add(name.lower())
-            names.append((version, name))
-    return names
+            named[name.lower()] = name, version
+    return list(named.values())
 
 
 def safe_stem(identifier: str) -> str:
@@ -1667,7 +1654,7 @@ MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it wi
 
 
 class SentInstructions(msgspec.Struct, frozen=True):
-    """The instructions that a conversation has had last.
+    """The instructions that a conversation has had last, for llm's `provider_metadata`.
 
     `schema` is the schema itself; `tools` and `system` are digests of the local tools and of
     a system prompt that was sent with a later turn.
@@ -1676,10 +1663,6 @@ class SentInstructions(msgspec.Struct, frozen=True):
     tools: str = ""
     schema: dict[str, Any] | None = None
     system: str = ""
-
-    def metadata(self) -> dict[str, Any]:
-        """What the next turn needs to know of them, for llm's `provider_metadata`."""
-        return {name: value for name, value in msgspec.structs.asdict(self).items() if value}
 
 
 class PromptedFeatures(msgspec.Struct, frozen=True):
@@ -1761,17 +1744,15 @@ def repair_request(features: PromptedFeatures, problem: str) -> str:
     return f"That answer cannot be used: {problem}.\n\n{_schema_instructions(features)}"
 
 
-def tool_response(result: ToolResultPart, problem: str = "") -> str:
-    """The message for a local tool's result.
-
-    `problem` says what was wrong with a call that could not be read.
-    """
+def tool_response(result: ToolResultPart, call: ToolCallPart) -> str:
+    """The message for the result of `call`, or for a call that could not be read."""
     content: Any = result.output or result.exception or ""
     if content.startswith(("{", "[")):
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(content)
     value = {"name": result.name, "content": content}
-    if problem:
+    if call.name == MALFORMED:
+        problem = call.arguments.get("problem")
         form = f'{CALL}{{"name": "NAME", "arguments": {{}}}}{CALL_END}'
         value = {"error": f"This was no call: {problem}. Write it again, like this: {form}"}
     if result.attachments:
@@ -1814,18 +1795,6 @@ def schema_checker(schema: dict[str, Any]) -> Callable[[Any], str]:
     return problem_of
 
 
-class LocalToolCall(msgspec.Struct, frozen=True):
-    """A call of a tool on this side, which the model wrote into its text.
-
-    `problem` says why a call could not be read; `arguments` hold its text then.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    problem: str = ""
-    id: str = msgspec.field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
-
-
 # Models write line ends into strings. What is logged must be readable by others: no NaN.
 _lenient_json = json.JSONDecoder(
     parse_float=finite_number, parse_constant=finite_number, strict=False
@@ -1856,36 +1825,31 @@ class ToolCallFilter:
         self._held = text[at:]
         return text[:at]
 
-    def end(self, interrupted: bool = False) -> tuple[str, list[LocalToolCall]]:
+    def end(self, interrupted: bool = False) -> tuple[str, list[llm.ToolCall]]:
         """The rest of a piece of text, and the calls in it. More text may be fed afterwards.
 
         If the model was `interrupted`, it calls nothing: what it wrote is text.
         """
         text, self._held = self._held, ""
         words = ""
-        calls: list[LocalToolCall] = []
+        calls: list[llm.ToolCall] = []
         while not interrupted and (block := self._next_block(text)):
-            words = _joined(words, text[: block.start()])
+            words += text[: block.start()]
             found, text = _read_block(text[block.end() :])
             calls += found
+            if words[-1:].isspace():  # with white space on both sides, one side keeps it
+                text = text.lstrip()
         if calls and not text.strip():
             return words.rstrip(), calls
-        return _joined(words, text), calls
+        return words + text, calls
 
     def _next_block(self, text: str) -> re.Match[str] | None:
         return next((each for each in re.finditer(self._block, text) if each[1] is not None), None)
 
 
-def _joined(before: str, after: str) -> str:
-    """The text around a block: if there is white space on both sides, one side keeps it."""
-    if not after.strip():
-        return before or after
-    return before + (after.lstrip() if before[-1:].isspace() else after)
-
-
-def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
+def _read_block(text: str) -> tuple[list[llm.ToolCall], str]:
     """The calls in a block, at least one, and the text after it."""
-    calls: list[LocalToolCall] = []
+    calls: list[llm.ToolCall] = []
     while not calls or text.startswith(("{", "[")):
         try:
             value, end = _lenient_json.raw_decode(text)
@@ -1897,7 +1861,7 @@ def _read_block(text: str) -> tuple[list[LocalToolCall], str]:
     return calls, "" if CALL_END.startswith(text) else text.removeprefix(CALL_END)
 
 
-def _local_call(value: Any) -> LocalToolCall:
+def _local_call(value: Any) -> llm.ToolCall:
     """The call that a value means. Models are trained on more than one form of it."""
     call = _mapping(value)
     call = _mapping(call.get("function")) or call
@@ -1906,80 +1870,73 @@ def _local_call(value: Any) -> LocalToolCall:
         with contextlib.suppress(ValueError, RecursionError):
             arguments = _lenient_json.decode(arguments)
     if not name:
-        return _malformed(_printable_json(value), 'it is not an object with a "name"')
+        return _malformed(to_json(value), 'it is not an object with a "name"')
     if arguments and not isinstance(arguments, dict):
-        return _malformed(_printable_json(value), 'its "arguments" are not an object')
-    arguments = json.loads(_printable_json(arguments or {}))
-    return LocalToolCall(one_line(join_surrogates(name)), arguments)
+        return _malformed(to_json(value), 'its "arguments" are not an object')
+    arguments = json.loads(to_json(arguments or {}))
+    return llm.ToolCall(one_line(join_surrogates(name)), arguments, new_call_id())
 
 
-def _malformed(text: str, problem: str) -> LocalToolCall:
-    return LocalToolCall(MALFORMED, {"text": text.strip()}, problem)
+def _malformed(text: str, problem: str) -> llm.ToolCall:
+    """A call that could not be read: the next turn tells the model why."""
+    return llm.ToolCall(MALFORMED, {"text": text.strip(), "problem": problem}, new_call_id())
 
 
-def _printable_json(value: Any) -> str:
-    return join_surrogates(json.dumps(value, ensure_ascii=False))
+def new_call_id() -> str:
+    """An id for a call that has none."""
+    return f"call_{uuid.uuid4().hex}"
+
+
+# What begins a document: any value that is all of the text, or a bracket with what makes it
+# one; after `[` there may be words.
+_DOCUMENT = re.compile(
+    r'\A(?:"(?:[^"\\]|\\.)*+"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z'
+    r'|\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})'
+    r'|\[\s*(?:[\[\]{"\d]|-\d|(?:true|false|null)\b)',
+    re.DOTALL,
+)
+# A string without end goes on to the end of the text, so that it is read only once.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 
 
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
     """The first JSON document in an answer's text that `problem_of` finds nothing wrong with.
 
+    Words, a fence or an artifact's tags may stand around it; inside a broken one there is none.
     Returns the document and "", or "" and what is wrong with the longest candidate. The
     document is as the model wrote it, unless only a lenient reader could read it.
     """
+    text = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
     problems = [(-1, "there is no JSON document in it")]
-    for candidate, value, problem in _candidates(text):
-        problem = problem or problem_of(value)
+    end = 0
+    while match := _DOCUMENT.search(text, end):
+        start = match.start()
+        try:
+            value, end = _lenient_json.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            end = _end_of_broken(text, start)
+            problems.append((end - start, f"it is not valid JSON ({one_line(error)})"))
+            continue
+        problem = problem_of(value)
         if not problem:
             with contextlib.suppress(ValueError):
-                json.loads(candidate)
-                return candidate, ""
-            return _printable_json(value), ""
-        problems.append((len(candidate), problem))
+                json.loads(text[start:end])
+                return text[start:end], ""
+            return to_json(value), ""
+        problems.append((end - start, problem))
     return "", max(problems)[1]
 
 
-def _candidates(text: str) -> Iterator[tuple[str, Any, str]]:
-    """What may be JSON documents: their text, their value, and why they are none.
-
-    Words, a fence or an artifact's tags may stand around them. Inside a broken one is none.
-    """
-    whole = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
-    if not whole.startswith(("{", "[")):  # it need not be in brackets, if nothing is around it
-        with contextlib.suppress(ValueError):
-            yield whole, _lenient_json.decode(whole), ""
-    # A bracket and what makes it the beginning of a document; after `[` it may be words.
-    start = re.compile(r'\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})|\[\s*[\[\]{"\dtfn-]')
-    at = 0
-    while match := start.search(text, at):
-        at, value, problem = match.start(), None, ""
-        try:
-            value, end = _lenient_json.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            if getattr(error, "pos", at) == match.end() - 1 and match[0][-1] != '"':
-                at += 1  # words in brackets
-                continue
-            end = _end_of_broken(text, at)
-            problem = f"it is not valid JSON ({one_line(error)})"
-        yield text[at:end], value, problem
-        at = end
-
-
-def _end_of_broken(text: str, at: int) -> int:
-    """Where a broken document ends that begins at `at`: at its last bracket, or at a fence."""
-    end = len(text)
-    opened: list[str] = []
-    # A string without end goes on to the end of the text, so that it is read only once.
-    for token in re.compile(r'(?s)"(?:[^"\\]|\\.)*+"?|[{}\[\]]').finditer(text, at):
-        if token[0] in "{[":
-            opened.append(token[0])
-        elif token[0] in "}]":  # brackets inside may have been forgotten
-            while opened and opened.pop() != {"}": "{", "]": "["}[token[0]]:
-                pass
-            if not opened:
-                end = token.end()
-                break
-    fence = re.compile(r"(?m)^[ \t]*```").search(text, at, end)
+def _end_of_broken(text: str, start: int) -> int:
+    """Where the broken document that begins at `start` ends: at its last bracket or a fence."""
+    end, depth = len(text), 0
+    opening, closing = ("{", "}") if text[start] == "{" else ("[", "]")
+    for token in _STRING_OR_BRACKET.finditer(text, start):
+        depth += (token[0] == opening) - (token[0] == closing)
+        if depth == 0:
+            end = token.end()
+            break
+    fence = re.compile(r"(?m)^[ \t]*```").search(text, start, end)
     return fence.start() if fence else end
 
 
@@ -1996,9 +1953,9 @@ class Parent(msgspec.Struct, frozen=True):
     instructions that the conversation had then.
     """
 
-    conversation_id: str
-    message_id: str | None = None
-    generation_id: str | None = None
+    conversation_id: Id
+    message_id: Id | None = None
+    generation_id: Id | None = None
     model: str | None = None
     instructed: SentInstructions = SentInstructions()
 
@@ -2027,22 +1984,11 @@ def _metadata(part: Part) -> dict[str, Any]:
 
 def parent_of(message: Message, server_url: str) -> Parent | None:
     """The metadata that this plugin left on an assistant message of this server."""
-    if message.role != "assistant":
-        return None
     for metadata in map(_metadata, reversed(message.parts)):
-        conversation_id = known_id(metadata.get("conversation_id"))
-        if metadata.get("server") == server_url and conversation_id:
-            return Parent(
-                conversation_id,
-                known_id(metadata.get("message_id")) or None,
-                known_id(metadata.get("generation_id")) or None,
-                _string(metadata.get("model")) or None,
-                SentInstructions(
-                    _string(metadata.get("tools")),
-                    _mapping(metadata.get("schema")) or None,
-                    _string(metadata.get("system")),
-                ),
-            )
+        if message.role == "assistant" and metadata.get("server") == server_url:
+            with contextlib.suppress(msgspec.ValidationError):
+                instructed = msgspec.convert(metadata, SentInstructions)
+                return msgspec.convert(metadata | {"instructed": instructed}, Parent)
     return None
 
 
@@ -2189,19 +2135,20 @@ def make_plan(
 
 def _tool_responses(
     answer: Message | None, after: list[Message]
-) -> tuple[list[str], list[Part], list[Message]]:
+) -> tuple[list[str], list[ToolResultPart], list[Message]]:
     """What the model is told of the calls in `answer`; their results; the other messages."""
     calls = {
         part.tool_call_id: part
         for part in (answer.parts if answer else ())
         if isinstance(part, ToolCallPart) and not part.server_executed
     }
-    responses: list[str] = []
-    results: list[Part] = []
-    for part in itertools.chain.from_iterable(message.parts for message in after):
-        if isinstance(part, ToolResultPart) and (call := calls.pop(part.tool_call_id, None)):
-            responses.append(tool_response(part, _string(_metadata(call).get("problem"))))
-            results.append(part)
+    results = [
+        part
+        for message in after
+        for part in message.parts
+        if isinstance(part, ToolResultPart) and part.tool_call_id in calls
+    ]
+    responses = [tool_response(result, calls[result.tool_call_id]) for result in results]
     rest = [(message, [p for p in message.parts if p not in results]) for message in after]
     return responses, results, [replace(message, parts=parts) for message, parts in rest if parts]
 
@@ -2235,20 +2182,15 @@ class ReplayedText:
     """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
     A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
-    halves; so these do not count, and the first half waits for the other. `length` is that of
-    the text so far, in UTF-16 units.
+    halves; so these do not count, and the first half waits for the other. `text` is all that
+    came, once; `length` is its length in UTF-16 units.
     """
 
     def __init__(self) -> None:
+        self.text = ""
         self.length = 0
-        self._pieces: list[str] = []
         self._half = ""
         self._skip = 0
-
-    @property
-    def text(self) -> str:
-        """All that came, once."""
-        return "".join(self._pieces)
 
     def rewind(self) -> None:
         """From here on, all that came comes again."""
@@ -2261,9 +2203,8 @@ class ReplayedText:
         text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
-        if new:
-            self._pieces.append(new)
-            self.length += utf16_length(new)
+        self.text += new
+        self.length += utf16_length(new)
         return new
 
 
@@ -2323,18 +2264,18 @@ class Answer:
         self._schema = features.schema
         self._seen_text = ReplayedText()  # as the model wrote it, tags included
         self._seen_reasoning = ReplayedText()  # what came as updates of its own
-        self._seen_others: set[tuple[str | None, str]] = set()  # calls, results and files
+        # Calls, results and files, by id and kind; the name of the tool.
+        self._seen_others: dict[tuple[str | None, str], str] = {}
         self._think = ThinkTags()
         names = [tool["function"]["name"] for tool in features.tools]
         self._calls = ToolCallFilter(names) if names else None
         self._layout = ArtifactFilter() if artifacts and not self._schema else Paragraphs()
         self._after_tool = 0  # where the text after the last tool begins
-        self._tool_names: dict[str | None, str] = {}  # by the call's id
         self._events: list[StreamEvent] = []  # what the last update adds
         self._size = 0
         self.raw_text = ""  # the text in which a document is looked for
         self._has_text = False
-        self.calls: list[LocalToolCall] = []
+        self.calls: list[llm.ToolCall] = []
         self.problem = ""  # why there is no document, where a schema wants one
         self.title = ""
         self.router = RouterMetadata()
@@ -2404,17 +2345,16 @@ class Answer:
     def _give(self, kind: str, text: str) -> None:
         """Add text or reasoning to what llm is given."""
         if text:
-            self._events.append(StreamEvent(type=cast(Any, kind), chunk=without_controls(text)))
+            self._events.append(StreamEvent(type=cast(Any, kind), chunk=for_logs(text)))
 
     def _add_text(self, text: str, ends: bool = False) -> None:
         """Text of the model's, in which reasoning and calls may be."""
-        pieces = self._think.feed(text) + (self._think.end() if ends else [])
+        pieces = self._think.feed(for_logs(text)) + (self._think.end() if ends else [])
         for kind, piece in pieces:
             if kind == "reasoning":
                 self._give(kind, piece)
             else:
-                words = without_controls(piece)
-                self._add_words(self._calls.feed(words) if self._calls else words)
+                self._add_words(self._calls.feed(piece) if self._calls else piece)
 
     def _add_words(self, words: str) -> None:
         """Text as it is shown or, with a schema, as a document is looked for in it."""
@@ -2434,17 +2374,16 @@ class Answer:
         self._give("text", self._layout.end())
         self.calls += calls
         for call in calls:
-            metadata = {"huggingchat": {"problem": call.problem}} if call.problem else None
-            self._events += tool_call_events(call.id, call.name, call.arguments, metadata=metadata)
+            self._events += tool_call_events(call.tool_call_id, call.name, call.arguments)
 
     def _add_tool(self, update: ToolUpdate) -> None:
         subtype = "result" if update.subtype == "error" else update.subtype
         if subtype not in ("call", "result") or (update.uuid, subtype) in self._seen_others:
             return
-        self._seen_others.add((update.uuid, subtype))
         self._end_paragraph()
         self._after_tool = len(self._seen_text.text)
-        name = self._tool_names[update.uuid] = update.name or self._tool_names.get(update.uuid, "")
+        name = update.name or self._seen_others.get((update.uuid, "call"), "")
+        self._seen_others[update.uuid, subtype] = name
         if subtype == "call":
             self._events += tool_call_events(update.uuid, name, update.arguments, executed=True)
         else:
@@ -2455,7 +2394,7 @@ class Answer:
         """A link to a file, in a paragraph of its own."""
         if (update.sha, "file") in self._seen_others:
             return
-        self._seen_others.add((update.sha, "file"))
+        self._seen_others[update.sha, "file"] = ""
         self._end_paragraph()
         if not self._schema:
             label = re.sub(r"[\[\]<>]", "", one_line(update.name or "file", 200))
@@ -2479,30 +2418,25 @@ class Answer:
 
 
 def tool_call_events(
-    id: str | None,
-    name: str,
-    arguments: dict[str, Any],
-    *,
-    executed: bool = False,
-    metadata: dict[str, Any] | None = None,
+    id: str | None, name: str, arguments: dict[str, Any], *, executed: bool = False
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
-    text = _printable_json(arguments)
+    text = to_json(arguments)
     if executed:  # of controls, JSON escapes these; a local tool gets what the model means
-        text = without_controls(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
+        text = for_logs(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
         StreamEvent(type="tool_call_name", chunk=one_line(name), **common),
-        StreamEvent(type="tool_call_args", chunk=text, provider_metadata=metadata, **common),
+        StreamEvent(type="tool_call_args", chunk=text, **common),
     ]
 
 
 def tool_result_event(id: str | None, name: str, output: str, error: str = "") -> StreamEvent:
     """What a server-side tool gave back. llm has no field for a failure: it is in the output."""
-    error = without_controls(join_surrogates(error))
+    error = for_logs(error)
     return StreamEvent(
         type="tool_result",
-        chunk=f"Error: {error}" if error else without_controls(join_surrogates(output)),
+        chunk=f"Error: {error}" if error else for_logs(output),
         tool_call_id=id,
         tool_name=one_line(name),
         server_executed=True,
@@ -2516,7 +2450,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     `llm logs` shows it below the attachments, and later turns find it there. `name` and `id`
     are the attachment's.
     """
-    call_id = f"call_{uuid.uuid4().hex}"
+    call_id = new_call_id()
     events = tool_call_events(call_id, TRANSCRIBE, {"file": name}, executed=True)
     events.append(tool_result_event(call_id, TRANSCRIBE, text))
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
@@ -2900,23 +2834,23 @@ class TurnLock:
 # --- attachments: files -> what chat-ui takes of them ---------------------------------
 
 # Type as llm or a server calls it -> type as chat-ui takes it.
-IMAGE_TYPES = _table(
-    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
-    "image/webp image/webp; image/gif image/gif"
+IMAGE_TYPES = _synonyms(
+    "image/png: image/png image/x-png; image/jpeg: image/jpeg image/jpg image/pjpeg;"
+    "image/webp: image/webp; image/gif: image/gif"
 )
 # Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
 # sound that counts; 3gpp is what the voice recorders of many telephones write.
-AUDIO_TYPES = _table(
+AUDIO_TYPES = _synonyms(
     """
-    audio/flac audio/flac audio/x-flac;
-    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
-    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
-    audio/webm audio/webm video/webm
+    audio/flac: audio/flac audio/x-flac;
+    audio/mp4: audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+    audio/mpeg: audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+    audio/ogg: audio/ogg audio/opus application/ogg video/ogg;
+    audio/wav: audio/wav audio/vnd.wave audio/wave audio/x-wav;
+    audio/webm: audio/webm video/webm
     """
 )
-AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+AUDIO_ENDINGS = _synonyms("audio/mp4: .m4a; audio/ogg: .oga .opus; audio/webm: .weba")
 TEXT_TYPES = (
     *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
     *("application/json", "application/xml", "application/csv"),
@@ -2960,7 +2894,7 @@ def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, s
     Raises llm.ModelError for a body that chat-ui would refuse as too large.
     """
     boundary = uuid.uuid4().hex
-    text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
+    text = to_json(data).encode()
     parts = [('name="data"', text)]
     for upload in uploads:
         head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
@@ -4352,19 +4286,19 @@ class Run:
             self._seq = 0  # a new run has a new log
             self._problem = ConnectionLost("it did not take the message", sent=True)
             return
-        updates, complete, settled = stored_updates(stored)
-        if not complete and not settled:
-            if len(updates) > self._stored_count:
-                self._stored_count = len(updates)
+        answer = stored.replay()
+        if not answer.complete and not answer.settled:
+            if len(answer.updates) > self._stored_count:
+                self._stored_count = len(answer.updates)
                 self._backoff.reset()
             return
         if not progress.outcome:
             self._on_rewind()
-            self._take([*updates])
+            self._take([*answer.updates])
         if not progress.outcome:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
-        if settled:
+        if answer.settled:
             self.state = RunState.STORED
 
 
@@ -4591,7 +4525,7 @@ class TurnResult(msgspec.Struct):
     router: RouterMetadata = msgspec.field(default_factory=RouterMetadata)
     interrupted: bool = False
     instructed: SentInstructions = SentInstructions()
-    calls: list[LocalToolCall] = []
+    calls: list[llm.ToolCall] = []
 
     @property
     def page(self) -> str:
@@ -4981,7 +4915,7 @@ def last_event(answer: Answer, result: TurnResult) -> StreamEvent:
     part of its own carries it.
     """
     kind = "text" if answer.last_type == "text" else "reasoning"
-    metadata = result.metadata(**result.instructed.metadata())
+    metadata = result.metadata(**msgspec.structs.asdict(result.instructed))
     return StreamEvent(type=kind, chunk="", provider_metadata=metadata)
 
 
@@ -5360,7 +5294,7 @@ def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
     filled.set_resolved_model(result.router.model or result.model)
     filled.response_json = result.response_json()
     for call in result.calls:
-        filled.add_tool_call(llm.ToolCall(call.name, call.arguments, call.id))
+        filled.add_tool_call(call)
 
 
 class HuggingChat(_HuggingChat, llm.KeyModel):  # type: ignore[misc]
@@ -5512,12 +5446,11 @@ def _is_said(message: StoredMessage) -> bool:
     """Whether a message is a person's, or an answer that is no longer being written."""
     if message.sender != "assistant":
         return message.sender == "user"
-    updates, complete, settled = stored_updates(message)
-    saved, now = parse_time(message.updated_at), datetime.datetime.now(datetime.UTC)
-    running = message.generation_id and not (complete or settled)
-    if running and saved and now - saved < WRITING:
+    answer, saved = message.replay(), parse_time(message.updated_at)
+    running = message.generation_id and not (answer.complete or answer.settled)
+    if running and saved and datetime.datetime.now(datetime.UTC) - saved < WRITING:
         return False
-    return any(map(is_content, updates))
+    return any(map(is_content, answer.updates))
 
 
 # Stored messages as llm's
@@ -5525,7 +5458,7 @@ def _is_said(message: StoredMessage) -> bool:
 
 def question_of(tree: ConversationTree, message: StoredMessage) -> Message:
     """A stored question as llm's message; its files become the addresses they have."""
-    text = without_controls(join_surrogates(message.content))
+    text = for_logs(message.content)
     files: list[Part] = [
         AttachmentPart(
             attachment=llm.Attachment(
@@ -5546,15 +5479,15 @@ def response_of(
     """A stored answer as llm would have logged it; `history` ends with the question."""
     server, ref = tree.ref.server, tree.ref
     answer = Answer(functools.partial(server.file_page, ref.id))
-    updates, complete, _ = stored_updates(message)
+    stored = message.replay()
     answer.add(message.router_metadata or RouterMetadata())
     # When a conversation changes its model, earlier answers keep the name of theirs here.
     model = tree.model if answer.router.route else answer.router.model or tree.model
     asked = HuggingChat(ModelInfo(model))
     response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
-    if not complete:
-        updates.append(FinalAnswer("", True))
-    for event in itertools.chain.from_iterable(map(answer.add, updates)):
+    if not stored.complete:
+        stored.updates.append(FinalAnswer("", True))
+    for event in itertools.chain.from_iterable(map(answer.add, stored.updates)):
         response._process_chunk(event)
     result = TurnResult(
         server.url,
@@ -5565,7 +5498,7 @@ def response_of(
         title=tree.title,
         router=answer.router,
         interrupted=bool(answer.final and answer.final.interrupted)
-        and (complete or bool(message.generation_id)),
+        and (stored.complete or bool(message.generation_id)),
     )
     response._process_chunk(last_event(answer, result))
     response.response_json = result.response_json()
@@ -5693,7 +5626,7 @@ class Importer:
     def _history(self, tree: ConversationTree, tip: str | None) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
-            preprompt = without_controls(tree.preprompt)
+            preprompt = for_logs(tree.preprompt)
             return [Message("system", [TextPart(text=preprompt)])] if preprompt else []
         try:
             return list(self._store.load_chain(tip))
@@ -5856,7 +5789,7 @@ def echo_json(value: Any) -> None:
 
 def echo_text(text: str) -> None:
     """Print text of a server's: as it is, but on a terminal without what could harm it."""
-    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+    click.echo(for_terminal(text) if sys.stdout.isatty() else text, nl=False)
 
 
 # Log in
@@ -6073,8 +6006,6 @@ def refresh() -> None:
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
             click.echo(f"{what}: huggingchat/{id}")
-    for id in catalogue.unusable:
-        click.echo(f"Left out: {id} is empty, too long or has control characters.")
     changed = "" if after != before else ", nothing changed"
     click.echo(f"{len(after)} models on {server.host}{changed}.")
 
@@ -6575,7 +6506,7 @@ def load_conversation(name: str) -> llm.Fragment:
         tree = run_in_background(lambda client: read_tree(client, credentials, ref))
     if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
-    text = without_controls(to_markdown(tree, for_model=True))
+    text = for_logs(to_markdown(tree, for_model=True))
     return llm.Fragment(text, source=tree.ref.page)
 
 
@@ -6610,26 +6541,26 @@ def artifacts(
     newest = itertools.chain(*tree.branches[:1])
     answers = (message.content for message in newest if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
-    named = artifact_names(found, every)
+    names = file_names(found, every)
     if output is None:
-        named = [(each, name) for each, name in named if show and each.kind in BROWSER_KINDS]
-    files: dict[pathlib.Path, Version] = {}
-    if named:
+        names = [(name, each) for name, each in names if show and each.kind in BROWSER_KINDS]
+    files: dict[pathlib.Path, ArtifactVersion] = {}
+    if names:
         folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
         folder.mkdir(parents=True, exist_ok=True)
-        files = {folder / name: version for version, name in named}
+        files = {folder / name: version for name, version in names}
         write_files({path: version.content.encode() for path, version in files.items()})
     if json_:
-        echo_json([_artifact_json(artifact) for artifact in found])
+        echo_json(list(itertools.starmap(_artifact_json, found.items())))
     elif output:
         for path, version in files.items():
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
     if not found:
         note("there are no artifacts in this conversation")
-    for artifact in found:
+    for identifier, versions in found.items():
         if not (json_ or output):
-            _echo_artifact(artifact, every)
-        _note_problems(artifact)
+            _echo_artifact(identifier, versions, every)
+        _note_problems(identifier, versions)
     pages = [path for path, version in files.items() if version.kind in BROWSER_KINDS]
     if show and not pages:
         note("there is no HTML or SVG to show")
@@ -6638,27 +6569,27 @@ def artifacts(
             note(f"there is no browser here to open {path}")
 
 
-def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    versions = msgspec.to_builtins(artifact.versions)
-    latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
-    return {"identifier": artifact.identifier, **latest, "versions": versions}
+def _artifact_json(identifier: str, versions: list[ArtifactVersion]) -> dict[str, Any]:
+    values = msgspec.to_builtins(versions)
+    latest = {name: values[-1][name] or None for name in ("kind", "title", "language")}
+    return {"identifier": identifier, **latest, "versions": values}
 
 
-def _echo_artifact(artifact: Artifact, every: bool) -> None:
+def _echo_artifact(identifier: str, versions: list[ArtifactVersion], every: bool) -> None:
     """Print what an artifact is: a line, and with `every` one for each of its versions."""
-    latest = artifact.latest
-    name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
+    latest = versions[-1]
+    name, title = one_line(identifier, 100), one_line(latest.title, 200)
     kind = one_line(latest.language or latest.kind, 30)
-    click.echo(f"{name}  {kind}  {title} ({count_of(len(artifact.versions), 'version')})")
-    for version in artifact.versions if every else ():
+    click.echo(f"{name}  {kind}  {title} ({count_of(len(versions), 'version')})")
+    for version in versions if every else ():
         size, title = len(version.content.encode()), one_line(version.title, 200)
         click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
 
 
-def _note_problems(artifact: Artifact) -> None:
+def _note_problems(identifier: str, versions: list[ArtifactVersion]) -> None:
     """Tell what did not go as the model meant it."""
-    for version in artifact.versions:
-        which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
+    for version in versions:
+        which = f"version {version.number} of {one_line(identifier, 100)}"
         for text in version.missed:
             note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
         if version.cut:

@@ -57,7 +57,7 @@ def test_status_renews_the_session_and_says_how_old_it_is(accounts):
     assert "session" not in command("status").stdout
 
 
-def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server):
+def test_refresh_says_what_changed_and_leaves_out_what_cannot_be_used(server):
     odd = [{"id": "own/a b@c%[x]"}, {"id": "own/esc\x1b[31m"}, {"id": ""}]
     server.models = [*server.models, server.models[1] | {"id": "home/Grown-1B"}, *odd]
     shown = command("refresh").stdout
@@ -65,9 +65,6 @@ def test_refresh_says_what_changed_and_what_it_leaves_out_and_why(server):
     assert "Added: huggingchat/home/Grown-1B\n" in shown
     assert "Added: huggingchat/own/a b@c%[x]\n" in shown
     assert "Removed: huggingchat/nvidia/" in shown
-    first, second = [line for line in shown.splitlines() if line.startswith("Left out: ")]
-    assert "'own/esc[31m'" in first
-    assert "''" in second
     assert shown.endswith(f"\n{len(server.models) - 2} models on {host(server)}.\n")
     assert "own/a b@c%[x]" in command("models", "-q", "own/").stdout
     assert "nothing changed" in command("refresh").stdout

@@ -25,11 +25,11 @@ import llm_huggingchat
 from llm_huggingchat import (
     ArtifactFilter,
     ToolCallFilter,
+    apply_update,
     find_document,
     find_in,
     limits,
     parse_cookies,
-    read_pairs,
     reset,
 )
 
@@ -222,7 +222,7 @@ def test_server_that_repeats_a_cookie_does_not_have_it_shown(server, path):
 def test_texts_without_end_are_read_once():
     """Read again from each beginning, any of these would take hours."""
     size = 100_000
-    assert read_pairs("<old_str>" * size + "</old_str><new_str>") == []
+    assert apply_update("x", "<old_str>" * size + "</old_str><new_str>") == ("x", ("",))
     assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
     cut = '{"a": "' + '\\"' * size
     assert "it is not valid JSON" in find_document(cut, lambda value: "wrong")[1]

@@ -52,17 +52,17 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
     bodies = [body for name, body in STREAMS.items() if name.rpartition("-")[0] == scenario]
     for message, stream in zip(answers(scenario), bodies, strict=True):
         streamed = follow(stream)
-        updates, complete, _ = plugin.stored_updates(message)
-        assert complete
+        stored = message.replay()
+        assert stored.complete
         if scenario != "artifact_stopped":  # which is stored cut where the page was
-            got = [(kind, text.strip()) for kind, text, *_ in told(*updates).given]
+            got = [(kind, text.strip()) for kind, text, *_ in told(*stored.updates).given]
             assert got == [(kind, text.strip()) for kind, text, *_ in streamed.given]
         log = b"".join(log_of([json.loads(line) for line in stream.split(b"\n") if line.strip()]))
         for at in range(0, stream.rindex(b" " * 4096), 97):
             again = follow(stream[:at], log)
             assert again.given == streamed.given, at
             assert again.answer.seen_length == streamed.answer.seen_length
-            from_store = follow(stream[:at]).again(updates)
+            from_store = follow(stream[:at]).again(stored.updates)
             if scenario != "artifact_stopped":
                 assert from_store.joined("text").strip() == streamed.joined("text").strip()
 

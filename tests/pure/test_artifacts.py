@@ -40,14 +40,14 @@ def fences(text: str) -> list[tuple[str, str]]:
     return [(token.info, token.content) for token in tokens if token.type == "fence"]
 
 
-def artifact(*answers: str) -> plugin.Artifact:
-    """The only artifact in these answers."""
-    (only,) = plugin.artifacts_of(answers)
-    return only
+def latest(*answers: str) -> plugin.ArtifactVersion:
+    """The latest version of the only artifact in these answers."""
+    (versions,) = plugin.artifacts_of(answers).values()
+    return versions[-1]
 
 
 def names(*texts: str, every: bool = False) -> list[str]:
-    return [name for _, name in plugin.artifact_names(plugin.artifacts_of(texts), every)]
+    return [name for name, _ in plugin.file_names(plugin.artifacts_of(texts), every)]
 
 
 # --- in the answer ---
@@ -127,7 +127,7 @@ def test_its_title_is_one_line(tag, title):
 def test_line_ends_beside_the_tags_and_doubled_brackets_do_not_count(inside, content):
     text = f'<artifact type="html">{inside}</artifact>'
     assert fences(shown(text)) == [("html", content)]
-    assert artifact(text).latest.content + ("\n" if content else "") == content
+    assert latest(text).content + ("\n" if content else "") == content
 
 
 NESTED = "# How to\n```python\nprint()\n```\n````\n```\n````\n~~~\n  ``````````"
@@ -166,11 +166,6 @@ def test_an_update_is_a_diff_of_removed_and_added_lines(inside, lines):
 def test_a_fence_that_the_model_put_around_it_is_not_doubled(fence):
     text = shown(f"Here:\n{fence}html\n{CLOCK}\n{fence}\nDone.")
     assert text == f"Here:\n{fence}html\n{PAGE}\n{fence}\nDone."
-    assert shown(f"{fence}html\n{CLOCK}{fence}") == f"{fence}html\n{PAGE}\n{fence}"
-    filter = plugin.ArtifactFilter()
-    filter.feed(f"{fence}html\n{CLOCK[:-20]}")
-    assert filter.end().endswith(f"\n{fence.strip()}")
-    assert filter.feed("More") == "\n\nMore"
     assert fences(shown(f"```py\n1\n```\n{CLOCK}"))[1] == ("html", PAGE + "\n")
 
 
@@ -199,7 +194,7 @@ def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
     text = shown(CLOCK.removesuffix("\n</artifact>") + rest)
     assert fences(text) == [("html", PAGE + "\n")]
     assert text.endswith(f"\n{plugin.FENCE}")
-    broken = artifact(CLOCK.removesuffix("\n</artifact>") + rest).latest
+    broken = latest(CLOCK.removesuffix("\n</artifact>") + rest)
     assert (broken.content, broken.cut) == (PAGE, True)
 
 
@@ -228,25 +223,25 @@ def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
     ],
 )
 def test_an_old_text_need_not_be_quite_the_same(content, old, new):
-    assert artifact(made("a", content), update("a", (old, "N"))).latest.content == new
+    assert latest(made("a", content), update("a", (old, "N"))).content == new
 
 
 def test_a_pair_that_matches_nothing_is_told_and_the_others_count():
-    latest = artifact(made("a", "x"), update("a", ("no", "1"), ("x", "y"), ("", "z"))).latest
-    assert (latest.content, latest.missed) == ("y", ("no", ""))
-    latest = artifact(made("a", "x"), made("a", "<p>new</p>", "update", "")).latest
-    assert (latest.content, latest.missed, latest.title) == ("x", ("",), "T")
-    assert plugin.artifacts_of([update("gone", ("a", "b"))]) == []
+    found = latest(made("a", "x"), update("a", ("no", "1"), ("x", "y"), ("", "z")))
+    assert (found.content, found.missed) == ("y", ("no", ""))
+    found = latest(made("a", "x"), made("a", "<p>new</p>", "update", ""))
+    assert (found.content, found.missed, found.title) == ("x", ("",), "T")
+    assert plugin.artifacts_of([update("gone", ("a", "b"))]) == {}
 
 
 def test_an_update_under_another_name_is_of_the_artifact_made_last():
     answers = [made("a", "x"), made("b", "x"), update("c", ("x", "y")), update(" A", ("x", "z"))]
     found = plugin.artifacts_of(answers)
-    assert [(each.identifier, each.latest.content) for each in found] == [("a", "z"), ("b", "y")]
+    assert {name: versions[-1].content for name, versions in found.items()} == {"a": "z", "b": "y"}
 
 
 def test_reasoning_holds_no_artifacts():
-    assert plugin.artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == []
+    assert plugin.artifacts_of([f"<think>{CLOCK}</think>Hm", f"Then <Think>{CLOCK}"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +288,7 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
     end = "</artifact>\nDone." if closed else ""
     text = shown(f'Look:\n<artifact type="markdown">{content}{end}')
     code = extract_fenced_code_block(text) or ""
-    panel = artifact(f'<artifact type="markdown">{content}{end}').latest.content
+    panel = latest(f'<artifact type="markdown">{content}{end}').content
     if plugin.FENCE not in content:
         assert code == (panel + "\n" if panel else "")
         ((word, _),) = fences(text)
@@ -303,10 +298,10 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
 @given(TAGGED, TAGGED)
 def test_any_answers_have_artifacts_or_none(one, two):
     found = plugin.artifacts_of([one, two])
-    file_names = [name for _, name in plugin.artifact_names(found, True)]
-    assert len(set(file_names)) == sum(len(each.versions) for each in found)
+    file_names = [name for name, _ in plugin.file_names(found, True)]
+    assert len(set(file_names)) == sum(map(len, found.values()))
     assert all(pathlib.PurePath(name).name == name for name in file_names)
-    plugin.apply_pairs(one, plugin.read_pairs(two))
+    plugin.apply_update(one, two)
     place = plugin.find_in(one, two)
     assert place is None or 0 <= place[0] <= place[1] <= len(one)
 

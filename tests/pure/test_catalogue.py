@@ -138,7 +138,7 @@ def test_unlisted_model_has_only_its_own_alias():
 
 def test_recorded_catalogue():
     catalogue = plugin.read_catalogue(capture("models")[0].json()["json"])
-    assert (len(catalogue.models), catalogue.unusable) == (14, ())
+    assert len(catalogue.models) == 14
     omni = catalogue.models[0]
     assert (omni.id, omni.router, omni.multimodal, omni.tools) == ("omni", True, True, True)
     assert omni.description.startswith("Automatically routes your messages")
@@ -172,24 +172,11 @@ def test_every_id_that_a_server_lists_can_be_used(id):
 
 
 @pytest.mark.parametrize(
-    ("id", "shown"),
-    [
-        ("a\x1b[31m/b", "'a[31m/b'"),
-        ("a\nb", "'a b'"),
-        ("a\u202eb", "'ab'"),
-        ("half \ud83c", "'half '"),
-        ("x" * 201, "x" * 59 + "…"),
-        (" ", "''"),
-        (None, "None"),
-    ],
+    "id", ["a\x1b[31m/b", "a\nb", "a\u202eb", "half \ud83c", "x" * 201, " ", "", None, 5]
 )
-def test_model_that_cannot_be_used_is_named(id, shown):
-    catalogue = plugin.read_catalogue([{"id": "a/b"}, {"id": id}])
-    assert catalogue.models == (plugin.ModelInfo("a/b"),)
-    (told,) = catalogue.unusable
-    assert shown in told
-    assert told.isprintable()
-    with pytest.raises(ValueError, match=re.escape(shown)):
+def test_model_that_cannot_be_used_is_left_out(id):
+    assert plugin.read_catalogue([{"id": "a/b"}, {"id": id}]).models == (plugin.ModelInfo("a/b"),)
+    with pytest.raises(ValueError, match="no entry has a usable id"):
         plugin.read_catalogue([{"id": id}])
 
 

@@ -20,6 +20,7 @@ from llm.parts import (
     tool_message,
     user,
 )
+from msgspec.structs import asdict
 
 import llm_huggingchat as plugin
 from llm_huggingchat import Parent, Plan, PromptedFeatures, make_plan, pending_schema
@@ -116,7 +117,8 @@ def test_what_is_sent_and_after_which_answer(messages, plan):
     ("metadata", "found"),
     [
         (kept(1, message_id=None), Parent("c1", None, "g1", "a/b")),
-        (kept(1, message_id=5, generation_id="", model=[], tools=1, schema=[]), Parent("c1")),
+        (kept(1, message_id=None, generation_id=None, model=None), Parent("c1")),
+        *((kept(1, **{name: 5}), None) for name in ("message_id", "model", "tools", "schema")),
         *((kept(1, conversation_id=id), None) for id in (None, "", "../x", "c1\n", "c" * 201)),
         (kept(1, server="https://huggingface.co/chat/"), None),
         *((other, None) for other in ({"huggingchat": [1]}, {"anthropic": {"a": "s"}}, None)),
@@ -142,7 +144,7 @@ def test_parent_as_an_answer_keeps_it(metadata, found):
 def test_system_prompt_is_told_once(before, preprompt, text):
     plan = make_plan([*before, user("2")], URL, system="Rhyme")
     assert (plan.system, plan.text) == (preprompt, text)
-    later = [user("1"), ours("one", **plan.instructed.metadata()), user("again")]
+    later = [user("1"), ours("one", **asdict(plan.instructed)), user("again")]
     if plan.instructed.system:
         assert make_plan(later, URL, system="Rhyme").text == "again"
         assert make_plan(later, URL, system="Sing").text == earlier("System: Sing") + "\n\nagain"
@@ -201,8 +203,8 @@ def test_files_that_a_result_brings_are_sent_with_it():
 
 
 def test_malformed_call_is_answered_with_what_was_wrong():
-    bad = ToolCallPart(name=plugin.MALFORMED, arguments={"text": ""}, tool_call_id="t")
-    bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
+    told = {"text": "", "problem": "it is empty"}
+    bad = ToolCallPart(name=plugin.MALFORMED, arguments=told, tool_call_id="t")
     error = 'Error: tool "malformed_tool_call" does not exist'
     text = make_plan([user("1"), calling(bad), tool_message(result(error))], URL).text
     assert "This was no call: it is empty. Write it again" in text
@@ -219,7 +221,7 @@ def test_new_conversation_is_told_in_its_preprompt():
 
 
 def test_later_turn_is_told_what_is_different():
-    messages = [user("1"), ours("one", **BOTH.instructed.metadata()), user("2")]
+    messages = [user("1"), ours("one", **asdict(BOTH.instructed)), user("2")]
     assert make_plan(messages, URL, features=BOTH).text == "2"
     plan = make_plan(messages, URL, features=TOOLS)
     changes = (
@@ -229,7 +231,7 @@ def test_later_turn_is_told_what_is_different():
 
 
 def test_schema_holds_until_the_tools_are_through():
-    asked = [user("1"), calling(call(), **BOTH.instructed.metadata())]
+    asked = [user("1"), calling(call(), **asdict(BOTH.instructed))]
     assert pending_schema([*asked, RESULT], URL) == SCHEMA
     assert pending_schema([*asked, RESULT, user(PICTURE)], URL) == SCHEMA
     assert pending_schema([*asked, RESULT, user("2")], URL) is None
@@ -246,7 +248,7 @@ def test_retry_keeps_what_the_question_was_asked_with(features, kept):
         user("1"),
         CALL,
         RESULT,
-        ours("one", 2, **BOTH.instructed.metadata()),
+        ours("one", 2, **asdict(BOTH.instructed)),
     ]
     plan = make_plan(messages, URL, retry=True, system="Rhyme", features=features)
     asked = parent(2, BOTH.instructed)
@@ -267,7 +269,7 @@ MANY = [user("1"), CALL, RESULT, ours("noon", 2)]
         ([ours("one"), assistant("two")], {}, "There is nothing to retry"),
         (MANY, {"system": "Rhyme"}, "no system prompt"),
         (MANY, {"features": TOOLS}, "Give the same -T and --functions"),
-        ([ours("one", **TOOLS.instructed.metadata())], {}, "Give the same -T and --functions"),
+        ([ours("one", **asdict(TOOLS.instructed))], {}, "Give the same -T and --functions"),
     ],
 )
 def test_what_cannot_be_retried_is_refused(messages, options, says):

@@ -8,7 +8,7 @@ import llm
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm.parts import ToolResultPart
+from llm.parts import ToolCallPart, ToolResultPart
 
 import llm_huggingchat as plugin
 from llm_huggingchat import PromptedFeatures, ToolCallFilter, find_document, schema_checker
@@ -23,7 +23,7 @@ def block(text: str) -> str:
     return f"<tool_call>{text}</tool_call>"
 
 
-def read(*texts: str, interrupted: bool = False) -> tuple[str, list[plugin.LocalToolCall]]:
+def read(*texts: str, interrupted: bool = False) -> tuple[str, list[llm.ToolCall]]:
     """The words and the calls of an answer whose text comes in these pieces."""
     filter = ToolCallFilter(NAMES)
     words = "".join(map(filter.feed, texts))
@@ -113,7 +113,7 @@ def test_malformed_call_says_what_was_wrong(inside, problem):
     words, (call,) = read(f"Look: {block(inside)} so.")
     assert words == "Look: so."
     assert call.name == plugin.MALFORMED
-    assert problem in call.problem
+    assert problem in call.arguments["problem"]
     assert json.dumps(call.arguments)
 
 
@@ -192,7 +192,7 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
         f'{REX}\n{{"name": "Max", "age": 5}}',
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
-        f"[1 mixed}} {REX}",
+        f"[1 mixed}}] {REX}",
         f'{{"name": "Max", "age": 5,}} Sorry: {REX}',
         f'{{"dogs": [{{"name": "Max", "age": 5}}, no}}\n{REX}',
     ],
@@ -305,12 +305,12 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
 def test_instructions_say_what_is_different(before, features, said):
     text = plugin.instructions(features, before.instructed)
     assert all(words in text for words in said)
-    kept = plugin.SentInstructions(**features.instructed.metadata())
-    assert plugin.instructions(features, kept) == ""
+    assert plugin.instructions(features, features.instructed) == ""
 
 
 def response(output: str, **more: Any) -> str:
-    return plugin.tool_response(ToolResultPart(name="now", output=output, tool_call_id="t", **more))
+    result = ToolResultPart(name="now", output=output, tool_call_id="t", **more)
+    return plugin.tool_response(result, ToolCallPart(name="now", tool_call_id="t"))
 
 
 def test_result_is_quoted_once_and_cannot_end_its_own_block():

@@ -59,7 +59,8 @@ def test_every_recorded_conversation_decodes(body):
     assert (conversation.title, conversation.model) == (sent["title"], sent["model"])
     for message, got in zip(sent["messages"], conversation.messages, strict=True):
         assert (got.id, got.sender) == (message["id"], message["from"])
-        assert len(got.decoded_updates()) == len(message.get("updates") or [])
+        assert len(got.updates or []) == len(message.get("updates") or [])
+        assert all(map(plugin.decode_update, got.updates or []))
         if run := message.get("generationId"):
             assert conversation.answer_of(run) == got
     assert conversation.answer_of("another") is conversation.answer_of(None) is None
@@ -275,10 +276,10 @@ AFTER_RESOLVED = [ASKED, FINISHED, RESOLVED, mark(5)]
 )
 def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     message = stored(content="hello", updates=updates, **more)
-    found, complete, is_settled = plugin.stored_updates(message)
-    assert complete is (end is not None)
-    assert (found[-1] if complete else None) == end
-    assert is_settled is settled
+    answer = message.replay()
+    assert answer.complete is (end is not None)
+    assert (answer.updates[-1] if answer.complete else None) == end
+    assert answer.settled is settled
 
 
 @pytest.mark.parametrize(
@@ -290,15 +291,16 @@ def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     ],
 )
 def test_stored_text_is_whole_whatever_the_marks_say(updates):
-    found, complete, _ = plugin.stored_updates(stored(content="all of it", updates=updates))
-    assert "".join(each.token for each in found if isinstance(each, StreamUpdate)) == "all of it"
-    assert not complete
+    answer = stored(content="all of it", updates=updates).replay()
+    found = [each.token for each in answer.updates if isinstance(each, StreamUpdate)]
+    assert "".join(found) == "all of it"
+    assert not answer.complete
 
 
 @given(ANY_TEXT, st.lists(st.integers(-1, 9).map(mark) | ANY_UPDATE | ANY_JSON, max_size=6))
 def test_stored_text_is_whole_whatever_else_is_stored(content, updates):
     message = stored(content=content, updates=updates)
-    found, *_ = plugin.stored_updates(message)
+    found = message.replay().updates
     text = "".join(each.token for each in found if isinstance(each, StreamUpdate))
     assert text.encode("utf-16", "surrogatepass") == message.content.encode("utf-16")
     Follower().take(found).end()

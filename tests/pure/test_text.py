@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_huggingchat import decode_text, join_surrogates, one_line, printable, utf16_length
+from llm_huggingchat import decode_text, for_terminal, join_surrogates, one_line, utf16_length
 from pure.cuts import ANY_TEXT
 
 KEPT = {
@@ -22,7 +22,7 @@ KEPT = {
 @pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
 def test_text_of_any_language_is_shown_as_it_is(text):
     assert one_line(text) == text
-    assert printable(text) == text
+    assert for_terminal(text) == text
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_line_for_a_terminal_controls_nothing(text, shown):
 def test_any_text_is_safe_in_a_terminal(text, limit):
     shown, whole = one_line(text, limit), one_line(text)
     assert shown == (whole if len(whole) <= limit else whole[: limit - 1].rstrip() + "…")
-    for written in (shown, printable(text)):
+    for written in (shown, for_terminal(text)):
         written.encode()
         assert not set(written) & {"\x1b", "\r", "\x07", "\x7f", "\x9b", "\u202e", "\u2066"}
 
