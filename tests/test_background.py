@@ -1,7 +1,5 @@
 """The models' event loop, from every kind of program: events in order, leaving, ending."""
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib
@@ -100,13 +98,6 @@ def test_events_come_in_order_and_all_of_them_also_of_many_turns_and_then_the_er
         assert list(pool.map(way, [Work() for _ in range(16)])) == [ALL] * 16
     with pytest.raises(HuggingChatError, match="no luck"):
         way(Work(3, HuggingChatError("no luck")))
-
-
-async def test_event_is_there_when_it_is_emitted_and_not_only_with_the_next():
-    turn = events(Work(1, stays=True))
-    assert (await anext(turn)).chunk == "0"
-    await turn.aclose()  # type: ignore[attr-defined]
-    assert next(stream_turn(Work(1, stays=True), print, print)).chunk == "0"
 
 
 def leave_sync(work: Any) -> None:

@@ -163,16 +163,6 @@ def test_settings_that_the_server_does_not_take_are_told(logged_in):
     assert "did not save the settings" in refused("settings", R1, "--no-artifacts")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--artifacts"], [R1, "--reasoning-effort", "most"]],
-)
-def test_options_that_make_no_sense(logged_in, arguments):
-    before = len(logged_in.log)
-    run("huggingchat", "settings", *arguments, status=2)
-    assert len(logged_in.log) == before
-
-
 def test_every_command_has_help_and_examples():
     shown = run("huggingchat", "--help").stdout
     names = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]

@@ -1,7 +1,5 @@
 """Broken connections: nothing lost, nothing sent twice, and an end in bounded time."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

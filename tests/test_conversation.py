@@ -1,7 +1,5 @@
 """llm's chain and the server's tree are one, however a conversation is continued."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ctrl-C, iterators left early, cancelled tasks: the model stops, and nothing is left behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Tools of one's own, which the model calls in words: chains, results, and calls that fail."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """What never leaves: cookies, and what a hostile server could do with what it answers."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import itertools

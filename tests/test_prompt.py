@@ -1,7 +1,5 @@
 """One prompt: what is sent, what comes back, how it is shown, and what an error says."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A tool asks the person something: the question is shown, and answered on the web page."""
 
-from __future__ import annotations
-
 import pytest
 from helpers import both, logged, meanwhile, page, run, sends, stored, wait_for
 

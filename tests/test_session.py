@@ -1,7 +1,5 @@
 """Sessions of prompts: made from the cookie `token`, renewed, shared; and the firewall's cookie."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import pathlib

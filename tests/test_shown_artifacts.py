@@ -1,7 +1,5 @@
 """Artifacts in answers: fences with a title, whatever is in them and however they come."""
 
-from __future__ import annotations
-
 import pytest
 from chat_ui import ChatUI
 from helpers import ask_async, both, run

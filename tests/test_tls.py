@@ -1,7 +1,5 @@
 """Certificates: which are trusted, and what is said when one is not."""
 
-from __future__ import annotations
-
 import pathlib
 import socketserver
 import ssl

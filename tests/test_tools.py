@@ -1,7 +1,5 @@
 """Tools that run on the server: which are selected, what their answers look like, MCP."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import llm

@@ -1,7 +1,5 @@
 """What a turn waits for: a pause that the server wants, and a turn before it that goes on."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 
