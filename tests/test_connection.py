@@ -36,7 +36,7 @@ BROKEN = [
     (h.ask_async, MIXED, ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]"]),
     (h.ask_sync, "[[tools]]", [f"[[cut_bytes={size}]]" for size in range(0, 1400, 277)]),
     (h.ask_sync, MIXED, ["[[drop=after]]", "[[drop=before]]", "[[status_after=500]]"]),
-    (h.ask_sync, "[[file]] [[tokens=6]]", CUTS[2:4]),
+    (h.ask_sync, "[[file]] [[tokens=6]]", [*CUTS[2:4], "[[cut=4,3]]", "[[split]]"]),
     (h.ask_sync, "[[unicode]]", CUTS[2:4]),
     (h.ask_async, "[[unstreamed]] [[say]]Rex is a dog[[/say]]", ["[[cut_bytes=60]]"]),
 ]

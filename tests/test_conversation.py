@@ -9,8 +9,6 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 
-from llm_huggingchat import reset
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -45,15 +43,6 @@ def test_later_turn_makes_one_request_before_its_first_token(server):
         assert h.calls(server)[before:] == [("POST", path)]
         server.may_speak.set()
         assert answer.result().text() == "You said: two"
-
-
-def test_chat_keeps_its_connections(server):
-    h.run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
-    id = h.only_conversation(server).id
-    assert h.tree(server, id) == {"one": {"two": {"three": {"four": {}}}}}
-    second, *_ = later = h.sends(server)[1:]
-    opened = {request.connection for request in server.log if request.number < second.number}
-    assert {request.connection for request in later} <= opened
 
 
 async def test_sync_and_async_continue_each_other(server):
@@ -283,14 +272,6 @@ def test_retry_makes_a_sibling_answer(server, way):
     assert messages[-2]["ancestors"][-1] == again["id"]
 
 
-def test_retry_wants_an_answer_and_no_words(server):
-    first = h.ask_async("one")
-    for prompt, after in (("words", first), ("", None)):
-        with pytest.raises(llm.ModelError, match="retry"):
-            h.ask_async(prompt, after=after, options={"retry": True})
-    assert len(h.sends(server)) == 1
-
-
 async def test_twenty_prompts_go_at_once(server, monkeypatch):
     """None waits for another's answer: all are sent before the first is given."""
     for name in ("read_timeout", "reconnect_timeout"):
@@ -303,14 +284,6 @@ async def test_twenty_prompts_go_at_once(server, monkeypatch):
     server.may_speak.set()
     assert await answers == [f"You said: number {number}" for number in range(20)]
     assert len(server.conversations) == 20
-
-
-def test_anonymous_session_is_kept_for_the_next_process(server):
-    h.run("-m", "hf-llama", "one")
-    assert h.keys()[f"huggingchat:{h.host(server)}"]
-    reset()
-    h.run("-c", "two")
-    assert h.tree(server) == {"one": {"two": {}}}
 
 
 def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(guarded):

@@ -38,8 +38,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def check_no_secret(text: str) -> None:
-    assert h.SESSION not in text
-    assert h.TOKEN not in text
+    """Neither here nor in llm's directory, but for the key store."""
+    for each in (text, *(path.read_bytes().decode("latin-1") for path in h.kept_files())):
+        assert h.SESSION not in each
+        assert h.TOKEN not in each
 
 
 def test_cookies_stay_out_of_what_is_kept_and_shown(guarded, caplog):
@@ -50,8 +52,6 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(guarded, caplog):
     shown += [h.run("-c", "three", *way, status=1) for way in ((), ("--async",))]
     for result in shown:
         check_no_secret(result.output + "".join(traceback.format_exception(result.exception)))
-    for path in h.kept_files():
-        check_no_secret(path.read_bytes().decode("latin-1"))
     model = llm.get_model("hf-llama")
     for value in (model, vars(model), llm_huggingchat.parse_cookies(h.COOKIES)):
         check_no_secret(f"{value!r} {value}")
@@ -138,7 +138,8 @@ def test_refused_file_is_written_nowhere_and_a_broken_one_again(server, tmp_path
         assert "broken" not in h.run(*download, output, input="y\n", status=1).stdout
         assert list(folder.iterdir()) == [good]
         assert good.read_bytes() == b"good"
-    half = Fault(status=502, body=b"x" * 1000)
+    half = Fault(delay=0.3, status=502, body=b"x" * 1000)
+    monkeypatch.setattr(limits, "call_timeout", 0.5)  # it is for each silence, not for all
     server.faults[file] = [half, Fault(drop=True), half]  # each attempt begins anew
     h.run(*download, "good.png", input="y\n")
     assert good.read_bytes() == PICTURE
@@ -151,6 +152,12 @@ LOGGED_CONTROLS = re.compile(r"[\x00\x07\x1b\x9b]")
 
 
 def test_words_of_the_server_move_no_cursor(server):
+    def answered(*events: object, status: int = 0) -> Any:
+        body = "\n".join(map(json.dumps, [*events, ""])).encode()
+        fault = Fault(status=200, body=body, content_type="application/jsonl")
+        server.faults["POST", "/conversation/*"] = [fault]
+        return h.run("-m", "hf-llama", "hello", status=status)
+
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
     asks = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
@@ -164,11 +171,7 @@ def test_words_of_the_server_move_no_cursor(server):
     question = {"type": "elicitation", "subtype": "request", "request": asks}
     error = {"type": "status", "status": "error", "message": evil}
     for end in ([question, {"type": "status", "status": "finished"}], [error]):
-        body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
-        server.faults["POST", "/conversation/*"] = [
-            Fault(status=200, body=body, content_type="application/jsonl")
-        ]
-        shown = h.run("-m", "hf-llama", "hello", status=1)
+        shown = answered(*events, *end, status=1)
         assert not CONTROLS.search(shown.stderr)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
         assert "hello\n\ta  " in shown.stdout
@@ -178,12 +181,7 @@ def test_words_of_the_server_move_no_cursor(server):
     assert not CONTROLS.search(h.run("huggingchat", "conversations").output)
     h.run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
     assert not LOGGED_CONTROLS.search(h.run("logs", "-r").stdout)
-    end = [{"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"}]
-    body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    h.run("-m", "hf-llama", "hello")
+    answered(*events, {"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"})
     shown = h.run("logs", "-n", "1").stdout
     assert "a  ]0;x[2Jevil" in shown
     assert not LOGGED_CONTROLS.search(shown)
@@ -253,13 +251,6 @@ def test_body_without_end_is_given_up(server, fault):
     h.wait_for(lambda: server.open_connections == 0)
 
 
-def test_line_without_end_is_given_up(server):
-    fault = Fault(flood=b"x" * 65_536, content_type="application/jsonl")
-    server.faults["POST", "/conversation/*"] = [fault]
-    assert "sent a line of more than" in h.failure("-m", "hf-llama", "hello")
-    assert len(h.sends(server)) == 1
-
-
 def changed(value: Any, path: list[int], new: Any) -> Any:
     """JSON with one value changed: the one that `path` leads to."""
     if not path or not isinstance(value, dict | list) or not value:
@@ -326,10 +317,8 @@ def test_whatever_the_server_answers(command, path, new, first):
         assert isinstance(result.exception, SystemExit | None)
         words = re.compile("" if result.exit_code == 0 else "^(Error: |Aborted!)", re.MULTILINE)
         assert words.search(result.stderr), result.stderr
-        check_no_secret(result.output)
         reset()
-    for kept in h.kept_files():
-        check_no_secret(kept.read_bytes().decode("latin-1"))
+        check_no_secret(result.output)
 
 
 def test_head_without_end_is_given_up(monkeypatch):
