@@ -91,13 +91,15 @@ def test_answer_is_that_of_an_uncut_run_and_the_message_is_sent_once(server, ask
         ("[[log_status=403]]", "403"),
         ("[[log_status=500]]", "did not come back"),
         ("[[gone_incomplete]]", "/conversation/"),
+        ("[[delete=1]]", "was deleted"),
     ],
 )
 def test_log_that_cannot_be_had_for_good_is_an_error(server, words, says):
-    with h.soon(), pytest.raises(llm.ModelError, match=says) as caught:
-        h.ask_async(f"[[tokens=5]] [[cut=1]] {words}")
-    assert says == "login" or h.only_conversation(server).id in str(caught.value)
-    assert len(h.sends(server)) == 1
+    with h.soon():
+        said = h.error_of(h.ask_async, f"[[tokens=5]] [[cut=1]] {words}")
+    (message,) = h.sends(server)
+    assert says in said
+    assert says == "login" or message.path in said
     assert server.stops == []
 
 
@@ -125,13 +127,6 @@ def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(server):
     h.ask_sync("two", after=first)
     (question,) = server.messages(h.only_conversation(server).id, "user")
     assert first.text().strip() in question["content"]  # nothing is lost for the model
-
-
-def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(server):
-    with pytest.raises(llm.ModelError, match="was deleted") as caught:
-        h.ask_async("[[tokens=9]] [[delete=2]] [[cut=3]]")
-    assert f"{server.url}/conversation/" in str(caught.value)
-    assert len(h.sends(server)) == 1
 
 
 # --- sending --------------------------------------------------------------------------
@@ -163,10 +158,9 @@ def test_message_that_may_have_arrived_is_not_deleted_when_looking_fails(server,
 
 
 def test_message_that_is_never_taken_is_given_up(server):
-    with pytest.raises(llm.ModelError) as caught:
-        h.ask_async("[[drop=before*99]]")
+    said = h.error_of(h.ask_async, "[[drop=before*99]]")
+    assert h.page(server) in said
     assert len(h.sends(server)) == limits.max_attempts
-    assert h.page(server) in str(caught.value)
     assert server.messages(h.only_conversation(server).id, "user") == []
 
 
@@ -182,8 +176,7 @@ def test_creation_that_breaks_is_tried_again(server, fault, done):
 def test_creation_that_stalls_is_an_error_and_not_made_twice(server, monkeypatch):
     monkeypatch.setattr(limits, "call_timeout", 0.3)
     server.faults["POST", "/conversation"] = [Fault(stall=True)]
-    with pytest.raises(llm.ModelError, match="did not answer"):
-        h.ask_sync("hello")
+    assert "did not answer" in h.error_of(h.ask_sync, "hello")
     assert h.calls(server) == [("POST", "/conversation")]
 
 

@@ -9,6 +9,8 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 
+from llm_huggingchat import keep_catalogue, load_catalogue
+
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -189,10 +191,9 @@ def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(server
     server.messages(old.id)  # all is stored
     old.messages = [old.messages[0] | {"children": []}]
     old.words.clear()
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync(None, after=first, retry=True)
+    error = h.error_of(h.ask_sync, None, after=first, retry=True)
     h.ask_sync("two", after=first)
-    for told in (str(error.value), *caplog.messages):
+    for told in (error, *caplog.messages):
         assert "answer to continue after" in told
         assert "no such conversation" not in told
     assert len(server.messages(old.id)) == 1
@@ -228,27 +229,23 @@ def test_message_that_is_refused_leaves_what_was_and_no_empty_conversation(serve
     body = b'{"message":"An error occurred"}'
     refused = Fault(status=status, body=body, content_type="application/json")
     server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync("one" if status == 429 else "x" * (16 * 1024 * 1024))
+    said = h.error_of(h.ask_sync, "one" if status == 429 else "x" * (16 * 1024 * 1024))
     assert not server.conversations
-    assert "/conversation/" not in str(error.value)
-    assert status == 429 or "The message is too large" in str(error.value)
+    assert "/conversation/" not in said
+    assert status == 429 or "The message is too large" in said
     server.faults.clear()
     first = h.ask_sync("one")
     server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError):
-        h.ask_sync("two", after=first)
+    h.error_of(h.ask_sync, "two", after=first)
     assert h.tree(server) == {"one": {}}
 
 
 def test_first_message_that_a_proxy_refused_may_still_arrive(server):
     server.faults["POST", "/conversation/*"] = [Fault(status=502)] * 20
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync("one")
-    assert h.only_conversation(server).id in str(error.value)
+    said = h.error_of(h.ask_sync, "one")
+    assert h.only_conversation(server).id in said
     server.faults["POST", "/conversation/*"] = [Fault(status=502), Fault(status=413)]
-    with pytest.raises(llm.ModelError):
-        h.ask_sync("two")
+    h.error_of(h.ask_sync, "two")
     assert len(server.conversations) == 2
 
 
@@ -290,3 +287,48 @@ def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(gu
     assert "requires a login" in h.failure("-m", "hf-llama", "one")
     kept = h.keys()
     assert f"huggingchat:{h.host(guarded)}" not in kept
+
+
+# --- models that the server does not offer any more ------------------------------------
+
+
+def forget(url: str) -> None:
+    """The Llama leaves the catalogue of a server."""
+    models = load_catalogue(url).models
+    keep_catalogue(url, [model for model in models if "Llama-3.3" not in model.id])
+
+
+@pytest.fixture
+def removed(server: ChatUI) -> ChatUI:
+    """One question was put to a Llama, which then left the catalogue."""
+    h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    forget(server.url)
+    return server
+
+
+def test_conversation_goes_on_with_another_model_as_the_error_says(removed):
+    for arguments in (("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")):
+        said = h.failure(*arguments, "Who am I?")
+        assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
+        assert "-m MODEL" in said
+    assert len(h.sends(removed)) == 1
+    assert h.run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"
+    assert len({request.path for request in h.sends(removed)}) == 1
+
+
+def test_conversation_is_found_from_another_server(removed, monkeypatch):
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        h.run("huggingchat", "refresh")
+        forget(other.url)
+        assert "You said" in h.run("-c", "-m", "hf-qwen", "Who am I?").stdout
+
+
+def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(server):
+    server.faults["GET", "/api/v2/models"] = [Fault(status=404)]
+    h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    server.faults.clear()
+    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
+    h.run("huggingchat", "refresh")
+    assert "is no longer offered by" in h.failure("-c", "Who am I?")
+    assert h.run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"

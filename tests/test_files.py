@@ -6,9 +6,11 @@ import pathlib
 import llm
 import pytest
 from chat_ui import PICTURE, ChatUI, Fault
-from helpers import ask_sync, both, run, sends
+from helpers import ask_sync, both, error_of, run, sends
 
-LARGE = b"a" * (10 * 1024 * 1024 + 1)
+from llm_huggingchat import FILE_LIMIT
+
+LARGE = b"a" * (1024 * 1024 + 1)
 
 
 @pytest.fixture
@@ -76,16 +78,17 @@ def test_attachment_from_standard_input(server):
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path):
+def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path, monkeypatch):
+    assert FILE_LIMIT == 10 * 1024 * 1024
+    monkeypatch.setattr("llm_huggingchat.FILE_LIMIT", 1024 * 1024)
     (tmp_path / "large.txt").write_bytes(LARGE)
     for source, says in (
-        ({"path": str(tmp_path / "large.txt")}, "10 MB"),
-        ({"url": f"{web}/large.txt"}, "10 MB"),
+        ({"path": str(tmp_path / "large.txt")}, "1 MB"),
+        ({"url": f"{web}/large.txt"}, "1 MB"),
         ({"path": "/nowhere/notes.txt"}, "notes.txt"),
         ({"url": f"{web}/nothing"}, "HTTP 404"),
         ({"url": tmp_path.as_uri()}, "not a http"),
     ):
         attachment = llm.Attachment(**{"type": "text/plain"} | source)
-        with pytest.raises(llm.ModelError, match=says):
-            ask_sync("hello", attachments=[attachment])
+        assert says in error_of(ask_sync, "hello", attachments=[attachment])
     assert server.conversations == {}

@@ -7,7 +7,7 @@ import click.testing
 import evaluate
 import llm
 import pytest
-from helpers import ask_async, failure, logged, only_conversation, parts, run, sends, tree
+from helpers import failure, logged, only_conversation, parts, run, sends, tree
 from test_schemas import DOG, REX, WRONG, questions, says
 
 from llm_huggingchat import WebSearch
@@ -98,18 +98,6 @@ def test_chain_of_calls_is_one_conversation(server):
     assert tree(server, only_conversation(server).id) == {
         prompt: {results[0]: {results[1]: {results[2]: {}}}}
     }
-
-
-def test_calls_are_parts_of_the_answer(server):
-    tools = Counted()
-    response = ask_async(says(f"One {call('place_of', dog='Rex')} two"), tools=[tools.place_of])
-    assert response.text() == "One two"
-    assert parts(response)[:2] == [
-        {"type": "text", "text": "One two"},
-        {"type": "tool_call", "name": "place_of", "arguments": {"dog": "Rex"}},
-    ]
-    assert [made.name for made in response.tool_calls()] == ["place_of"]
-    assert tools.calls == []
 
 
 def test_attachments_that_tools_return_are_uploaded(server):

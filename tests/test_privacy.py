@@ -64,8 +64,8 @@ def test_redirects_are_not_followed(server):
         for call in ("POST /conversation", "POST /conversation/*", "GET /api/mcp/servers"):
             method, path = call.split()
             server.faults[method, path] = [Fault(status=307, headers=location)] * 9
-            with pytest.raises(llm.ModelError, match=r"redirects to .*LLM_HUGGINGCHAT_URL"):
-                h.ask_sync("hello", key=h.COOKIES, web_search=True)
+            said = h.error_of(h.ask_sync, "hello", key=h.COOKIES, web_search=True)
+            assert re.search("redirects to .*LLM_HUGGINGCHAT_URL", said)
             server.faults.clear()
         assert other.connections == 0
 
@@ -109,8 +109,8 @@ def test_attachment_is_not_redirected_to_another_protocol(server):
             elsewhere = (("location", address),)
             server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
             attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
-            with pytest.raises(llm.ModelError, match="cannot be fetched"):
-                h.ask_sync("hello", attachments=[attachment])
+            said = h.error_of(h.ask_sync, "hello", attachments=[attachment])
+            assert "cannot be fetched" in said
         assert other.connections == 0
     assert server.conversations == {}
 
