@@ -150,14 +150,11 @@ def test_all_else_of_the_account_stays(logged_in):
     assert logged_in.settings["ada"]["customPrompts"] == {LLAMA: "Be brief"}
 
 
-def test_settings_that_make_no_sense_are_refused(logged_in):
+def test_settings_that_make_no_sense_or_are_not_taken_are_refused(logged_in):
     assert "has no provider 'a b'" in refused("settings", R1, "--provider", "a b")
     for arguments in (["--artifacts"], [R1, "--reasoning-effort", "most"]):
         run("huggingchat", "settings", *arguments, status=2)
     assert ("POST", "/api/v2/user/settings") not in calls(logged_in)
-
-
-def test_settings_that_the_server_does_not_take_are_told(logged_in):
     ignored = Fault(status=200, body=b'{"json": null}', content_type="application/json")
     logged_in.faults["POST", "/api/v2/user/settings"] = [ignored]
     assert "did not save the settings" in refused("settings", R1, "--no-artifacts")

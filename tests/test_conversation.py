@@ -9,8 +9,6 @@ import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
 
-from llm_huggingchat import keep_catalogue, load_catalogue
-
 pytestmark = pytest.mark.usefixtures("quick")
 
 
@@ -292,17 +290,17 @@ def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(gu
 # --- models that the server does not offer any more ------------------------------------
 
 
-def forget(url: str) -> None:
-    """The Llama leaves the catalogue of a server."""
-    models = load_catalogue(url).models
-    keep_catalogue(url, [model for model in models if "Llama-3.3" not in model.id])
+def forget(server: ChatUI) -> None:
+    """A Llama leaves the catalogue."""
+    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
+    h.run("huggingchat", "refresh")
 
 
 @pytest.fixture
 def removed(server: ChatUI) -> ChatUI:
-    """One question was put to a Llama, which then left the catalogue."""
+    """One question was put to that Llama."""
     h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
-    forget(server.url)
+    forget(server)
     return server
 
 
@@ -319,8 +317,7 @@ def test_conversation_goes_on_with_another_model_as_the_error_says(removed):
 def test_conversation_is_found_from_another_server(removed, monkeypatch):
     with ChatUI() as other:
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
-        h.run("huggingchat", "refresh")
-        forget(other.url)
+        forget(other)
         assert "You said" in h.run("-c", "-m", "hf-qwen", "Who am I?").stdout
 
 
@@ -328,7 +325,6 @@ def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(s
     server.faults["GET", "/api/v2/models"] = [Fault(status=404)]
     h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
     server.faults.clear()
-    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
-    h.run("huggingchat", "refresh")
+    forget(server)
     assert "is no longer offered by" in h.failure("-c", "Who am I?")
     assert h.run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"

@@ -179,20 +179,6 @@ def test_call_in_an_answer_that_was_asked_for_again_runs(server):
     assert tools.calls == [("place_of", "Rex")]
 
 
-def test_conversation_that_is_deleted_during_a_chain_goes_on_in_a_new_one(server):
-    tools = Counted()
-    prompt = says(call("place_of", dog="Rex"), prompt="Go")
-    response = llm.get_model("hf-llama").prompt(prompt, tools=[tools.place_of])
-    results = response.execute_tool_calls()
-    server.conversations.clear()
-    response.reply(tool_results=results).text()
-    (asked,) = questions(server)
-    assert asked.startswith(f"[Earlier messages]\n\nUser: {prompt}\n\nAssistant: ")
-    assert "place_of" in asked
-    assert "Rex's place" in asked
-    assert '"name": "place_of"' in only_conversation(server).preprompt
-
-
 def test_evaluation_counts_what_held(server):
     options = ["hf-llama", "-n", "1", "--only", "flat", "--only", "no_call"]
     result = click.testing.CliRunner().invoke(evaluate.main, options)

@@ -19,17 +19,8 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import llm_huggingchat
-from llm_huggingchat import (
-    ArtifactFilter,
-    ToolCallFilter,
-    find_document,
-    find_in,
-    limits,
-    parse_cookies,
-    read_pairs,
-    reset,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import limits, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -53,7 +44,7 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(guarded, caplog):
     for result in shown:
         check_no_secret(result.output + "".join(traceback.format_exception(result.exception)))
     model = llm.get_model("hf-llama")
-    for value in (model, vars(model), llm_huggingchat.parse_cookies(h.COOKIES)):
+    for value in (model, vars(model), plugin.parse_cookies(h.COOKIES)):
         check_no_secret(f"{value!r} {value}")
     check_no_secret(caplog.text)
 
@@ -218,16 +209,16 @@ def test_server_that_repeats_a_cookie_does_not_have_it_shown(server, path):
 def test_texts_without_end_are_read_once():
     """Read again from each beginning, any of these would take hours."""
     size = 100_000
-    assert read_pairs("<old_str>" * size + "</old_str><new_str>") == []
-    assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
+    assert plugin.read_pairs("<old_str>" * size + "</old_str><new_str>") == []
+    assert plugin.find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
     cut = '{"a": "' + '\\"' * size
-    assert "it is not valid JSON" in find_document(cut, lambda value: "wrong")[1]
-    shown, tags = ArtifactFilter(), "<artifact " * (size // 20)
+    assert "it is not valid JSON" in plugin.find_document(cut, lambda value: "wrong")[1]
+    shown, tags = plugin.ArtifactFilter(), "<artifact " * (size // 20)
     assert shown.feed(tags) + shown.end() == tags
-    calls, tags = ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
+    calls, tags = plugin.ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
     assert (calls.feed(tags), calls.end()) == ("", (tags, []))
-    assert find_in("<" * size, "<p>") is None
-    assert parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
+    assert plugin.find_in("<" * size, "<p>") is None
+    assert plugin.parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
 
 
 @pytest.mark.parametrize(
