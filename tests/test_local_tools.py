@@ -179,6 +179,14 @@ def test_call_in_an_answer_that_was_asked_for_again_runs(server):
     assert tools.calls == [("place_of", "Rex")]
 
 
+def test_tools_are_told_again_where_the_conversation_was_deleted(server):
+    conversation = llm.get_model("hf-llama").conversation(tools=[Counted().place_of])
+    conversation.prompt("one").text()
+    server.conversations.clear()
+    conversation.prompt("two").text()
+    assert '"name": "place_of"' in only_conversation(server).preprompt
+
+
 def test_evaluation_counts_what_held(server):
     options = ["hf-llama", "-n", "1", "--only", "flat", "--only", "no_call"]
     result = click.testing.CliRunner().invoke(evaluate.main, options)
