@@ -92,11 +92,6 @@ def test_events_come_in_order_and_all_of_them_also_of_many_turns_and_then_the_er
         way(Work(3, plugin.HuggingChatError("no luck")))
 
 
-def leave_sync(work: Any) -> None:
-    for _ in plugin.stream_turn(work, print, print):
-        break
-
-
 def leave_loop(work: Any) -> None:
     """The loop is closed without a look at the iterators that are open."""
     turn = events(work)
@@ -110,10 +105,14 @@ async def leave_async(work: Any) -> None:
     await anext(events(work))
 
 
-LEAVE = [leave_sync, leave_loop, lambda work: asyncio.run(leave_async(work))]
+LEAVE = [
+    lambda work: next(plugin.stream_turn(work, print, print)),
+    lambda work: asyncio.run(leave_async(work)),
+    leave_loop,
+]
 
 
-@pytest.mark.parametrize("leave", LEAVE, ids=["sync", "loop", "asyncio.run"])
+@pytest.mark.parametrize("leave", LEAVE, ids=["sync", "asyncio.run", "loop"])
 def test_turn_is_left_with_its_iterator(leave):
     work = Work(stays=True)
     leave(work)

@@ -129,13 +129,11 @@ def test_all_three_settings_are_set_and_shown(logged_in):
 
 def test_all_else_of_the_account_stays(logged_in):
     before = {
-        "activeModel": LLAMA,
         "streamingMode": "raw",
         "directPaste": True,
         "shareConversationsWithModelAuthors": False,
         "customPrompts": {LLAMA: "Be brief"},
         "providerOverrides": {LLAMA: "together", R1: "novita"},
-        "artifactsOverrides": {R1: False},
         "billingOrganization": "team",
     }
     logged_in.settings["ada"] = dict(before)

@@ -105,9 +105,6 @@ def test_nothing_waits_after_the_final_answer(server, ask, monkeypatch, fault):
     assert server.stops == []
 
 
-# --- reasoning ------------------------------------------------------------------------
-
-
 def test_reasoning_is_a_part_of_its_own(server):
     for words, thought, said in (
         ("[[think]] [[split=3]]", "pondering deeply", "\n\nDone."),
@@ -128,8 +125,6 @@ def test_reasoning_is_shown_on_standard_error_and_logged_apart(server):
     hidden = h.run("-m", "hf-llama", "-R", "[[reason]]")
     assert (hidden.stdout, hidden.stderr) == ("You said: [[reason]]\n", "")
 
-
-# --- the command line, and the logs ---------------------------------------------------
 
 UNICODE = "Привет, мир! 日本語 👩‍👩‍👧 e\u0301 \\u0000 literal\nnew\u2028line next\u0085line 😀"
 
@@ -169,16 +164,13 @@ def test_refusal_is_told_in_words(server, path, fault, says):
     assert server.stops == []
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+def test_failure_of_the_model_is_told(server):
+    for words, says in (
         ("[[err=429]] [[cut_bytes=30]]", "HTTP 429"),
         ("[[empty]] [[cut_bytes=30]]", "empty answer"),
         ("[[die=0]]", "empty answer"),
-    ],
-)
-def test_failure_of_the_model_is_told(server, words, says):
-    assert says in h.error_of(h.ask_async, f"hello {words}")
+    ):
+        assert says in h.error_of(h.ask_async, f"hello {words}")
     assert server.stops == []
 
 

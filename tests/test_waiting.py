@@ -201,9 +201,6 @@ def test_two_threads_in_one_conversation_send_one_after_the_other(server):
     assert h.calls(server).count(("GET", f"/conversation/{id}/stream")) <= 2
 
 
-# --- in another process ---------------------------------------------------------------
-
-
 @pytest.mark.process
 def test_turn_waits_for_a_message_that_a_killed_process_had_just_sent(server, monkeypatch):
     monkeypatch.setattr(limits, "arrival", 1.5)
