@@ -148,19 +148,16 @@ def test_prompt_is_printed_as_it_is_but_for_control_characters_and_logged(server
 
 
 @pytest.mark.parametrize("path", ["/conversation", "/conversation/*"], ids=["create", "send"])
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
+def test_refusal_is_told_in_words(server, path):
+    ask = h.ask_async if path == "/conversation" else h.ask_sync
+    for fault, says in (
         (Fault(status=400, body=b"no"), "llm huggingchat refresh"),
         (Fault(status=401, body=b"Log in.", content_type="text/plain"), "login"),
         (Fault(status=200), "web page"),
         (Fault(status=503), "503"),
-    ],
-)
-def test_refusal_is_told_in_words(server, path, fault, says):
-    server.faults["POST", path] = [fault] * 9
-    ask = h.ask_async if path == "/conversation" else h.ask_sync
-    assert says in h.error_of(ask, "hello", key=h.COOKIES)
+    ):
+        server.faults["POST", path] = [fault] * 9
+        assert says in h.error_of(ask, "hello", key=h.COOKIES)
     assert server.stops == []
 
 
@@ -242,22 +239,19 @@ def test_only_other_machines_are_asked_through_the_proxy(server, monkeypatch):
 # --- logged in, and out ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("key", "says"),
-    [
+def test_cookies_that_do_not_let_in_are_told(guarded):
+    for key, says in (
         (f"hf-chat={h.SESSION}", "'token' is missing"),
         ("token=stale", "expired"),
         ("some words that are no cookie", "'token'"),
         ("hf-chat=a\x01b; token=x", "characters that no cookie has"),
-    ],
-)
-def test_cookies_that_do_not_let_in_are_told(guarded, key, says):
-    h.use(guarded, key)
-    said = h.failure("-m", "hf-llama", "hello")
-    assert says in said
-    assert re.search(r"llm huggingchat login|Copy it again", said)
-    for secret in (h.SESSION, h.TOKEN, "stale", "no cookie\n"):
-        assert secret not in said
+    ):
+        h.use(guarded, key)
+        said = h.failure("-m", "hf-llama", "hello")
+        assert says in said
+        assert re.search(r"llm huggingchat login|Copy it again", said)
+        for secret in (h.SESSION, h.TOKEN, "stale", "no cookie\n"):
+            assert secret not in said
     assert not h.sends(guarded)
     h.use(guarded, h.COOKIES)
     assert h.run("-m", "hf-llama", "hello").stdout == "You said: hello\n"
