@@ -231,7 +231,7 @@ def test_several_are_deleted_and_imported_at_once(logged_in):
         logged_in.log.clear()
         command(*words.split())
         connections = {request.connection for request in logged_in.log}
-        assert 1 < len(connections) <= CONCURRENCY + 1
+        assert 2 < len(connections) <= CONCURRENCY + 1
     assert logged_in.conversations == {}
 
 
