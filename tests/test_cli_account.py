@@ -112,14 +112,9 @@ def settings(*arguments: str) -> str:
 
 def test_all_three_settings_are_set_and_shown(logged_in):
     shown = settings(R1, "--reasoning-effort", "low", "--provider", "fastest", "--no-artifacts")
-    for line in (
-        f"huggingchat/{R1}",
-        "reasoning effort: low",
-        "provider: fastest",
-        "artifacts: off",
-        "web page",
-    ):
-        assert line in shown
+    chosen = "reasoning effort: low", "provider: fastest", "artifacts: off"
+    for words in (f"huggingchat/{R1}", *chosen, "web page"):
+        assert words in shown
     kept = logged_in.settings["ada"]
     assert kept["reasoningEffortOverrides"] == {R1: "low"}
     assert kept["providerOverrides"] == {R1: "fastest"}

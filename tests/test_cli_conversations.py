@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import webbrowser
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import llm.cli
 import pytest
@@ -18,15 +18,13 @@ from helpers import logged, only_conversation, run
 
 from llm_huggingchat import CONCURRENCY, limits
 
-NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
-
 pytestmark = pytest.mark.usefixtures("person")
 
 
 def test_conversations_over_all_pages(logged_in):
     for number in range(65):
         conversation = logged_in.add_conversation("ada", LLAMA, "", title=f"Number {number}")
-        conversation.updated_at = (NOW + timedelta(minutes=number)).isoformat()
+        conversation.updated_at = datetime.fromtimestamp(60 * number, UTC).isoformat()
     logged_in.add_conversation("bob", LLAMA, "", title="Not yours")
     listed = json.loads(command("conversations", "-n", "0", "--json").stdout)
     assert [entry["title"] for entry in listed] == [f"Number {n}" for n in range(64, -1, -1)]

@@ -1,7 +1,6 @@
-"""Files: attachments on their way to the server, and files in answers."""
+"""Files: attachments on their way to the server."""
 
 import json
-import pathlib
 
 import llm
 import pytest
@@ -11,13 +10,6 @@ from helpers import ask_sync, both, error_of, run, sends
 from llm_huggingchat import FILE_LIMIT
 
 LARGE = b"a" * (1024 * 1024 + 1)
-
-
-@pytest.fixture
-def picture(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A picture to attach."""
-    (tmp_path / "picture.png").write_bytes(PICTURE)
-    return tmp_path / "picture.png"
 
 
 def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
@@ -38,9 +30,10 @@ def web(server: ChatUI) -> str:
 
 
 @both
-def test_image_reaches_a_model_that_sees(server, ask, picture, web):
+def test_image_reaches_a_model_that_sees(server, ask, web, tmp_path):
+    (tmp_path / "picture.png").write_bytes(PICTURE)
     pictures = [
-        llm.Attachment(path=str(picture)),
+        llm.Attachment(path=str(tmp_path / "picture.png")),
         llm.Attachment(url=f"{web}/picture.png"),
         llm.Attachment(content=PICTURE),
         llm.Attachment(type="image/png", content=PICTURE),

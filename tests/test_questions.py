@@ -34,11 +34,6 @@ def test_question_is_shown_on_the_command_line_with_its_page(server, way):
     assert entry["response"] == ROME
 
 
-def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server):
-    server.elicitation_timeout = 0.2
-    assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
-
-
 def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server):
     with meanwhile(run, *ASK, "[[elicit]] [[die=0]]") as command:
         wait_for(lambda: server.elicitations)
