@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def failure(*arguments: str, input: str | bytes | None = None) -> str:
     assert "Traceback" not in result.stderr
     assert len(result.stderr.splitlines()) <= 2
     return str(result.stderr)
+
+
+def error_of(ask: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """Why a prompt fails: one or two lines without HTML, control characters or cookies."""
+    with pytest.raises(llm.ModelError) as caught:
+        ask(*arguments, **options)
+    said = str(caught.value)
+    assert 0 < len(said.splitlines()) <= 2
+    assert not re.search(r"(?i)<(!doctype|html)|[\x00-\x09\x0b-\x1f\x7f]", said)
+    assert not any(secret in said for secret in (SESSION, TOKEN))
+    return said
 
 
 def parts(response: llm.Response) -> list[dict[str, Any]]:

@@ -13,12 +13,8 @@ from helpers import logged, only_conversation, run
 from pure.test_artifacts import CLOCK, PAGE, made, update
 from test_recordings import ID3, recording
 
-BIG_PAGE = PAGE.replace("Clock", "Big clock")
-
-
 pytestmark = pytest.mark.usefixtures("person")
-
-
+BIG_PAGE = PAGE.replace("Clock", "Big clock")
 BIGGER = update("clock", ("Clock", "Big clock"))
 
 

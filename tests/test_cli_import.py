@@ -266,16 +266,7 @@ def test_what_is_imported_from_a_clock_ahead_does_not_stay_the_latest(logged_in:
     assert ("user", "one") not in seen(ask("-c", "[[history]]"))
 
 
-@pytest.mark.parametrize("messages", ["text", [{"id": "a/b"}]])
-def test_messages_that_are_none_are_told(logged_in, messages):
-    id = stored(logged_in, messages=messages)
-    for words in ("import", "export", "artifacts"):
-        assert "not a chat-ui server's" in refused(words, id)
-
-
-@pytest.mark.parametrize(
-    "damage", ["delete from messages", "update messages set parent_hash = 'there is none'"]
-)
+@pytest.mark.parametrize("damage", ["delete from messages", "update messages set parent_hash='x'"])
 def test_import_into_logs_that_are_not_whole(logged_in, damage):
     ask("-m", "hf-llama", "one")
     ask("-c", "two", "-n")

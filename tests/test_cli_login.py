@@ -36,9 +36,6 @@ def test_login_takes_what_people_copy(accounts):
     assert "as ada" in command("login", input=f"token={TOKEN}".encode("utf-16")).stdout
     assert kept(accounts)["token"] == TOKEN
     assert accounts.sessions[kept(accounts)["hf-chat"]] == ("ada", TOKEN)
-    status = command("status").stdout
-    assert "Logged in: ada" in status
-    assert f"Models: {len(accounts.models)} (refreshed just now)" in status
     assert "hf-grown-1b" in command("models", "-q", "grown").stdout
 
 
@@ -75,46 +72,32 @@ def test_server_without_logins_needs_none(server):
 
 
 def firefox(home: pathlib.Path, *cookies: tuple[str, str, str]) -> None:
-    """A profile as Firefox keeps it; cookies are host, name and value."""
+    """Firefox gets these cookies: host, name and value."""
     profile = home / ".mozilla/firefox/abcd.default-release"
-    profile.mkdir(parents=True)
+    profile.mkdir(parents=True, exist_ok=True)
     (profile.parent / "profiles.ini").write_text(
         "[Install4F96D1932A9F858E]\nDefault=abcd.default-release\nLocked=1\n\n"
         "[Profile0]\nName=default-release\nIsRelative=1\nPath=abcd.default-release\n"
     )
-    columns = (
-        "host TEXT, name TEXT, value TEXT, path TEXT, expiry INT, isSecure INT, isHttpOnly INT"
-    )
+    columns = "host, name, value, path, expiry, isSecure, isHttpOnly, originAttributes"
     with contextlib.closing(sqlite3.connect(profile / "cookies.sqlite")) as db, db:
-        db.execute(f"CREATE TABLE moz_cookies ({columns}, originAttributes TEXT DEFAULT '')")
-        db.executemany(
-            "INSERT INTO moz_cookies VALUES (?, ?, ?, '/', 4000000000, 0, 1, '')", cookies
-        )
+        db.execute(f"CREATE TABLE IF NOT EXISTS moz_cookies ({columns})")
+        row = "INSERT INTO moz_cookies VALUES (?, ?, ?, '/', 4000000000, 0, 1, '')"
+        db.executemany(row, cookies)
 
 
 def test_login_from_firefox_takes_the_servers_own_cookies(accounts, tmp_path, monkeypatch):
     assert "can be read from Firefox" in refused("login", "--browser", "firefox")
-    firefox(
-        tmp_path,
-        ("evil127.0.0.1", "hf-chat", "bad"),
-        ("127.0.0.1.evil.example", "token", "bad"),
-        ("127.0.0.1", "hf-chat", SESSION),
-        ("127.0.0.1", "token", TOKEN),
-        ("127.0.0.1", "session", "other"),
-    )
+    others = ("evil127.0.0.1", "hf-chat", "bad"), ("127.0.0.1.evil.example", "token", "bad")
+    firefox(tmp_path, *others, ("127.0.0.1", "session", "other"))
+    assert "can be read from Firefox" in refused("login", "--browser", "firefox")
+    firefox(tmp_path, ("127.0.0.1", "hf-chat", SESSION), ("127.0.0.1", "token", TOKEN))
     assert "as ada" in command("login", "--browser", "firefox").stdout
     assert kept(accounts) == {"hf-chat": SESSION, "token": TOKEN}
     monkeypatch.setitem(sys.modules, "browser_cookie3", None)
     said = refused("login", "--browser", "firefox")
     assert "llm install browser-cookie3" in said
     run("huggingchat", "login", "--browser", "mosaic", status=2)
-
-
-def test_login_from_firefox_takes_no_cookies_of_other_hosts(
-    accounts: ChatUI, tmp_path: pathlib.Path
-) -> None:
-    firefox(tmp_path, ("evil127.0.0.1", "hf-chat", "bad"), ("127.0.0.1.example", "token", "bad"))
-    assert "can be read from Firefox" in refused("login", "--browser", "firefox")
 
 
 # --- a terminal ---

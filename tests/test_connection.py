@@ -1,7 +1,5 @@
 """Broken connections: nothing lost, nothing sent twice, and an end in bounded time."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re
@@ -38,7 +36,7 @@ BROKEN = [
     (h.ask_async, MIXED, ["[[stall=2]]", "[[cut=1]] [[stall_resume=1]]"]),
     (h.ask_sync, "[[tools]]", [f"[[cut_bytes={size}]]" for size in range(0, 1400, 277)]),
     (h.ask_sync, MIXED, ["[[drop=after]]", "[[drop=before]]", "[[status_after=500]]"]),
-    (h.ask_sync, "[[file]] [[tokens=6]]", CUTS[2:4]),
+    (h.ask_sync, "[[file]] [[tokens=6]]", [*CUTS[2:4], "[[cut=4,3]]", "[[split]]"]),
     (h.ask_sync, "[[unicode]]", CUTS[2:4]),
     (h.ask_async, "[[unstreamed]] [[say]]Rex is a dog[[/say]]", ["[[cut_bytes=60]]"]),
 ]
@@ -86,20 +84,20 @@ def test_answer_is_that_of_an_uncut_run_and_the_message_is_sent_once(server, ask
     assert h.kept(response)["message_id"] == answer["id"]
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
+def test_log_that_cannot_be_had_for_good_is_an_error(server):
+    for words, says in (
         ("[[log_status=401]]", "login"),
         ("[[log_status=403]]", "403"),
         ("[[log_status=500]]", "did not come back"),
         ("[[gone_incomplete]]", "/conversation/"),
-    ],
-)
-def test_log_that_cannot_be_had_for_good_is_an_error(server, words, says):
-    with h.soon(), pytest.raises(llm.ModelError, match=says) as caught:
-        h.ask_async(f"[[tokens=5]] [[cut=1]] {words}")
-    assert says == "login" or h.only_conversation(server).id in str(caught.value)
-    assert len(h.sends(server)) == 1
+        ("[[delete=1]]", "was deleted"),
+    ):
+        server.log.clear()
+        with h.soon():
+            said = h.error_of(h.ask_async, f"[[tokens=5]] [[cut=1]] {words}")
+        (message,) = h.sends(server)
+        assert says in said
+        assert says == "login" or message.path in said
     assert server.stops == []
 
 
@@ -127,13 +125,6 @@ def test_answer_of_a_conversation_that_is_deleted_meanwhile_is_given(server):
     h.ask_sync("two", after=first)
     (question,) = server.messages(h.only_conversation(server).id, "user")
     assert first.text().strip() in question["content"]  # nothing is lost for the model
-
-
-def test_conversation_that_is_deleted_while_its_answer_is_cut_is_an_error(server):
-    with pytest.raises(llm.ModelError, match="was deleted") as caught:
-        h.ask_async("[[tokens=9]] [[delete=2]] [[cut=3]]")
-    assert f"{server.url}/conversation/" in str(caught.value)
-    assert len(h.sends(server)) == 1
 
 
 # --- sending --------------------------------------------------------------------------
@@ -165,10 +156,9 @@ def test_message_that_may_have_arrived_is_not_deleted_when_looking_fails(server,
 
 
 def test_message_that_is_never_taken_is_given_up(server):
-    with pytest.raises(llm.ModelError) as caught:
-        h.ask_async("[[drop=before*99]]")
+    said = h.error_of(h.ask_async, "[[drop=before*99]]")
+    assert h.page(server) in said
     assert len(h.sends(server)) == limits.max_attempts
-    assert h.page(server) in str(caught.value)
     assert server.messages(h.only_conversation(server).id, "user") == []
 
 
@@ -184,8 +174,7 @@ def test_creation_that_breaks_is_tried_again(server, fault, done):
 def test_creation_that_stalls_is_an_error_and_not_made_twice(server, monkeypatch):
     monkeypatch.setattr(limits, "call_timeout", 0.3)
     server.faults["POST", "/conversation"] = [Fault(stall=True)]
-    with pytest.raises(llm.ModelError, match="did not answer"):
-        h.ask_sync("hello")
+    assert "did not answer" in h.error_of(h.ask_sync, "hello")
     assert h.calls(server) == [("POST", "/conversation")]
 
 

@@ -1,7 +1,5 @@
 """llm's chain and the server's tree are one, however a conversation is continued."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 
@@ -10,8 +8,6 @@ import llm
 import llm.plugins
 import pytest
 from chat_ui import ChatUI, Fault
-
-from llm_huggingchat import reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -47,15 +43,6 @@ def test_later_turn_makes_one_request_before_its_first_token(server):
         assert h.calls(server)[before:] == [("POST", path)]
         server.may_speak.set()
         assert answer.result().text() == "You said: two"
-
-
-def test_chat_keeps_its_connections(server):
-    h.run("chat", "-m", "hf-llama", "-s", "Be brief", input="one\ntwo\nthree\nfour\nquit\n")
-    id = h.only_conversation(server).id
-    assert h.tree(server, id) == {"one": {"two": {"three": {"four": {}}}}}
-    second, *_ = later = h.sends(server)[1:]
-    opened = {request.connection for request in server.log if request.number < second.number}
-    assert {request.connection for request in later} <= opened
 
 
 async def test_sync_and_async_continue_each_other(server):
@@ -202,10 +189,9 @@ def test_deleted_answer_starts_anew_and_is_not_taken_for_the_conversation(server
     server.messages(old.id)  # all is stored
     old.messages = [old.messages[0] | {"children": []}]
     old.words.clear()
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync(None, after=first, retry=True)
+    error = h.error_of(h.ask_sync, None, after=first, retry=True)
     h.ask_sync("two", after=first)
-    for told in (str(error.value), *caplog.messages):
+    for told in (error, *caplog.messages):
         assert "answer to continue after" in told
         assert "no such conversation" not in told
     assert len(server.messages(old.id)) == 1
@@ -241,27 +227,23 @@ def test_message_that_is_refused_leaves_what_was_and_no_empty_conversation(serve
     body = b'{"message":"An error occurred"}'
     refused = Fault(status=status, body=body, content_type="application/json")
     server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync("one" if status == 429 else "x" * (16 * 1024 * 1024))
+    said = h.error_of(h.ask_sync, "one" if status == 429 else "x" * (16 * 1024 * 1024))
     assert not server.conversations
-    assert "/conversation/" not in str(error.value)
-    assert status == 429 or "The message is too large" in str(error.value)
+    assert "/conversation/" not in said
+    assert status == 429 or "The message is too large" in said
     server.faults.clear()
     first = h.ask_sync("one")
     server.faults["POST", "/conversation/*"] = [refused]
-    with pytest.raises(llm.ModelError):
-        h.ask_sync("two", after=first)
+    h.error_of(h.ask_sync, "two", after=first)
     assert h.tree(server) == {"one": {}}
 
 
 def test_first_message_that_a_proxy_refused_may_still_arrive(server):
     server.faults["POST", "/conversation/*"] = [Fault(status=502)] * 20
-    with pytest.raises(llm.ModelError) as error:
-        h.ask_sync("one")
-    assert h.only_conversation(server).id in str(error.value)
+    said = h.error_of(h.ask_sync, "one")
+    assert h.only_conversation(server).id in said
     server.faults["POST", "/conversation/*"] = [Fault(status=502), Fault(status=413)]
-    with pytest.raises(llm.ModelError):
-        h.ask_sync("two")
+    h.error_of(h.ask_sync, "two")
     assert len(server.conversations) == 2
 
 
@@ -285,14 +267,6 @@ def test_retry_makes_a_sibling_answer(server, way):
     assert messages[-2]["ancestors"][-1] == again["id"]
 
 
-def test_retry_wants_an_answer_and_no_words(server):
-    first = h.ask_async("one")
-    for prompt, after in (("words", first), ("", None)):
-        with pytest.raises(llm.ModelError, match="retry"):
-            h.ask_async(prompt, after=after, options={"retry": True})
-    assert len(h.sends(server)) == 1
-
-
 async def test_twenty_prompts_go_at_once(server, monkeypatch):
     """None waits for another's answer: all are sent before the first is given."""
     for name in ("read_timeout", "reconnect_timeout"):
@@ -307,15 +281,50 @@ async def test_twenty_prompts_go_at_once(server, monkeypatch):
     assert len(server.conversations) == 20
 
 
-def test_anonymous_session_is_kept_for_the_next_process(server):
-    h.run("-m", "hf-llama", "one")
-    assert h.keys()[f"huggingchat:{h.host(server)}"]
-    reset()
-    h.run("-c", "two")
-    assert h.tree(server) == {"one": {"two": {}}}
-
-
 def test_session_that_was_made_up_is_forgotten_where_the_server_wants_a_login(guarded):
     assert "requires a login" in h.failure("-m", "hf-llama", "one")
     kept = h.keys()
     assert f"huggingchat:{h.host(guarded)}" not in kept
+
+
+# --- models that the server does not offer any more ------------------------------------
+
+
+def forget(server: ChatUI) -> None:
+    """A Llama leaves the catalogue."""
+    server.models = [model for model in server.models if "Llama-3.3" not in model["id"]]
+    h.run("huggingchat", "refresh")
+
+
+@pytest.fixture
+def removed(server: ChatUI) -> ChatUI:
+    """One question was put to that Llama."""
+    h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    forget(server)
+    return server
+
+
+def test_conversation_goes_on_with_another_model_as_the_error_says(removed):
+    for arguments in (("-c",), ("-m", "huggingchat/meta-llama/Llama-3.3-70B-Instruct")):
+        said = h.failure(*arguments, "Who am I?")
+        assert "huggingchat/meta-llama/Llama-3.3-70B-Instruct is no longer offered by" in said
+        assert "-m MODEL" in said
+    assert len(h.sends(removed)) == 1
+    assert h.run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"
+    assert len({request.path for request in h.sends(removed)}) == 1
+
+
+def test_conversation_is_found_from_another_server(removed, monkeypatch):
+    with ChatUI() as other:
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", other.url)
+        forget(other)
+        assert "You said" in h.run("-c", "-m", "hf-qwen", "Who am I?").stdout
+
+
+def test_model_that_was_gone_before_the_first_refresh_is_known_from_its_prompt(server):
+    server.faults["GET", "/api/v2/models"] = [Fault(status=404)]
+    h.run("-m", "hf-llama-3.3-70b-instruct", "My name is Ada")
+    server.faults.clear()
+    forget(server)
+    assert "is no longer offered by" in h.failure("-c", "Who am I?")
+    assert h.run("-c", "-m", "hf-qwen", "Who am I?").stdout == "You said: Who am I?\n"

@@ -1,7 +1,5 @@
 """Ctrl-C, iterators left early, cancelled tasks: the model stops, and nothing is left behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -142,18 +140,6 @@ def test_ctrl_c_in_an_async_prompt(server, way):
     with ctrl_c(lambda: given):
         asyncio.run(program())
     h.wait_for(lambda: interrupted(server))
-
-
-def test_conversation_goes_on_after_ctrl_c(server):
-    """The next prompt is answered whole: the stop is not for it."""
-    conversation = llm.get_model("hf-llama").conversation()
-    conversation.prompt("one").text()
-    with ctrl_c(lambda: any(run.text.startswith("w") for run in server.all_runs)):
-        conversation.prompt(LONG).text()
-    answer = conversation.prompt("[[tokens=8]] [[delay=0.06]]")
-    assert answer.text() == "".join(f"w{number} " for number in range(8))
-    assert "interrupted" not in h.described(answer)
-    assert len(server.conversations) == 1
 
 
 # --- Ctrl-C on the command line -------------------------------------------------------

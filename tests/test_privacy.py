@@ -1,7 +1,5 @@
 """What never leaves: cookies, and what a hostile server could do with what it answers."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import itertools
@@ -21,17 +19,8 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import llm_huggingchat
-from llm_huggingchat import (
-    ArtifactFilter,
-    ToolCallFilter,
-    apply_update,
-    find_document,
-    find_in,
-    limits,
-    parse_cookies,
-    reset,
-)
+import llm_huggingchat as plugin
+from llm_huggingchat import limits, reset
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -40,8 +29,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def check_no_secret(text: str) -> None:
-    assert h.SESSION not in text
-    assert h.TOKEN not in text
+    """Neither here nor in llm's directory, but for the key store."""
+    for each in (text, *(path.read_bytes().decode("latin-1") for path in h.kept_files())):
+        assert h.SESSION not in each
+        assert h.TOKEN not in each
 
 
 def test_cookies_stay_out_of_what_is_kept_and_shown(guarded, caplog):
@@ -52,10 +43,8 @@ def test_cookies_stay_out_of_what_is_kept_and_shown(guarded, caplog):
     shown += [h.run("-c", "three", *way, status=1) for way in ((), ("--async",))]
     for result in shown:
         check_no_secret(result.output + "".join(traceback.format_exception(result.exception)))
-    for path in h.kept_files():
-        check_no_secret(path.read_bytes().decode("latin-1"))
     model = llm.get_model("hf-llama")
-    for value in (model, vars(model), llm_huggingchat.parse_cookies(h.COOKIES)):
+    for value in (model, vars(model), plugin.parse_cookies(h.COOKIES)):
         check_no_secret(f"{value!r} {value}")
     check_no_secret(caplog.text)
 
@@ -66,8 +55,8 @@ def test_redirects_are_not_followed(server):
         for call in ("POST /conversation", "POST /conversation/*", "GET /api/mcp/servers"):
             method, path = call.split()
             server.faults[method, path] = [Fault(status=307, headers=location)] * 9
-            with pytest.raises(llm.ModelError, match=r"redirects to .*LLM_HUGGINGCHAT_URL"):
-                h.ask_sync("hello", key=h.COOKIES, web_search=True)
+            said = h.error_of(h.ask_sync, "hello", key=h.COOKIES, web_search=True)
+            assert re.search("redirects to .*LLM_HUGGINGCHAT_URL", said)
             server.faults.clear()
         assert other.connections == 0
 
@@ -111,8 +100,8 @@ def test_attachment_is_not_redirected_to_another_protocol(server):
             elsewhere = (("location", address),)
             server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
             attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
-            with pytest.raises(llm.ModelError, match="cannot be fetched"):
-                h.ask_sync("hello", attachments=[attachment])
+            said = h.error_of(h.ask_sync, "hello", attachments=[attachment])
+            assert "cannot be fetched" in said
         assert other.connections == 0
     assert server.conversations == {}
 
@@ -140,7 +129,8 @@ def test_refused_file_is_written_nowhere_and_a_broken_one_again(server, tmp_path
         assert "broken" not in h.run(*download, output, input="y\n", status=1).stdout
         assert list(folder.iterdir()) == [good]
         assert good.read_bytes() == b"good"
-    half = Fault(status=502, body=b"x" * 1000)
+    half = Fault(delay=0.3, status=502, body=b"x" * 1000)
+    monkeypatch.setattr(limits, "call_timeout", 0.5)  # it is for each silence, not for all
     server.faults[file] = [half, Fault(drop=True), half]  # each attempt begins anew
     h.run(*download, "good.png", input="y\n")
     assert good.read_bytes() == PICTURE
@@ -153,6 +143,12 @@ LOGGED_CONTROLS = re.compile(r"[\x00\x07\x1b\x9b]")
 
 
 def test_words_of_the_server_move_no_cursor(server):
+    def answered(*events: object, status: int = 0) -> Any:
+        body = "\n".join(map(json.dumps, [*events, ""])).encode()
+        fault = Fault(status=200, body=body, content_type="application/jsonl")
+        server.faults["POST", "/conversation/*"] = [fault]
+        return h.run("-m", "hf-llama", "hello", status=status)
+
     evil = "\x1b]0;x\x07\x1b[2J\x9bevil\u202e"
     tool = {"type": "tool", "uuid": "11111111-1111-4111-8111-111111111111"}
     asks = {"elicitationId": "q", "mode": "form", "server": evil, "message": evil, "fields": []}
@@ -166,11 +162,7 @@ def test_words_of_the_server_move_no_cursor(server):
     question = {"type": "elicitation", "subtype": "request", "request": asks}
     error = {"type": "status", "status": "error", "message": evil}
     for end in ([question, {"type": "status", "status": "finished"}], [error]):
-        body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
-        server.faults["POST", "/conversation/*"] = [
-            Fault(status=200, body=body, content_type="application/jsonl")
-        ]
-        shown = h.run("-m", "hf-llama", "hello", status=1)
+        shown = answered(*events, *end, status=1)
         assert not CONTROLS.search(shown.stderr)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.stdout)
         assert "hello\n\ta  " in shown.stdout
@@ -180,12 +172,7 @@ def test_words_of_the_server_move_no_cursor(server):
     assert not CONTROLS.search(h.run("huggingchat", "conversations").output)
     h.run("-m", "hf-llama", f"[[say]]<think>a{evil}b</think>c{evil}d[[/say]]")
     assert not LOGGED_CONTROLS.search(h.run("logs", "-r").stdout)
-    end = [{"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"}]
-    body = b"".join(json.dumps(event).encode() + b"\n" for event in [*events, *end])
-    server.faults["POST", "/conversation/*"] = [
-        Fault(status=200, body=body, content_type="application/jsonl")
-    ]
-    h.run("-m", "hf-llama", "hello")
+    answered(*events, {"type": "finalAnswer", "text": ""}, {"type": "status", "status": "finished"})
     shown = h.run("logs", "-n", "1").stdout
     assert "a  ]0;x[2Jevil" in shown
     assert not LOGGED_CONTROLS.search(shown)
@@ -222,44 +209,31 @@ def test_server_that_repeats_a_cookie_does_not_have_it_shown(server, path):
 def test_texts_without_end_are_read_once():
     """Read again from each beginning, any of these would take hours."""
     size = 100_000
-    assert apply_update("x", "<old_str>" * size + "</old_str><new_str>") == ("x", ("",))
-    assert find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
+    assert plugin.apply_update("x", "<old_str>" * size + "</old_str><new_str>") == ("x", ("",))
+    assert plugin.find_document("```\n" + "\n" * size + "x", lambda value: "wrong")[0] == ""
     cut = '{"a": "' + '\\"' * size
-    assert "it is not valid JSON" in find_document(cut, lambda value: "wrong")[1]
-    shown, tags = ArtifactFilter(), "<artifact " * (size // 20)
+    assert "it is not valid JSON" in plugin.find_document(cut, lambda value: "wrong")[1]
+    shown, tags = plugin.ArtifactFilter(), "<artifact " * (size // 20)
     assert shown.feed(tags) + shown.end() == tags
-    calls, tags = ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
+    calls, tags = plugin.ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
     assert (calls.feed(tags), calls.end()) == ("", (tags, []))
-    assert find_in("<" * size, "<p>") is None
-    assert parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
+    assert plugin.find_in("<" * size, "<p>") is None
+    assert plugin.parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
+def test_body_without_end_is_given_up(server):
+    little, compressed = gzip.compress(b"[" * 25_000_000, 1), (("content-encoding", "gzip"),)
+    for fault in (
         Fault(body=b"[", flood=b'{"id":"a"},' * 5_000, content_type="application/json"),
         Fault(flood=b"<p>no</p>" * 5_000, content_type="text/html", status=404),
-        Fault(
-            body=gzip.compress(b"[" * 25_000_000, 1),
-            headers=(("content-encoding", "gzip"),),
-            status=200,
-        ),
-    ],
-    ids=["json", "an error", "little"],
-)
-def test_body_without_end_is_given_up(server, fault):
-    server.faults["GET", "/api/v2/models"] = [fault]
-    said = h.failure("huggingchat", "refresh")
-    assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
-    assert len(server.log) == 1  # it is not asked again
-    h.wait_for(lambda: server.open_connections == 0)
-
-
-def test_line_without_end_is_given_up(server):
-    fault = Fault(flood=b"x" * 65_536, content_type="application/jsonl")
-    server.faults["POST", "/conversation/*"] = [fault]
-    assert "sent a line of more than" in h.failure("-m", "hf-llama", "hello")
-    assert len(h.sends(server)) == 1
+        Fault(body=little, headers=compressed, status=200),
+    ):
+        server.log.clear()
+        server.faults["GET", "/api/v2/models"] = [fault]
+        said = h.failure("huggingchat", "refresh")
+        assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
+        assert len(server.log) == 1  # it is not asked again
+        h.wait_for(lambda: server.open_connections == 0)
 
 
 def changed(value: Any, path: list[int], new: Any) -> Any:
@@ -328,10 +302,8 @@ def test_whatever_the_server_answers(command, path, new, first):
         assert isinstance(result.exception, SystemExit | None)
         words = re.compile("" if result.exit_code == 0 else "^(Error: |Aborted!)", re.MULTILINE)
         assert words.search(result.stderr), result.stderr
-        check_no_secret(result.output)
         reset()
-    for kept in h.kept_files():
-        check_no_secret(kept.read_bytes().decode("latin-1"))
+        check_no_secret(result.output)
 
 
 def test_head_without_end_is_given_up(monkeypatch):

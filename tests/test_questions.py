@@ -1,7 +1,5 @@
 """A tool asks the person something: the question is shown, and answered on the web page."""
 
-from __future__ import annotations
-
 import pytest
 from helpers import both, logged, meanwhile, page, run, sends, stored, wait_for
 
@@ -34,11 +32,6 @@ def test_question_is_shown_on_the_command_line_with_its_page(server, way):
     assert page(server) in shown.stderr
     (entry,) = logged()
     assert entry["response"] == ROME
-
-
-def test_question_that_nobody_answers_in_time_is_cancelled_by_the_server(server):
-    server.elicitation_timeout = 0.2
-    assert run(*ASK, "[[elicit]]").stdout == "Let me ask.\n\nThe person said: cancel {}\n"
 
 
 def test_question_that_was_answered_is_not_why_an_answer_breaks_off(server):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import helpers as h
-import llm
 import pytest
 from chat_ui import ChatUI, Request
 from pydantic import BaseModel
@@ -41,20 +39,15 @@ FLAGS = pytest.mark.parametrize(
 
 
 @FLAGS
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_json_and_nothing_else_is_printed(server, flags):
+    for text in (
         f"First I thought {WRONG}.\n\n```json\n{REX}\n```\nAnything else?",
         f'<artifact identifier="dog" type="code" language="json" title="Dog">\n{REX}\n</artifact>',
         f'<think>{{"name": "Max", "age": 1}}?</think>\n{REX}',
-    ],
-    ids=["fenced", "artifact", "reasoned"],
-)
-def test_json_and_nothing_else_is_printed(server, flags, text):
-    result = asks("-R", *flags, says(text))
-    assert result.stdout == f"{REX}\n"
-    assert result.stderr == ""
-    assert len(h.sends(server)) == 1
+    ):
+        result = asks("-R", *flags, says(text))
+        assert (result.stdout, result.stderr) == (f"{REX}\n", "")
+    assert len(h.sends(server)) == 3
 
 
 def test_schema_multi(server):
@@ -78,14 +71,6 @@ def test_pydantic_class(server, ask):
     ann = Person(name="Ann", friends=[Person(name="Bob", friends=[])])
     response = ask(says(ann.model_dump_json(indent=2)), schema=Person)
     assert Person.model_validate_json(response.text()) == ann
-    assert len(h.sends(server)) == 1
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("fault", ["[[cut=2,3]]", "[[cut=5]]", "[[split]]", "[[noise]]"])
-def test_document_comes_whole_over_a_broken_connection(server, fault):
-    response = h.ask_async(f"{says(f'So: {REX}')} {fault}", schema=DOG)
-    assert response.text() == REX
     assert len(h.sends(server)) == 1
 
 
@@ -137,17 +122,14 @@ def test_answer_that_was_broken_off_is_not_asked_for_again(server):
 
 
 def test_what_is_no_schema_is_refused_before_anything_is_sent(server):
-    with pytest.raises(llm.ModelError, match="not a JSON schema"):
-        h.ask_async("Ask", schema={"type": "dog"})
+    assert "not a JSON schema" in h.error_of(h.ask_async, "Ask", schema={"type": "dog"})
     assert not server.log
 
 
 def test_reference_of_a_schema_is_not_fetched(server):
-    address = f"{server.url}/schema.json"
-    with pytest.raises(llm.ModelError, match=re.escape("schema.json")):
-        h.ask_async(
-            says('{"dog": 4}'), schema={"type": "object", "properties": {"dog": {"$ref": address}}}
-        )
+    dog = {"$ref": f"{server.url}/schema.json"}
+    schema = {"type": "object", "properties": {"dog": dog}}
+    assert "schema.json" in h.error_of(h.ask_async, says('{"dog": 4}'), schema=schema)
     assert not any("schema.json" in request.path for request in server.log)
 
 

@@ -1,21 +1,13 @@
 """Artifacts in answers: fences with a title, whatever is in them and however they come."""
 
-from __future__ import annotations
-
 import pytest
 from chat_ui import ChatUI
 from helpers import ask_async, both, run
 from markdown_it import MarkdownIt
+from pure.test_artifacts import CLOCK, PAGE
 from test_schemas import says
 
 FENCE = "`" * 16
-CLOCK = """<artifact identifier="clock" type="html" title="A clock">
-<!doctype html>
-<title>Clock</title>
-</artifact>"""
-PAGE = "<!doctype html>\n<title>Clock</title>"
-
-
 WRITES = "hf-deepseek"  # a model that writes artifacts
 
 

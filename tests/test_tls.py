@@ -1,7 +1,5 @@
 """Certificates: which are trusted, and what is said when one is not."""
 
-from __future__ import annotations
-
 import pathlib
 import socketserver
 import ssl
@@ -12,12 +10,11 @@ import pytest
 from chat_ui import ChatUI
 from helpers import command, failure, run
 
+from llm_huggingchat import CERTIFICATE_VARIABLES as VARIABLES
 from llm_huggingchat import reset
 
 TLS = pathlib.Path(__file__).parent / "tls"  # of 127.0.0.1, signed by itself
 CERTIFICATE = str(TLS / "certificate.pem")
-# The first that is set counts.
-VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 class Connection(ssl.SSLSocket):
