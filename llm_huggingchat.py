@@ -1572,7 +1572,10 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
 
 
 def apply_update(content: str, update: str) -> tuple[str, tuple[str, ...]]:
-    """`content` with the first place of each old text replaced, and the old texts not in it."""
+    """`content` with the first place of each old text replaced, and the old texts not in it.
+
+    An update without any changes nothing: it misses the empty text.
+    """
     missed = []
     for old, new in re.findall(_UPDATE_PAIR, update) or [("", "")]:
         found = find_in(content, old) if old else None
