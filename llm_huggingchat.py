@@ -1362,6 +1362,7 @@ _CLOSING = (
     r"(?:\r?\n[ \t]*)?(?<!<)<+/artifact>"
     rf"|(?:\r?\n[ \t]*|\r)?(?:(?<!<)<+(?:{_CLOSING_BEGUN}))?\Z"
 )
+_ARTIFACT = rf"(?ais){_OPENING_TAG}(.*?)({_CLOSING})"
 # Models swap the closing tags of a pair, so either will do.
 # Neither text contains a tag of a pair, so that an update without end is read only once.
 _UPDATE_TEXT = r"((?:(?!(?<!<)<+/?(?:old|new)_str>).)*+)"
@@ -1571,7 +1572,10 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
 
 
 def apply_update(content: str, update: str) -> tuple[str, tuple[str, ...]]:
-    """`content` with the first place of each old text replaced, and the old texts not in it."""
+    """`content` with the first place of each old text replaced, and the old texts not in it.
+
+    An update without any changes nothing: it misses the empty text.
+    """
     missed = []
     for old, new in re.findall(_UPDATE_PAIR, update) or [("", "")]:
         found = find_in(content, old) if old else None
@@ -1589,7 +1593,10 @@ def artifacts_of(answers: Iterable[str]) -> dict[str, list[ArtifactVersion]]:
     artifact does nothing.
     """
     made: dict[str, list[ArtifactVersion]] = {}
-    for tag, inside, cut in itertools.chain.from_iterable(map(_written_artifacts, answers)):
+    # The web page's panel takes any <think> for reasoning, wherever it stands.
+    texts = (re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer) for answer in answers)
+    for match in itertools.chain.from_iterable(re.finditer(_ARTIFACT, text) for text in texts):
+        tag, inside, cut = opening_tag(match[1]), match[2], not match[3].endswith(">")
         source: OpeningTag | ArtifactVersion = tag
         missed: tuple[str, ...] = ()
         if tag.kind != "update":
@@ -1608,14 +1615,6 @@ def artifacts_of(answers: Iterable[str]) -> dict[str, list[ArtifactVersion]]:
         state = (source.kind, title, source.language, content, missed, cut)
         versions.append(ArtifactVersion(len(versions) + 1, operation, *state))
     return made
-
-
-def _written_artifacts(answer: str) -> Iterator[tuple[OpeningTag, str, bool]]:
-    """Each artifact's opening tag, what is inside, and whether it was never closed."""
-    # The web page's panel takes any <think> for reasoning, wherever it stands.
-    text = re.sub(r"(?ais)<think>.*?(?:</think>|\Z)", "", answer)
-    for match in re.finditer(rf"(?ais){_OPENING_TAG}(.*?)({_CLOSING})", text):
-        yield opening_tag(match[1]), match[2], not match[3].endswith(">")
 
 
 def file_names(
