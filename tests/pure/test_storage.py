@@ -1,5 +1,6 @@
 """llm's key store, the catalogue's cache, and files that are replaced in one step."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -10,7 +11,6 @@ from typing import Any
 
 import llm
 import pytest
-from helpers import meanwhile
 
 import llm_huggingchat as plugin
 from llm_huggingchat import SERVICE, Cookies, find_key, keep_catalogue, keep_key, load_catalogue
@@ -72,7 +72,8 @@ def test_links_stay_links(tmp_path):
 def test_pipes_and_devices_are_written_to(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with meanwhile(pipe.read_bytes) as got:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        got = pool.submit(pipe.read_bytes)
         write(pipe, b"through it")
     assert got.result() == b"through it"
     write(pathlib.Path(os.devnull), b"away")
