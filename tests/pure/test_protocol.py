@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from recorded import Follower, exchanges, streams, updates_of
 
@@ -199,20 +199,13 @@ def test_any_bytes_as_a_log_cut_anywhere(log, cuts):
     Follower().take(events).end()
 
 
-@pytest.mark.parametrize(
-    ("stream", "updates"),
-    [
-        (b'{"type":"stream","token":"a\xffb"}\n', [StreamUpdate("a\ufffdb")]),
-        (
-            '{"type":"title","title":"a\u2028\x85b"}\r\n'.encode(),
-            [plugin.TitleUpdate("a\u2028\x85b")],
-        ),
-        (b'{"type":"title","title":"no line end"}', [plugin.TitleUpdate("no line end")]),
-        (b'{"type":"title","title":"hal', []),
-    ],
-)
-def test_stream_in_pieces_of_a_byte(stream, updates):
+def test_stream_in_pieces_of_a_byte():
+    title, odd = "no line end", "a\u2028\x85b"
+    stream = b'{"type":"stream","token":"a\xffb"}\n'
+    stream += f'{{"type":"title","title":"{odd}"}}\r\n{{"type":"title","title":"{title}"}}'.encode()
+    updates = [StreamUpdate("a\ufffdb"), plugin.TitleUpdate(odd), plugin.TitleUpdate(title)]
     assert streamed(*(stream[at : at + 1] for at in range(len(stream)))) == updates
+    assert streamed(stream[:-3]) == updates[:-1]
 
 
 @pytest.mark.parametrize("decoder", [plugin.JsonLinesDecoder, plugin.EventStreamDecoder])
@@ -249,7 +242,7 @@ def stored(**message: Any) -> StoredMessage:
 FINAL = {"type": "finalAnswer", "text": "hello"}
 
 
-def mark(length: int) -> dict[str, Any]:
+def mark(length: Any) -> dict[str, Any]:
     return {"type": "stream", "token": "", "len": length}
 
 
@@ -281,21 +274,11 @@ def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     assert is_settled is settled
 
 
-@pytest.mark.parametrize(
-    "updates",
-    [
-        *(None, [], [None], [5], [{}], [mark(-1)], [{"type": "stream"}], [mark(10**400)]),
-        *([{"type": "stream", "len": "9"}], [mark(3)], [mark(3), mark(100)]),
-        [{"type": "stream", "token": "all of it"}],
-    ],
-)
-def test_stored_text_is_whole_whatever_the_marks_say(updates):
-    found, complete, _ = plugin.stored_updates(stored(content="all of it", updates=updates))
-    assert "".join(each.token for each in found if isinstance(each, StreamUpdate)) == "all of it"
-    assert not complete
+MARKS = st.sampled_from([*range(-1, 9), 99, 10**400, "9"]).map(mark)
 
 
-@given(ANY_TEXT, st.lists(st.integers(-1, 9).map(mark) | ANY_UPDATE | ANY_JSON, max_size=6))
+@example("all of it", [mark(3), mark(100), {"type": "stream", "token": "all of it"}])
+@given(ANY_TEXT, st.lists(MARKS | ANY_UPDATE | ANY_JSON, max_size=6))
 def test_stored_text_is_whole_whatever_else_is_stored(content, updates):
     message = stored(content=content, updates=updates)
     found, *_ = plugin.stored_updates(message)
