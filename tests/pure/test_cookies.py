@@ -44,7 +44,7 @@ FORMS = {
     "header": f"Cookie: {PAIRS}",
     "header without spaces": f"cookie:hf-chat={SESSION};token={TOKEN};",
     "half of a curl option": f"'Cookie: {PAIRS}",
-    "quoted": f'hf-chat="{SESSION}"; token="{TOKEN}"',
+    "quoted": f"hf-chat='{SESSION}'; token=\"{TOKEN}\"",
     "spaces": f"  hf-chat = {SESSION} ;  token = {TOKEN}  ",
     "twice": f"{PAIRS}; hf-chat=later; token=later",
     "colons": f"hf-chat: {SESSION}\ntoken: {TOKEN}",

@@ -191,12 +191,6 @@ def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
 
 
-def test_files_that_a_result_brings_are_sent_with_it():
-    plan = make_plan([user("1"), CALL, tool_message(result(attachments=[PICTURE]))], URL)
-    assert plan.attachments == (PICTURE,)
-    assert '"attachments": ["attachment.png"]' in plan.text
-
-
 def test_malformed_call_is_answered_with_what_was_wrong():
     bad = ToolCallPart(name=plugin.MALFORMED, arguments={"text": ""}, tool_call_id="t")
     bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}

@@ -14,8 +14,7 @@ KEPT = {
     "persian": "می\u200cخواهم",
     "hindi": "क्\u200dष र्\u200cय",
     "thai": "ภาษา\u200bไทย",
-    "accents": "e\u0301 ñ 日本",
-    "powerline": "\ue0b0",
+    "accents": "e\u0301 ñ 日本 \ue0b0",
 }
 
 
@@ -28,13 +27,11 @@ def test_text_of_any_language_is_shown_as_it_is(text):
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("two\nlines\tand  spaces ", "two lines and spaces"),
+        ("two\nlines\u2028and\x85  spaces ", "two lines and spaces"),
         ("\x1b[31mred\x1b[0m\x07\x9b", "[31mred[0m"),
         ("a\u202eb\u200fc\u2066d\u061ce", "abcde"),
-        ("a\u2028b\x85c", "a b c"),
         ("half \ud83c of one", "half  of one"),
         (None, "None"),
-        ("", ""),
     ],
 )
 def test_line_for_a_terminal_controls_nothing(text, shown):
