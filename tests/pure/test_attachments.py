@@ -85,29 +85,24 @@ def test_any_text_arrives_after_empty_lines_at_most(text):
 
 # --- images, recordings, and the rest -------------------------------------------------
 
-IMAGES = {
-    "image/jpeg": ["image/jpg", "image/pjpeg", "IMAGE/JPEG; q=1"],
-    "image/png": ["image/png", "image/x-png"],
-    "image/webp": ["image/webp"],
-    "image/gif": ["image/gif"],
-}
+IMAGES = ["image/jpg jpeg", "image/pjpeg jpeg", "IMAGE/JPEG;q=1 jpeg", "image/x-png png"]
 
 
-@pytest.mark.parametrize(("sent", "type"), [(sent, of) for sent in IMAGES for of in IMAGES[sent]])
-def test_image_is_sent_by_the_type_that_the_server_knows(sent, type):
+@pytest.mark.parametrize("image", [*IMAGES, "image/png png", "image/webp webp", "image/gif gif"])
+def test_image_is_sent_by_the_type_that_the_server_knows(image):
+    type, kind = image.split()
     upload = uploaded(PNG, type)
-    assert (upload.type, upload.content, upload.is_recording) == (sent, PNG, False)
+    assert (upload.type, upload.content, upload.is_recording) == (f"image/{kind}", PNG, False)
 
 
 @pytest.mark.parametrize(
     ("content", "type", "says"),
     [
         (PNG, "image/tiff", "is image/tiff; send png, jpeg, webp or gif"),
-        (b"%PDF-1.4\n", "text/plain", "is text/plain"),
+        (b"%PDF-1.4\n", "text/plain", "is text/plain, but its encoding is unknown"),
         (b"\xff\xf1\x50", "audio/aac", "is audio/aac; HuggingChat takes text"),
         (b"\0\1\2", "application/octet-stream", "HuggingChat takes text"),
         ("Привет".encode("koi8-r"), "text/plain", "Save it as UTF-8"),
-        (b"a\0b", "text/csv", "Save it as UTF-8"),
         (PNG + b"\0" * 10 * MB, "image/png", "has more than 10 MB"),
         (b"\0" * (25 * MB + 1), "audio/mpeg", "has more than 25 MB"),
     ],
@@ -118,9 +113,8 @@ def test_what_is_not_taken_is_told(content, type, says):
 
 
 def test_image_for_a_model_that_sees_none_names_some_that_do():
-    assert "huggingchat/a/reads takes no images (attachment.png). Try -m hf-vision" in (
-        refused(PNG, "image/png", READS)
-    )
+    said = refused(PNG, "image/png", READS)
+    assert "huggingchat/a/reads takes no images (attachment.png). Try -m hf-vision" in said
 
 
 @pytest.mark.parametrize(
@@ -173,9 +167,8 @@ def test_any_name_is_safe_in_a_header(name, type):
 
 
 def test_long_name_keeps_its_ending():
-    assert plugin.upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain").endswith(
-        "n.txt"
-    )
+    name = plugin.upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain")
+    assert name.endswith("n.txt")
 
 
 # --- the message ----------------------------------------------------------------------
@@ -226,8 +219,6 @@ def test_message_that_the_server_would_refuse_is_told(monkeypatch):
 async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
-    typed = llm.Attachment(type="text/plain", content=b"x")
-    assert await read_attachment(typed) == (b"x", "text/plain")
     for type in (None, "application/octet-stream"):
         named = llm.Attachment(type=type, path=str(path))
         assert await read_attachment(named) == (b"a;b", "text/csv")
