@@ -50,7 +50,6 @@ WAF = {"x_amzn_waf_action": "captcha"}
         (response(404), "hidden"),
         (response(401), "login"),
         (response(302, location=LOGIN), "login"),
-        (response(302, location="https://chat.example/login"), "login"),
         (refusal(429, LIMIT).response, "limit"),
         (refusal(429, TOO_LONG).response, ""),
         (refusal(429, "You have reached the maximum number of conversations").response, ""),
@@ -68,9 +67,8 @@ def test_response_is_one_kind_of_refusal(got, meant):
 @pytest.mark.parametrize(
     ("body", "headers", "message"),
     [
-        ('{"message": "no\\u001b[2J\\nway"}', {}, "no[2J way"),
+        ('{"message": "no\\u001b[2J\\nway\\ud83c"}', {}, "no[2J way\ufffd"),
         ('{"error": "no"}', {}, "no"),
-        ('{"message": "a\\ud83c"}', {}, "a\ufffd"),
         ('{"message": {"a": 1}}', {}, ""),
         (b"\xff\xfe", {}, "\ufffd\ufffd"),
         ("<!doctype html><p>Oops", {}, ""),
@@ -115,7 +113,6 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
         (refusal(429, TOO_LONG), "has reached a limit (HTTP 429: This conversation has more"),
         (refusal(500, "An error occurred"), "has a problem of its own (HTTP 500: An error occ"),
         (refusal(503), "has a problem of its own (HTTP 503). Try again later. The conversation"),
-        (refusal(418, "tea"), "huggingface.co answered HTTP 418: tea. The conversation is at"),
         (refusal(405, **PAGE), "A firewall in front of huggingface.co refused this client"),
         (refusal(202, **WAF), "such as chrome or firefox;\nor open https://huggingface.co/chat"),
     ],

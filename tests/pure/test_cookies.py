@@ -18,13 +18,10 @@ BOTH = Cookies(SESSION, TOKEN)
 PAIRS = f"_ga=GA1.1; hf-chat={SESSION}; token={TOKEN}"
 
 
-def entry(domain: str, name: str, value: str) -> dict[str, object]:
-    return {"domain": domain, "name": name, "value": value, "path": "/", "secure": True}
-
-
 def exported(*cookies: tuple[str, str, str]) -> str:
     """What a browser extension exports: domain, name, value."""
-    return json.dumps([entry(*cookie) for cookie in cookies], indent=4)
+    names = ("domain", "name", "value")
+    return json.dumps([dict(zip(names, cookie, strict=True)) for cookie in cookies], indent=4)
 
 
 def cookies_txt(*cookies: tuple[str, str, str]) -> str:
@@ -42,15 +39,13 @@ OTHERS = [
 ]
 FORMS = {
     "header": f"Cookie: {PAIRS}",
-    "header without spaces": f"cookie:hf-chat={SESSION};token={TOKEN};",
     "half of a curl option": f"'Cookie: {PAIRS}",
     "quoted": f"hf-chat='{SESSION}'; token=\"{TOKEN}\"",
-    "spaces": f"  hf-chat = {SESSION} ;  token = {TOKEN}  ",
+    "spaces, and none": f"cookie:hf-chat = {SESSION} ;token={TOKEN};  ",
     "twice": f"{PAIRS}; hf-chat=later; token=later",
     "colons": f"hf-chat: {SESSION}\ntoken: {TOKEN}",
     "set-cookie": f"set-cookie: hf-chat={SESSION}; Path=/\nset-cookie: token={TOKEN}; Secure",
     "object": json.dumps({"hf-chat": SESSION, "token": TOKEN, "_ga": "GA1.1", "n": 5}, indent=2),
-    "string": json.dumps(PAIRS),
     "half of an object": f'"hf-chat": "{SESSION}",\n  "token": "{TOKEN}"}}',
     "extension": exported(*OTHERS, *OWN),
     "extension's object": json.dumps({"url": "x", "cookies": json.loads(exported(*OWN))}),

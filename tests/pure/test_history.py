@@ -191,15 +191,6 @@ def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
 
 
-def test_malformed_call_is_answered_with_what_was_wrong():
-    bad = ToolCallPart(name=plugin.MALFORMED, arguments={"text": ""}, tool_call_id="t")
-    bad.provider_metadata = {"huggingchat": {"problem": "it is empty"}}
-    error = 'Error: tool "malformed_tool_call" does not exist'
-    text = make_plan([user("1"), calling(bad), tool_message(result(error))], URL).text
-    assert "This was no call: it is empty. Write it again" in text
-    assert error not in text
-
-
 # --- instructions ---------------------------------------------------------------------
 
 

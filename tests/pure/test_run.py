@@ -129,6 +129,8 @@ class World:
 
     # The client's calls
 
+    sessions = mock.Mock(renew_after=mock.AsyncMock(return_value=False))
+
     def open(self, credentials: Any, method: str, path: str, *_: Any) -> Exchange:
         self.asked.append("send" if method == "POST" else "follow")
         kind, number = self.fault()
@@ -191,13 +193,6 @@ class World:
         here = any(arrival <= self.clock.now for arrival in self.arrivals)
         messages = [{"id": "p"}, *([message] if here else [])]
         return plugin.decode(json.dumps({"messages": messages}), type)
-
-    @property
-    def sessions(self) -> World:
-        return self
-
-    async def renew_after(self, *_: Any) -> bool:
-        return False
 
     @property
     def text(self) -> str:
