@@ -235,9 +235,6 @@ def test_model_that_is_interrupted_calls_nothing(interrupted):
     assert any(event.type == "text" for event in events) is interrupted
 
 
-# --- what an answer knows of itself ---
-
-
 def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1

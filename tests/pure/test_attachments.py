@@ -45,7 +45,7 @@ def test_text_arrives_as_utf8(type, encoding):
     assert (upload.content, upload.type) == (GREETING.encode(), type)
 
 
-# What `file-type` finds in text, and where, of that which text can be.
+# What `file-type` takes for something else, of that which text can be.
 AT_THE_START = [
     *("BM;Gewicht", "BZh", "8BPS", "070707", "AC1015", "BLENDER", "Cr24", "DRACO", "DSD "),
     *("FLIF", "FORM", "GIF89a", "GIFT", "ID3", "IMPM", "ISc(", "ITSF", "LZIP", "MAC ", "MP+"),
@@ -205,9 +205,6 @@ def test_message_that_the_server_would_refuse_is_told(monkeypatch):
         multipart({"inputs": "hi"}, files)
     # It takes the bytes that its letters have, not those of their escapes.
     assert multipart({"inputs": "漢" * (MB - 99)}, ())
-
-
-# --- reading --------------------------------------------------------------------------
 
 
 async def test_attachment_is_read_with_its_type(tmp_path):

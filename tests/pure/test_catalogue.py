@@ -57,9 +57,6 @@ def short_aliases(*models: plugin.ModelInfo | str) -> dict[str, str]:
     return {alias: id for alias, id in plugin.aliases(listed).items() if alias not in own}
 
 
-# --- aliases --------------------------------------------------------------------------
-
-
 def test_aliases_of_the_services_models():
     own = {f"hf-{model.name.lower()}": model.id for model in SERVICE}
     assert len(own) == len(SERVICE) == 137
@@ -99,7 +96,6 @@ def test_of_two_models_of_a_family(better, worse):
         ("meta-llama/Llama-Guard-4-12B", "hf-llama"),
         ("Qwen/Qwen3-VL-235B-A22B-Instruct", "hf-qwen"),
         ("openai/gpt-oss-safeguard-20b", "hf-gpt-oss"),
-        ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "hf-deepseek"),
     ],
 )
 def test_special_model_where_its_family_has_no_general_one(id, alias):

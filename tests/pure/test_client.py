@@ -36,9 +36,6 @@ PAGE = {"content_type": "text/html; charset=utf-8"}
 WAF = {"x_amzn_waf_action": "captcha"}
 
 
-# --- what a response is ---
-
-
 @pytest.mark.parametrize(
     ("got", "meant"),
     [
@@ -147,13 +144,11 @@ def failed(code: int, url: str, words: str = "", sent: bool = True) -> Exception
     ],
 )
 def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, words):
-    error = failed(code, "https://chat.example/x")
-    assert isinstance(error, ConnectionLost)
-    assert (error.sent, error.silent) == (sent, False)
-    assert words in str(error)
-    unsent = failed(code, "https://chat.example/x", sent=False)
-    assert isinstance(unsent, ConnectionLost)
-    assert not unsent.sent
+    for begun in (True, False):
+        error = failed(code, "https://chat.example/x", sent=begun)
+        assert isinstance(error, ConnectionLost)
+        assert (error.sent, error.silent) == (sent and begun, False)
+        assert words in str(error)
 
 
 HTTPS = "https://chat.example"

@@ -74,7 +74,6 @@ def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
     "text",
     [
         *("MCP", "MCP(5)", 'MCP(address="x")', 'WebSearch("x")', 'MCP({"url": "x", "more": 1})'),
-        'MCP({"url": "https://mcp.example/x", "name": 5})',
         'MCP({"url": "https://mcp.example/x", "headers": ["X-Key"]})',
         'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": 5}})',
     ],
