@@ -244,7 +244,6 @@ def test_reasoning_holds_no_artifacts():
     [
         ("../../etc/passwd", "_.._etc_passwd"),
         ("-rf", "rf"),
-        ("con", "_con"),
         ("con .x", "_con .x"),
         ("a\x00\x1b\n\u202eb", "a b"),
         (" ", "untitled-artifact"),
@@ -256,13 +255,11 @@ def test_a_file_name_is_safe(identifier, name):
 
 
 def test_no_two_files_have_one_name():
-    both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
-    assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
+    answers = made("a/b", "1"), made("a_b", "2"), made("A_B", "3")
+    assert names(*answers) == ["a_b.html", "a_b-2.html", "A_B-3.html"]
     versions = names(CLOCK, update("clock", ("Clock", "Big clock")), every=True)
     assert versions == ["clock.v1.html", "clock.v2.html"]
 
-
-# --- any cut, any text ---
 
 TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
 ENDS = ["</artifact>", "</ARTIFACT>", "</artifa", '<<artifact id="b">', "<artifacts>", ">"]

@@ -54,9 +54,6 @@ def test_every_recorded_conversation_decodes():
         assert conversation.answer_of("another") is conversation.answer_of(None) is None
 
 
-# --- JSON ---
-
-
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a":-Infinity}', "[" * 100_000, "", "{"])
 def test_what_is_no_json_is_refused(text):
     with pytest.raises(ValueError, match=r"."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import selectors
 from collections.abc import Awaitable, Iterable
@@ -48,23 +49,17 @@ class Clock(selectors.SelectSelector):
         return self.now
 
     def run(self, work: Awaitable[Any]) -> Any:
-        with mock.patch("time.monotonic", self.time):
-            loop = asyncio.SelectorEventLoop(self)
-            try:
-                return loop.run_until_complete(work)
-            finally:
-                loop.close()
+        loop = asyncio.SelectorEventLoop(self)
+        with mock.patch("time.monotonic", self.time), contextlib.closing(loop):
+            return loop.run_until_complete(work)
 
 
-class Exchange:
+class Exchange(contextlib.AbstractAsyncContextManager["Exchange"]):
     """A response that comes step by step: bytes, seconds that pass, or an error."""
 
     def __init__(self, steps: Iterable[Any], status: int = 200) -> None:
         self.response = HttpResponse(status)
         self._steps = iter(steps)
-
-    async def __aenter__(self) -> Exchange:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         pass
