@@ -266,9 +266,8 @@ ENDS = ["</artifact>", "</ARTIFACT>", "</artifa", '<<artifact id="b">', "<artifa
 INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
 FENCED = ["<", "<<", "```", plugin.FENCE, "```html\n", "\n~~~~ md\n", "```\n"]
 SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
-TAGGED = st.lists(
-    st.one_of(map(st.sampled_from, ([*TAGS, *ENDS, *INSIDE], SPACES, FENCED))), max_size=25
-).map("".join)
+SCRAPS = [st.sampled_from(scraps) for scraps in ([*TAGS, *ENDS, *INSIDE], SPACES, FENCED)]
+TAGGED = st.lists(st.one_of(*SCRAPS), max_size=25).map("".join)
 
 
 @given(TAGGED.filter(lambda text: "artifact" not in text.lower()), st.booleans())
