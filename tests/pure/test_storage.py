@@ -220,7 +220,7 @@ def test_removed_model_is_behind_what_is_offered(monkeypatch):
 
 BROKEN: list[Any] = [
     *(None, [], {SERVICE: []}, {SERVICE: {"models": [{"id": "a/b"}]}}),
-    *({SERVICE: {"models": models, "time": 1}} for models in ([], None)),
+    {SERVICE: {"models": [], "time": 1}},
     {SERVICE: {"models": [{"id": "a/b"}], "time": 10**400}},
 ]
 CACHES = [
