@@ -209,6 +209,8 @@ def test_message_that_the_server_would_refuse_is_told(monkeypatch):
 async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
+    typed = llm.Attachment(type="text/plain", content=PNG)
+    assert await read_attachment(typed) == (PNG, "text/plain")
     for type in (None, "application/octet-stream"):
         named = llm.Attachment(type=type, path=str(path))
         assert await read_attachment(named) == (b"a;b", "text/csv")

@@ -191,6 +191,11 @@ def test_results_go_after_the_answer_that_called(messages, plan):
     assert make_plan([user("1"), *messages], URL) == plan
 
 
+def test_files_that_a_result_brings_are_sent_with_it():
+    plan = make_plan([user("1"), CALL, tool_message(result(attachments=[PICTURE]))], URL)
+    assert plan.attachments == (PICTURE,)
+
+
 # --- instructions ---------------------------------------------------------------------
 
 

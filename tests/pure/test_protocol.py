@@ -191,6 +191,12 @@ def test_stream_in_pieces_of_a_byte():
     assert streamed(stream[:-3]) == updates[:-1]
 
 
+def test_line_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(plugin, "LINE_LIMIT", 1000)
+    with pytest.raises(plugin.HuggingChatError, match="1,000 bytes"):
+        streamed(*[b"x" * 90] * 12)
+
+
 def test_number_is_that_of_the_last_whole_event():
     first = b'id: 1\nevent: update\ndata: {"type":"stream","token":"a"}\n\n'
     second = b'id: 2\nevent: update\ndata: {"type":"stream","token":"b"}\n'

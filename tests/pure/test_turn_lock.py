@@ -96,6 +96,16 @@ async def test_what_was_done_is_not_still_to_come_where_the_clock_was_wrong():
     assert lock.stopped <= time.time()
 
 
+async def test_one_turn_at_a_time_in_a_conversation():
+    first, other = await entered(), await entered(PAGE + "x")
+    waiting = asyncio.create_task(entered())
+    await asyncio.wait([waiting], timeout=0.05)
+    assert not waiting.done()
+    for lock in (first, other):
+        lock.release(stored=True)
+    (await waiting).release(stored=True)
+
+
 async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next():
     first = await entered()
     (file,) = files()
