@@ -50,13 +50,9 @@ def names(*texts: str, every: bool = False) -> list[str]:
     return [name for _, name in plugin.artifact_names(plugin.artifacts_of(texts), every)]
 
 
-# --- in the answer ---
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("", ""),
         ("Here:\n\n", "\n\nThere."),
         ("\n", "  \n"),
         ("> Here: ", "\n> There."),
@@ -213,6 +209,7 @@ def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
         ("say — “hi”", 'say - "hi"', "N"),
         ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
         ("foo bar", "\n  foo\tbar\n", "N"),
+        ("<svg x>", "<<svg x>", "N"),
         ("x  y x y", "x y", "x  y N"),
         ("a.b a+b", "a+b", "a.b N"),
     ],

@@ -35,9 +35,6 @@ def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
     return str(raised.value)
 
 
-# --- text -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
 @pytest.mark.parametrize("type", ["text/plain", "application/json"])
 def test_text_arrives_as_utf8(type, encoding):

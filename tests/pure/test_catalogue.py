@@ -118,9 +118,6 @@ def test_order_of_the_list_changes_no_alias(models, random):
     assert set(found.values()) <= {model.id for model in models}
 
 
-# --- the server's catalogue -----------------------------------------------------------
-
-
 def test_unlisted_model_has_only_its_own_alias():
     hidden = plugin.ModelInfo("Qwen/Qwen9-900B", multimodal=True, unlisted=True)
     assert short_aliases("Qwen/Qwen3-8B", hidden) == {"hf-qwen": "Qwen/Qwen3-8B"}

@@ -128,9 +128,6 @@ def test_other_servers_variable_is_named_where_it_may_be_wrong(error):
     assert "LLM_HUGGINGCHAT_URL" in str(plugin.model_error(error, OTHER))
 
 
-# --- connections ---
-
-
 def failed(code: int, url: str, words: str = "", sent: bool = True) -> Exception:
     return plugin.connection_error(RequestException(words, CurlECode(code)), sent, url)
 

@@ -196,9 +196,6 @@ def test_files_that_a_result_brings_are_sent_with_it():
     assert plan.attachments == (PICTURE,)
 
 
-# --- instructions ---------------------------------------------------------------------
-
-
 def test_new_conversation_is_told_in_its_preprompt():
     plan = make_plan([system("Be brief"), user("1")], URL, features=BOTH)
     preprompt = f"Be brief\n\n{plugin.instructions(BOTH, plugin.SentInstructions())}"

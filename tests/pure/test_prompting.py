@@ -37,8 +37,6 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
     return words, [(call.name, call.arguments) for call in calls]
 
 
-# --- calls ----------------------------------------------------------------------------
-
 ODD_ARGUMENTS = {"a": "</tool_call>", "b": "<tool_call>"}
 
 

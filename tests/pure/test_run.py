@@ -122,8 +122,6 @@ class World:
         assert len(self.asked) < 3000, "it goes on for ever"
         return self.faults.pop(0) if self.faults else ("", 0)
 
-    # The client's calls
-
     sessions = mock.Mock(renew_after=mock.AsyncMock(return_value=False))
 
     def open(self, credentials: Any, method: str, path: str, *_: Any) -> Exchange:

@@ -22,9 +22,6 @@ TOKEN = "the-token-of-nobody"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pipes")
 
 
-# --- replacing a file -----------------------------------------------------------------
-
-
 def write(path: pathlib.Path, content: bytes) -> None:
     with plugin.atomic_write(path) as file:
         file.write(content)
