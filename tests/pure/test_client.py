@@ -52,7 +52,6 @@ WAF = {"x_amzn_waf_action": "captcha"}
         (refusal(429, "You have reached the maximum number of conversations").response, ""),
         (response(429, "<html>", **PAGE), "limit"),
         (response(429, **WAF), "firewall"),
-        (response(500), ""),
     ],
 )
 def test_response_is_one_kind_of_refusal(got, meant):

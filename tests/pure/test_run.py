@@ -222,6 +222,7 @@ def test_whatever_breaks_an_answer_is_sent_once_and_given_once(faults, lag):
         ([], "send"),
         ([UNSENT, UNSENT], "send send send"),
         ([CUT], "send look look send"),
+        ([502], "send look look send"),
         ([500], "send look follow"),
         ([("cut", 0), UNSENT, UNSENT, UNSENT], "send look look look look follow"),
         ([500, UNSENT, 502, UNSENT], "send look look look look follow"),
