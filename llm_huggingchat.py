@@ -3241,14 +3241,18 @@ class Backoff:
         self.failures = 0
         self._alive = time.monotonic()
 
-    def next(self) -> float | None:
-        """Seconds until the next attempt after one that failed; None to give up."""
+    async def wait(self, error: Exception) -> None:
+        """Pause after an attempt that failed. Raises its `error` to give up."""
         pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
         self.failures += 1
-        if self._attempts is not None:
-            return pause if self.failures < self._attempts else None
-        left = self._alive + limits.reconnect_timeout - time.monotonic()
-        return min(pause, left) if left > 0 else None
+        if self._attempts:
+            is_last = self.failures >= self._attempts
+        else:
+            left = self._alive + limits.reconnect_timeout - time.monotonic()
+            is_last, pause = left <= 0, min(pause, left)
+        if is_last:
+            raise error
+        await asyncio.sleep(pause)
 
 
 # In the order in which curl_cffi looks at them.
@@ -3292,17 +3296,10 @@ def proxy_of(url: str) -> str:
     return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
 
 
-def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
+def is_missing(path: str, response: HttpResponse) -> bool:
     """Whether a conversation, or a part of it, is not there for this account."""
     is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
-    return is_part and isinstance(error, HttpError) and error.response.is_hidden
-
-
-def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
-    """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
-    if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503)
-    return not error.silent and (idempotent or not error.sent)
+    return is_part and response.is_hidden
 
 
 class Exchange:
@@ -3443,7 +3440,7 @@ class Client:
     def __init__(self) -> None:
         self.sessions = Sessions(self)
         self.models: dict[str, str] = {}  # conversation id -> its model at the server
-        self.stops: set[asyncio.Task[None]] = set()
+        self.stops: set[asyncio.Task[Any]] = set()  # which the end of the process waits for
         self._http = _open_session()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[Catalogue] | None = None
@@ -3467,12 +3464,11 @@ class Client:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
-    def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Tell the server to stop a run, however often the turn itself is cancelled."""
+    def spawn_stop(self, stop: Coroutine[Any, Any, object]) -> None:
+        """Tell the server to stop a run, also when the turn or the process ends meanwhile."""
         task = self.spawn(stop)
         self.stops.add(task)
         task.add_done_callback(self.stops.discard)
-        return task
 
     def open(
         self,
@@ -3527,12 +3523,13 @@ class Client:
         max_bytes: int = JSON_LIMIT,
         into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
-        """One call, tried again where that is safe and can help.
+        """One call, tried again where that can help.
 
-        `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
-        together, by default `limits.call_timeout`; while a file is written `into`, that between
-        two pieces of it. Raises ConnectionLost, HttpError for any status but 200, NotFound for a
-        conversation that is not there, HuggingChatError.
+        One that is not `idempotent` reaches the server once at most. `value` is sent as JSON,
+        bytes as they are. `timeout` bounds the silence of all attempts together, by default
+        `limits.call_timeout`; while a file is written `into`, that between two pieces of it.
+        Raises ConnectionLost, HttpError for any status but 200, NotFound for a conversation that
+        is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3548,15 +3545,19 @@ class Client:
             try:
                 silence = timeout if into else deadline - time.monotonic()
                 return await exchange.whole(silence, into)
-            except (ConnectionLost, HttpError) as error:
+            except HttpError as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
                     continue
-                if is_missing(path, error):
+                if is_missing(path, error.response):
                     raise NotFound from None
-                if not may_retry(error, idempotent) or (pause := backoff.next()) is None:
+                if not idempotent or error.response.status not in (502, 503):
                     raise
-            await asyncio.sleep(pause)
+                await backoff.wait(error)
+            except ConnectionLost as lost:
+                if lost.silent or (lost.sent and not idempotent):
+                    raise
+                await backoff.wait(lost)
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
         """The superjson value at `path`, checked against `type`. Raises what `call` does."""
@@ -3618,18 +3619,6 @@ async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalog
     return catalogue
 
 
-async def stop_run(
-    client: Client, credentials: Credentials, id: str, generation_id: str, seen: int
-) -> None:
-    """End a run, if the server can be told. A stop that comes too late ends the next run.
-
-    `seen` is the length in UTF-16 units at which the run's text is cut. Raises nothing.
-    """
-    value = {"generationId": generation_id, "seenContentLength": seen}
-    with contextlib.suppress(ConnectionLost, HttpError, NotFound, HuggingChatError):
-        await client.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
-
-
 async def wait_until_stored(client: Client, credentials: Credentials, id: str) -> str:
     """Wait until the conversation's newest run is stored: how its log says that it ended.
 
@@ -3646,10 +3635,8 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
             while True:
                 try:
                     return await _log_end(client, credentials, path, backoff)
-                except ConnectionLost:
-                    if (pause := backoff.next()) is None:
-                        raise
-                await asyncio.sleep(pause)
+                except ConnectionLost as lost:
+                    await backoff.wait(lost)
     return ""
 
 
@@ -3711,19 +3698,17 @@ class Sessions:
             return await self.renew(credentials)
         return credentials
 
-    async def renew_after(
-        self, error: ConnectionLost | HttpError, credentials: Credentials, path: str = ""
-    ) -> bool:
+    async def renew_after(self, error: HttpError, credentials: Credentials, path: str = "") -> bool:
         """Whether a call was refused because its session had expired, and there is a new one.
 
         Someone who is not logged in is told that a conversation is not there. Raises what
         `renew` does.
         """
         has_token = credentials.cookies and credentials.cookies.token
-        if not has_token or isinstance(error, ConnectionLost) or error.response.is_firewall:
+        if not has_token or error.response.is_firewall:
             return False
         expired = error.response.wants_login
-        if is_missing(path, error):
+        if is_missing(path, error.response):
             client = self._client
             expired = await client.wants_login(credentials) and not await client.user(credentials)
         if expired:
@@ -4233,9 +4218,7 @@ class Run:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
         target, decoder = self._target, JsonLinesDecoder()
         if self._problem:
-            if (pause := self.attempts.next()) is None:
-                raise self._problem
-            await asyncio.sleep(pause)
+            await self.attempts.wait(self._problem)
         await self._limiter.wait(target, self._started)
         self.state = RunState.UNCERTAIN
         self._problem = ConnectionLost("it took no message", sent=True)
@@ -4327,13 +4310,11 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.UNCERTAIN else RunState.STORED
             raise
         if self.state is state:
-            pause = self._backoff.next()
-            if pause is None and state is RunState.UNLOGGED:
-                raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-            if pause is None:
-                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
-                raise ConnectionLost(why, sent=True)
-            await asyncio.sleep(pause)
+            why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+            end: Exception = ConnectionLost(why, sent=True)
+            if state is RunState.UNLOGGED:
+                end = IncompleteAnswer("The answer broke off, and the server has no end of it.")
+            await self._backoff.wait(end)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4784,7 +4765,7 @@ class Turn:
                 raise
             raise HuggingChatError(f"The conversation was deleted: {self._result.page}") from None
         except asyncio.CancelledError:
-            await self._stop()
+            self._stop()
             raise
 
     async def _answer(self) -> None:
@@ -4815,15 +4796,15 @@ class Turn:
         try:
             await run.drive()
         except HuggingChatError:
-            await self._stop()  # if it is not over: an answer without end
+            self._stop()  # if it is not over: an answer without end
             raise
         finally:
             if self._lock:
                 self._lock.release(run.may_send_next, self._stopped)
             run.progress.answered.set()
 
-    async def _stop(self) -> None:
-        """Nobody wants the answer any more: tell the server, for a bounded time.
+    def _stop(self) -> None:
+        """Nobody wants the answer any more: tell the server to stop the run.
 
         The call is a task of its own, so a second Ctrl-C does not interrupt it.
         """
@@ -4833,9 +4814,10 @@ class Turn:
         if run is None or run.may_send_next or run.progress.outcome:
             return
         self._stopped = time.time()
-        ids = self._result.conversation_id, self._result.generation_id or ""
-        stop = stop_run(self._client, self._credentials, *ids, self._channel.delivered)
-        await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
+        path = f"{chat_path(self._result.conversation_id)}/stop-generating"
+        generation_id, seen = self._result.generation_id, self._channel.delivered
+        value = {"generationId": generation_id, "seenContentLength": seen}
+        self._client.spawn_stop(self._client.call(self._credentials, "POST", path, value))
 
     async def _delete_unused(self, error: Exception) -> bool:
         """Delete the conversation if it was made for a message that the server does not get."""
@@ -5056,9 +5038,10 @@ class Background:
         client, self._client = self._client, None
         for task in self._work:
             task.cancel()  # a turn tells the server to stop its run
-        waited_for = self._work | (client.stops if client else set())
-        if waited_for:
-            await asyncio.wait(waited_for, timeout=limits.stop_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.stop_timeout):
+                while tasks := self._work | (client.stops if client else set()):
+                    await asyncio.wait(tasks)
         if client:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(0.2), client:
