@@ -2899,28 +2899,52 @@ class TurnLock:
 
 # --- attachments: files -> what chat-ui takes of them ---------------------------------
 
-# Type as llm or a server calls it -> type as chat-ui takes it.
-IMAGE_TYPES = _table(
-    "image/png image/png image/x-png; image/jpeg image/jpeg image/jpg image/pjpeg;"
-    "image/webp image/webp; image/gif image/gif"
+
+class UploadKind(msgspec.Struct, frozen=True):
+    """A kind of file that may be attached, of at most `limit` bytes.
+
+    `words` say for people what it is. `types`: type as llm or a server calls it -> type as
+    chat-ui takes it.
+    """
+
+    words: str
+    types: dict[str, str]
+    limit: int = FILE_LIMIT
+
+
+def _types(rows: str) -> dict[str, str]:
+    """Rows of a type as chat-ui takes it, and other names of it."""
+    return {name: row.split()[0] for row in rows.split(";") for name in row.split()}
+
+
+TEXTS = UploadKind(
+    "text, JSON, XML, CSV",
+    _types(
+        "text/plain; text/markdown; text/html; text/csv; text/xml;"
+        "application/json; application/xml; application/csv"
+    ),
 )
-# Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
-# sound that counts; 3gpp is what the voice recorders of many telephones write.
-AUDIO_TYPES = _table(
-    """
-    audio/flac audio/flac audio/x-flac;
-    audio/mp4 audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-    audio/mpeg audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-    audio/ogg audio/ogg audio/opus application/ogg video/ogg;
-    audio/wav audio/wav audio/vnd.wave audio/wave audio/x-wav;
-    audio/webm audio/webm video/webm
-    """
+IMAGES = UploadKind(
+    "images as png, jpeg, webp, gif",
+    _types("image/png image/x-png; image/jpeg image/jpg image/pjpeg; image/webp; image/gif"),
+)
+# What chat-ui transcribes. In a container that may also hold a picture, it is the sound that
+# counts; 3gpp is what the voice recorders of many telephones write.
+RECORDINGS = UploadKind(
+    "recordings as mp3, wav, flac, ogg, webm, mp4, m4a",
+    _types(
+        """
+        audio/flac audio/x-flac;
+        audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+        audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+        audio/ogg audio/opus application/ogg video/ogg;
+        audio/wav audio/vnd.wave audio/wave audio/x-wav;
+        audio/webm video/webm
+        """
+    ),
+    AUDIO_LIMIT,
 )
 AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
-TEXT_TYPES = (
-    *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
-    *("application/json", "application/xml", "application/csv"),
-)
 BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
 
 # Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
@@ -2951,7 +2975,7 @@ class Upload(msgspec.Struct, frozen=True):
     @property
     def is_recording(self) -> bool:
         """Whether it is to be transcribed, instead of sent."""
-        return self.type in AUDIO_TYPES
+        return self.type in RECORDINGS.types
 
 
 def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
@@ -3011,59 +3035,45 @@ def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
 
 
 def upload_of(
-    model: ModelInfo, attachment: llm.Attachment, content: bytes, content_type: str
+    attachment: llm.Attachment,
+    content: bytes,
+    content_type: str,
+    kinds: tuple[UploadKind, ...],
+    taker: str,
 ) -> Upload:
-    """An attachment as chat-ui takes it. Raises llm.ModelError for one that it does not.
+    """An attachment as chat-ui takes it. Raises HuggingChatError unless it is one of `kinds`.
 
     Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
-    it keeps chat-ui from taking it for something else.
+    it keeps chat-ui from taking it for something else. `taker` is named in errors.
     """
     type, name = mime_type(content_type), shown_name(attachment)
     charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
     is_media = type.startswith(("image/", "audio/", "video/", "font/"))
     text = decode_text(content, charset[1] if charset else "", guess=not is_media)
+    said_text = type.startswith("text/") or type in TEXTS.types
+    kind = next((each for each in (TEXTS, IMAGES, RECORDINGS) if type in each.types), None)
     if text is not None and not content.startswith(b"%PDF-"):
         content = text.encode()
         while re.match(_MISREAD, content):
             content = b"\n" + content
-        type = type if type.startswith("text/") or type in TEXT_TYPES else "text/plain"
-    elif type in AUDIO_TYPES:
-        return recording_of(attachment, content, type)
-    elif type.startswith("image/"):
-        if not model.multimodal:
-            raise HuggingChatError(
-                f"huggingchat/{model.id} takes no images ({name}). Try -m hf-vision, or see which "
-                "models do: llm huggingchat models"
-            )
-        if type not in IMAGE_TYPES:
-            raise HuggingChatError(f"{name} is {one_line(type, 60)}; send png, jpeg, webp or gif.")
-        type = IMAGE_TYPES[type]
-    elif type.startswith("text/") or type in TEXT_TYPES:
+        kind, type = TEXTS, type if said_text else "text/plain"
+    elif said_text:
         raise HuggingChatError(
             f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
         )
-    else:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}; HuggingChat takes text, JSON, XML, CSV, images, "
-            "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
-        )
-    if len(content) > FILE_LIMIT:
-        raise too_large(name, FILE_LIMIT)
-    return Upload(upload_name(attachment, type), type, content)
-
-
-def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) -> Upload:
-    """A recording to transcribe. Raises llm.ModelError when it is none."""
-    type, name = mime_type(content_type), shown_name(attachment)
-    if type not in AUDIO_TYPES:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}; "
-            "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
-        )
-    if len(content) > AUDIO_LIMIT:
-        raise too_large(name, AUDIO_LIMIT)
-    taken = AUDIO_TYPES[type]
-    return Upload(upload_name(attachment, taken), taken, content, attachment_id(attachment))
+    if kind is None or kind not in kinds:
+        takes = "; ".join(each.words for each in kinds)
+        words = f"{name} is {one_line(type, 60)}; {taker} takes {takes}."
+        if kind is IMAGES and TEXTS in kinds:
+            words = (
+                f"{taker} takes no images ({name}). Try -m hf-vision, or see which models do: "
+                "llm huggingchat models"
+            )
+        raise HuggingChatError(words)
+    if len(content) > kind.limit:
+        raise too_large(name, kind.limit)
+    type = kind.types.get(type, type)
+    return Upload(upload_name(attachment, type), type, content, attachment_id(attachment))
 
 
 def too_large(name: str, most: int) -> llm.ModelError:
@@ -3074,7 +3084,7 @@ def too_large(name: str, most: int) -> llm.ModelError:
 def read_file(attachment: llm.Attachment) -> bytes:
     """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
 
-    Raises llm.ModelError, also for a pipe: what is read of it is gone, and llm reads it again.
+    Raises HuggingChatError, also for a pipe: what is read of it is gone, and llm reads it again.
     """
     path = pathlib.Path(attachment.path or "")
     try:
@@ -3943,60 +3953,45 @@ async def concurrently(
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
 
 
-async def transcribe_recording(
-    client: Client, credentials: Credentials, note: Callable[[str], None], recording: Upload
-) -> str:
-    """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
-
-    chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
-    on its status and its words.
-    """
-    host, name = credentials.server.host, recording.name
-    words = f"{name} is being transcribed"
-    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
-    try:
-        response = await client.call(
-            credentials,
-            "POST",
-            "/api/transcribe",
-            recording.content,
-            content_type=recording.type,
-            timeout=limits.transcribe_timeout,
-        )
-    except (ConnectionLost, HttpError) as error:
-        said = error.response.message if isinstance(error, HttpError) else ""
-        said = credentials.without_cookies(said)
-        if said.startswith("Transcription"):
-            words = f"{host} could not transcribe {name} ({error}): {said}"
-            raise HuggingChatError(words) from None
-        raise model_error(error, credentials, what=f"the recording {name}") from None
-    finally:
-        noting.cancel()
-    said = read_body(response, dict[str, Any], credentials.server).get("text")
-    text = _string(said).strip()
-    if not text:
-        raise HuggingChatError(f"{host} heard no words in {name}.")
-    return text
-
-
 async def transcribe_all(
     client: Client, credentials: Credentials, recordings: list[Upload], note: Callable[[str], None]
 ) -> list[str]:
     """What is said in each recording; `note` says when that takes long.
 
-    Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
+    chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
+    on its status and its words. Raises HuggingChatError, also when the server does not
+    transcribe, or hears nothing.
     """
+    server = credentials.server
+
+    async def transcribe_one(recording: Upload) -> str:
+        words = f"{recording.name} is being transcribed"
+        noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
+        try:
+            response = await client.call(
+                credentials,
+                "POST",
+                "/api/transcribe",
+                recording.content,
+                content_type=recording.type,
+                timeout=limits.transcribe_timeout,
+            )
+        finally:
+            noting.cancel()
+        said = read_body(response, dict[str, Any], server).get("text")
+        if not (text := _string(said).strip()):
+            raise HuggingChatError(f"{server.host} heard no words in {recording.name}.")
+        return text
 
     try:
         flags = await client.feature_flags(credentials)
+        if flags.get("transcriptionEnabled") is not True:
+            why = "does not transcribe recordings: it has no model for that."
+            raise HuggingChatError(f"{server.host} {why}")
+        async with contextlib.aclosing(concurrently(transcribe_one, recordings)) as texts:
+            return [text async for _, text in texts]
     except (ConnectionLost, HttpError) as error:
-        raise model_error(error, credentials) from None
-    if flags.get("transcriptionEnabled") is not True:
-        host = credentials.server.host
-        raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
-    transcribe = functools.partial(transcribe_recording, client, credentials, note)
-    async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
-        return [text async for _, text in texts]
+        raise model_error(error, credentials, what="the recording") from None
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -5228,8 +5223,8 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        images = IMAGE_TYPES if info.multimodal else ()
-        self.attachment_types = frozenset((*TEXT_TYPES, *AUDIO_TYPES, *images))
+        self._kinds = (TEXTS, RECORDINGS, IMAGES) if info.multimodal else (TEXTS, RECORDINGS)
+        self.attachment_types = frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
         self.supports_schema = self.supports_tools = is_general(info)
         self._used_on: set[str] = set()  # addresses of servers
 
@@ -5291,8 +5286,8 @@ class _HuggingChat:
         )
         plan = planned(server.url, retry=retry)
         uploads = [
-            upload_of(self.info, attachment, *await read_attachment(attachment))
-            for attachment in plan.attachments
+            upload_of(each, *await read_attachment(each), self._kinds, self.model_id)
+            for each in plan.attachments
         ]
         cookies = cookies_of_key(server, key) if key else None
         if cookies is None:
@@ -5300,7 +5295,11 @@ class _HuggingChat:
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
-            heard = await self._transcribe(client, channel, credentials, recordings)
+            texts = await transcribe_all(client, credentials, recordings, channel.note)
+            for recording, text in zip(recordings, texts, strict=True):
+                heard[recording.id] = text
+                for event in transcription_events(recording.name, recording.id, text):
+                    channel.emit(event, 0)
             plan = planned(server.url, retry=retry, transcripts=heard)
         return TurnRequest(
             credentials=credentials,
@@ -5330,18 +5329,6 @@ class _HuggingChat:
         if tools and not self.info.tools:
             raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
         return tools
-
-    async def _transcribe(
-        self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
-    ) -> dict[str, str]:
-        """What is said in the recordings, by attachment id; it is logged as a tool's work."""
-        texts = await transcribe_all(client, credentials, recordings, channel.note)
-        heard: dict[str, str] = {}
-        for recording, text in zip(recordings, texts, strict=True):
-            heard[recording.id] = text
-            for event in transcription_events(recording.name, recording.id, text):
-                channel.emit(event, 0)
-        return heard
 
 
 def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
@@ -6760,7 +6747,10 @@ def transcribe(file: str) -> None:
         attachment = llm.Attachment(content=sys.stdin.buffer.read(AUDIO_LIMIT + 1))
 
     async def work(client: Client, credentials: Credentials) -> str:
-        recording = recording_of(attachment, *await read_attachment(attachment))
+        command = "llm huggingchat transcribe"
+        recording = upload_of(
+            attachment, *await read_attachment(attachment), (RECORDINGS,), command
+        )
         (text,) = await transcribe_all(client, credentials, [recording], note)
         return f"{text}\n"
 
