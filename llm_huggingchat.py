@@ -2624,34 +2624,20 @@ def _key_store_errors(done: str) -> Iterator[None]:
         raise HuggingChatError(f"{what}: {os_error_text(error)}") from None
 
 
-def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
-    """The keys in llm's key store that belong to this login on this server, by name.
+def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
+    """Keep a session that was made after that of `cookies` had expired, as far as possible.
 
-    These are the server's own key, if it has the same `token`, and keys that `--key` may name,
-    if they have the same session too. Raises nothing.
+    It goes to the server's own key, if that has the same `token`, and to keys that `--key` may
+    name, if they have the same session too.
     """
-    found: dict[str, Cookies] = {}
     with contextlib.suppress(llm.ModelError):
-        for name, value in _stored_keys().items() if cookies.token else ():
+        for name, value in _stored_keys().items():
             with contextlib.suppress(llm.ModelError):
                 kept = parse_cookies(_string(value), server.host)
                 named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
                 if kept.token == cookies.token and (named or name == server.key_name):
-                    found[name] = kept
-    return found
-
-
-def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
-    """Keep a session that was made after that of `cookies` had expired.
-
-    If it cannot be kept, this process uses it, and a note says so.
-    """
-    for name, kept in keys_of(server, cookies).items():
-        value = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
-        try:
-            keep_key(name, value)
-        except llm.ModelError as error:
-            note(f"{error} The new session is for this process alone.")
+                    new = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since)
+                    keep_key(name, new.to_key())
 
 
 def is_anonymous(key: str | None) -> bool:
@@ -2711,31 +2697,27 @@ def cookies_of_key(server: Server, key: str) -> Cookies:
         raise HuggingChatError(f"{error} Run: llm huggingchat login") from None
 
 
-_anonymous: dict[str, Cookies] = {}  # by the server's address, for this process
-
-
-def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
+@functools.cache
+def anonymous_session(server: Server) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, `tell` says so, and this process uses it.
+    time share one. If it cannot be stored, a note says so, and this process uses it.
     """
-    if server.url not in _anonymous:
-        cookies = Cookies(str(uuid.uuid4()), anonymous=True)
-        try:
-            kept = keep_key(server.key_name, cookies.to_key(), anew=True)
-            cookies = parse_cookies(kept or "", server.host)
-        except llm.ModelError as error:
-            tell(f"the session is not kept, so it cannot be continued later. {error}")
-        _anonymous.setdefault(server.url, cookies)
-    return _anonymous[server.url]
+    cookies = Cookies(str(uuid.uuid4()), anonymous=True)
+    try:
+        kept = keep_key(server.key_name, cookies.to_key(), anew=True)
+        return parse_cookies(kept or "", server.host)
+    except llm.ModelError as error:
+        note(f"the session is not kept, so it cannot be continued later. {error}")
+        return cookies
 
 
-def forget_session(server: Server) -> None:
-    """Drop an anonymous session of this process: the server requires a login."""
-    cookies = _anonymous.pop(server.url, None)
+def forget_anonymous_session(server: Server) -> None:
+    """Drop the session that was just made: the server requires a login."""
+    anonymous_session.cache_clear()
     with contextlib.suppress(llm.ModelError):
-        if cookies and cookies.to_key() == stored_key(server.key_name):
+        if is_anonymous(stored_key(server.key_name)):
             keep_key(server.key_name, None)
 
 
@@ -3714,10 +3696,10 @@ class Sessions:
         Someone who is not logged in is told that a conversation is not there. Raises what
         `renew` does.
         """
-        has_token = credentials.cookies and credentials.cookies.token
-        if not has_token or error.response.is_firewall:
+        if error.response.is_firewall:
             return False
-        expired = error.response.wants_login
+        has_token = bool(credentials.cookies and credentials.cookies.token)
+        expired = has_token and error.response.wants_login
         if is_missing(path, error.response):
             client = self._client
             expired = await client.wants_login(credentials) and not await client.user(credentials)
@@ -3742,25 +3724,13 @@ class Sessions:
         return self.current(credentials)
 
     async def _renew(self, server: Server, cookies: Cookies) -> None:
-        made = await self._kept_by_other_process(server, cookies)
-        if made is None:
-            made = await self._log_in(server, cookies)
-            await asyncio.to_thread(replace_session, server, cookies, made)
-        since = made.since or time.time()
-        self._latest[server.url, cookies.token] = msgspec.structs.replace(made, since=since)
+        session = await self._log_in(server, cookies)
+        made = msgspec.structs.replace(cookies, hf_chat=session, since=time.time())
+        await asyncio.to_thread(replace_session, server, cookies, made)
+        self._latest[server.url, cookies.token] = made
 
-    async def _kept_by_other_process(self, server: Server, cookies: Cookies) -> Cookies | None:
-        kept = keys_of(server, cookies).get(server.key_name)
-        if kept is None or kept.hf_chat in (None, cookies.hf_chat):
-            return None
-        passing = Cookies(None, passing=tuple(kept.pairs().items()))  # it is not to be renewed
-        with contextlib.suppress(HttpError):
-            if await self._client.user(Credentials(server, passing)):
-                return kept
-        return None
-
-    async def _log_in(self, server: Server, cookies: Cookies) -> Cookies:
-        """`cookies` with a session from `token`: GET BASE/login and where it leads.
+    async def _log_in(self, server: Server, cookies: Cookies) -> str:
+        """A session made from `token`: GET BASE/login and where it leads.
 
         The service's login provider is on the service's own origin. Nothing else is followed:
         `token` opens the whole account. (captures/login_renewed.json)
@@ -3786,11 +3756,11 @@ class Sessions:
             if called_back and "hf-chat" in response.set_cookies:
                 if url.partition("?")[0] == f"{server.url}/login":
                     continue  # it wants to begin again, once
-                return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
+                return jar["hf-chat"]
         if cookies.hf_chat is None:
             needed = await self._client.wants_login(Credentials(server, cookies))
             if not needed:  # then any value is a session
-                return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
+                return str(uuid.uuid4())
         raise login_error(server, cookies)
 
 
@@ -5051,7 +5021,7 @@ atexit.register(background.close)
 def reset() -> None:
     """Close connections and forget sessions: what a new process would not have."""
     background.close()
-    _anonymous.clear()
+    anonymous_session.cache_clear()
     _rate_limiters.clear()
 
 
@@ -5263,7 +5233,8 @@ class _HuggingChat:
             request = await self._request(prompt, key, client, channel, server)
             await run_turn(client, request, result, channel)
         except llm.NeedsKeyException:
-            forget_session(server)
+            if not key:
+                forget_anonymous_session(server)
             raise
         return result
 
@@ -5291,7 +5262,7 @@ class _HuggingChat:
         ]
         cookies = cookies_of_key(server, key) if key else None
         if cookies is None:
-            cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
+            cookies = await asyncio.to_thread(anonymous_session, server)
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
@@ -6168,7 +6139,7 @@ async def change_settings(
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
     if credentials.cookies is None:  # without a session, nobody would have these settings
-        session = anonymous_session(credentials.server, note)
+        session = anonymous_session(credentials.server)
         credentials = Credentials(credentials.server, session)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     found = settings_of(await account_settings(client, credentials))
