@@ -11,9 +11,15 @@ The file reads from top to bottom; each part uses only what stands above it:
     prompting    schemas and local tools by instruction: words out, calls in
     history      llm's messages -> what to send, after which message
     answer       updates, each once -> llm's stream events
-    storage      key store, catalogue cache, turns whose runs are not stored yet
-    attachments  files -> what chat-ui takes of them
-    client       HTTP over curl_cffi, one coroutine a call; errors in words
+    files        replacing a file in one step, changing one under a lock
+    keys         llm's key store -> the cookies for a server
+    cache        the catalogue cache
+    locks        one turn at a time in a conversation
+    http         one exchange over curl_cffi
+    client       calls to a chat server, tried again where that can help
+    sessions     made from `token`, renewed when they have expired
+    errors       what went wrong in a call, in words
+    attachments  files -> what chat-ui takes of them; recordings -> their words
     run          one run: send, follow, look, until it is stored
     tools        llm's server-side tools -> what the server is to select
     turn         one turn: the conversation, whose turn it is, the run, a repair
@@ -2522,7 +2528,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
 
 
-# --- storage: the key store, the catalogue cache, and which runs go on -----------------
+# --- files: replacing one in one step, changing one under a lock ---------------------
 
 
 def os_error_text(error: BaseException) -> str:
@@ -2576,6 +2582,8 @@ def _update_file(name: str, change: Callable[[bytes], bytes], mode: int = 0o666)
         with atomic_write(path, mode) as file:
             file.write(content)
 
+
+# --- keys: llm's key store -> the cookies for a server -------------------------------
 
 # llm's own first entry in keys.json
 KEY_NOTE = {"// Note": "This file stores secret API credentials. Do not share!"}
@@ -2721,6 +2729,8 @@ def forget_anonymous_session(server: Server) -> None:
             keep_key(server.key_name, None)
 
 
+# --- cache: the catalogue cache ------------------------------------------------------
+
 CACHE = "huggingchat_models.json"
 
 
@@ -2795,7 +2805,7 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
             _update_cache(server_url, lambda server: server.remember(ids))
 
 
-# Turns whose runs are not stored yet
+# --- locks: one turn at a time in a conversation -------------------------------------
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
 LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
@@ -2879,216 +2889,10 @@ class TurnLock:
             self._file.write_bytes(msgspec.json.encode(value))
 
 
-# --- attachments: files -> what chat-ui takes of them ---------------------------------
+# --- http: one exchange over curl_cffi -----------------------------------------------
 
-
-class UploadKind(msgspec.Struct, frozen=True):
-    """A kind of file that may be attached, of at most `limit` bytes.
-
-    `words` say for people what it is. `types`: type as llm or a server calls it -> type as
-    chat-ui takes it.
-    """
-
-    words: str
-    types: dict[str, str]
-    limit: int = FILE_LIMIT
-
-
-def _types(rows: str) -> dict[str, str]:
-    """Rows of a type as chat-ui takes it, and other names of it."""
-    return {name: row.split()[0] for row in rows.split(";") for name in row.split()}
-
-
-TEXTS = UploadKind(
-    "text, JSON, XML, CSV",
-    _types(
-        "text/plain; text/markdown; text/html; text/csv; text/xml;"
-        "application/json; application/xml; application/csv"
-    ),
-)
-IMAGES = UploadKind(
-    "images as png, jpeg, webp, gif",
-    _types("image/png image/x-png; image/jpeg image/jpg image/pjpeg; image/webp; image/gif"),
-)
-# What chat-ui transcribes. In a container that may also hold a picture, it is the sound that
-# counts; 3gpp is what the voice recorders of many telephones write.
-RECORDINGS = UploadKind(
-    "recordings as mp3, wav, flac, ogg, webm, mp4, m4a",
-    _types(
-        """
-        audio/flac audio/x-flac;
-        audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-        audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-        audio/ogg audio/opus application/ogg video/ogg;
-        audio/wav audio/vnd.wave audio/wave audio/x-wav;
-        audio/webm video/webm
-        """
-    ),
-    AUDIO_LIMIT,
-)
-AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
-BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
-
-# Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
-# takes for something else; chat-ui then drops the file without a word.
-_MISREAD = rb"""(?xs)
-    BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
-    |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
-    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
-    |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
-    |-----BEGIN\ PGP\ MESSAGE-----|\.RMF|\{\\rtf
-    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
-    |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
-    |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
-"""
-
-
-class Upload(msgspec.Struct, frozen=True):
-    """A file to send, by its type as chat-ui takes it.
-
-    `id` is what llm's logs know the attachment by.
-    """
-
-    name: str
-    type: str
-    content: bytes
-    id: str = ""
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether it is to be transcribed, instead of sent."""
-        return self.type in RECORDINGS.types
-
-
-def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
-    """A message's body and its content type: `data` as JSON, and each file in base64.
-
-    Raises llm.ModelError for a body that chat-ui would refuse as too large.
-    """
-    boundary = uuid.uuid4().hex
-    text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
-    parts = [('name="data"', text)]
-    for upload in uploads:
-        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
-        parts.append((head, base64.b64encode(upload.content)))
-    body = b""
-    for head, content in parts:
-        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
-        body += content + b"\r\n"
-    body += f"--{boundary}--\r\n".encode()
-    if len(body) > BODY_LIMIT:
-        size = _megabytes(len(body) - len(text))
-        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
-        raise HuggingChatError(
-            f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
-            f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
-        )
-    return body, f"multipart/form-data; boundary={boundary}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f} MB"
-
-
-def mime_type(content_type: str | None) -> str:
-    """The type without parameters, in lower case; "" for what is no type."""
-    type = (content_type or "").partition(";")[0].strip().lower()
-    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
-
-
-def upload_name(attachment: llm.Attachment, type: str) -> str:
-    """A safe file name: no path, no control characters, nothing that ends a header."""
-    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
-    name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
-    if "." not in name:
-        name += mimetypes.guess_extension(type) or ""
-    return name[-100:]  # with its ending
-
-
-def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
-    """The type that an attachment's name says, or its content."""
-    name = upload_name(attachment, "")
-    ending = pathlib.PurePath(name).suffix.lower()
-    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
-    type = type or llm.Attachment(content=content).resolve_type()
-    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
-        type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
-    return type or "application/octet-stream"
-
-
-def upload_of(
-    attachment: llm.Attachment,
-    content: bytes,
-    content_type: str,
-    kinds: tuple[UploadKind, ...],
-    taker: str,
-) -> Upload:
-    """An attachment as chat-ui takes it. Raises HuggingChatError unless it is one of `kinds`.
-
-    Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
-    it keeps chat-ui from taking it for something else. `taker` is named in errors.
-    """
-    type, name = mime_type(content_type), shown_name(attachment)
-    charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
-    is_media = type.startswith(("image/", "audio/", "video/", "font/"))
-    text = decode_text(content, charset[1] if charset else "", guess=not is_media)
-    said_text = type.startswith("text/") or type in TEXTS.types
-    kind = next((each for each in (TEXTS, IMAGES, RECORDINGS) if type in each.types), None)
-    if text is not None and not content.startswith(b"%PDF-"):
-        content = text.encode()
-        while re.match(_MISREAD, content):
-            content = b"\n" + content
-        kind, type = TEXTS, type if said_text else "text/plain"
-    elif said_text:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
-        )
-    if kind is None or kind not in kinds:
-        takes = "; ".join(each.words for each in kinds)
-        words = f"{name} is {one_line(type, 60)}; {taker} takes {takes}."
-        if kind is IMAGES and TEXTS in kinds:
-            words = (
-                f"{taker} takes no images ({name}). Try -m hf-vision, or see which models do: "
-                "llm huggingchat models"
-            )
-        raise HuggingChatError(words)
-    if len(content) > kind.limit:
-        raise too_large(name, kind.limit)
-    type = kind.types.get(type, type)
-    return Upload(upload_name(attachment, type), type, content, attachment_id(attachment))
-
-
-def too_large(name: str, most: int) -> llm.ModelError:
-    """The error for a file of more than `most` bytes."""
-    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
-
-
-def read_file(attachment: llm.Attachment) -> bytes:
-    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
-
-    Raises HuggingChatError, also for a pipe: what is read of it is gone, and llm reads it again.
-    """
-    path = pathlib.Path(attachment.path or "")
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "it is not a file")
-        with open(path, "rb") as file:
-            return file.read(AUDIO_LIMIT + 1)
-    except OSError as error:
-        why = os_error_text(error)
-        raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
-
-
-# --- client: HTTP over curl_cffi, one coroutine a call; errors in words -----------------------
-
-JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
-CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
-STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
-PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback returns to make curl end the exchange
 REDIRECTS = (301, 302, 303, 307, 308)
-SETTINGS_PATH = "/api/v2/user/settings"
-LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
 class ConnectionLost(Exception):
@@ -3184,69 +2988,6 @@ class HttpError(Exception):
         self.response = response
 
 
-class NotFound(Exception):
-    """The conversation is not there for this account; or `answer`, the one to continue after."""
-
-    def __init__(self, *, answer: bool = False) -> None:
-        super().__init__()
-        self.answer = answer
-
-
-class IncompleteAnswer(Exception):
-    """An answer is not whole, and the server has no more of it."""
-
-
-class Credentials(msgspec.Struct, frozen=True):
-    """A server, and the cookies for it."""
-
-    server: Server
-    cookies: Cookies | None = None
-
-    def without_cookies(self, text: str) -> str:
-        """`text` from outside, in which no value of a cookie is left."""
-        for value in self.cookies.pairs().values() if self.cookies else ():
-            text = text.replace(value, "(cookie)")
-            if text.endswith("…"):  # where it was cut, a value may begin
-                text = text[: len(text) - 1 - _overlap(text[:-1], value)] + "…"
-        return text
-
-    @property
-    def public(self) -> Credentials:
-        """For calls that need no login: nothing but what the firewall gave."""
-        waf = self.cookies and self.cookies.waf
-        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
-
-
-class Backoff:
-    """Pauses between attempts, which grow until there is a sign of life.
-
-    With `attempts`, so many are made in all; without, until nothing was heard of the server
-    for `limits.reconnect_timeout` seconds.
-    """
-
-    def __init__(self, attempts: int | None = None) -> None:
-        self._attempts = attempts
-        self.reset()
-
-    def reset(self) -> None:
-        """There is a sign of life: the next failure counts as the first."""
-        self.failures = 0
-        self._alive = time.monotonic()
-
-    async def wait(self, error: Exception) -> None:
-        """Pause after an attempt that failed. Raises its `error` to give up."""
-        pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
-        self.failures += 1
-        if self._attempts:
-            is_last = self.failures >= self._attempts
-        else:
-            left = self._alive + limits.reconnect_timeout - time.monotonic()
-            is_last, pause = left <= 0, min(pause, left)
-        if is_last:
-            raise error
-        await asyncio.sleep(pause)
-
-
 # In the order in which curl_cffi looks at them.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
@@ -3286,12 +3027,6 @@ def proxy_of(url: str) -> str:
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
     return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
-
-
-def is_missing(path: str, response: HttpResponse) -> bool:
-    """Whether a conversation, or a part of it, is not there for this account."""
-    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
-    return is_part and response.is_hidden
 
 
 class Exchange:
@@ -3424,6 +3159,84 @@ def _open_session() -> AsyncSession[Any]:
 
     cast(Any, session).release_curl = remove_first
     return session
+
+
+# --- client: calls to a chat server, tried again where that can help -----------------
+
+JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
+CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
+PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+SETTINGS_PATH = "/api/v2/user/settings"
+
+
+class NotFound(Exception):
+    """The conversation is not there for this account; or `answer`, the one to continue after."""
+
+    def __init__(self, *, answer: bool = False) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class IncompleteAnswer(Exception):
+    """An answer is not whole, and the server has no more of it."""
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """A server, and the cookies for it."""
+
+    server: Server
+    cookies: Cookies | None = None
+
+    def without_cookies(self, text: str) -> str:
+        """`text` from outside, in which no value of a cookie is left."""
+        for value in self.cookies.pairs().values() if self.cookies else ():
+            text = text.replace(value, "(cookie)")
+            if text.endswith("…"):  # where it was cut, a value may begin
+                text = text[: len(text) - 1 - _overlap(text[:-1], value)] + "…"
+        return text
+
+    @property
+    def public(self) -> Credentials:
+        """For calls that need no login: nothing but what the firewall gave."""
+        waf = self.cookies and self.cookies.waf
+        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
+
+
+class Backoff:
+    """Pauses between attempts, which grow until there is a sign of life.
+
+    With `attempts`, so many are made in all; without, until nothing was heard of the server
+    for `limits.reconnect_timeout` seconds.
+    """
+
+    def __init__(self, attempts: int | None = None) -> None:
+        self._attempts = attempts
+        self.reset()
+
+    def reset(self) -> None:
+        """There is a sign of life: the next failure counts as the first."""
+        self.failures = 0
+        self._alive = time.monotonic()
+
+    async def wait(self, error: Exception) -> None:
+        """Pause after an attempt that failed. Raises its `error` to give up."""
+        pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
+        self.failures += 1
+        if self._attempts:
+            is_last = self.failures >= self._attempts
+        else:
+            left = self._alive + limits.reconnect_timeout - time.monotonic()
+            is_last, pause = left <= 0, min(pause, left)
+        if is_last:
+            raise error
+        await asyncio.sleep(pause)
+
+
+def is_missing(path: str, response: HttpResponse) -> bool:
+    """Whether a conversation, or a part of it, is not there for this account."""
+    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
+    return is_part and response.is_hidden
 
 
 class Client:
@@ -3659,7 +3472,31 @@ def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
         ) from None
 
 
-# Sessions
+async def concurrently(
+    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
+) -> AsyncGenerator[tuple[E, T], None]:
+    """Each item and what `work` gives for it, in order; a few are worked at in advance."""
+    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
+    waiting = iter(items)
+    try:
+        while True:
+            for item in itertools.islice(waiting, CONCURRENCY - len(begun)):
+                begun.append((item, asyncio.create_task(work(item))))
+            if not begun:
+                return
+            item, task = begun[0]
+            result = await task
+            begun.popleft()
+            yield item, result
+    finally:
+        for _, task in begun:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+
+
+# --- sessions: made from `token`, renewed when they have expired ---------------------
+
+LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
 class Sessions:
@@ -3764,7 +3601,7 @@ class Sessions:
         raise login_error(server, cookies)
 
 
-# Errors in words
+# --- errors: what went wrong in a call, in words -------------------------------------
 
 
 def model_error(
@@ -3846,7 +3683,204 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-# Attachments: reading them, and what is said in them
+# --- attachments: files -> what chat-ui takes of them --------------------------------
+
+
+class UploadKind(msgspec.Struct, frozen=True):
+    """A kind of file that may be attached, of at most `limit` bytes.
+
+    `words` say for people what it is. `types`: type as llm or a server calls it -> type as
+    chat-ui takes it.
+    """
+
+    words: str
+    types: dict[str, str]
+    limit: int = FILE_LIMIT
+
+
+def _types(rows: str) -> dict[str, str]:
+    """Rows of a type as chat-ui takes it, and other names of it."""
+    return {name: row.split()[0] for row in rows.split(";") for name in row.split()}
+
+
+TEXTS = UploadKind(
+    "text, JSON, XML, CSV",
+    _types(
+        "text/plain; text/markdown; text/html; text/csv; text/xml;"
+        "application/json; application/xml; application/csv"
+    ),
+)
+IMAGES = UploadKind(
+    "images as png, jpeg, webp, gif",
+    _types("image/png image/x-png; image/jpeg image/jpg image/pjpeg; image/webp; image/gif"),
+)
+# What chat-ui transcribes. In a container that may also hold a picture, it is the sound that
+# counts; 3gpp is what the voice recorders of many telephones write.
+RECORDINGS = UploadKind(
+    "recordings as mp3, wav, flac, ogg, webm, mp4, m4a",
+    _types(
+        """
+        audio/flac audio/x-flac;
+        audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+        audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+        audio/ogg audio/opus application/ogg video/ogg;
+        audio/wav audio/vnd.wave audio/wave audio/x-wav;
+        audio/webm video/webm
+        """
+    ),
+    AUDIO_LIMIT,
+)
+AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
+
+# Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
+# takes for something else; chat-ui then drops the file without a word.
+_MISREAD = rb"""(?xs)
+    BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
+    |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
+    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
+    |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
+    |-----BEGIN\ PGP\ MESSAGE-----|\.RMF|\{\\rtf
+    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
+    |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
+    |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
+"""
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A file to send, by its type as chat-ui takes it.
+
+    `id` is what llm's logs know the attachment by.
+    """
+
+    name: str
+    type: str
+    content: bytes
+    id: str = ""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether it is to be transcribed, instead of sent."""
+        return self.type in RECORDINGS.types
+
+
+def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
+    """A message's body and its content type: `data` as JSON, and each file in base64.
+
+    Raises llm.ModelError for a body that chat-ui would refuse as too large.
+    """
+    boundary = uuid.uuid4().hex
+    text = join_surrogates(json.dumps(data, ensure_ascii=False, allow_nan=False)).encode()
+    parts = [('name="data"', text)]
+    for upload in uploads:
+        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
+        parts.append((head, base64.b64encode(upload.content)))
+    body = b""
+    for head, content in parts:
+        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
+    if len(body) > BODY_LIMIT:
+        size = _megabytes(len(body) - len(text))
+        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
+        raise HuggingChatError(
+            f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
+            f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
+        )
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MB"
+
+
+def mime_type(content_type: str | None) -> str:
+    """The type without parameters, in lower case; "" for what is no type."""
+    type = (content_type or "").partition(";")[0].strip().lower()
+    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
+
+
+def upload_name(attachment: llm.Attachment, type: str) -> str:
+    """A safe file name: no path, no control characters, nothing that ends a header."""
+    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
+    name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
+    if "." not in name:
+        name += mimetypes.guess_extension(type) or ""
+    return name[-100:]  # with its ending
+
+
+def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
+    """The type that an attachment's name says, or its content."""
+    name = upload_name(attachment, "")
+    ending = pathlib.PurePath(name).suffix.lower()
+    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
+    type = type or llm.Attachment(content=content).resolve_type()
+    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
+        type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
+    return type or "application/octet-stream"
+
+
+def upload_of(
+    attachment: llm.Attachment,
+    content: bytes,
+    content_type: str,
+    kinds: tuple[UploadKind, ...],
+    taker: str,
+) -> Upload:
+    """An attachment as chat-ui takes it. Raises HuggingChatError unless it is one of `kinds`.
+
+    Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
+    it keeps chat-ui from taking it for something else. `taker` is named in errors.
+    """
+    type, name = mime_type(content_type), shown_name(attachment)
+    charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
+    is_media = type.startswith(("image/", "audio/", "video/", "font/"))
+    text = decode_text(content, charset[1] if charset else "", guess=not is_media)
+    said_text = type.startswith("text/") or type in TEXTS.types
+    kind = next((each for each in (TEXTS, IMAGES, RECORDINGS) if type in each.types), None)
+    if text is not None and not content.startswith(b"%PDF-"):
+        content = text.encode()
+        while re.match(_MISREAD, content):
+            content = b"\n" + content
+        kind, type = TEXTS, type if said_text else "text/plain"
+    elif said_text:
+        raise HuggingChatError(
+            f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
+        )
+    if kind is None or kind not in kinds:
+        takes = "; ".join(each.words for each in kinds)
+        words = f"{name} is {one_line(type, 60)}; {taker} takes {takes}."
+        if kind is IMAGES and TEXTS in kinds:
+            words = (
+                f"{taker} takes no images ({name}). Try -m hf-vision, or see which models do: "
+                "llm huggingchat models"
+            )
+        raise HuggingChatError(words)
+    if len(content) > kind.limit:
+        raise too_large(name, kind.limit)
+    type = kind.types.get(type, type)
+    return Upload(upload_name(attachment, type), type, content, attachment_id(attachment))
+
+
+def too_large(name: str, most: int) -> llm.ModelError:
+    """The error for a file of more than `most` bytes."""
+    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
+
+
+def read_file(attachment: llm.Attachment) -> bytes:
+    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
+
+    Raises HuggingChatError, also for a pipe: what is read of it is gone, and llm reads it again.
+    """
+    path = pathlib.Path(attachment.path or "")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+        with open(path, "rb") as file:
+            return file.read(AUDIO_LIMIT + 1)
+    except OSError as error:
+        why = os_error_text(error)
+        raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
 
 
 async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
@@ -3901,26 +3935,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     return content, content_type
 
 
-async def concurrently(
-    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
-) -> AsyncGenerator[tuple[E, T], None]:
-    """Each item and what `work` gives for it, in order; a few are worked at in advance."""
-    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
-    waiting = iter(items)
-    try:
-        while True:
-            for item in itertools.islice(waiting, CONCURRENCY - len(begun)):
-                begun.append((item, asyncio.create_task(work(item))))
-            if not begun:
-                return
-            item, task = begun[0]
-            result = await task
-            begun.popleft()
-            yield item, result
-    finally:
-        for _, task in begun:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+# Recordings
 
 
 async def transcribe_all(
