@@ -4690,16 +4690,6 @@ def local_timezone() -> str | None:
     return None
 
 
-def write_message(request: TurnRequest, **data: Any) -> tuple[bytes, str]:
-    """A message with its files as a form, and the form's content type."""
-    data["is_retry"] = request.plan.retry
-    if zone := local_timezone():
-        data["timezone"] = zone
-    if request.plan.text:
-        data["inputs"] = request.plan.text
-    return multipart(data, request.uploads)
-
-
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
@@ -4732,28 +4722,7 @@ class Turn:
         else HuggingChatError.
         """
         try:
-            await self._answer()
-        except (ConnectionLost, HttpError, IncompleteAnswer, HuggingChatError) as error:
-            page = "" if await self._delete_unused(error) else self._result.page
-            if isinstance(error, HuggingChatError):
-                raise
-            what = "the message and its files" if self._request.uploads else "the message"
-            model = self._request.model.id
-            raise model_error(error, self._credentials, model=model, page=page, what=what) from None
-        except NotFound:
-            if self._run is None or self._run.state is not RunState.STORED:
-                raise
-            raise HuggingChatError(f"The conversation was deleted: {self._result.page}") from None
-        except asyncio.CancelledError:
-            self._stop()
-            raise
-
-    async def _answer(self) -> None:
-        try:
-            target = await self._prepare()
-            run = self._run = Run(
-                self._client, target, self._add, self.answer.rewind, self._channel.note
-            )
+            run = self._run = await self._prepare()
             driving = self._client.spawn(self._drive(run))
             try:
                 await run.progress.answered.wait()
@@ -4763,13 +4732,27 @@ class Turn:
             if run.progress.outcome is None:
                 await driving
             self._raise_for_outcome(run)
-        except Exception:
-            self._emit(self.answer.end())  # what was shown stays
+            await self._finish(driving)
+        except asyncio.CancelledError:
+            self._stop()
             raise
+        except Exception as error:
+            self._emit(self.answer.end())  # what was shown stays
+            raise await self._error_of(error) from None
         finally:
             if self._run is None and self._lock:
                 self._lock.release(stored=True)
-        await self._finish(driving)
+
+    async def _error_of(self, error: Exception) -> Exception:
+        """The error to raise for one that ended the turn: NotFound if nothing was sent."""
+        run, result, request = self._run, self._result, self._request
+        if isinstance(error, NotFound) and run and run.state is RunState.STORED:
+            return HuggingChatError(f"The conversation was deleted: {result.page}")
+        page = "" if await self._delete_unused(error) else result.page
+        if not isinstance(error, ConnectionLost | HttpError | IncompleteAnswer):
+            return error
+        what = "the message and its files" if request.uploads else "the message"
+        return model_error(error, self._credentials, model=request.model.id, page=page, what=what)
 
     async def _drive(self, run: Run) -> None:
         """Follow the run until it is stored, which may be after the prompt has ended."""
@@ -4810,8 +4793,8 @@ class Turn:
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
         return True
 
-    async def _prepare(self) -> RunTarget:
-        """Enter the conversation and write the message."""
+    async def _prepare(self) -> Run:
+        """Enter the conversation and write the message: the run to come."""
         client, request, plan, result = self._client, self._request, self._plan, self._result
         credentials, model = self._credentials, request.model.id
         needed = any(isinstance(tool, WebSearch | HuggingFace) for tool in request.tools)
@@ -4829,16 +4812,21 @@ class Turn:
         client.models[id] = model
         credentials = await client.sessions.ready(credentials)
         generation_id = result.generation_id = str(uuid.uuid4())
-        message = write_message(
-            request,
-            id=message_id,
-            generationId=generation_id,
-            selectedMcpServerNames=names,  # left out, it would mean all of them
-            selectedMcpServers=servers,
-        )
+        data = {
+            "id": message_id,
+            "generationId": generation_id,
+            "inputs": plan.text,
+            "is_retry": plan.retry,
+            "selectedMcpServerNames": names,  # left out, it would mean all of them
+            "selectedMcpServers": servers,
+            "timezone": local_timezone(),
+        }
+        given = {name: value for name, value in data.items() if value not in (None, "")}
+        message = multipart(given, request.uploads)
         self._lock.begin()
         parent_id = message_id if plan.parent else None
-        return RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
+        target = RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
+        return Run(client, target, self._add, self.answer.rewind, note)
 
     # The answer
 
@@ -4898,7 +4886,7 @@ class Turn:
         result.title, result.router = answer.title, answer.router
         result.interrupted = bool(answer.final and answer.final.interrupted)
         result.instructed = self._plan.instructed
-        result.calls += answer.calls
+        result.calls = answer.calls
 
 
 async def run_turn(
