@@ -87,6 +87,7 @@ if TYPE_CHECKING:
 
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
+    from filelock import FileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
@@ -2569,18 +2570,11 @@ def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedW
             new.unlink()
 
 
-def _update_file(name: str, change: Callable[[bytes], bytes], mode: int = 0o666) -> None:
-    """Change a file of llm's user directory under a lock; `change` gets b"" if there is none.
-
-    Raises OSError, and what `change` does: then the file stays as it is.
-    """
+def lock_of(path: pathlib.Path) -> FileLock:
+    """A lock to be held while a file of llm's user directory is read and replaced."""
     from filelock import FileLock
 
-    path = llm.user_dir() / name
-    with FileLock(path.with_name(f".{name}.lock"), timeout=10):
-        content = change(path.read_bytes() if path.exists() else b"")
-        with atomic_write(path, mode) as file:
-            file.write(content)
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=10)
 
 
 # --- keys: llm's key store -> the cookies for a server -------------------------------
@@ -2595,21 +2589,17 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     With `anew` a key that is there already stays. Returns the key that is there now.
     Raises llm.ModelError when the store cannot be read or written.
     """
-
-    def change(content: bytes) -> bytes:
-        nonlocal value
-        keys = msgspec.convert(json.loads(content or b"{}"), dict[str, Any])
+    path = llm.user_dir() / "keys.json"
+    with _key_store_errors("updated"), lock_of(path):
+        keys = msgspec.convert(llm.load_keys(), dict[str, Any])
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
             keys.pop(name, None)
-            keys = {} if keys == KEY_NOTE else keys
         else:
             keys = (keys or KEY_NOTE) | {name: value}
-        return json.dumps(keys, indent=2).encode() + b"\n"
-
-    with _key_store_errors("updated"):
-        _update_file("keys.json", change, 0o600)
+        with atomic_write(path, 0o600) as file:
+            file.write(json.dumps(keys, indent=2).encode() + b"\n")
     return value
 
 
@@ -2757,15 +2747,16 @@ def _read_cache() -> dict[str, _CachedServer]:
         return {}
 
 
-def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) -> None:
-    """Change what is cached of a server. Raises OSError."""
-
-    def update(_: bytes) -> bytes:
+@contextlib.contextmanager
+def _cached(server_url: str) -> Iterator[_CachedServer]:
+    """What is cached of a server, to be changed. Raises OSError."""
+    path = llm.user_dir() / CACHE
+    with lock_of(path):
         servers = _read_cache()
-        change(servers.setdefault(server_url, _CachedServer()))
-        return msgspec.json.format(msgspec.json.encode({"servers": servers}), indent=1) + b"\n"
-
-    _update_file(CACHE, update)
+        yield servers.setdefault(server_url, _CachedServer())
+        content = msgspec.json.encode({"servers": servers})
+        with atomic_write(path) as file:
+            file.write(msgspec.json.format(content, indent=1) + b"\n")
 
 
 def load_catalogue(server_url: str) -> Catalogue:
@@ -2781,13 +2772,10 @@ def load_catalogue(server_url: str) -> Catalogue:
 def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     """Cache a server's models beside those of other servers. Raises llm.ModelError."""
     offered = {model.id: model for model in models}
-
-    def change(server: _CachedServer) -> None:
-        server.remember(model.id for model in server.models if model.id not in offered)
-        server.time, server.models = time.time(), tuple(offered.values())
-
     try:
-        _update_cache(server_url, change)
+        with _cached(server_url) as server:
+            server.remember(model.id for model in server.models if model.id not in offered)
+            server.time, server.models = time.time(), tuple(offered.values())
     except OSError as error:
         raise HuggingChatError(
             f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {os_error_text(error)}"
@@ -2801,8 +2789,8 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
     """
     ids = list(ids)
     if _read_cache().get(server_url, _CachedServer()).remember(ids):
-        with contextlib.suppress(OSError):
-            _update_cache(server_url, lambda server: server.remember(ids))
+        with contextlib.suppress(OSError), _cached(server_url) as server:
+            server.remember(ids)
 
 
 # --- locks: one turn at a time in a conversation -------------------------------------
