@@ -3503,7 +3503,7 @@ class Sessions:
         """`credentials` with the latest session that is known of their login."""
         server, cookies = credentials.server, credentials.cookies
         latest = cookies and self._latest.get((server.url, cookies.token))
-        if cookies and latest and (latest.since or 0) >= (cookies.since or 0):
+        if cookies and latest:
             cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
         return Credentials(server, cookies)
 
