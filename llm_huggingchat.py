@@ -3094,7 +3094,7 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, silence: float, into: io.BufferedIOBase | None) -> HttpResponse:
+    async def whole(self, silence: float, into: io.BufferedIOBase | None = None) -> HttpResponse:
         """The whole response; without its body, if that is written `into` a file.
 
         Raises what `read` does, and HttpError for any status but 200.
@@ -3130,11 +3130,17 @@ def _open_session() -> AsyncSession[Any]:
     from curl_cffi import CurlOpt
     from curl_cffi.requests import AsyncSession
 
+    options: Any = {
+        CurlOpt.QUICK_EXIT: 1,  # do not wait for a slow resolver
+        # curl knows more protocols, some of which put chosen bytes on a raw socket.
+        CurlOpt.PROTOCOLS_STR: "http,https",
+        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
+    }
     session: AsyncSession[Any] = AsyncSession(
         max_clients=1000,
         discard_cookies=True,
         allow_redirects=False,  # a redirect could take the cookies elsewhere
-        curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
+        curl_options=options,
     )
     release = session.release_curl
 
@@ -3302,6 +3308,12 @@ class Client:
         if server.is_loopback:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
         return Exchange(self._http, server.url + path, body, max_bytes, headers=headers, **options)
+
+    def download(self, url: str, max_bytes: int) -> Exchange:
+        """Begin to fetch a file of the web, wherever redirects lead. No cookies are sent."""
+        options = {"method": "GET", "allow_redirects": True, "max_redirects": 3, "timeout": 0}
+        browser = impersonated_browser()
+        return Exchange(self._http, url, None, max_bytes, impersonate=browser, **options)
 
     async def call(
         self,
@@ -3871,40 +3883,25 @@ def read_file(attachment: llm.Attachment) -> bytes:
         raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
 
 
-async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+async def download_attachment(client: Client, attachment: llm.Attachment) -> tuple[bytes, str]:
     """An attachment from the web, fetched without cookies, and its content type.
 
     Raises HuggingChatError.
     """
-    from curl_cffi import CurlECode, CurlOpt
-    from curl_cffi.requests import AsyncSession
-    from curl_cffi.requests.exceptions import RequestException
-
     url = attachment.url or ""
     shown = one_line(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    options: Any = {
-        # curl knows more protocols, some of which put chosen bytes on a raw socket.
-        CurlOpt.PROTOCOLS_STR: "http,https",
-        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
-        CurlOpt.MAXFILESIZE_LARGE: AUDIO_LIMIT,
-    }
-    browser: Any = impersonated_browser()
     try:
-        async with AsyncSession[Any](max_redirects=3, curl_options=options) as session:
-            response = await session.get(url, timeout=limits.call_timeout, impersonate=browser)
-    except RequestException as error:
-        if error.code == CurlECode.FILESIZE_EXCEEDED:
-            raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
-        why = connection_error(error, True, url)
-        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
-    if response.status_code != 200:
-        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return response.content, response.headers.get("content-type") or ""
+        response = await client.download(url, AUDIO_LIMIT).whole(limits.call_timeout)
+    except TooLarge:
+        raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
+    except (ConnectionLost, HttpError) as error:
+        raise HuggingChatError(f"{shown} cannot be fetched: {error}") from None
+    return response.body, response.header("content-type")
 
 
-async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+async def read_attachment(client: Client, attachment: llm.Attachment) -> tuple[bytes, str]:
     """An attachment's bytes and content type, which is found out if nothing says it.
 
     Raises HuggingChatError for one that cannot be read or is empty.
@@ -3913,7 +3910,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     if not content and attachment.path:
         content = read_file(attachment)
     elif not content and attachment.url:
-        content, sent_type = await download_attachment(attachment)
+        content, sent_type = await download_attachment(client, attachment)
         same = mime_type(sent_type) == mime_type(content_type)  # it alone has the charset
         content_type = sent_type if same or not content_type else content_type
     if not content:
@@ -5248,7 +5245,7 @@ class _HuggingChat:
         )
         plan = planned(server.url, retry=retry)
         uploads = [
-            upload_of(each, *await read_attachment(each), self._kinds, self.model_id)
+            upload_of(each, *await read_attachment(client, each), self._kinds, self.model_id)
             for each in plan.attachments
         ]
         cookies = cookies_of_key(server, key) if key else None
@@ -6711,7 +6708,7 @@ def transcribe(file: str) -> None:
     async def work(client: Client, credentials: Credentials) -> str:
         command = "llm huggingchat transcribe"
         recording = upload_of(
-            attachment, *await read_attachment(attachment), (RECORDINGS,), command
+            attachment, *await read_attachment(client, attachment), (RECORDINGS,), command
         )
         (text,) = await transcribe_all(client, credentials, [recording], note)
         return f"{text}\n"

@@ -22,6 +22,7 @@ from pure.cuts import ANY_TEXT
 SEES, READS = (TEXTS, RECORDINGS, plugin.IMAGES), (TEXTS, RECORDINGS)
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 MB = 1024 * 1024
+NOBODY: Any = None  # a client that is not called
 GREETING = "Grüße, où? «ça»"
 
 
@@ -228,10 +229,10 @@ async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
     typed = llm.Attachment(type="text/plain", content=b"x")
-    assert await read_attachment(typed) == (b"x", "text/plain")
+    assert await read_attachment(NOBODY, typed) == (b"x", "text/plain")
     for type in (None, "application/octet-stream"):
         named = llm.Attachment(type=type, path=str(path))
-        assert await read_attachment(named) == (b"a;b", "text/csv")
+        assert await read_attachment(NOBODY, named) == (b"a;b", "text/csv")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes in directories")
@@ -244,4 +245,4 @@ def test_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "x.txt"])
 async def test_attachment_comes_over_http_alone(url):
     with pytest.raises(llm.ModelError, match="not a http or https address"):
-        await plugin.download_attachment(llm.Attachment(url=url))
+        await plugin.download_attachment(NOBODY, llm.Attachment(url=url))
