@@ -16,8 +16,8 @@ The file reads from top to bottom; each part uses only what stands above it:
     cache        the catalogue cache
     locks        one turn at a time in a conversation
     http         one exchange over curl_cffi
-    client       calls to a chat server, tried again where that can help
     sessions     made from `token`, renewed when they have expired
+    client       calls to a chat server, tried again where that can help
     errors       what went wrong in a call, in words
     attachments  files -> what chat-ui takes of them; recordings -> their words
     run          one run: send, follow, look, until it is stored
@@ -3155,25 +3155,9 @@ def _open_session() -> AsyncSession[Any]:
     return session
 
 
-# --- client: calls to a chat server, tried again where that can help -----------------
+# --- sessions: made from `token`, renewed when they have expired ---------------------
 
-JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
-CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
-STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
-PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
-SETTINGS_PATH = "/api/v2/user/settings"
-
-
-class NotFound(Exception):
-    """The conversation is not there for this account; or `answer`, the one to continue after."""
-
-    def __init__(self, *, answer: bool = False) -> None:
-        super().__init__()
-        self.answer = answer
-
-
-class IncompleteAnswer(Exception):
-    """An answer is not whole, and the server has no more of it."""
+LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -3195,6 +3179,135 @@ class Credentials(msgspec.Struct, frozen=True):
         """For calls that need no login: nothing but what the firewall gave."""
         waf = self.cookies and self.cookies.waf
         return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
+
+
+def is_missing(path: str, response: HttpResponse) -> bool:
+    """Whether a conversation, or a part of it, is not there for this account."""
+    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
+    return is_part and response.is_hidden
+
+
+class Sessions:
+    """The sessions of logins: made from `token`, and renewed when they have expired.
+
+    Each is made once for all who ask for it at the same time, and kept in llm's key store,
+    where other processes find it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._latest: dict[tuple[str, str | None], Cookies] = {}  # by server's address and `token`
+        self._renewing: dict[tuple[str, str | None], asyncio.Task[None]] = {}
+
+    def current(self, credentials: Credentials) -> Credentials:
+        """`credentials` with the latest session that is known of their login."""
+        server, cookies = credentials.server, credentials.cookies
+        latest = cookies and self._latest.get((server.url, cookies.token))
+        if cookies and latest:
+            cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
+        return Credentials(server, cookies)
+
+    async def ready(self, credentials: Credentials) -> Credentials:
+        """`credentials` with a session, which is made if there is only `token`."""
+        credentials = self.current(credentials)
+        cookies = credentials.cookies
+        if cookies and cookies.token and cookies.hf_chat is None:
+            return await self.renew(credentials)
+        return credentials
+
+    async def renew_after(self, error: HttpError, credentials: Credentials, path: str = "") -> bool:
+        """Whether a call was refused because its session had expired, and there is a new one.
+
+        Someone who is not logged in is told that a conversation is not there. Raises what
+        `renew` does.
+        """
+        if error.response.is_firewall:
+            return False
+        has_token = bool(credentials.cookies and credentials.cookies.token)
+        expired = has_token and error.response.wants_login
+        if is_missing(path, error.response):
+            client = self._client
+            expired = await client.wants_login(credentials) and not await client.user(credentials)
+        if expired:
+            await self.renew(credentials)
+        return expired
+
+    async def renew(self, credentials: Credentials) -> Credentials:
+        """`credentials` with another session than theirs, made from `token`.
+
+        Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
+        """
+        server, cookies = credentials.server, credentials.cookies
+        if self.current(credentials) == credentials:
+            if cookies is None or cookies.token is None:
+                raise login_error(server, cookies)
+            login = server.url, cookies.token
+            if login not in self._renewing:
+                self._renewing[login] = self._client.spawn(self._renew(server, cookies))
+                self._renewing[login].add_done_callback(lambda _: self._renewing.pop(login))
+            await asyncio.shield(self._renewing[login])  # if one leaves, the others get theirs
+        return self.current(credentials)
+
+    async def _renew(self, server: Server, cookies: Cookies) -> None:
+        session = await self._log_in(server, cookies)
+        made = msgspec.structs.replace(cookies, hf_chat=session, since=time.time())
+        await asyncio.to_thread(replace_session, server, cookies, made)
+        self._latest[server.url, cookies.token] = made
+
+    async def _log_in(self, server: Server, cookies: Cookies) -> str:
+        """A session made from `token`: GET BASE/login and where it leads.
+
+        The service's login provider is on the service's own origin. Nothing else is followed:
+        `token` opens the whole account. (captures/login_renewed.json)
+        """
+        jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
+        url = f"{server.url}/login"
+        for _ in range(LOGIN_STEPS):
+            step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
+            try:
+                path = url.removeprefix(server.origin)
+                response = await self._client.call(step, "GET", path)
+            except HttpError as error:
+                response = error.response
+                if response.is_firewall or response.status == 429 or response.status >= 500:
+                    raise
+            jar |= response.set_cookies
+            if response.status not in REDIRECTS:
+                break
+            previous, url = url.partition("?")[0], own_target(url, response.header("location"))
+            if not url:
+                break
+            called_back = previous == f"{server.url}/login/callback"
+            if called_back and "hf-chat" in response.set_cookies:
+                if url.partition("?")[0] == f"{server.url}/login":
+                    continue  # it wants to begin again, once
+                return jar["hf-chat"]
+        if cookies.hf_chat is None:
+            needed = await self._client.wants_login(Credentials(server, cookies))
+            if not needed:  # then any value is a session
+                return str(uuid.uuid4())
+        raise login_error(server, cookies)
+
+
+# --- client: calls to a chat server, tried again where that can help -----------------
+
+JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
+CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
+PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+SETTINGS_PATH = "/api/v2/user/settings"
+
+
+class NotFound(Exception):
+    """The conversation is not there for this account; or `answer`, the one to continue after."""
+
+    def __init__(self, *, answer: bool = False) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class IncompleteAnswer(Exception):
+    """An answer is not whole, and the server has no more of it."""
 
 
 class Backoff:
@@ -3225,12 +3338,6 @@ class Backoff:
         if is_last:
             raise error
         await asyncio.sleep(pause)
-
-
-def is_missing(path: str, response: HttpResponse) -> bool:
-    """Whether a conversation, or a part of it, is not there for this account."""
-    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
-    return is_part and response.is_hidden
 
 
 class Client:
@@ -3492,113 +3599,6 @@ async def concurrently(
         for _, task in begun:
             task.cancel()
         await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
-
-
-# --- sessions: made from `token`, renewed when they have expired ---------------------
-
-LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
-
-
-class Sessions:
-    """The sessions of logins: made from `token`, and renewed when they have expired.
-
-    Each is made once for all who ask for it at the same time, and kept in llm's key store,
-    where other processes find it.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._latest: dict[tuple[str, str | None], Cookies] = {}  # by server's address and `token`
-        self._renewing: dict[tuple[str, str | None], asyncio.Task[None]] = {}
-
-    def current(self, credentials: Credentials) -> Credentials:
-        """`credentials` with the latest session that is known of their login."""
-        server, cookies = credentials.server, credentials.cookies
-        latest = cookies and self._latest.get((server.url, cookies.token))
-        if cookies and latest:
-            cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
-        return Credentials(server, cookies)
-
-    async def ready(self, credentials: Credentials) -> Credentials:
-        """`credentials` with a session, which is made if there is only `token`."""
-        credentials = self.current(credentials)
-        cookies = credentials.cookies
-        if cookies and cookies.token and cookies.hf_chat is None:
-            return await self.renew(credentials)
-        return credentials
-
-    async def renew_after(self, error: HttpError, credentials: Credentials, path: str = "") -> bool:
-        """Whether a call was refused because its session had expired, and there is a new one.
-
-        Someone who is not logged in is told that a conversation is not there. Raises what
-        `renew` does.
-        """
-        if error.response.is_firewall:
-            return False
-        has_token = bool(credentials.cookies and credentials.cookies.token)
-        expired = has_token and error.response.wants_login
-        if is_missing(path, error.response):
-            client = self._client
-            expired = await client.wants_login(credentials) and not await client.user(credentials)
-        if expired:
-            await self.renew(credentials)
-        return expired
-
-    async def renew(self, credentials: Credentials) -> Credentials:
-        """`credentials` with another session than theirs, made from `token`.
-
-        Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
-        """
-        server, cookies = credentials.server, credentials.cookies
-        if self.current(credentials) == credentials:
-            if cookies is None or cookies.token is None:
-                raise login_error(server, cookies)
-            login = server.url, cookies.token
-            if login not in self._renewing:
-                self._renewing[login] = self._client.spawn(self._renew(server, cookies))
-                self._renewing[login].add_done_callback(lambda _: self._renewing.pop(login))
-            await asyncio.shield(self._renewing[login])  # if one leaves, the others get theirs
-        return self.current(credentials)
-
-    async def _renew(self, server: Server, cookies: Cookies) -> None:
-        session = await self._log_in(server, cookies)
-        made = msgspec.structs.replace(cookies, hf_chat=session, since=time.time())
-        await asyncio.to_thread(replace_session, server, cookies, made)
-        self._latest[server.url, cookies.token] = made
-
-    async def _log_in(self, server: Server, cookies: Cookies) -> str:
-        """A session made from `token`: GET BASE/login and where it leads.
-
-        The service's login provider is on the service's own origin. Nothing else is followed:
-        `token` opens the whole account. (captures/login_renewed.json)
-        """
-        jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
-        url = f"{server.url}/login"
-        for _ in range(LOGIN_STEPS):
-            step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
-            try:
-                path = url.removeprefix(server.origin)
-                response = await self._client.call(step, "GET", path)
-            except HttpError as error:
-                response = error.response
-                if response.is_firewall or response.status == 429 or response.status >= 500:
-                    raise
-            jar |= response.set_cookies
-            if response.status not in REDIRECTS:
-                break
-            previous, url = url.partition("?")[0], own_target(url, response.header("location"))
-            if not url:
-                break
-            called_back = previous == f"{server.url}/login/callback"
-            if called_back and "hf-chat" in response.set_cookies:
-                if url.partition("?")[0] == f"{server.url}/login":
-                    continue  # it wants to begin again, once
-                return jar["hf-chat"]
-        if cookies.hf_chat is None:
-            needed = await self._client.wants_login(Credentials(server, cookies))
-            if not needed:  # then any value is a session
-                return str(uuid.uuid4())
-        raise login_error(server, cookies)
 
 
 # --- errors: what went wrong in a call, in words -------------------------------------
