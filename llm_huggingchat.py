@@ -2591,7 +2591,7 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     """
     path = llm.user_dir() / "keys.json"
     with _key_store_errors("updated"), lock_of(path):
-        keys = msgspec.convert(llm.load_keys(), dict[str, Any])
+        keys = _stored_keys()
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
@@ -4687,9 +4687,9 @@ class Turn:
         self._plan = plan = request.plan
         self._result = result
         self._channel = channel
-        file_page = request.credentials.server.file_page
+        server = request.credentials.server
         self.answer = Answer(
-            lambda sha: file_page(result.conversation_id, sha),
+            lambda sha: server.file_page(result.conversation_id, sha),
             plan.features,
             request.model.artifacts,
         )
@@ -5184,7 +5184,6 @@ class _HuggingChat:
         self._kinds = (TEXTS, RECORDINGS, IMAGES) if info.multimodal else (TEXTS, RECORDINGS)
         self.attachment_types = frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
         self.supports_schema = self.supports_tools = is_general(info)
-        self._used_on: set[str] = set()  # addresses of servers
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -5235,9 +5234,8 @@ class _HuggingChat:
                 f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
                 "Continue with another model: -m MODEL"
             )
-        if server.url not in self._used_on:  # file locks are waited for in a thread
-            await asyncio.to_thread(remember_models, server.url, [self.info.id])
-            self._used_on.add(server.url)
+        # In a thread, as it may wait for a lock.
+        await asyncio.to_thread(remember_models, server.url, [self.info.id])
         tools, features = self._server_side_tools(prompt), self._features(prompt, server)
         retry = bool(cast(HuggingChatOptions, prompt.options).retry)
         planned = functools.partial(
@@ -5248,8 +5246,9 @@ class _HuggingChat:
             upload_of(each, *await read_attachment(client, each), self._kinds, self.model_id)
             for each in plan.attachments
         ]
-        cookies = cookies_of_key(server, key) if key else None
-        if cookies is None:
+        if key:
+            cookies = cookies_of_key(server, key)
+        else:
             cookies = await asyncio.to_thread(anonymous_session, server)
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
