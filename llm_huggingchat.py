@@ -3094,18 +3094,12 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, silence: float, into: io.BufferedIOBase | None = None) -> HttpResponse:
-        """The whole response; without its body, if that is written `into` a file.
-
-        Raises what `read` does, and HttpError for any status but 200.
-        """
+    async def whole(self, silence: float) -> HttpResponse:
+        """The whole response. Raises what `read` does, and HttpError for any status but 200."""
         body = io.BytesIO()
-        file = into or body
-        file.seek(0)
-        file.truncate()
         async with self:
             while chunk := await self.read(silence):
-                file.write(chunk)
+                body.write(chunk)
         response = self.response
         if response.status != 200:
             raise HttpError(response)
@@ -3433,15 +3427,13 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
-        into: io.BufferedIOBase | None = None,
     ) -> HttpResponse:
         """One call, tried again where that can help.
 
         One that is not `idempotent` reaches the server once at most. `value` is sent as JSON,
         bytes as they are. `timeout` bounds the silence of all attempts together, by default
-        `limits.call_timeout`; while a file is written `into`, that between two pieces of it.
-        Raises ConnectionLost, HttpError for any status but 200, NotFound for a conversation that
-        is not there, HuggingChatError.
+        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound
+        for a conversation that is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3455,8 +3447,7 @@ class Client:
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                silence = timeout if into else deadline - time.monotonic()
-                return await exchange.whole(silence, into)
+                return await exchange.whole(deadline - time.monotonic())
             except HttpError as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -5349,7 +5340,7 @@ class AsyncHuggingChat(_HuggingChat, llm.AsyncKeyModel):  # type: ignore[misc]
 
 # --- logs: a server's conversations, and llm's logs ---------------------------------------
 
-WRITING = 60  # seconds: an answer that is still being written is saved more often
+WRITING = datetime.timedelta(minutes=1)  # an answer is saved more often while it is written
 
 
 @contextlib.contextmanager
@@ -5425,11 +5416,9 @@ class ConversationTree(msgspec.Struct, frozen=True):
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """The time in a server's JSON, or None."""
-    try:
-        time = datetime.datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+    with contextlib.suppress(ValueError):
+        return datetime.datetime.fromisoformat(text or "").astimezone(datetime.UTC)
+    return None
 
 
 def branches_of(conversation: Conversation) -> list[Branch]:
@@ -5452,11 +5441,10 @@ def _is_said(message: StoredMessage) -> bool:
     if message.sender != "assistant":
         return message.sender == "user"
     updates, complete, settled = stored_updates(message)
-    updated = parse_time(message.updated_at)
-    if message.generation_id and updated and not (complete or settled):
-        age = datetime.datetime.now(datetime.UTC) - updated
-        if age.total_seconds() < WRITING:
-            return False
+    saved, now = parse_time(message.updated_at), datetime.datetime.now(datetime.UTC)
+    running = message.generation_id and not (complete or settled)
+    if running and saved and now - saved < WRITING:
+        return False
     return any(map(is_content, updates))
 
 
@@ -5516,18 +5504,16 @@ def response_of(
     response._start = 0.0
     response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
     response._done = True
-    response.id = ulid_of(begun, "turn", server.url, ref.id, message.id)
+    response.id = ulid_of(begun)
     return response
 
 
-def ulid_of(time: datetime.datetime | None, *names: str) -> str:
-    """An id that sorts by its time, as llm's do, and is always the same for the same names."""
+def ulid_of(time: datetime.datetime | None) -> str:
+    """An id that sorts by its time, as llm's do."""
     from ulid import ULID
 
     now = datetime.datetime.now(datetime.UTC)  # a later time would come after all that follows
-    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
-    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
-    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
+    return str(ULID.from_datetime(min(time or now, now))).lower()
 
 
 def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
@@ -5539,7 +5525,7 @@ def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
     pieces = [f"# {tree.title}", f"<{tree.ref.page}>"]
     if tree.preprompt:
         pieces += ["## System", tree.preprompt]
-    for message in next(iter(tree.branches), []):
+    for message in itertools.chain(*tree.branches[:1]):
         if message.sender == "user":
             name, said = "User" if for_model else "You", [question_of(tree, message)]
         else:
@@ -5579,13 +5565,17 @@ class Importer:
 
     def __init__(self, store: LogStore, server: Server) -> None:
         self._store = store
-        self._hashes: dict[str, list[str]] = {}  # message or generation id -> logged messages
-        self._threads: dict[str, str] = {}  # logged message -> a thread with the turn it ends
-        self._models: set[str] = set()
-        rows = store.db.execute("select tip_message_hash, id from threads order by id")
-        self._tips = {str(tip): str(id) for tip, id in rows if tip}
+        self._hashes: dict[str, str] = {}  # message or generation id -> logged message
         for logged in logged_answers(store, server):
-            self._remember(logged.hash, logged.thread_id, logged.message_id, logged.generation_id)
+            self._remember(logged.hash, logged.message_id, logged.generation_id)
+
+    def _remember(self, hash: str, *ids: str | None) -> None:
+        self._hashes |= dict.fromkeys(filter(None, ids), hash)
+
+    def _logged(self, message: StoredMessage) -> str:
+        """The logged answer that this is, or ""."""
+        ids = message.id, message.generation_id or ""
+        return next((self._hashes[id] for id in ids if id in self._hashes), "")
 
     def knows(self, branches: list[Branch]) -> bool:
         """Whether everything in these branches is logged."""
@@ -5597,34 +5587,19 @@ class Importer:
         Raises sqlite3.Error.
         """
         with self._store.db.atomic():
-            added = [self._add(tree, branch) for branch in branches]
-        remember_models(tree.ref.server.url, self._models)
-        return added
-
-    def _remember(self, hash: str, thread_id: str | None, *ids: str | None) -> None:
-        if thread_id:
-            self._threads[hash] = thread_id
-        for id in filter(None, ids):
-            self._hashes.setdefault(id, []).append(hash)
-
-    def _logged(self, message: StoredMessage) -> str:
-        """The logged answer that this is, preferably the last one of a thread; or ""."""
-        ids = filter(None, (message.id, message.generation_id))
-        hashes = [hash for id in ids for hash in self._hashes.get(id, ())]
-        return next((hash for hash in hashes if hash in self._tips), next(iter(hashes), ""))
+            return [self._add(tree, branch) for branch in branches]
 
     def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
         start = max((number for number, hash in enumerate(logged, 1) if hash), default=0)
-        tip, turns, leaf = logged[start - 1] if start else "", 0, branch[-1]
-        thread_id = self._tips.get(tip) or self._threads.get(tip) or ""
+        tip, turns = logged[start - 1] if start else None, 0
+        thread_id = self._find("select max(id) from threads where tip_message_hash = ?", tip)
+        fork_of = self._find("select max(thread_id) from turns where tip_message_hash = ?", tip)
         if start == len(branch):
-            return thread_id, 0
-        if tip not in self._tips:
-            names = ("thread", tree.ref.server.url, tree.ref.id, leaf.id)
-            id = ulid_of(parse_time(leaf.created_at), *names)
-            thread_id = self._store.create_thread(tree.title, tip or None, thread_id or None, id)
-        self._tips.pop(tip, None)
+            return thread_id or fork_of or "", 0
+        if thread_id is None:
+            id = ulid_of(parse_time(branch[-1].created_at))
+            thread_id = self._store.create_thread(tree.title, tip, fork_of, id)
         history = self._history(tree, tip)
         for message in branch[start:]:
             if message.sender == "user":
@@ -5633,13 +5608,17 @@ class Importer:
             response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
+            model_id = response.model.model_id.removeprefix("huggingchat/")
+            remember_models(tree.ref.server.url, [model_id])
             tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
-            self._remember(tip, thread_id, message.id, message.generation_id)
-        self._tips[tip] = thread_id
+            self._remember(tip, message.id, message.generation_id)
         return thread_id, turns
 
-    def _history(self, tree: ConversationTree, tip: str) -> list[Message]:
+    def _find(self, sql: str, tip: str | None) -> str | None:
+        """The one id that a query finds for a logged message."""
+        return cast("str | None", self._store.db.execute(sql, [tip]).fetchone()[0])
+
+    def _history(self, tree: ConversationTree, tip: str | None) -> list[Message]:
         """The logged messages up to `tip`; at the start of a conversation, its system prompt."""
         if not tip:
             preprompt = without_controls(tree.preprompt)
@@ -5647,17 +5626,18 @@ class Importer:
         try:
             return list(self._store.load_chain(tip))
         except (KeyError, TypeError, ValueError, RecursionError):
-            raise HuggingChatError(
-                f"llm's logs, {llm.user_dir() / 'logs.db'}, hold a part of {tree.title!r} that "
-                "cannot be read, so nothing can be added to it."
-            ) from None
+            why = f"a part of {tree.title!r} cannot be read, so nothing can be added to it"
+            raise sqlite3.DatabaseError(why) from None
 
 
 # --- commands: llm huggingchat … ---------------------------------------------------------
 
-Work = Callable[[Client, Credentials], Coroutine[Any, Any, T]]
 DASH = pathlib.Path("-")  # standard output, where a file is named
 FILE_SIZE_LIMIT = 1_000_000_000  # bytes of a file in an answer
+CONVERSATION_HELP = (
+    "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
+    "by default it is the latest conversation in llm's logs."
+)
 
 
 class _Commands(click.Group):
@@ -5667,17 +5647,19 @@ class _Commands(click.Group):
         return list(self.commands)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        takes_one = any(param.metavar == "[ID|URL]" for param in cmd.params)
+        about = f"{CONVERSATION_HELP}\n\n" if takes_one else ""
         # \b keeps the lines of the examples as they are.
-        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", "\b\nExamples:", 1)
+        examples = f"{about}\b\nExamples:"
+        cmd.help = inspect.cleandoc(cmd.help or "").replace("Examples:", examples, 1)
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except sqlite3.Error as error:
-            path = llm.user_dir() / "logs.db"
-            message = f"llm's logs, {path}, cannot be used: {one_line(error)}"
-            raise click.ClickException(message) from None
+            what = f"llm's logs, {llm.user_dir() / 'logs.db'}, cannot be used"
+            raise click.ClickException(f"{what}: {one_line(error)}") from None
         except BrokenPipeError:
             raise  # the reader has had enough: click knows
         except OSError as error:
@@ -5698,17 +5680,8 @@ def huggingchat() -> None:
 
 json_option = click.option("json_", "--json", is_flag=True, help="Output as JSON")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation")
+conversation_argument = click.argument("name", required=False, metavar="[ID|URL]")
 names_argument = click.argument("names", nargs=-1, metavar="[ID|URL]...")
-
-
-def conversation_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument for a conversation, which the command's help explains."""
-    text = (
-        "[ID|URL] is a conversation's id, the address of its page or its id in llm's logs; "
-        "by default it is the latest conversation in llm's logs."
-    )
-    command.__doc__ = (command.__doc__ or "").replace("Examples:", f"{text}\n\n    Examples:", 1)
-    return click.argument("name", required=False, metavar="[ID|URL]")(command)
 
 
 def output_option(help: str, *, file_okay: bool = True, **options: Any) -> Callable[..., Any]:
@@ -5724,57 +5697,59 @@ def current_credentials() -> Credentials:
     return Credentials(server, cookies_of_key(server, key) if key else None)
 
 
-async def with_model_errors(client: Client, credentials: Credentials, work: Work[T]) -> T:
-    """The result of calls to the server. Raises HuggingChatError for all that goes wrong."""
+@contextlib.contextmanager
+def model_errors(credentials: Credentials) -> Iterator[None]:
+    """Raises what goes wrong in calls to the server as HuggingChatError."""
     try:
-        try:
-            return await work(client, credentials)
-        except NotFound:  # logged-out users get 404 for every conversation
-            await require_login(client, credentials)
-            raise
+        yield
     except (ConnectionLost, HttpError, NotFound) as error:
         raise model_error(error, credentials) from None
 
 
-def call_server(credentials: Credentials, work: Work[T]) -> T:
-    """Run a command's calls to the server. Raises HuggingChatError for all that goes wrong."""
+def call_server(
+    work: Callable[..., Coroutine[Any, Any, T]], *args: Any, credentials: Credentials | None = None
+) -> T:
+    """The result of `work(client, credentials, *args)`. Raises HuggingChatError.
+
+    The credentials are by default those for the current server.
+    """
+    mine = credentials or current_credentials()
 
     async def run() -> T:
         async with Client() as client:
-            return await with_model_errors(client, credentials, work)
+            return await work(client, mine, *args)
 
     # Windows' own event loop cannot watch sockets, which curl_cffi needs.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+    loop = asyncio.SelectorEventLoop
+    with model_errors(mine), asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(run())
 
 
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
-    login_needed = await client.wants_login(credentials)
-    for new_session in (client.sessions.ready, client.sessions.renew):
-        try:
-            credentials = await new_session(credentials)
-        except HuggingChatError:
-            break
+    login_needed, user = await client.wants_login(credentials), ""
+    with contextlib.suppress(HuggingChatError):  # there is no session, and none can be made
         user = await client.user(credentials)
-        if user or not login_needed:
-            return login_needed, user
-    return login_needed, ""
+        if login_needed and not user:
+            user = await client.user(await client.sessions.renew(credentials))
+    return login_needed, user
 
 
-async def require_login(client: Client, credentials: Credentials) -> bool:
-    """Whether an expired session is renewed now. Raises HuggingChatError if a login is missing."""
-    before = client.sessions.current(credentials)
+async def require_login(client: Client, credentials: Credentials) -> None:
+    """Renew the session if it has expired. Raises HuggingChatError if a login is missing."""
     login_needed, user = await find_user(client, credentials)
     if login_needed and not user:
         raise login_error(credentials.server, credentials.cookies)
-    return client.sessions.current(credentials) != before
 
 
-def may_write(path: pathlib.Path) -> None:
-    """Ask before a file is overwritten. Raises click.Abort."""
-    if path.is_file() or (path.is_symlink() and not path.exists()):
-        click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
+def write_files(files: dict[pathlib.Path, bytes]) -> None:
+    """Write files, after asking about those that are there. Raises click.Abort, OSError."""
+    for path in files:
+        if path.is_file() or (path.is_symlink() and not path.exists()):
+            click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
+    for path, content in files.items():
+        with atomic_write(path) as file:
+            file.write(content)
 
 
 def open_in_browser(url: str) -> bool:
@@ -5846,17 +5821,17 @@ def login(browser: str | None) -> None:
         llm huggingchat login < cookies.txt
     """
     server = current_server()
-    asks = not browser and sys.stdin.isatty()
-    given: Cookies | None = None
-    if not browser and not asks:
-        given = parse_cookies(sys.stdin.buffer.read(PASTE_LIMIT), server.host)
-    if not call_server(Credentials(server), Client.wants_login):
+    source: contextlib.AbstractContextManager[Cookies] = paste_cookies(server)
+    if browser:
+        source = contextlib.nullcontext(browser_cookies(browser, server))
+    elif not sys.stdin.isatty():
+        given = sys.stdin.buffer.read(PASTE_LIMIT)
+        source = contextlib.nullcontext(parse_cookies(given, server.host))
+    if not call_server(Client.wants_login, credentials=Credentials(server)):
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
-    if browser:
-        given = browser_cookies(browser, server)
-    with paste_cookies(server) if asks else contextlib.nullcontext(given) as cookies:
-        user = call_server(Credentials(server, cookies), log_in)
+    with source as cookies:
+        user = call_server(log_in, credentials=Credentials(server, cookies))
     click.echo(f"Logged in on {server.host} as {user}. The cookies are in llm's key store.")
 
 
@@ -5914,8 +5889,6 @@ def paste_cookies(server: Server) -> Iterator[Cookies]:
 
 def browser_cookies(browser: str, server: Server) -> Cookies:
     """The cookies that `browser` has for the server's domain. Raises HuggingChatError."""
-    import importlib
-
     name = browser.replace("_", " ").title()
     host = urlsplit(server.url).hostname or ""
     config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config")
@@ -5924,15 +5897,16 @@ def browser_cookies(browser: str, server: Server) -> Cookies:
     newest = max(stores, key=lambda path: path.stat().st_mtime, default=None)
     options = {"domain_name": host} | ({"cookie_file": str(newest)} if newest else {})
     try:
-        store = importlib.import_module("browser_cookie3")
+        import browser_cookie3  # type: ignore[import-untyped]
+
+        load = getattr(browser_cookie3, browser)
         with contextlib.redirect_stdout(io.StringIO()):
-            jar = sorted(getattr(store, browser)(**options), key=lambda each: len(each.domain))
+            jar = sorted(load(**options), key=lambda each: len(each.domain))
         exported = [{"domain": each.domain, "name": each.name, "value": each.value} for each in jar]
         return parse_cookies(json.dumps(exported), server.host)
     except ImportError:
-        raise HuggingChatError(
-            "Reading a browser's cookies needs browser-cookie3. Run: llm install browser-cookie3"
-        ) from None
+        words = "Reading a browser's cookies needs browser-cookie3"
+        raise HuggingChatError(f"{words}. Run: llm install browser-cookie3") from None
     except Exception:  # browser-cookie3's own errors are many, and may show what is in the store
         raise HuggingChatError(
             f"No login for {host} can be read from {name}. Log in at {server.url} with it, close "
@@ -5979,21 +5953,16 @@ def status(ctx: click.Context, json_: bool) -> None:
     names = ("ok", "server", "user", "login_needed", "cookies", "session_time", "models")
     state: dict[str, Any] = dict.fromkeys((*names, "catalogue_time", "reason"))
     state |= {"ok": False, "cookies": "none", "models": 0}
-
-    async def ask(client: Client, credentials: Credentials) -> None:
-        state["login_needed"], user = await find_user(client, credentials)
-        state["user"] = user or None
-        cookies = client.sessions.current(credentials).cookies
-        state["session_time"] = cookies and cookies.since
-        if state["login_needed"] and not user:
-            raise login_error(credentials.server, cookies)
-
     try:
         server = current_server()
         catalogue = load_catalogue(server.url)
         state |= {"server": server.url, "models": len(catalogue.models)}
         state |= {"catalogue_time": catalogue.time, "cookies": find_key(server)[1]}
-        call_server(current_credentials(), ask)
+        state["login_needed"], user = call_server(find_user)
+        cookies = current_credentials().cookies  # with a session that was just made
+        state |= {"user": user or None, "session_time": cookies and cookies.since}
+        if state["login_needed"] and not user:
+            raise login_error(server, cookies)
         state["ok"] = True
     except llm.ModelError as error:
         state["reason"] = str(error)
@@ -6027,7 +5996,7 @@ def refresh() -> None:
     with contextlib.suppress(llm.ModelError):
         credentials = current_credentials()  # a firewall may want its cookie
     before = {model.id for model in load_catalogue(server.url).models}
-    catalogue = call_server(credentials, refresh_catalogue)
+    catalogue = call_server(refresh_catalogue, credentials=credentials)
     after = {model.id for model in catalogue.models}
     for what, ids in (("Added", after - before), ("Removed", before - after)):
         for id in sorted(ids):
@@ -6102,7 +6071,7 @@ async def account_settings(client: Client, credentials: Credentials) -> dict[str
 async def change_settings(
     client: Client, credentials: Credentials, id: str, changes: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Change a model's settings, if at all; None restores a default. All settings afterwards.
+    """Change a model's settings, if at all; None restores a default. The settings afterwards.
 
     The rest goes back as it came: what is left out would go back to its default. But a null
     is superjson's undefined, and refused (captures/settings.json). Raises HuggingChatError.
@@ -6125,27 +6094,22 @@ async def change_settings(
     for name, value in changes.items():
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
-    if credentials.cookies is None:  # without a session, nobody would have these settings
-        session = anonymous_session(credentials.server)
-        credentials = Credentials(credentials.server, session)
+    # Without a session, nobody would have these settings.
+    cookies = credentials.cookies or anonymous_session(credentials.server)
+    credentials = Credentials(credentials.server, cookies)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
-    found = settings_of(await account_settings(client, credentials))
-    if not changes.items() <= found.get(id, dict.fromkeys(OVERRIDES)).items():
-        host = credentials.server.host
-        raise HuggingChatError(f"{host} did not save the settings: it may not support them.")
-    return found
+    return settings_of(await account_settings(client, credentials))
 
 
-def _model_named(name: str) -> ModelInfo:
+def model_named(name: str) -> ModelInfo:
     """The model with this id or alias. Raises HuggingChatError."""
-    for each in (name, f"huggingchat/{name}"):
-        with contextlib.suppress(llm.UnknownModelError):
-            model = llm.get_model(each)
-            if isinstance(model, HuggingChat):
-                return model.info
+    models = llm.get_model_aliases()
+    model = models.get(name) or models.get(f"huggingchat/{name}")
+    if isinstance(model, HuggingChat):
+        return model.info
+    host = current_server().host
     raise HuggingChatError(
-        f"{one_line(name, 100)!r} is not a model of {current_server().host}. "
-        "See: llm huggingchat models"
+        f"{one_line(name, 100)!r} is not a model of {host}. See: llm huggingchat models"
     )
 
 
@@ -6176,21 +6140,26 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
         llm huggingchat settings hf-deepseek --provider fastest --no-artifacts
         llm huggingchat settings hf-deepseek --reasoning-effort default --provider auto
     """
-    given = {setting: value for setting, value in options.items() if value is not None}
-    changes = {k: None if value in ("default", "auto") else value for k, value in given.items()}
+    changes = {
+        setting: None if value in ("default", "auto") else value
+        for setting, value in options.items()
+        if value is not None
+    }
     if changes and not name:
         raise click.UsageError("Which model? Give an alias or an id.")
-    id = _model_named(name).id if name else ""
-    credentials = current_credentials()
-    work = functools.partial(change_settings, id=id, changes=changes)
-    found = call_server(credentials, work)
+    id = model_named(name).id if name else ""
+    server = current_server()
+    found = call_server(change_settings, id, changes)
     if id:
         found = {id: found.get(id, dict.fromkeys(OVERRIDES))}
+        if not changes.items() <= found[id].items():
+            what = f"{server.host} did not save the settings"
+            raise HuggingChatError(f"{what}: it may not support them.")
     if json_:
         shown = [{"model": f"huggingchat/{each}", **kept} for each, kept in found.items()]
         echo_json(shown[0] if id else shown)
         return
-    models = {model.id: model for model in load_catalogue(credentials.server.url).models}
+    models = {model.id: model for model in load_catalogue(server.url).models}
     on = {True: "on", False: "off"}
     for each, kept in found.items():
         info = models.get(each)
@@ -6208,21 +6177,21 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
 # Conversations
 
 
-def find_conversation(name: str | None, server: Server, *, shared: bool = True) -> ConversationRef:
+def find_conversation(name: str | None, *, shared: bool = True) -> ConversationRef:
     """The conversation that `name` means; without a name, the latest one in llm's logs.
 
     A name is an id, an address, or an id of llm's logs. Raises HuggingChatError if there is
     none, or if it is a `shared` link where that is not accepted.
     """
-    text = (name or "").strip()
+    server, text = current_server(), (name or "").strip()
     if re.fullmatch(r"[0-9a-fA-F]{24}", text):
         return ConversationRef(server, text.lower())
     if "://" not in text:
         with open_logs() as store:
-            for logged in reversed(logged_answers(store, server)):
-                named = name is None or logged.thread_id == text.lower()
-                if named and logged.conversation_id:
-                    return ConversationRef(server, logged.conversation_id)
+            logged = [each for each in logged_answers(store, server) if each.conversation_id]
+        named = [each for each in logged if name is None or each.thread_id == text.lower()]
+        if named:
+            return ConversationRef(server, named[-1].conversation_id)
     if name is None:
         raise HuggingChatError(
             f"llm's logs hold no conversation of {server.host}. Give an id or an address."
@@ -6232,18 +6201,12 @@ def find_conversation(name: str | None, server: Server, *, shared: bool = True) 
     pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
     match = re.fullmatch(pattern, text)
     if not match:
-        raise HuggingChatError(
-            f"{one_line(name, 200)!r} names no conversation on {server.url}. Give an id of 24 "
-            "hexadecimal digits, the address of its page, or its id in llm's logs. For another "
-            f"server, set {SERVER_VARIABLE}."
-        )
+        what = f"{one_line(name, 200)!r} names no conversation on {server.url}"
+        raise HuggingChatError(f"{what}. Give its id, its address or its id in llm's logs.")
     # Ids of shared conversations have 7 characters, and are accepted in either place.
     ref = ConversationRef(server, match[2], match[1] == "r" or len(match[2]) == 7)
     if ref.shared and not shared:
-        raise HuggingChatError(
-            f"{one_line(text, 200)} is a shared link. This needs a conversation of your own; "
-            "llm huggingchat import makes it one."
-        )
+        raise HuggingChatError(f"{ref.page} is a shared link. First run: llm huggingchat import")
     return ref
 
 
@@ -6261,7 +6224,7 @@ async def settle(client: Client, credentials: Credentials, ref: ConversationRef)
 async def read_tree(
     client: Client, credentials: Credentials, ref: ConversationRef
 ) -> ConversationTree:
-    """A conversation, with its latest answer. Raises NotFound."""
+    """A conversation's branches, with its latest answer. Raises NotFound."""
     await settle(client, credentials, ref)
     found: Conversation = await client.conversation(credentials, ref.id)
     title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
@@ -6274,12 +6237,13 @@ async def list_conversations(
 ) -> list[ConversationSummary]:
     """The first `number` conversations, or all, whose title contains `query`, newest first."""
     listed: dict[str, ConversationSummary] = {}  # each once, even if pages shift meanwhile
-    number, page = number or sys.maxsize, 0
+    number, page = number if number > 0 else sys.maxsize, 0
     while True:
         path = f"/api/v2/conversations?p={page}"
         got = await client.get(credentials, path, ConversationPage)
-        if not listed and not got.conversations and await require_login(client, credentials):
-            continue  # now the account is asked
+        if not listed and not got.conversations:  # as for who is not logged in
+            await require_login(client, credentials)
+            got = await client.get(credentials, path, ConversationPage)
         before = len(listed)
         listed |= {entry.id: entry for entry in got.conversations}
         found = [e for e in listed.values() if query.casefold() in e.title.casefold()]
@@ -6289,60 +6253,47 @@ async def list_conversations(
 
 
 def find_conversations(
-    names: Iterable[str | None], credentials: Credentials, *, every: bool, shared: bool = True
+    names: Iterable[str | None], *, every: bool, shared: bool = True
 ) -> list[ConversationRef]:
     """The conversations that `names` mean, each once, or every one of the account's."""
-    server = credentials.server
     if every:
-        listed = call_server(credentials, list_conversations)
+        server, listed = current_server(), call_server(list_conversations)
         return [ConversationRef(server, entry.id) for entry in listed]
-    return list(dict.fromkeys(find_conversation(name, server, shared=shared) for name in names))
+    return list(dict.fromkeys(find_conversation(name, shared=shared) for name in names))
 
 
 def call_for_each(
-    credentials: Credentials,
     refs: list[ConversationRef],
-    work: Callable[[Client, ConversationRef], Coroutine[Any, Any, T]],
+    work: Callable[[Client, Credentials, ConversationRef], Coroutine[Any, Any, None]],
     label: str,
-    done: Callable[[T], None] = lambda _: None,
 ) -> None:
-    """Do `work` for conversations, a few at a time, and give the results to `done` in order.
+    """Do `work` for conversations, a few at a time, with a progress bar if there is a `label`.
 
-    With a `label`, shows a progress bar on a terminal. At the end, raises HuggingChatError if
-    some conversations were not there.
+    Raises HuggingChatError, at the end if some conversations were not there.
     """
+    missing = []
 
     async def run(client: Client, credentials: Credentials) -> None:
-        async def work_if_there(ref: ConversationRef) -> list[T]:
-            with contextlib.suppress(NotFound):
-                return [await work(client, ref)]
-            return []
+        async def work_if_there(ref: ConversationRef) -> None:
+            try:
+                await work(client, credentials, ref)
+            except NotFound:
+                missing.append(ref.id)
 
-        missing = []
         async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
-            async for ref, result in results:
+            async for _ in results:
                 bar.update(1)
-                missing += [] if result else [ref.id]
-                for each in result:
-                    done(each)
-        if missing:
-            await require_login(client, credentials)
-            host, ids = credentials.server.host, ", ".join(missing)
-            raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
-        call_server(credentials, run)
+        call_server(run)
+    if missing:
+        host, ids = current_server().host, ", ".join(missing)
+        raise HuggingChatError(f"No such conversation on {host} for this account: {ids}")
 
 
 @huggingchat.command()
-@click.option(
-    *("-n", "--number"),
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="How many to list; 0 lists all",
-)
+@click.option("-n", "--number", default=20, show_default=True, help="How many to list; 0 is all")
 @click.option("-q", "--query", default="", help="Only those with this string in their title")
 @json_option
 def conversations(number: int, query: str, json_: bool) -> None:
@@ -6354,16 +6305,15 @@ def conversations(number: int, query: str, json_: bool) -> None:
         llm huggingchat conversations
         llm huggingchat conversations -n 5 -q poem
     """
-    credentials = current_credentials()
-    work = functools.partial(list_conversations, number=number, query=query)
-    found = call_server(credentials, work)
+    server = current_server()
+    found = call_server(list_conversations, number, query)
     with open_logs() as store:
-        answers = logged_answers(store, credentials.server)
+        answers = logged_answers(store, server)
     threads = {each.conversation_id: each.thread_id for each in answers if each.thread_id}
     shown = []
     for entry in found:
         about = {name: one_line(text, 200) for name, text in msgspec.structs.asdict(entry).items()}
-        here = {"url": credentials.server.page(entry.id), "thread_id": threads.get(entry.id)}
+        here = {"url": server.page(entry.id), "thread_id": threads.get(entry.id)}
         shown.append({**about, **here})
         if not json_:
             updated = parse_time(entry.updated_at)
@@ -6398,22 +6348,18 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
     """
     if names and every:
         raise click.UsageError("Give either conversations or --all.")
-    credentials = current_credentials()
-    refs = find_conversations(names or [None], credentials, every=every)
+    refs = find_conversations(names or [None], every=every)
     wanted = slice(None if every_branch else 1)
 
-    async def fetch(client: Client, ref: ConversationRef) -> ConversationTree:
+    async def import_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
         tree = await read_tree(client, credentials, ref)
-        if not (ref.shared and credentials.cookies) or importer.knows(tree.branches[wanted]):
-            return tree
-        # Only a copy in the account can be continued there.
-        path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
-        response = await client.call(credentials, "POST", path, value, idempotent=False)
-        copy = read_body(response, Envelope[CreatedConversation], ref.server).json
-        ref = ConversationRef(ref.server, copy.conversation_id)
-        return await read_tree(client, credentials, ref)
-
-    def add(tree: ConversationTree) -> None:
+        if ref.shared and credentials.cookies and not importer.knows(tree.branches[wanted]):
+            # Only a copy in the account can be continued there.
+            path, value = "/api/v2/conversations/import-share", {"shareId": ref.id}
+            response = await client.call(credentials, "POST", path, value, idempotent=False)
+            copy = read_body(response, Envelope[CreatedConversation], ref.server).json
+            ref = ConversationRef(ref.server, copy.conversation_id)
+            tree = await read_tree(client, credentials, ref)
         added = importer.add(tree, tree.branches[wanted])
         for thread_id, turns in [entry for entry in added if entry[1]] or added[:1]:
             click.echo(f"{thread_id}  {count_of(turns, 'turn')} added: {tree.title}")
@@ -6422,8 +6368,8 @@ def import_(names: tuple[str, ...], every: bool, every_branch: bool) -> None:
 
     label = "" if sys.stdout.isatty() else "Conversations imported"
     with open_logs() as store:
-        importer = Importer(store, credentials.server)
-        call_for_each(credentials, refs, fetch, label, add)
+        importer = Importer(store, current_server())
+        call_for_each(refs, import_one, label)
 
 
 @huggingchat.command(name="open")
@@ -6436,7 +6382,7 @@ def open_(name: str | None, only_print: bool) -> None:
         llm huggingchat open
         llm huggingchat open 6b039392759aa03066f1190f --print
     """
-    page = find_conversation(name, current_server()).page
+    page = find_conversation(name).page
     click.echo(page)
     if not only_print:
         open_in_browser(page)
@@ -6457,14 +6403,9 @@ def rename(name: str | None, title: str | None) -> None:
     title = title.strip()
     if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server, shared=False)
-
-    async def work(client: Client, credentials: Credentials) -> None:
-        await settle(client, credentials, ref)
-        await client.call(credentials, "PATCH", api_path(ref.id), {"title": title})
-
-    call_server(credentials, work)
+    ref = find_conversation(name, shared=False)
+    call_server(settle, ref)
+    call_server(Client.call, "PATCH", api_path(ref.id), {"title": title})
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
@@ -6477,16 +6418,11 @@ def share(name: str | None) -> None:
         llm huggingchat share
         llm huggingchat share 6b039392759aa03066f1190f
     """
-    credentials = current_credentials()
-    server = credentials.server
-    ref = find_conversation(name, server, shared=False)
-
-    async def work(client: Client, credentials: Credentials) -> str:
-        await settle(client, credentials, ref)
-        response = await client.call(credentials, "POST", f"{chat_path(ref.id)}/share", {})
-        return server.shared_page(read_body(response, SharedConversation, server).share_id)
-
-    click.echo(call_server(credentials, work))
+    ref = find_conversation(name, shared=False)
+    call_server(settle, ref)
+    response = call_server(Client.call, "POST", f"{chat_path(ref.id)}/share", {})
+    shared = read_body(response, SharedConversation, ref.server)
+    click.echo(ref.server.shared_page(shared.share_id))
 
 
 @huggingchat.command()
@@ -6505,10 +6441,9 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
     """
     if bool(names) == every:
         raise click.UsageError("Give ids or addresses of conversations, or --all.")
-    credentials = current_credentials()
-    refs = find_conversations(names, credentials, every=every, shared=False)
+    host, refs = current_server().host, find_conversations(names, every=every, shared=False)
 
-    async def delete_one(client: Client, ref: ConversationRef) -> None:
+    async def delete_one(client: Client, credentials: Credentials, ref: ConversationRef) -> None:
         path = api_path(ref.id)
         try:
             await client.call(credentials, "DELETE", path, idempotent=False)
@@ -6516,14 +6451,14 @@ def delete(names: tuple[str, ...], every: bool, yes: bool) -> None:
             with contextlib.suppress(NotFound):  # it was deleted, but the answer was lost
                 await client.call(credentials, "DELETE", path)
 
-    what = f"conversation {refs[0].id}" if len(refs) == 1 else count_of(len(refs), "conversation")
+    what = count_of(len(refs), "conversation")
+    if len(refs) == 1:
+        title = "conversation" if yes else repr(call_server(read_tree, refs[0]).title)
+        what = f"{title} ({refs[0].id})"
     if refs and not yes:
-        if len(refs) == 1:
-            tree = call_server(credentials, functools.partial(read_tree, ref=refs[0]))
-            what = f"{tree.title!r} ({tree.ref.id})"
-        click.confirm(f"Delete {what} on {credentials.server.host}?", abort=True, err=True)
-    call_for_each(credentials, refs, delete_one, "Conversations deleted")
-    click.echo(f"Deleted {what} on {credentials.server.host}.")
+        click.confirm(f"Delete {what} on {host}?", abort=True, err=True)
+    call_for_each(refs, delete_one, "Conversations deleted")
+    click.echo(f"Deleted {what} on {host}.")
 
 
 @huggingchat.command()
@@ -6544,23 +6479,17 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
         llm huggingchat export
         llm huggingchat export 6b039392759aa03066f1190f --format json -o poem.json
     """
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server)
-
-    async def work(client: Client, credentials: Credentials) -> str:
-        if format_ == "markdown":
-            return to_markdown(await read_tree(client, credentials, ref))
-        await settle(client, credentials, ref)
-        raw = await client.conversation(credentials, ref.id, msgspec.Raw)
-        return msgspec.json.format(bytes(raw), indent=2).decode("utf-8", "replace") + "\n"
-
-    text = call_server(credentials, work)
+    ref = find_conversation(name)
+    if format_ == "markdown":
+        text = to_markdown(call_server(read_tree, ref))
+    else:
+        call_server(settle, ref)
+        raw = bytes(call_server(Client.conversation, ref.id, msgspec.Raw))
+        text = msgspec.json.format(raw, indent=2).decode("utf-8", "replace") + "\n"
     if output == DASH:
         echo_text(text)
     else:
-        may_write(output)
-        with atomic_write(output) as file:
-            file.write(text.encode())
+        write_files({output: text.encode()})
 
 
 def load_conversation(name: str) -> llm.Fragment:
@@ -6573,10 +6502,10 @@ def load_conversation(name: str) -> llm.Fragment:
       llm -f huggingchat:6b039392759aa03066f1190f 'What was decided?'
       llm -f huggingchat:https://huggingface.co/chat/r/aBcD123 'Is that true?'
     """
-    credentials = current_credentials()
-    work = functools.partial(read_tree, ref=find_conversation(name, credentials.server))
+    credentials, ref = current_credentials(), find_conversation(name)
     # On the models' loop: it works where another runs, and a prompt then uses the connection.
-    tree = run_in_background(lambda client: with_model_errors(client, credentials, work))
+    with model_errors(credentials):
+        tree = run_in_background(lambda client: read_tree(client, credentials, ref))
     if not tree.branches:
         raise HuggingChatError(f"{tree.ref.page} holds no answer yet.")
     text = without_controls(to_markdown(tree, for_model=True))
@@ -6610,27 +6539,31 @@ def artifacts(
         llm huggingchat artifacts 6b039392759aa03066f1190f -o pages
         llm huggingchat artifacts --open
     """
-    credentials = current_credentials()
-    ref = find_conversation(name, credentials.server)
-    tree = call_server(credentials, functools.partial(read_tree, ref=ref))
-    branch = next(iter(tree.branches), [])
-    answers = (message.content for message in branch if message.sender == "assistant")
+    tree = call_server(read_tree, find_conversation(name))
+    newest = itertools.chain(*tree.branches[:1])
+    answers = (message.content for message in newest if message.sender == "assistant")
     found = artifacts_of(map(join_surrogates, answers))
-    names = artifact_names(found, every)
+    named = artifact_names(found, every)
     if output is None:
-        names = [entry for entry in names if show and entry[0].kind in BROWSER_KINDS]
-    files = _write_artifacts(names, output) if names else []
+        named = [(each, name) for each, name in named if show and each.kind in BROWSER_KINDS]
+    files: dict[pathlib.Path, Version] = {}
+    if named:
+        folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / name: version for version, name in named}
+        write_files({path: version.content.encode() for path, version in files.items()})
     if json_:
         echo_json([_artifact_json(artifact) for artifact in found])
     elif output:
-        for path, version in files:
+        for path, version in files.items():
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
-    else:
-        for artifact in found:
+    if not found:
+        note("there are no artifacts in this conversation")
+    for artifact in found:
+        if not (json_ or output):
             _echo_artifact(artifact, every)
-    for line in _artifact_notes(found):
-        note(line)
-    pages = [path for path, version in files if version.kind in BROWSER_KINDS]
+        _note_problems(artifact)
+    pages = [path for path, version in files.items() if version.kind in BROWSER_KINDS]
     if show and not pages:
         note("there is no HTML or SVG to show")
     for path in pages if show else ():
@@ -6638,52 +6571,31 @@ def artifacts(
             note(f"there is no browser here to open {path}")
 
 
-def _write_artifacts(
-    names: list[tuple[Version, str]], output: pathlib.Path | None
-) -> list[tuple[pathlib.Path, Version]]:
-    """Write versions to files in `output`, or in a temporary folder."""
-    folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [(folder / name, version) for version, name in names]
-    for path, _ in files:
-        may_write(path)
-    for path, version in files:
-        with atomic_write(path) as file:
-            file.write(version.content.encode())
-    return files
+def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    versions = msgspec.to_builtins(artifact.versions)
+    latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
+    return {"identifier": artifact.identifier, **latest, "versions": versions}
 
 
 def _echo_artifact(artifact: Artifact, every: bool) -> None:
     """Print what an artifact is: a line, and with `every` one for each of its versions."""
     latest = artifact.latest
-    kind = latest.language if latest.kind == "code" and latest.language else latest.kind
-    versions = count_of(len(artifact.versions), "version")
     name, title = one_line(artifact.identifier, 100), one_line(latest.title, 200)
-    click.echo(f"{name}  {one_line(kind, 30)}  {title} ({versions})")
+    kind = one_line(latest.language or latest.kind, 30)
+    click.echo(f"{name}  {kind}  {title} ({count_of(len(artifact.versions), 'version')})")
     for version in artifact.versions if every else ():
-        size = len(version.content.encode())
-        title = one_line(version.title, 200)
+        size, title = len(version.content.encode()), one_line(version.title, 200)
         click.echo(f"  {version.number}: {version.operation}, {size} bytes: {title}")
 
 
-def _artifact_notes(found: list[Artifact]) -> Iterator[str]:
-    """What did not go as the model meant it."""
-    if not found:
-        yield "there are no artifacts in this conversation"
-    for artifact in found:
-        for version in artifact.versions:
-            which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
-            for text in version.missed:
-                missed = f"replaces {one_line(text, 60)!r}" if text else "replaces nothing"
-                yield f"{which} is an update that did not match: it {missed}"
-            if version.cut:
-                yield f"{which} was never closed"
-
-
-def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    versions = msgspec.to_builtins(artifact.versions)
-    latest = {name: versions[-1][name] or None for name in ("kind", "title", "language")}
-    return {"identifier": artifact.identifier, **latest, "versions": versions}
+def _note_problems(artifact: Artifact) -> None:
+    """Tell what did not go as the model meant it."""
+    for version in artifact.versions:
+        which = f"version {version.number} of {one_line(artifact.identifier, 100)}"
+        for text in version.missed:
+            note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
+        if version.cut:
+            note(f"{which} was never closed")
 
 
 # Recordings, and files in answers
@@ -6712,7 +6624,7 @@ def transcribe(file: str) -> None:
         (text,) = await transcribe_all(client, credentials, [recording], note)
         return f"{text}\n"
 
-    echo_text(call_server(current_credentials(), work))
+    echo_text(call_server(work))
 
 
 @huggingchat.command()
@@ -6727,41 +6639,29 @@ def download(url: str, output: pathlib.Path | None) -> None:
         llm huggingchat download URL
         llm huggingchat download URL -o picture.png
     """
-    credentials = current_credentials()
-    server = credentials.server
+    server = current_server()
     # Nothing but a file's address may get the cookies: no other page, and no way around.
     pattern = re.escape(server.url) + r"(/conversation/[A-Za-z0-9_-]+/output/[A-Za-z0-9_-]+)"
     match = re.fullmatch(pattern, url.strip())
     if not match:
-        raise HuggingChatError(
-            f"{one_line(url, 200)} is not the link of a file on {server.url}. "
-            f"One looks like {server.url}/conversation/ID/output/NAME"
-        )
+        raise HuggingChatError(f"{one_line(url, 200)} is not the link of a file on {server.url}.")
     if output == DASH and sys.stdout.isatty():
         raise click.UsageError("Standard output is a terminal: name a file.")
     path = match[1]
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
-        try:
-            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT, into=file)
-        except NotFound:
-            await require_login(client, credentials)
-            raise HuggingChatError(f"{server.host} has no such file for this account.") from None
+        with contextlib.suppress(NotFound):
+            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT)
+        raise HuggingChatError(f"{server.host} has no such file for this account.")
 
-    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
-    with tempfile.TemporaryFile() as file:
-        response = call_server(credentials, fetch)
-        size = file.tell()
-        file.seek(0)
-        if output == DASH:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        if output is None or output.is_dir():
-            output = (output or pathlib.Path()) / _file_name(response, path)
-        may_write(output)
-        with atomic_write(output) as place:
-            shutil.copyfileobj(file, place)
-    click.echo(f"{output} ({size} bytes)")
+    response = call_server(fetch)
+    if output == DASH:
+        click.echo(response.body, nl=False)
+        return
+    if output is None or output.is_dir():
+        output = (output or pathlib.Path()) / _file_name(response, path)
+    write_files({output: response.body})
+    click.echo(f"{output} ({len(response.body)} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:
