@@ -6083,10 +6083,8 @@ async def change_settings(
         entries = _mappings(details.get("providers"))
         offered = [one_line(entry.get("provider", ""), 80) for entry in entries]
         if provider not in offered:
-            raise HuggingChatError(
-                f"{id} has no provider {provider!r}. It has: {', '.join(offered) or 'none'}; "
-                f"or choose {', '.join(POLICIES)}."
-            )
+            choices = ", ".join([*offered, *POLICIES])
+            raise HuggingChatError(f"{id} has no provider {provider!r}. Choose from: {choices}")
     account = await account_settings(client, credentials)
     if not changes:
         return settings_of(account)
@@ -6107,10 +6105,8 @@ def model_named(name: str) -> ModelInfo:
     model = models.get(name) or models.get(f"huggingchat/{name}")
     if isinstance(model, HuggingChat):
         return model.info
-    host = current_server().host
-    raise HuggingChatError(
-        f"{one_line(name, 100)!r} is not a model of {host}. See: llm huggingchat models"
-    )
+    what = f"{one_line(name, 100)!r} is not a model of {current_server().host}"
+    raise HuggingChatError(f"{what}. See: llm huggingchat models")
 
 
 @huggingchat.command(name="settings")
@@ -6193,9 +6189,8 @@ def find_conversation(name: str | None, *, shared: bool = True) -> ConversationR
         if named:
             return ConversationRef(server, named[-1].conversation_id)
     if name is None:
-        raise HuggingChatError(
-            f"llm's logs hold no conversation of {server.host}. Give an id or an address."
-        )
+        what = f"llm's logs hold no conversation of {server.host}"
+        raise HuggingChatError(f"{what}. Give an id or an address.")
     if server.is_service:
         text = re.sub(r"^https?://hf\.co/", f"{server.origin}/", text)  # as its shared links say
     pattern = re.escape(server.url) + r"/(conversation|r)/([A-Za-z0-9_-]+)/?([?#].*)?"
