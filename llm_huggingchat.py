@@ -3570,26 +3570,21 @@ def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
         ) from None
 
 
-async def concurrently(
-    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
-) -> AsyncGenerator[tuple[E, T], None]:
-    """Each item and what `work` gives for it, in order; a few are worked at in advance."""
-    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
-    waiting = iter(items)
+async def concurrently(work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]) -> list[T]:
+    """What `work` gives for each item, a few at a time. Where one fails, the rest is cancelled."""
+    free = asyncio.Semaphore(CONCURRENCY)
+
+    async def work_at(item: E) -> T:
+        async with free:
+            return await work(item)
+
+    tasks = [asyncio.create_task(work_at(item)) for item in items]
     try:
-        while True:
-            for item in itertools.islice(waiting, CONCURRENCY - len(begun)):
-                begun.append((item, asyncio.create_task(work(item))))
-            if not begun:
-                return
-            item, task = begun[0]
-            result = await task
-            begun.popleft()
-            yield item, result
+        return await asyncio.gather(*tasks)
     finally:
-        for _, task in begun:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # --- errors: what went wrong in a call, in words -------------------------------------
@@ -3949,8 +3944,7 @@ async def transcribe_all(
         if flags.get("transcriptionEnabled") is not True:
             why = "does not transcribe recordings: it has no model for that."
             raise HuggingChatError(f"{server.host} {why}")
-        async with contextlib.aclosing(concurrently(transcribe_one, recordings)) as texts:
-            return [text async for _, text in texts]
+        return await concurrently(transcribe_one, recordings)
     except (ConnectionLost, HttpError) as error:
         raise model_error(error, credentials, what="the recording") from None
 
@@ -6274,10 +6268,9 @@ def call_for_each(
                 await work(client, credentials, ref)
             except NotFound:
                 missing.append(ref.id)
+            bar.update(1)
 
-        async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
-            async for _ in results:
-                bar.update(1)
+        await concurrently(work_if_there, refs)
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
