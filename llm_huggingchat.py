@@ -3616,6 +3616,15 @@ def model_error(
     return HuggingChatError(f"{verb} {host}: {error}.{hint}{where}")
 
 
+@contextlib.contextmanager
+def model_errors(credentials: Credentials) -> Iterator[None]:
+    """Raises what goes wrong in calls to the server as HuggingChatError."""
+    try:
+        yield
+    except (ConnectionLost, HttpError, NotFound) as error:
+        raise model_error(error, credentials) from None
+
+
 def _http_error(
     response: HttpResponse, credentials: Credentials, model: str, where: str, what: str
 ) -> HuggingChatError:
@@ -3915,8 +3924,8 @@ async def transcribe_all(
     """What is said in each recording; `note` says when that takes long.
 
     chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
-    on its status and its words. Raises HuggingChatError, also when the server does not
-    transcribe, or hears nothing.
+    on its status and its words. Raises what `client.call` does, and HuggingChatError when the
+    server does not transcribe, or hears nothing.
     """
     server = credentials.server
 
@@ -3939,14 +3948,11 @@ async def transcribe_all(
             raise HuggingChatError(f"{server.host} heard no words in {recording.name}.")
         return text
 
-    try:
-        flags = await client.feature_flags(credentials)
-        if flags.get("transcriptionEnabled") is not True:
-            why = "does not transcribe recordings: it has no model for that."
-            raise HuggingChatError(f"{server.host} {why}")
-        return await concurrently(transcribe_one, recordings)
-    except (ConnectionLost, HttpError) as error:
-        raise model_error(error, credentials, what="the recording") from None
+    flags = await client.feature_flags(credentials)
+    if flags.get("transcriptionEnabled") is not True:
+        why = "does not transcribe recordings: it has no model for that."
+        raise HuggingChatError(f"{server.host} {why}")
+    return await concurrently(transcribe_one, recordings)
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -5238,7 +5244,8 @@ class _HuggingChat:
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
-            texts = await transcribe_all(client, credentials, recordings, channel.note)
+            with model_errors(credentials):
+                texts = await transcribe_all(client, credentials, recordings, channel.note)
             for recording, text in zip(recordings, texts, strict=True):
                 heard[recording.id] = text
                 for event in transcription_events(recording.name, recording.id, text):
@@ -5689,15 +5696,6 @@ def current_credentials() -> Credentials:
     server = current_server()
     key = find_key(server)[0]
     return Credentials(server, cookies_of_key(server, key) if key else None)
-
-
-@contextlib.contextmanager
-def model_errors(credentials: Credentials) -> Iterator[None]:
-    """Raises what goes wrong in calls to the server as HuggingChatError."""
-    try:
-        yield
-    except (ConnectionLost, HttpError, NotFound) as error:
-        raise model_error(error, credentials) from None
 
 
 def call_server(
