@@ -1,8 +1,7 @@
 """Exchanges from cassettes: vcrpy cannot see curl, so a session of curl_cffi plays them.
 
 A request is played for what it means: JSON is compared as JSON, a form by its parts, and the ids
-of runs, which the plugin makes up, are those of the recording wherever they come up. conftest.py
-imports the hook and the fixture at the end.
+of runs, which the plugin makes up, are those of the recording wherever they come up.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import curl_cffi.requests
-import pytest
 from chat_ui import captured, parse_multipart
 from curl_cffi.requests import AsyncSession, Headers
-from vcr import VCR  # type: ignore[import-untyped]
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
 
@@ -136,10 +133,4 @@ def answer_to_what_was_not_recorded(request: Request) -> Any:
     return {"status": status, "headers": headers, "body": {"string": body}} if body else None
 
 
-def pytest_recording_configure(config: pytest.Config, vcr: VCR) -> None:
-    vcr._custom_patches = ((curl_cffi.requests, "AsyncSession", CassetteSession),)
-
-
-@pytest.fixture
-def vcr_config() -> dict[str, Any]:
-    return {"filter_headers": ["cookie", "set-cookie"]}
+CUSTOM_PATCHES = ((curl_cffi.requests, "AsyncSession", CassetteSession),)

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import cli
 import pytest
-from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
@@ -49,6 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # New processes use this module, and the stubs, as pytest does: see pyproject.toml.
     paths = [str(HERE / "stubs"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Tests with a server wait half of their time; to start a worker takes seconds."""
+    return 2 if all("pure" in pathlib.Path(place).parts for place in config.args) else 4
+
+
+def pytest_recording_configure(config: pytest.Config, vcr: Any) -> None:
+    from cassette import CUSTOM_PATCHES  # imports vcr, which few tests need
+
+    vcr._custom_patches = CUSTOM_PATCHES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -132,6 +141,8 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def accounts(server: ChatUI) -> ChatUI:
     """A server that wants a login; ada and bob have one, but nobody is logged in here."""
+    import cli  # loads all of llm's plugins, which tests/pure does without
+
     server.login_required = True
     server.sessions = {cli.SESSION: ("ada", cli.TOKEN), "s-bob": ("bob", "t-bob")}
     server.tokens[cli.TOKEN] = "ada"
@@ -141,5 +152,7 @@ def accounts(server: ChatUI) -> ChatUI:
 @pytest.fixture
 def logged_in(accounts: ChatUI) -> ChatUI:
     """The same server, with ada's cookies in the key store."""
+    import cli
+
     cli.command("login", input=cli.COOKIES)
     return accounts

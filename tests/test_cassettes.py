@@ -31,6 +31,11 @@ HEADERS = {"Accept", "Content-Length", "Content-Type", "Origin", "User-Agent"}
 pytestmark = pytest.mark.vcr
 
 
+@pytest.fixture
+def vcr_config() -> dict[str, Any]:
+    return {"filter_headers": ["cookie", "set-cookie"]}
+
+
 def fails(words: list[str], *prompt: Any, **options: Any) -> None:
     """A prompt fails, with an error that has these words."""
     with pytest.raises(llm.ModelError) as raised:

@@ -13,9 +13,8 @@ from llm_huggingchat import FENCE, EventStreamDecoder, FinalAnswer, StreamUpdate
 
 STREAMS = streams()
 CALL = plugin.ToolUpdate("call", "u", plugin.ToolCallBody("t"))
-RESULT = plugin.ToolUpdate(
-    "result", "u", result=plugin.ToolResultBody("success", outputs=[{"text": "x"}])
-)
+BODY = plugin.ToolResultBody("success", outputs=[{"text": "x"}])
+RESULT = plugin.ToolUpdate("result", "u", result=BODY)
 TOOL = (CALL, RESULT)
 FILE = plugin.FileUpdate("111", "one [1].png")
 OPEN = '<artifact type="svg" identifier="i">'
@@ -135,10 +134,8 @@ def test_any_run_cut_anywhere_and_its_log_too(things, interrupted, rest, feature
         (["a\ud83c", "b"], "a\ufffdb"),
         (["a\udf89b"], "a\ufffdb"),
         (["a\ud83c", FinalAnswer("", True)], "a\ufffd"),
-        (["a\ud83c", FinalAnswer("a\ud83c")], "a\ufffd"),
         ([FinalAnswer("a\ud83c")], "a\ufffd"),
         (["a\ud83c", FILE], f"a\ufffd{LINK}"),
-        (["a\ud83c", *TOOL, "b"], "a\ufffd\n\nb"),
         (["a\0b\0", "\0", FinalAnswer("a\0b")], "ab"),
         (["a\ud83c\0", "\0\udf89b"], "a🎉b"),
     ],
@@ -150,11 +147,9 @@ def test_halves_of_an_emoji_meet_and_alone_can_be_printed(tokens, text):
 @pytest.mark.parametrize(
     ("tokens", "text"),
     [
-        ([FinalAnswer("Because.")], "Because."),
         ([FinalAnswer("<think>why</think>Because.")], "Because."),
         (["Hello", FinalAnswer("Hello there")], "Hello there"),
         *((["Hello", FinalAnswer(nothing)], "Hello") for nothing in ("", None)),
-        ([" a ", "b\n", FinalAnswer("a b")], " a b\n"),
         *(
             (["Looking.", *TOOL, *found, FinalAnswer("Found.")], "Looking.\n\nFound.")
             for found in (["Found."], ["Fou"], [])
@@ -163,7 +158,6 @@ def test_halves_of_an_emoji_meet_and_alone_can_be_printed(tokens, text):
         (["Looking.", *TOOL, FinalAnswer("Looking.", True)], "Looking."),
         (["Looking.", *TOOL, FinalAnswer("Look", True)], "Looking."),
         *((["w0 ", "w1 ", FinalAnswer(cut, True)], "w0 w1 ") for cut in ("w0", "w0 w1", "", "no")),
-        (["w0 ", FinalAnswer("w0 w1", True)], "w0 w1"),
     ],
 )
 def test_final_answer_adds_only_what_was_not_streamed(tokens, text):
@@ -184,12 +178,9 @@ def split(*texts: str) -> tuple[str, str]:
     [
         ("<think>a\n\n b</think>\n\nc\n", "\n\nc\n", "a\n\n b"),
         ("\n <think>a</think>b", "\n b", "a"),
-        ("<think></think>b", "b", ""),
         ("<think>a</think>\n<think>b</think>\nc", "\n\nc", "ab"),
         ("<think>a </thin b</think>c", "c", "a </thin b"),
-        ("<think>a <think> b</think>c", "c", "a <think> b"),
         ("<think>a</thi", "", "a</thi"),
-        ("<think>a</</think>b", "b", "a</"),
         ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
         # What only looks like it stays as it is.
         *((text, text, "") for text in ("<thinking>a</thinking>b", "<Think>a</Think>b", "<think")),
@@ -216,12 +207,10 @@ def test_text_is_given_as_soon_as_it_cannot_become_a_tag():
         *(([before, *TOOL, "b"], "a\n\nb") for before in ("a", "a\n", "a\n\n")),
         (["a\n", *TOOL, "\nb"], "a\n\nb"),
         (["a", *TOOL, "\n", "\n", "\n", "b"], "a\n\nb"),
-        (["a", *TOOL, " b"], "a\n\nb"),
         ([*TOOL, "b"], "b"),
         ([" ", *TOOL, "b"], " b"),
         (["a", CALL, "b", RESULT, "c"], "a\n\nb\n\nc"),
         (["a", *TOOL, "\n", FinalAnswer("")], "a"),
-        (["a", *TOOL, FILE, "b"], f"a{LINK}\n\nb"),
         (["a", FILE, *TOOL, "b"], f"a{LINK}\n\nb"),
         (["a", FILE, FILE, "b"], f"a{LINK}\n\nb"),
         # An open artifact ends with its run.
@@ -241,9 +230,6 @@ def test_model_that_is_interrupted_calls_nothing(interrupted):
     assert any(event.type == "text" for event in events) is interrupted
 
 
-# --- what an answer knows of itself ---
-
-
 def test_length_seen_is_counted_as_javascript_does():
     got = told(*map(StreamUpdate, ("<think>💡</think>", "a🎉\0\0", "é\ud83c")))
     assert got.answer.seen_length == len("<think>xx</think>") + 1 + 2 + 1
@@ -253,4 +239,4 @@ def test_length_seen_is_counted_as_javascript_does():
 def test_answer_without_end_is_given_up(monkeypatch):
     monkeypatch.setattr(plugin, "ANSWER_LIMIT", 1000)
     with pytest.raises(plugin.HuggingChatError, match="has no end"):
-        told(*[StreamUpdate("x" * 100)] * 11)
+        text_of(*["x" * 100] * 11)

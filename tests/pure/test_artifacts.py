@@ -50,17 +50,11 @@ def names(*texts: str, every: bool = False) -> list[str]:
     return [name for _, name in plugin.artifact_names(plugin.artifacts_of(texts), every)]
 
 
-# --- in the answer ---
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("", ""),
-        ("Here: ", " There."),
         ("Here:\n\n", "\n\nThere."),
         ("\n", "  \n"),
-        ("- Here:\n  ", "\n- There."),
         ("> Here: ", "\n> There."),
     ],
 )
@@ -77,13 +71,11 @@ def test_it_stands_by_itself_whatever_is_around_it(before, after):
 @pytest.mark.parametrize(
     ("attributes", "word", "ending"),
     [
-        ('type="html"', "html", "html"),
         ('type="text/html"', "html", "html"),
         ('type="SVG"', "svg", "svg"),
         ('type="tsx"', "jsx", "jsx"),
         ('type="application/vnd.ant.mermaid"', "mermaid", "mmd"),
         ('type="text/markdown"', "markdown", "md"),
-        ('type="code" language="Python"', "python", "py"),
         ('type="application/vnd.ant.code" language="C++"', "cpp", "cpp"),
         ('type="code" language="../a`b"', "ab", "txt"),
         ('type="text/css"', "", "txt"),
@@ -102,8 +94,7 @@ def test_one_word_says_what_it_is_and_its_file_has_an_ending(attributes, word, e
     ("tag", "title"),
     [
         ('<artifact type="html">', "**untitled-artifact** (`untitled-artifact`)"),
-        ('<artifact title = "T"\n  Identifier= "a">', "**T** (`a`)"),
-        ('<ARTIFACT identifier="a" title="T">', "**T** (`a`)"),
+        ('<ARTIFACT title = "T"\n  Identifier= "a">', "**T** (`a`)"),
         ('<artifact identifier="a`\x1b\n" title="\x1b[31mT\n\nU">', "**[31mT U** (`a'`)"),
     ],
 )
@@ -114,7 +105,6 @@ def test_its_title_is_one_line(tag, title):
 @pytest.mark.parametrize(
     ("inside", "content"),
     [
-        ("\nx\n", "x\n"),
         ("x", "x\n"),
         ("\n  x\n  ", "  x\n"),
         ("\n\nx\n\n", "\nx\n\n"),
@@ -146,10 +136,9 @@ PAIRS = "<old_str>a</old_str><new_str>b</new_str>"
 @pytest.mark.parametrize(
     ("inside", "lines"),
     [
-        ("<old_str>a\nb</old_str>\n<new_str>c</new_str>", "-a\n-b\n+c\n"),
+        (f"<old_str>a\nb</old_str>\n<new_str>c</new_str>\n{PAIRS}", "-a\n-b\n+c\n-a\n+b\n"),
         ("<old_str>a</new_str><new_str>b</old_str>", "-a\n+b\n"),
         ("<<old_str>a<</old_str> <<new_str>b</new_str>", "-a\n+b\n"),
-        (f"\n{PAIRS}\n{PAIRS}", "-a\n+b\n" * 2),
         ("<old_str>```\r~~~</old_str><new_str>b</new_str>", "-```\n-~~~\n+b\n"),
         ("\nthe whole page\n", " the whole page\n"),
         ("<old_str>a</old_str>", " <old_str>a</old_str>\n"),
@@ -206,8 +195,7 @@ def test_an_answer_that_breaks_off_inside_an_artifact_ends_its_fence(rest):
 def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
     filter = plugin.ArtifactFilter()
     start, end = CLOCK.split("\n<title>")
-    text = f"**A clock** (`clock`)\n\n{plugin.FENCE}html\n<!doctype html>"
-    assert filter.feed(start) + filter.end() == f"{text}\n{plugin.FENCE}"
+    assert fences(filter.feed(start) + filter.end()) == [("html", "<!doctype html>\n")]
     # What comes after the tool is text; it begins a paragraph of its own.
     assert filter.feed("<title>" + end) + filter.end() == "\n\n<title>" + end
 
@@ -218,8 +206,7 @@ def test_as_on_the_web_page_an_artifact_ends_where_a_tool_is_called():
 @pytest.mark.parametrize(
     ("content", "old", "new"),
     [
-        ("say “hi”", 'say "hi"', "N"),
-        ("a — b", "a - b", "N"),
+        ("say — “hi”", 'say - "hi"', "N"),
         ("<p>\n    a\n  b</p>", "a b", "<p>\n    N</p>"),
         ("foo bar", "\n  foo\tbar\n", "N"),
         ("<svg x>", "<<svg x>", "N"),
@@ -253,13 +240,9 @@ def test_reasoning_holds_no_artifacts():
     ("identifier", "name"),
     [
         ("../../etc/passwd", "_.._etc_passwd"),
-        ("C:\\x", "C_x"),
         ("-rf", "rf"),
-        (".hidden", "hidden"),
-        ("con", "_con"),
         ("con .x", "_con .x"),
-        ("a\x00\x1b\nb", "a b"),
-        ("\u202egnp", "gnp"),
+        ("a\x00\x1b\n\u202eb", "a b"),
         (" ", "untitled-artifact"),
         ("ü" * 300, "ü" * 60),
     ],
@@ -269,23 +252,19 @@ def test_a_file_name_is_safe(identifier, name):
 
 
 def test_no_two_files_have_one_name():
-    both = names(made("a/b", "1"), made("a_b", "2"), made("A_B", "3"))
-    assert both == ["a_b.html", "a_b-2.html", "A_B-3.html"]
+    answers = made("a/b", "1"), made("a_b", "2"), made("A_B", "3")
+    assert names(*answers) == ["a_b.html", "a_b-2.html", "A_B-3.html"]
     versions = names(CLOCK, update("clock", ("Clock", "Big clock")), every=True)
     assert versions == ["clock.v1.html", "clock.v2.html"]
 
-
-# --- any cut, any text ---
 
 TAGS = ["<artifact", ' type="html">', ' identifier="a"', "<artifact>", '<artifact type="update">']
 ENDS = ["</artifact>", "</ARTIFACT>", "</artifa", '<<artifact id="b">', "<artifacts>", ">"]
 INSIDE = ["<old_str>", "</old_str>", "<new_str>", "</new_str>", "<<svg", "a", "é🎉"]
 FENCED = ["<", "<<", "```", plugin.FENCE, "```html\n", "\n~~~~ md\n", "```\n"]
 SPACES = ["\n", "\n", "\r\n", "\r", " ", "    ", "\t", "\n\n"]
-TAGGED = st.lists(
-    st.sampled_from([*TAGS, *ENDS, *INSIDE]) | st.sampled_from(SPACES) | st.sampled_from(FENCED),
-    max_size=25,
-).map("".join)
+SCRAPS = [st.sampled_from(scraps) for scraps in ([*TAGS, *ENDS, *INSIDE], SPACES, FENCED)]
+TAGGED = st.lists(st.one_of(*SCRAPS), max_size=25).map("".join)
 
 
 @given(TAGGED.filter(lambda text: "artifact" not in text.lower()), st.booleans())
@@ -302,9 +281,8 @@ def test_what_is_in_the_fence_is_what_the_panel_has(content, closed):
 
 @given(TAGGED, TAGGED)
 def test_any_answers_have_artifacts_or_none(one, two):
-    found = plugin.artifacts_of([one, two])
-    file_names = [name for _, name in plugin.artifact_names(found, True)]
-    assert len(set(file_names)) == sum(len(each.versions) for each in found)
+    file_names = names(one, two, every=True)
+    assert len(set(file_names)) == len(file_names)
     assert all(pathlib.PurePath(name).name == name for name in file_names)
     plugin.apply_pairs(one, plugin.read_pairs(two))
     place = plugin.find_in(one, two)

@@ -37,42 +37,33 @@ def refused(content: bytes, type: str, kinds: Any = SEES) -> str:
     return str(raised.value)
 
 
-# --- text -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
-@pytest.mark.parametrize("type", ["text/plain", "text/csv", "application/json"])
+@pytest.mark.parametrize("type", ["text/plain", "application/json"])
 def test_text_arrives_as_utf8(type, encoding):
     upload = uploaded(GREETING.encode(encoding), type)
     assert (upload.content, upload.type) == (GREETING.encode(), type)
 
 
-# Where `file-type` finds something, of that which text can be, and a text that begins so.
-MAGIC = {
-    0: (
-        *("BM;Gewicht", "BZh", "8BPS", "070707", "AC1015", "BLENDER", "Cr24", "DRACO", "DSD "),
-        *("FLIF", "FORM", "GIF89a", "GIFT", "ID3", "IMPM", "ISc(", "ITSF", "LZIP", "MAC ", "MP+"),
-        *("MPCK", "MSCF", "MThd", "MZ", "OggS", "PAR1", "PARE", "PK\3\4", "REGEDIT4\r\n", "SQLi"),
-        *("CWS", "FWS", "fLaC", "gimp xcf ", "icns", "regf", "solid ", "ttcf", "wOFF", "wOF2"),
-        *("wvpk", "!<arch>", "!BDN", "#!AMR", "$FL2", "$FL3", "%!PS", "%PDF", ".RMF", "{\\rtf1"),
-        *("-----BEGIN PGP MESSAGE-----", "Creative Voice File", "Extended Module:", "\x0bw", "x\1"),
-        *("FUJIFILMCCD-RAW", "RIFF", "II*", "\x7fELF", '\4"M\x18', "`\uaf80", "~\x10\4x0MIE"),
-        "\6\x0e+4\2\5\1\1\r\1\2\1\1\2",
-    ),
-    2: ("-lh5-", "-lzs-"),
-    4: ("free", "moov", "wide", "mdat", "ftypa", "G" + "x" * 191 + "G"),
-    7: ("**ACE--**",),
-    36: ("acsp",),
-    44: ("SCRM",),
-    60: ("BOOKMOBI",),
-    128: ("DICM",),
-    257: ("ustar ",),
-}
+# What `file-type` takes for something else, of that which text can be.
+AT_THE_START = [
+    *("BM;Gewicht", "BZh", "8BPS", "070707", "AC1015", "BLENDER", "Cr24", "DRACO", "DSD "),
+    *("FLIF", "FORM", "GIF89a", "GIFT", "ID3", "IMPM", "ISc(", "ITSF", "LZIP", "MAC ", "MP+"),
+    *("MPCK", "MSCF", "MThd", "MZ", "OggS", "PAR1", "PARE", "PK\3\4", "REGEDIT4\r\n", "SQLi"),
+    *("CWS", "FWS", "fLaC", "gimp xcf ", "icns", "regf", "solid ", "ttcf", "wOFF", "wOF2"),
+    *("wvpk", "!<arch>", "!BDN", "#!AMR", "$FL2", "$FL3", "%!PS", "%PDF", ".RMF", "{\\rtf1"),
+    *("-----BEGIN PGP MESSAGE-----", "Creative Voice File", "Extended Module:", "\x0bw", "x\1"),
+    *("FUJIFILMCCD-RAW", "RIFF", "II*", "\x7fELF", '\4"M\x18', "`\uaf80", "~\x10\4x0MIE"),
+    "\6\x0e+4\2\5\1\1\r\1\2\1\1\2",
+]
+FURTHER_ON = [
+    *((2, "-lh5-"), (2, "-lzs-"), (4, "free"), (4, "moov"), (4, "wide"), (4, "mdat"), (4, "ftypa")),
+    *((4, f"G{'x' * 191}G"), (7, "**ACE--**"), (36, "acsp"), (44, "SCRM"), (60, "BOOKMOBI")),
+    *((128, "DICM"), (257, "ustar ")),
+]
 
 
-@pytest.mark.parametrize("at", MAGIC)
-def test_text_is_not_taken_for_something_else(at):
-    for magic in MAGIC[at]:
+def test_text_is_not_taken_for_something_else():
+    for at, magic in [*((0, magic) for magic in AT_THE_START), *FURTHER_ON]:
         text = f"{'y' * at}{magic} and more text\n" * 3
         sent = uploaded(text.encode()).content.decode()
         assert sent.lstrip("\n") == text
@@ -87,32 +78,24 @@ def test_any_text_arrives_after_empty_lines_at_most(text):
 
 # --- images, recordings, and the rest -------------------------------------------------
 
-IMAGES = {
-    "image/jpeg": ["image/jpg", "image/pjpeg", "IMAGE/JPEG; q=1"],
-    "image/png": ["image/png", "image/x-png"],
-    "image/webp": ["image/webp"],
-    "image/gif": ["image/gif"],
-}
+IMAGES = ["image/jpg jpeg", "image/pjpeg jpeg", "IMAGE/JPEG;q=1 jpeg", "image/x-png png"]
 
 
-@pytest.mark.parametrize(("sent", "type"), [(sent, of) for sent in IMAGES for of in IMAGES[sent]])
-def test_image_is_sent_by_the_type_that_the_server_knows(sent, type):
+@pytest.mark.parametrize("image", [*IMAGES, "image/png png", "image/webp webp", "image/gif gif"])
+def test_image_is_sent_by_the_type_that_the_server_knows(image):
+    type, kind = image.split()
     upload = uploaded(PNG, type)
-    assert (upload.type, upload.content, upload.is_recording) == (sent, PNG, False)
+    assert (upload.type, upload.content, upload.is_recording) == (f"image/{kind}", PNG, False)
 
 
 @pytest.mark.parametrize(
     ("content", "type", "says"),
     [
         (PNG, "image/tiff", "is image/tiff; a/b takes text, JSON"),
-        (b"%PDF-1.4\n", "application/pdf", "is application/pdf; a/b takes text"),
-        (b"%PDF-1.4\n", "text/plain", "is text/plain"),
+        (b"%PDF-1.4\n", "text/plain", "is text/plain, but its encoding is unknown"),
         (b"\xff\xf1\x50", "audio/aac", "is audio/aac; a/b takes text"),
         (b"\0\1\2", "application/octet-stream", "a/b takes text"),
-        (b"PK\3\4\0", "application/zip", "is application/zip"),
         ("Привет".encode("koi8-r"), "text/plain", "Save it as UTF-8"),
-        (b"a\0b", "text/csv", "Save it as UTF-8"),
-        (b"x" * (10 * MB + 1), "text/plain", "has more than 10 MB"),
         (PNG + b"\0" * 10 * MB, "image/png", "has more than 10 MB"),
         (b"\0" * (25 * MB + 1), "audio/mpeg", "has more than 25 MB"),
     ],
@@ -123,14 +106,12 @@ def test_what_is_not_taken_is_told(content, type, says):
 
 
 def test_image_for_a_model_that_sees_none_names_some_that_do():
-    assert "a/b takes no images (attachment.png). Try -m hf-vision" in (
-        refused(PNG, "image/png", READS)
-    )
+    said = refused(PNG, "image/png", READS)
+    assert "a/b takes no images (attachment.png). Try -m hf-vision" in said
 
 
 @pytest.mark.parametrize(
-    ("type", "sent"),
-    [("audio/mp3", "audio/mpeg"), ("audio/x-m4a", "audio/mp4"), ("video/webm", "audio/webm")],
+    ("type", "sent"), [("audio/mp3", "audio/mpeg"), ("video/webm", "audio/webm")]
 )
 def test_recording_is_transcribed_by_the_type_that_the_server_knows(type, sent):
     content = b"\xff\xfb\x90\0"
@@ -176,9 +157,8 @@ def test_any_name_is_safe_in_a_header(name, type):
 
 
 def test_long_name_keeps_its_ending():
-    assert plugin.upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain").endswith(
-        "n.txt"
-    )
+    name = plugin.upload_name(llm.Attachment(path="n" * 200 + ".txt"), "text/plain")
+    assert name.endswith("n.txt")
 
 
 # --- the message ----------------------------------------------------------------------
@@ -212,24 +192,22 @@ def test_any_text_can_be_sent(text):
     assert data["inputs"] == well_formed
 
 
-def test_message_that_the_server_would_refuse_is_told():
-    with pytest.raises(llm.ModelError, match=r"16\.0 MB of text, .* takes 15\.0 MB in all"):
-        multipart({"inputs": "x" * 16 * MB}, ())
-    files = [Upload(name, "text/plain", b"x" * 6 * MB) for name in "ab"]
-    with pytest.raises(llm.ModelError, match=r"0\.0 MB of text and 16\.0 MB of files"):
+def test_message_that_the_server_would_refuse_is_told(monkeypatch):
+    monkeypatch.setattr(plugin, "BODY_LIMIT", 3 * MB)
+    with pytest.raises(llm.ModelError, match=r"4\.0 MB of text, .* takes 3\.0 MB in all"):
+        multipart({"inputs": "x" * 4 * MB}, ())
+    files = [Upload(name, "text/plain", b"x" * (3 * MB // 2)) for name in "ab"]
+    with pytest.raises(llm.ModelError, match=r"0\.0 MB of text and 4\.0 MB of files"):
         multipart({"inputs": "hi"}, files)
     # It takes the bytes that its letters have, not those of their escapes.
-    assert len(multipart({"inputs": "漢" * 4 * MB}, ())[0]) < 13 * MB
-
-
-# --- reading --------------------------------------------------------------------------
+    assert multipart({"inputs": "漢" * (MB - 99)}, ())
 
 
 async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
-    typed = llm.Attachment(type="text/plain", content=b"x")
-    assert await read_attachment(NOBODY, typed) == (b"x", "text/plain")
+    typed = llm.Attachment(type="text/plain", content=PNG)
+    assert await read_attachment(NOBODY, typed) == (PNG, "text/plain")
     for type in (None, "application/octet-stream"):
         named = llm.Attachment(type=type, path=str(path))
         assert await read_attachment(NOBODY, named) == (b"a;b", "text/csv")
@@ -240,9 +218,3 @@ def test_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(llm.ModelError, match="pipe cannot be read"):
         plugin.read_file(llm.Attachment(path=str(tmp_path / "pipe")))
-
-
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x", "file:///etc/passwd", "x.txt"])
-async def test_attachment_comes_over_http_alone(url):
-    with pytest.raises(llm.ModelError, match="not a http or https address"):
-        await plugin.download_attachment(NOBODY, llm.Attachment(url=url))

@@ -57,9 +57,6 @@ def short_aliases(*models: plugin.ModelInfo | str) -> dict[str, str]:
     return {alias: id for alias, id in plugin.aliases(listed).items() if alias not in own}
 
 
-# --- aliases --------------------------------------------------------------------------
-
-
 def test_aliases_of_the_services_models():
     own = {f"hf-{model.name.lower()}": model.id for model in SERVICE}
     assert len(own) == len(SERVICE) == 137
@@ -74,18 +71,12 @@ def test_aliases_of_the_services_models():
         ("zai-org/GLM-4.7-Flash", "zai-org/GLM-4.6"),
         ("zai-org/GLM-4.6-FP8", "zai-org/GLM-4.6V"),
         ("deepseek-ai/DeepSeek-V3.2", "deepseek-ai/DeepSeek-V3.2-Exp"),
-        ("deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B"),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B-Thinking-2507"),
-        ("Qwen/Qwen3.8-2.4T-A95B", "Qwen/Qwen3.8-900B"),
-        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-Coder-480B-A35B-Instruct"),
         ("google/gemma-3-27b-it", "google/gemma-3n-E4B-it"),
-        ("google/gemma-3-4b-it", "pearl-ai/Gemma-4-31B-it-pearl"),
         ("meta-llama/Llama-4-Maverick-17B-128E", "meta-llama/Llama-4-Scout-17B-16E"),
-        ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-Guard-4-12B"),
         ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/c4ai-command-r7b-12-2024"),
         ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/command-a-translate-08-2025"),
-        ("CohereLabs/c4ai-command-a-03-2025", "CohereLabs/command-a-reasoning-08-2025"),
         ("microsoft/phi-4", "microsoft/phi-4-mini"),
         ("mistralai/Mistral-Large-3", "mistralai/Mistral-Small-3-24B"),
     ],
@@ -102,7 +93,6 @@ def test_of_two_models_of_a_family(better, worse):
         ("meta-llama/Llama-Guard-4-12B", "hf-llama"),
         ("Qwen/Qwen3-VL-235B-A22B-Instruct", "hf-qwen"),
         ("openai/gpt-oss-safeguard-20b", "hf-gpt-oss"),
-        ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "hf-deepseek"),
     ],
 )
 def test_special_model_where_its_family_has_no_general_one(id, alias):
@@ -128,9 +118,6 @@ def test_order_of_the_list_changes_no_alias(models, random):
     assert set(found.values()) <= {model.id for model in models}
 
 
-# --- the server's catalogue -----------------------------------------------------------
-
-
 def test_unlisted_model_has_only_its_own_alias():
     hidden = plugin.ModelInfo("Qwen/Qwen9-900B", multimodal=True, unlisted=True)
     assert short_aliases("Qwen/Qwen3-8B", hidden) == {"hf-qwen": "Qwen/Qwen3-8B"}
@@ -142,9 +129,6 @@ def test_recorded_catalogue():
     omni = catalogue.models[0]
     assert (omni.id, omni.router, omni.multimodal, omni.tools) == ("omni", True, True, True)
     assert omni.description.startswith("Automatically routes your messages")
-    by_id = {model.id: model for model in catalogue.models}
-    assert by_id["Qwen/Qwen3-VL-235B-A22B-Instruct"].multimodal
-    assert not by_id["meta-llama/Llama-3.3-70B-Instruct"].multimodal
 
 
 def test_built_in_models_are_the_services():
@@ -154,13 +138,10 @@ def test_built_in_models_are_the_services():
     assert plugin.Catalogue().models == plugin.BUILT_IN
 
 
-ODD_IDS = [
-    *("my model", "org/with @ and %2F", "a+b", "[draft] x", "模型/通义", "é/ü", "a//b", "/"),
-    *("x" * 200, "'quoted'", "a:b", "~x", "می\u200cخواهم", "-m"),
-]
-
-
-@pytest.mark.parametrize("id", ODD_IDS)
+@pytest.mark.parametrize(
+    "id",
+    ["org/with @ and %2F", "[draft] x", "模型/通义", "a//b", "/", "x" * 200, "می\u200cخواهم", "-m"],
+)
 def test_every_id_that_a_server_lists_can_be_used(id):
     catalogue = plugin.read_catalogue([{"id": id}])
     plugin.keep_catalogue("https://huggingface.co/chat", catalogue.models)
@@ -174,9 +155,7 @@ def test_every_id_that_a_server_lists_can_be_used(id):
 @pytest.mark.parametrize(
     ("id", "shown"),
     [
-        ("a\x1b[31m/b", "'a[31m/b'"),
-        ("a\nb", "'a b'"),
-        ("a\u202eb", "'ab'"),
+        ("a\x1b[31m/\n\u202eb", "'a[31m/ b'"),
         ("half \ud83c", "'half '"),
         ("x" * 201, "x" * 59 + "…"),
         (" ", "''"),

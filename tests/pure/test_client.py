@@ -36,9 +36,6 @@ PAGE = {"content_type": "text/html; charset=utf-8"}
 WAF = {"x_amzn_waf_action": "captcha"}
 
 
-# --- what a response is ---
-
-
 @pytest.mark.parametrize(
     ("got", "meant"),
     [
@@ -50,7 +47,6 @@ WAF = {"x_amzn_waf_action": "captcha"}
         (response(404), "hidden"),
         (response(401), "login"),
         (response(302, location=LOGIN), "login"),
-        (response(302, location="https://chat.example/login"), "login"),
         (refusal(429, LIMIT).response, "limit"),
         (refusal(429, TOO_LONG).response, ""),
         (refusal(429, "You have reached the maximum number of conversations").response, ""),
@@ -68,11 +64,9 @@ def test_response_is_one_kind_of_refusal(got, meant):
 @pytest.mark.parametrize(
     ("body", "headers", "message"),
     [
-        ('{"message": "no\\u001b[2J\\nway"}', {}, "no[2J way"),
+        ('{"message": "no\\u001b[2J\\nway\\ud83c"}', {}, "no[2J way\ufffd"),
         ('{"error": "no"}', {}, "no"),
-        ('{"message": "a\\ud83c"}', {}, "a\ufffd"),
         ('{"message": {"a": 1}}', {}, ""),
-        ("Login required", {}, "Login required"),
         (b"\xff\xfe", {}, "\ufffd\ufffd"),
         ("<!doctype html><p>Oops", {}, ""),
         ("Oops", PAGE, ""),
@@ -108,17 +102,14 @@ def test_response_shows_no_cookie_and_takes_only_valid_ones():
         (refusal(302, location=ELSEWHERE), "redirects to https://elsewhere.example (HTTP 302)"),
         (refusal(302, location="/other"), "redirects to another page (HTTP 302)"),
         (refusal(400, "Invalid"), "refused a/b (HTTP 400: Invalid). If it does not know the mod"),
-        (refusal(401), "Not logged in on huggingface.co"),
         (refusal(403, "no"), "answered HTTP 403: no. The conversation is at https://page"),
         (refusal(404), "https://huggingface.co/chat has no such page (HTTP 404)"),
-        (refusal(410), "The model a/b is no longer offered. Run: llm huggingchat refresh"),
         (refusal(413), "refused files as too large (HTTP 413). HuggingChat takes 15 MB a message"),
         (refusal(429, LIMIT), "asks for a pause (HTTP 429: You are"),
         (refusal(429, LIMIT), "let prompts wait: LLM_HUGGINGCHAT_WAIT=600"),
         (refusal(429, TOO_LONG), "has reached a limit (HTTP 429: This conversation has more"),
         (refusal(500, "An error occurred"), "has a problem of its own (HTTP 500: An error occ"),
         (refusal(503), "has a problem of its own (HTTP 503). Try again later. The conversation"),
-        (refusal(418, "tea"), "huggingface.co answered HTTP 418: tea. The conversation is at"),
         (refusal(405, **PAGE), "A firewall in front of huggingface.co refused this client"),
         (refusal(202, **WAF), "such as chrome or firefox;\nor open https://huggingface.co/chat"),
     ],
@@ -137,15 +128,6 @@ def test_other_servers_variable_is_named_where_it_may_be_wrong(error):
     assert "LLM_HUGGINGCHAT_URL" in str(plugin.model_error(error, OTHER))
 
 
-# --- connections ---
-
-
-@pytest.fixture(autouse=True)
-def _no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in plugin.CERTIFICATE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-
-
 def failed(code: int, url: str, words: str = "", sent: bool = True) -> Exception:
     return plugin.connection_error(RequestException(words, CurlECode(code)), sent, url)
 
@@ -155,28 +137,18 @@ def failed(code: int, url: str, words: str = "", sent: bool = True) -> Exception
     [
         (6, False, "no network"),
         (7, False, "nobody is listening"),
-        (28, True, "curl error 28"),
         (56, True, "curl error 56"),
     ],
 )
 def test_curls_error_says_whether_the_request_can_have_arrived(code, sent, words):
-    error = failed(code, "https://chat.example/x")
-    assert isinstance(error, ConnectionLost)
-    assert (error.sent, error.silent) == (sent, False)
-    assert words in str(error)
-    unsent = failed(code, "https://chat.example/x", sent=False)
-    assert isinstance(unsent, ConnectionLost)
-    assert not unsent.sent
-
-
-def test_certificate_that_is_not_trusted_is_an_error_at_once():
-    for code, words in ((60, "not trusted. To trust another, name a file in"), (77, "be read")):
-        error = failed(code, "https://chat.example/x")
-        assert isinstance(error, llm.ModelError)
+    for begun in (True, False):
+        error = failed(code, "https://chat.example/x", sent=begun)
+        assert isinstance(error, ConnectionLost)
+        assert (error.sent, error.silent) == (sent and begun, False)
         assert words in str(error)
 
 
-HTTPS, HTTP = "https://chat.example", "http://127.0.0.1:1234/x"
+HTTPS = "https://chat.example"
 
 
 @pytest.mark.parametrize(
@@ -184,11 +156,10 @@ HTTPS, HTTP = "https://chat.example", "http://127.0.0.1:1234/x"
     [
         ({}, HTTPS, ""),
         ({"HTTPS_PROXY": "http://u:p@proxy:31"}, HTTPS, "proxy:31"),
-        ({"HTTPS_PROXY": "http://u:p@[::1"}, HTTPS, "[::1"),
         ({"HTTP_PROXY": "http://p:1"}, HTTPS, ""),
         ({"https_proxy": "p:1", "no_proxy": "chat.example"}, HTTPS, ""),
         ({"ALL_PROXY": "p:1", "HTTPS_PROXY": "q:2"}, HTTPS, "q:2"),
-        ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, HTTP, ""),
+        ({"ALL_PROXY": "p:1", "HTTP_PROXY": "p:1"}, "http://127.0.0.1:1234/x", ""),
     ],
 )
 def test_dead_proxy_is_named_without_its_password(monkeypatch, variables, url, proxy):

@@ -18,13 +18,10 @@ BOTH = Cookies(SESSION, TOKEN)
 PAIRS = f"_ga=GA1.1; hf-chat={SESSION}; token={TOKEN}"
 
 
-def entry(domain: str, name: str, value: str) -> dict[str, object]:
-    return {"domain": domain, "name": name, "value": value, "path": "/", "secure": True}
-
-
 def exported(*cookies: tuple[str, str, str]) -> str:
     """What a browser extension exports: domain, name, value."""
-    return json.dumps([entry(*cookie) for cookie in cookies], indent=4)
+    names = ("domain", "name", "value")
+    return json.dumps([dict(zip(names, cookie, strict=True)) for cookie in cookies], indent=4)
 
 
 def cookies_txt(*cookies: tuple[str, str, str]) -> str:
@@ -42,23 +39,16 @@ OTHERS = [
 ]
 FORMS = {
     "header": f"Cookie: {PAIRS}",
-    "header without spaces": f"cookie:hf-chat={SESSION};token={TOKEN};",
     "half of a curl option": f"'Cookie: {PAIRS}",
-    "quoted": f'hf-chat="{SESSION}"; token="{TOKEN}"',
-    "lines": f"hf-chat={SESSION}\ntoken={TOKEN}\n",
-    "spaces": f"  hf-chat = {SESSION} ;  token = {TOKEN}  ",
+    "quoted": f"hf-chat='{SESSION}'; token=\"{TOKEN}\"",
+    "spaces, and none": f"cookie:hf-chat = {SESSION} ;token={TOKEN};  ",
     "twice": f"{PAIRS}; hf-chat=later; token=later",
     "colons": f"hf-chat: {SESSION}\ntoken: {TOKEN}",
-    "quoted colons": f"hf-chat:'{SESSION}'\ntoken:\"{TOKEN}\"",
     "set-cookie": f"set-cookie: hf-chat={SESSION}; Path=/\nset-cookie: token={TOKEN}; Secure",
     "object": json.dumps({"hf-chat": SESSION, "token": TOKEN, "_ga": "GA1.1", "n": 5}, indent=2),
-    "string": json.dumps(PAIRS),
     "half of an object": f'"hf-chat": "{SESSION}",\n  "token": "{TOKEN}"}}',
     "extension": exported(*OTHERS, *OWN),
     "extension's object": json.dumps({"url": "x", "cookies": json.loads(exported(*OWN))}),
-    "entries without a domain": json.dumps(
-        [{"name": "hf-chat", "value": SESSION}, {"name": "token", "value": TOKEN}]
-    ),
     "cookies.txt": cookies_txt(*OTHERS, *OWN),
     "cookies.txt of Windows": cookies_txt(*OWN).replace("\n", "\r\n"),
     "cookies.txt, http only": cookies_txt(("#HttpOnly_huggingface.co", *OWN[0][1:]), OWN[1]),
@@ -75,8 +65,7 @@ FORMS = {
         'Domain:".huggingface.co"\nSecure:true'
     ),
     "curl -b": f"curl 'https://huggingface.co/chat/' \\\n  -H 'accept: */*' \\\n  -b '{PAIRS}' -v",
-    "curl -H": f"curl 'https://huggingface.co/chat/?x=1' -H 'cookie: {PAIRS}' --compressed",
-    "curl --cookie": f'curl https://huggingface.co:443/chat --cookie "{PAIRS}"',
+    "curl --cookie": f'curl https://huggingface.co:443/chat?x=1 --cookie "{PAIRS}" -v',
     "curl with escapes": f"curl 'https://huggingface.co/chat/' -b $'a=\\u0021; {PAIRS}'",
     "curl of Windows": (
         'curl ^"https://huggingface.co/chat/^" ^\r\n  -H ^"sec-ch-ua: ^\\^"Chromium^\\^"^" ^\r\n'
@@ -114,9 +103,6 @@ def test_bare_value_is_a_session_if_it_is_a_uuid_and_else_a_token(form):
     [
         (f"hf-chat={SESSION}; token=", Cookies(SESSION)),
         (json.dumps({"hf-chat": SESSION, "token": None}), Cookies(SESSION)),
-        (cookies_txt(OWN[0], *OTHERS), Cookies(SESSION)),
-        (f"token={TOKEN}", Cookies(None, TOKEN)),
-        (f"token: {TOKEN}", Cookies(None, TOKEN)),
         (exported(OWN[1], *OTHERS[:3]), Cookies(None, TOKEN)),
         (f"csrf-token=x; token={TOKEN}; x-token=y", Cookies(None, TOKEN)),
         (f"token={TOKEN}; aws-waf-token=w:1/a==", Cookies(None, TOKEN, waf="w:1/a==")),
@@ -133,7 +119,6 @@ def test_one_cookie_is_enough_and_no_other_is_taken_for_it(text, cookies):
         ("chat.example.org", "chat.example.org:8443"),
         (".example.org", "chat.example.org"),
         ("Chat.Example.org", "chat.example.org"),
-        ("127.0.0.1", "127.0.0.1:3100"),
         ("[::1]", "[::1]:3100"),
     ],
 )
@@ -144,8 +129,8 @@ def test_domain_of_another_host(domain, host):
         parse_cookies(text)
 
 
-NOT_READ = ("fetch",)  # what a program does with it
-NAMING_A_HOST = [v for k, v in FORMS.items() if "huggingface.co" in v and k not in NOT_READ]
+# Not what a program does with it.
+NAMING_A_HOST = [v for k, v in FORMS.items() if "huggingface.co" in v and k != "fetch"]
 
 
 @pytest.mark.parametrize("host", ["evil-huggingface.co", "huggingface.co.example.net", "co"])
@@ -155,10 +140,8 @@ def test_cookies_of_one_host_are_for_no_other(host):
             parse_cookies(text, host)
 
 
+@pytest.mark.parametrize("form", ["{}", "token={}", '{{"token": "{}"}}', "X: Bearer {}"])
 @pytest.mark.parametrize("value", ["hf_" + "x" * 34, "api_org_" + "x" * 34])
-@pytest.mark.parametrize(
-    "form", ["{}", "'{}'", "token={}", "token: {}", '{{"token": "{}"}}', "Authorization: Bearer {}"]
-)
 def test_access_token_is_told_from_the_cookie(form, value):
     with pytest.raises(llm.ModelError, match=r"access token.*cookie named 'token'") as raised:
         parse_cookies(form.format(value))
@@ -168,11 +151,9 @@ def test_access_token_is_told_from_the_cookie(form, value):
 NONE: dict[str, list[Any]] = {
     "is empty": ["", " \n", b"\xff\xfe"],
     "the cookie 'token' is missing": [
-        *("yes", "<html>", "{", "https://huggingface.co/chat", "two x-secret words"),
-        *("<!doctype html><p>x-secret", f"aws-waf-token={TOKEN}", "x-secret=1; y-secret=2"),
-        *(exported(*OTHERS), cookies_txt(*OTHERS), "[" * 100_000 + '"x-secret"'),
-        *map(json.dumps, ({"hf-chat": 5}, {"cookies": "x-secret"})),
-        json.dumps([TOKEN, None, 5, {"name": "hf-chat"}]),
+        *("yes", "{", "https://huggingface.co/chat", "two x-secret words", "x-secret=1; y=2"),
+        *(f"aws-waf-token={TOKEN}", cookies_txt(*OTHERS), "[" * 100_000 + '"x-secret"'),
+        *('{"hf-chat": 5}', json.dumps([TOKEN, None, 5, {"name": "hf-chat"}])),
     ],
     "'token' has characters that no cookie has": [f"hf-chat={SESSION}; token=x-secretä"],
     "'hf-chat' has characters that no cookie has": [

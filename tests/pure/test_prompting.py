@@ -37,8 +37,6 @@ def told(*texts: str, interrupted: bool = False) -> tuple[str, list[Any]]:
     return words, [(call.name, call.arguments) for call in calls]
 
 
-# --- calls ----------------------------------------------------------------------------
-
 ODD_ARGUMENTS = {"a": "</tool_call>", "b": "<tool_call>"}
 
 
@@ -49,10 +47,7 @@ def calling(name: str, arguments: str) -> str:
 @pytest.mark.parametrize(
     ("text", "words", "calls"),
     [
-        (block(PARIS), "", [CALL_PARIS]),
-        (f"Let me see.\n\n{block(PARIS)}", "Let me see.", [CALL_PARIS]),
         (f"One.\n{block(PARIS)}\nTwo.\n", "One.\nTwo.\n", [CALL_PARIS]),
-        (f"One. {block(PARIS)}Two.", "One. Two.", [CALL_PARIS]),
         (f"One. {block(PARIS)}\n\n{block(PARIS)}Two.", "One. Two.", [CALL_PARIS] * 2),
         (block(f"\n[{PARIS},\n {PARIS}]\n"), "", [CALL_PARIS] * 2),
         (block(PARIS.replace("arguments", "parameters")), "", [CALL_PARIS]),
@@ -67,7 +62,6 @@ def calling(name: str, arguments: str) -> str:
         (calling("add", '{"a": "1\n2"}'), "", [("add", {"a": "1\n2"})]),
         (calling("add", json.dumps(ODD_ARGUMENTS)), "", [("add", ODD_ARGUMENTS)]),
         (calling("add", r'{"a": "\ud83d"}'), "", [("add", {"a": "�"})]),
-        (calling("nobody", "{}"), "", [("nobody", {})]),
         (calling(r"no\u001b[2J\nbody", "{}"), "", [("no[2J body", {})]),
     ],
 )
@@ -79,12 +73,8 @@ def test_calls_as_models_write_them(text, words, calls):
     "text",
     [
         *("Just words.", "Write <tool_call>…</tool_call> to call.", "a <tool_call", "</tool_call>"),
-        *("The tag `<tool_call>` begins a call.", "<tool_call></tool_call>", "<tool_call> ```"),
-        *(
-            "<tool_call>``{}",
-            '{"name": "now", "arguments": {}}',
-            "<tool_response>{}</tool_response>",
-        ),
+        *("The tag `<tool_call>` begins a call.", "<tool_call> ```", "<tool_call>``{}"),
+        '{"name": "now", "arguments": {}}',
     ],
 )
 def test_text_that_only_looks_like_a_call_is_text(text):
@@ -96,11 +86,9 @@ def test_text_that_only_looks_like_a_call_is_text(text):
     [
         ('{"name": "now", "arguments": {}', "Expecting ',' delimiter"),
         ('{"name": "now", "arguments": "[1]"}', "are not an object"),
-        ('{"arguments": {}}', 'not an object with a "name"'),
         ('{"name": 5}', 'not an object with a "name"'),
         ("[]", 'not an object with a "name"'),
         *((text, "not valid JSON") for text in ("now()", "<function=now>\n</function>")),
-        ('{"name": "now, "arguments": {"a": "b}}', "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         # Logged, they would make rows that SQLite and others cannot read.
         ('{"name": "now", "arguments": {"a": NaN}}', "not valid JSON"),
@@ -184,11 +172,9 @@ def document(text: str, schema: dict[str, Any] | None = None) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        REX,
         f"Here it is:\n\n```\n{REX}\n```\nAnything else?",
         f'<artifact identifier="rex" type="code" title="Rex {{1}}">\n{REX}\n</artifact>',
         f"Sure [1], {{name}} and {{}} and [note: {REX}] as asked",
-        f'I thought of {{"name": "Rex"}} at first. {REX}',
         f'{REX}\n{{"name": "Max", "age": 5}}',
         f'{{"name": "Rex", "age": "4"}} is wrong, so: {REX}',
         f"{{'name': 'Rex'}} {REX}",
@@ -212,7 +198,6 @@ def test_document_is_found_whatever_stands_around_it(text):
         ('{"name": "Rex", "age": 4', "it is not valid JSON ("),
         ('{"name": "Rex"}', "$: 'age' is a required property"),
         ('{"name": 1, "age": "x"} as in [1]', "$.name: 1 is not of type 'string'; $.age: 'x' is"),
-        ('{"name": "Rex", "age": 4,}', "it is not valid JSON ("),
         ('{"name": "Rex", "age": NaN}', "it is not valid JSON (NaN is not a JSON value)"),
         ("[" * 50_000 + "]" * 50_000, "it is not valid JSON ("),
         ("42", "$: 42 is not of type 'object'"),
@@ -233,9 +218,8 @@ def test_schema_that_nothing_can_answer_is_told():
     [
         ({"enum": ["red", "blue"]}, '```json\n"blue"\n```', '"blue"'),
         ({"type": "string"}, '"a {1} [2]"', '"a {1} [2]"'),
-        ({"type": "integer"}, " 42\n", "42"),
         ({"type": "array", "items": {"type": "integer"}}, "So [1, 2, 3] it is", "[1, 2, 3]"),
-        ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, "7", "7"),
+        ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, " 7\n", "7"),
     ],
 )
 def test_document_of_any_type(schema, text, given):
@@ -296,7 +280,6 @@ def test_tools_are_defined_as_models_are_trained_to_read_it():
     [
         (PromptedFeatures(), TOOLS, ["You can call functions", '"name": "now"']),
         (PromptedFeatures(({"name": "old"},)), TOOLS, ["Now you can call these functions, and no"]),
-        (TOOLS, PromptedFeatures(), ["cannot be called any more"]),
         (PromptedFeatures(), PromptedFeatures(schema=PERSON), ["exactly one JSON document"]),
         (PromptedFeatures(schema=PERSON), PromptedFeatures(), ["no JSON is wanted"]),
         (BOTH, PromptedFeatures(), ["cannot be called any more", "no JSON is wanted"]),

@@ -33,12 +33,9 @@ def test_address(text, url):
     "text",
     [
         *("", "huggingface.co/chat", "ftp://huggingface.co/chat", "https:///chat", "https://[::1"),
-        *("https://host:99999/", "https://a b/chat", "https://bücher.example/chat"),
-        *("https://host/cha t", "https://host/chät", "https://host/chat?x=1"),
-        *("https://host/chat#x", "nonsense\x1b[31m\nsecond line", "https://host/a\x01b"),
-        *("http://huggingface.co/chat", "http://192.168.0.1/chat"),
-        *("http://localhost.example.org/", "http://127.0.0.1.example.org/"),
-        "https://ann:secret@host/chat",
+        *("https://host:99999/", "https://bücher.example/chat", "https://host/cha t"),
+        *("https://host/chat?x=1", "https://host/chat#x", "nonsense\x1b[31m\nsecond line"),
+        *("http://192.168.0.1/chat", "http://127.0.0.1.example.org/", "https://a:secret@b/chat"),
     ],
 )
 def test_address_that_is_refused(text):
@@ -68,7 +65,6 @@ def test_any_address_is_safe_or_told(pieces):
     ("url", "name"),
     [
         (plugin.SERVICE, "huggingchat"),
-        ("https://chat.example.org/chat", "huggingchat:chat.example.org"),
         ("https://chat.example.org:8443", "huggingchat:chat.example.org:8443"),
         ("http://[::1]:3100/chat", "huggingchat:[::1]:3100"),
         ("https://huggingface.co:8443/chat", "huggingchat:huggingface.co:8443"),
@@ -95,10 +91,9 @@ def test_origin_and_pages():
     [
         ("", True),
         ("/chat/login", True),
-        ("https://huggingface.co/oauth/authorize?client_id=x", True),
+        ("https://huggingface.co/oauth/authorize?x", True),
         ("https://id.example.org/realms/x?client_id=chat", True),
         ("https://id.example.org/saml2/start", True),
-        ("/chat/conversation/6b03", False),
         ("/chat/loginless", False),
         ("https://[", False),
     ],
@@ -110,7 +105,6 @@ def test_redirect_to_a_login_is_known(location, asks):
 @pytest.mark.parametrize(
     ("location", "target"),
     [
-        ("/chat/", "https://a.example/chat/"),
         ("callback?code=1", "https://a.example/chat/callback?code=1"),
         ("https://a.example/x", "https://a.example/x"),
         ("http://a.example/x", ""),

@@ -1,5 +1,6 @@
 """llm's key store, the catalogue's cache, and files that are replaced in one step."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -10,21 +11,15 @@ from typing import Any
 
 import llm
 import pytest
-from helpers import meanwhile
 
 import llm_huggingchat as plugin
 from llm_huggingchat import SERVICE, Cookies, find_key, keep_catalogue, keep_key, load_catalogue
 
 HERE = plugin.Server(SERVICE)
-LOCAL, OTHER = (
-    plugin.Server("http://127.0.0.1:3100/chat"),
-    plugin.Server("https://chat.example.org"),
-)
+LOCAL = plugin.Server("http://127.0.0.1:3100/chat")
+OTHER = plugin.Server("https://chat.example.org")
 TOKEN = "the-token-of-nobody"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, links and pipes")
-
-
-# --- replacing a file -----------------------------------------------------------------
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
@@ -72,7 +67,8 @@ def test_links_stay_links(tmp_path):
 def test_pipes_and_devices_are_written_to(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with meanwhile(pipe.read_bytes) as got:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        got = pool.submit(pipe.read_bytes)
         write(pipe, b"through it")
     assert got.result() == b"through it"
     write(pathlib.Path(os.devnull), b"away")
@@ -95,7 +91,7 @@ def test_keys_are_kept_beside_those_of_others(user_path):
     assert plugin.stored_key("huggingchat") is None
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000, b"secret"])
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b"[" * 100_000], ids=count())
 def test_key_store_that_is_none_is_left_alone(user_path, content):
     (user_path / "keys.json").write_bytes(content)
     for use in (lambda: keep_key("huggingchat", "x"), lambda: plugin.stored_key("huggingchat")):
@@ -149,13 +145,11 @@ def test_anonymous_session_that_cannot_be_kept_is_used(user_path, capsys):
 
 # --- the cache ------------------------------------------------------------------------
 
-PHI, QWEN = (
-    plugin.ModelInfo("microsoft/phi-4", tools=True),
-    plugin.ModelInfo("Qwen/Qwen3-8B", description="d"),
-)
+PHI = plugin.ModelInfo("microsoft/phi-4", tools=True)
+QWEN = plugin.ModelInfo("Qwen/Qwen3-8B", description="d")
 
 
-def test_cache_keeps_the_models_of_each_server():
+def test_cache_keeps_the_models_of_each_server_and_those_that_it_had():
     assert load_catalogue(SERVICE).models == plugin.BUILT_IN
     keep_catalogue(SERVICE, [PHI, QWEN])
     keep_catalogue(OTHER.url, [QWEN])
@@ -163,14 +157,8 @@ def test_cache_keeps_the_models_of_each_server():
     assert load_catalogue(OTHER.url).models == (QWEN,)
     assert load_catalogue(LOCAL.url).models == plugin.BUILT_IN
     assert not load_catalogue(SERVICE).is_old
-
-
-def test_model_that_was_removed_is_remembered():
-    keep_catalogue(SERVICE, [PHI, QWEN])
-    keep_catalogue(SERVICE, [QWEN])
-    keep_catalogue(SERVICE, [QWEN])
-    assert load_catalogue(SERVICE).removed == (PHI.id,)
-    keep_catalogue(SERVICE, [PHI])
+    for listed in ([QWEN], [QWEN], [PHI]):
+        keep_catalogue(SERVICE, listed)
     assert load_catalogue(SERVICE).removed == (QWEN.id,)
 
 
@@ -213,14 +201,12 @@ def test_removed_model_is_behind_what_is_offered(monkeypatch):
 
 
 BROKEN: list[Any] = [
-    *(None, [], {SERVICE: None}, {SERVICE: []}, {SERVICE: {"models": [{"id": "a/b"}]}}),
-    *({SERVICE: {"models": [{"id": "a/b"}], "time": time}} for time in ("now", 10**400)),
-    *({SERVICE: {"models": models, "time": 1}} for models in ({}, {"a": "b"}, None)),
+    *(None, [], {SERVICE: []}, {SERVICE: {"models": [{"id": "a/b"}]}}),
     {SERVICE: {"models": [], "time": 1}},
+    {SERVICE: {"models": [{"id": "a/b"}], "time": 10**400}},
 ]
 CACHES = [
-    *(b"", b"{", b"[" * 100_000, b"\0", b"null", b"[]", b"{}", b"\xff\xfe\x00"),
-    b'{"servers": {"x": {"y": ' + b"[" * 100_000,
+    *(b"", b"[" * 100_000, b"\0", b"null", b"{}", b"\xff\xfe\x00"),
     *(json.dumps({"servers": servers}).encode() for servers in BROKEN),
 ]
 

@@ -27,7 +27,6 @@ def logged(tool: Any) -> str:
 @pytest.mark.parametrize(
     ("tool", "offered", "name"),
     [
-        (WebSearch(), OFFERED, "Web Search (Exa)"),
         (HuggingFace(), OFFERED, "Hugging Face"),
         (WebSearch(), [("Weather", "https://a.example"), ("Suche", "https://search.a")], "Suche"),
         (WebSearch(), [("Research", ""), ("My web-search", "https://x.example")], "My web-search"),
@@ -42,9 +41,8 @@ def test_tool_server_is_found_by_its_name_or_its_address(tool, offered, name):
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://mcp.example/x", "ftp://a.b", "x", ""),
-        *("https://10.0.0.1/x", "https://[::1]/x", "https://169.254.1.1/x"),
-        *("https://box/x", "https://box.local/x", "https://box.internal./x"),
+        *("http://mcp.example/x", "x", "https://10.0.0.1/x", "https://[::1]/x"),
+        *("https://box/x", "https://box.internal./x"),
     ],
 )
 def test_own_server_has_to_be_public_or_beside_the_chat(url):
@@ -59,9 +57,7 @@ def test_own_server_has_to_be_public_or_beside_the_chat(url):
     ("name", "value", "says"),
     [
         ("X Key", "a", "HTTP cannot carry"),
-        ("Schlüssel", "a", "HTTP cannot carry"),
         ("X-Key", "geheim\r\nX-Evil: 1", "HTTP cannot carry"),
-        ("X-Key", "geheim 日本", "HTTP cannot carry"),
         ("X-Key", "$MCP_SECRET", "HTTP cannot carry"),
         ("X-Key", "$NO_SUCH_NAME", "NO_SUCH_NAME"),
         ("X-Key", "$LLM_HUGGINGCHAT_KEY", "cookies go to no other server"),
@@ -78,7 +74,6 @@ def test_header_that_cannot_be_sent_is_refused(name, value, says, monkeypatch):
     "text",
     [
         *("MCP", "MCP(5)", 'MCP(address="x")', 'WebSearch("x")', 'MCP({"url": "x", "more": 1})'),
-        'MCP({"url": "https://mcp.example/x", "name": 5})',
         'MCP({"url": "https://mcp.example/x", "headers": ["X-Key"]})',
         'MCP({"url": "https://mcp.example/x", "headers": {"X-Key": 5}})',
     ],
@@ -94,8 +89,8 @@ def test_wrong_argument_is_one_line(text):
 @pytest.mark.parametrize(
     "tool",
     [
-        *(MCP(f"{URL}?{query}") for query in ("key=sesame", "key=sesame==", "sesame=")),
-        *(MCP(url) for url in ("https://user:sesame@mcp.example/x", "sesame", f"{URL}?sesame")),
+        *(MCP(f"{URL}?{query}") for query in ("key=sesame", "key=sesame==", "sesame")),
+        *(MCP("https://user:sesame@mcp.example/x"), MCP("sesame")),
         MCP(URL, headers={"X-Key": "sesame"}),
     ],
 )

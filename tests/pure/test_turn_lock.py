@@ -1,6 +1,7 @@
 """Whose turn it is in a conversation: what a turn leaves behind for the next one."""
 
 import asyncio
+import json
 import os
 import pathlib
 import time
@@ -40,6 +41,11 @@ def files() -> list[pathlib.Path]:
     return sorted((llm.user_dir() / "huggingchat_turns").iterdir())
 
 
+def kept_in() -> pathlib.Path:
+    """The file that says what became of the turn."""
+    return next(file for file in files() if file.suffix == ".json")
+
+
 async def test_turn_whose_run_is_stored_leaves_nothing():
     lock = await entered()
     lock.begin()
@@ -63,10 +69,9 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message():
     before = time.time()
     lock = await entered()
     lock.begin()
-    file = next(file for file in files() if file.suffix == ".json")
-    content = file.read_bytes()
-    lock.release(stored=True)
-    file.write_bytes(content)  # a process that dies does not release it
+    content = kept_in().read_bytes()
+    lock.release(stored=False)
+    kept_in().write_bytes(content)  # a process that dies does not release it
     lock = await entered()
     assert lock.pending
     assert before <= lock.sent_at <= time.time()
@@ -77,34 +82,28 @@ async def test_next_turn_knows_when_a_process_that_died_had_sent_its_message():
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stopped": "now"}', b"\xff"])
 async def test_file_that_is_broken_still_says_that_a_run_may_go_on(content):
     await left()
-    next(file for file in files() if file.suffix == ".json").write_bytes(content)
+    kept_in().write_bytes(content)
     lock = await entered()
     assert (lock.pending, lock.stopped) == (True, None)
 
 
-async def test_stop_is_not_still_to_come():
-    await left(stopped=time.time() + DAY)
-    stopped = (await entered()).stopped
-    assert stopped is not None
-    assert stopped <= time.time()
-
-
-async def test_message_is_not_still_to_be_sent_where_the_clock_was_wrong():
+async def test_what_was_done_is_not_still_to_come_where_the_clock_was_wrong():
     await left()
-    file = next(file for file in files() if file.suffix == ".json")
-    file.write_text(f'{{"sent": {time.time() + DAY}}}')
-    assert (await entered()).sent_at <= time.time()
+    kept_in().write_text(json.dumps(dict.fromkeys(("sent", "stopped"), time.time() + DAY)))
+    lock = await entered()
+    assert 0 < lock.sent_at <= time.time()
+    assert lock.stopped is not None
+    assert lock.stopped <= time.time()
 
 
 async def test_one_turn_at_a_time_in_a_conversation():
     first, other = await entered(), await entered(PAGE + "x")
     waiting = asyncio.create_task(entered())
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await asyncio.shield(waiting)
-    first.release(stored=True)
+    await asyncio.wait([waiting], timeout=0.05)
+    assert not waiting.done()
+    for lock in (first, other):
+        lock.release(stored=True)
     (await waiting).release(stored=True)
-    other.release(stored=True)
 
 
 async def test_turn_that_is_cancelled_while_it_waits_does_not_hold_up_the_next():
