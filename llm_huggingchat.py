@@ -3725,7 +3725,7 @@ RECORDINGS = UploadKind(
     ),
     AUDIO_LIMIT,
 )
-AUDIO_ENDINGS = _table("audio/mp4 .m4a; audio/ogg .oga .opus; audio/webm .weba")
+_ENDINGS = {".m4a": "audio/mp4", ".oga": "audio/ogg", ".opus": "audio/ogg", ".weba": "audio/webm"}
 BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
 
 # Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
@@ -3808,7 +3808,7 @@ def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
     """The type that an attachment's name says, or its content."""
     name = upload_name(attachment, "")
     ending = pathlib.PurePath(name).suffix.lower()
-    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
+    type = _ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
     type = type or llm.Attachment(content=content).resolve_type()
     if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
         type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
