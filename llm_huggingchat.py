@@ -11,9 +11,15 @@ The file reads from top to bottom; each part uses only what stands above it:
     prompting    schemas and local tools by instruction: words out, calls in
     history      llm's messages -> what to send, after which message
     answer       updates, each once -> llm's stream events
-    storage      key store, catalogue cache, turns whose runs are not stored yet
-    attachments  files -> what chat-ui takes of them
-    client       HTTP over curl_cffi, one coroutine a call; errors in words
+    files        replacing a file in one step, changing one under a lock
+    keys         llm's key store -> the cookies for a server
+    cache        the catalogue cache
+    locks        one turn at a time in a conversation
+    http         one exchange over curl_cffi
+    sessions     made from `token`, renewed when they have expired
+    client       calls to a chat server, tried again where that can help
+    errors       what went wrong in a call, in words
+    attachments  files -> what chat-ui takes of them; recordings -> their words
     run          one run: send, follow, look, until it is stored
     tools        llm's server-side tools -> what the server is to select
     turn         one turn: the conversation, whose turn it is, the run, a repair
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
 
     from curl_cffi.requests import AsyncSession
     from curl_cffi.requests.exceptions import RequestException
+    from filelock import FileLock
     from llm.logs import LogStore
 
 T = TypeVar("T")
@@ -2455,7 +2462,7 @@ def transcription_events(name: str, id: str, text: str) -> list[StreamEvent]:
     return [replace(event, provider_metadata={"huggingchat": {"heard": id}}) for event in events]
 
 
-# --- storage: the key store, the catalogue cache, and which runs go on -----------------
+# --- files: replacing one in one step, changing one under a lock ---------------------
 
 
 def os_error_text(error: BaseException) -> str:
@@ -2496,19 +2503,14 @@ def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedW
             new.unlink()
 
 
-def _update_file(name: str, change: Callable[[bytes], bytes], mode: int = 0o666) -> None:
-    """Change a file of llm's user directory under a lock; `change` gets b"" if there is none.
-
-    Raises OSError, and what `change` does: then the file stays as it is.
-    """
+def lock_of(path: pathlib.Path) -> FileLock:
+    """A lock to be held while a file of llm's user directory is read and replaced."""
     from filelock import FileLock
 
-    path = llm.user_dir() / name
-    with FileLock(path.with_name(f".{name}.lock"), timeout=10):
-        content = change(path.read_bytes() if path.exists() else b"")
-        with atomic_write(path, mode) as file:
-            file.write(content)
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=10)
 
+
+# --- keys: llm's key store -> the cookies for a server -------------------------------
 
 # llm's own first entry in keys.json
 KEY_NOTE = {"// Note": "This file stores secret API credentials. Do not share!"}
@@ -2520,21 +2522,17 @@ def keep_key(name: str, value: str | None, *, anew: bool = False) -> str | None:
     With `anew` a key that is there already stays. Returns the key that is there now.
     Raises llm.ModelError when the store cannot be read or written.
     """
-
-    def change(content: bytes) -> bytes:
-        nonlocal value
-        keys = msgspec.convert(json.loads(content or b"{}"), dict[str, Any])
+    path = llm.user_dir() / "keys.json"
+    with _key_store_errors("updated"), lock_of(path):
+        keys = _stored_keys()
         if anew:
             value = _string(keys.get(name)) or value
         if value is None:
             keys.pop(name, None)
-            keys = {} if keys == KEY_NOTE else keys
         else:
             keys = (keys or KEY_NOTE) | {name: value}
-        return json.dumps(keys, indent=2).encode() + b"\n"
-
-    with _key_store_errors("updated"):
-        _update_file("keys.json", change, 0o600)
+        with atomic_write(path, 0o600) as file:
+            file.write(json.dumps(keys, indent=2).encode() + b"\n")
     return value
 
 
@@ -2557,34 +2555,20 @@ def _key_store_errors(done: str) -> Iterator[None]:
         raise HuggingChatError(f"{what}: {os_error_text(error)}") from None
 
 
-def keys_of(server: Server, cookies: Cookies) -> dict[str, Cookies]:
-    """The keys in llm's key store that belong to this login on this server, by name.
+def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
+    """Keep a session that was made after that of `cookies` had expired, as far as possible.
 
-    These are the server's own key, if it has the same `token`, and keys that `--key` may name,
-    if they have the same session too. Raises nothing.
+    It goes to the server's own key, if that has the same `token`, and to keys that `--key` may
+    name, if they have the same session too.
     """
-    found: dict[str, Cookies] = {}
     with contextlib.suppress(llm.ModelError):
-        for name, value in _stored_keys().items() if cookies.token else ():
+        for name, value in _stored_keys().items():
             with contextlib.suppress(llm.ModelError):
                 kept = parse_cookies(_string(value), server.host)
                 named = not name.startswith("huggingchat") and kept.hf_chat == cookies.hf_chat
                 if kept.token == cookies.token and (named or name == server.key_name):
-                    found[name] = kept
-    return found
-
-
-def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
-    """Keep a session that was made after that of `cookies` had expired.
-
-    If it cannot be kept, this process uses it, and a note says so.
-    """
-    for name, kept in keys_of(server, cookies).items():
-        value = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since).to_key()
-        try:
-            keep_key(name, value)
-        except llm.ModelError as error:
-            note(f"{error} The new session is for this process alone.")
+                    new = msgspec.structs.replace(kept, hf_chat=made.hf_chat, since=made.since)
+                    keep_key(name, new.to_key())
 
 
 def is_anonymous(key: str | None) -> bool:
@@ -2644,33 +2628,31 @@ def cookies_of_key(server: Server, key: str) -> Cookies:
         raise HuggingChatError(f"{error} Run: llm huggingchat login") from None
 
 
-_anonymous: dict[str, Cookies] = {}  # by the server's address, for this process
-
-
-def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
+@functools.cache
+def anonymous_session(server: Server) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, `tell` says so, and this process uses it.
+    time share one. If it cannot be stored, a note says so, and this process uses it.
     """
-    if server.url not in _anonymous:
-        cookies = Cookies(str(uuid.uuid4()), anonymous=True)
-        try:
-            kept = keep_key(server.key_name, cookies.to_key(), anew=True)
-            cookies = parse_cookies(kept or "", server.host)
-        except llm.ModelError as error:
-            tell(f"the session is not kept, so it cannot be continued later. {error}")
-        _anonymous.setdefault(server.url, cookies)
-    return _anonymous[server.url]
+    cookies = Cookies(str(uuid.uuid4()), anonymous=True)
+    try:
+        kept = keep_key(server.key_name, cookies.to_key(), anew=True)
+        return parse_cookies(kept or "", server.host)
+    except llm.ModelError as error:
+        note(f"the session is not kept, so it cannot be continued later. {error}")
+        return cookies
 
 
-def forget_session(server: Server) -> None:
-    """Drop an anonymous session of this process: the server requires a login."""
-    cookies = _anonymous.pop(server.url, None)
+def forget_anonymous_session(server: Server) -> None:
+    """Drop the session that was just made: the server requires a login."""
+    anonymous_session.cache_clear()
     with contextlib.suppress(llm.ModelError):
-        if cookies and cookies.to_key() == stored_key(server.key_name):
+        if is_anonymous(stored_key(server.key_name)):
             keep_key(server.key_name, None)
 
+
+# --- cache: the catalogue cache ------------------------------------------------------
 
 CACHE = "huggingchat_models.json"
 
@@ -2698,15 +2680,16 @@ def _read_cache() -> dict[str, _CachedServer]:
         return {}
 
 
-def _update_cache(server_url: str, change: Callable[[_CachedServer], object]) -> None:
-    """Change what is cached of a server. Raises OSError."""
-
-    def update(_: bytes) -> bytes:
+@contextlib.contextmanager
+def _cached(server_url: str) -> Iterator[_CachedServer]:
+    """What is cached of a server, to be changed. Raises OSError."""
+    path = llm.user_dir() / CACHE
+    with lock_of(path):
         servers = _read_cache()
-        change(servers.setdefault(server_url, _CachedServer()))
-        return msgspec.json.format(msgspec.json.encode({"servers": servers}), indent=1) + b"\n"
-
-    _update_file(CACHE, update)
+        yield servers.setdefault(server_url, _CachedServer())
+        content = msgspec.json.encode({"servers": servers})
+        with atomic_write(path) as file:
+            file.write(msgspec.json.format(content, indent=1) + b"\n")
 
 
 def load_catalogue(server_url: str) -> Catalogue:
@@ -2722,13 +2705,10 @@ def load_catalogue(server_url: str) -> Catalogue:
 def keep_catalogue(server_url: str, models: Iterable[ModelInfo]) -> None:
     """Cache a server's models beside those of other servers. Raises llm.ModelError."""
     offered = {model.id: model for model in models}
-
-    def change(server: _CachedServer) -> None:
-        server.remember(model.id for model in server.models if model.id not in offered)
-        server.time, server.models = time.time(), tuple(offered.values())
-
     try:
-        _update_cache(server_url, change)
+        with _cached(server_url) as server:
+            server.remember(model.id for model in server.models if model.id not in offered)
+            server.time, server.models = time.time(), tuple(offered.values())
     except OSError as error:
         raise HuggingChatError(
             f"The catalogue cannot be kept in {llm.user_dir() / CACHE}: {os_error_text(error)}"
@@ -2742,11 +2722,11 @@ def remember_models(server_url: str, ids: Iterable[str]) -> None:
     """
     ids = list(ids)
     if _read_cache().get(server_url, _CachedServer()).remember(ids):
-        with contextlib.suppress(OSError):
-            _update_cache(server_url, lambda server: server.remember(ids))
+        with contextlib.suppress(OSError), _cached(server_url) as server:
+            server.remember(ids)
 
 
-# Turns whose runs are not stored yet
+# --- locks: one turn at a time in a conversation -------------------------------------
 
 TURNS = "huggingchat_turns"  # a folder in llm's user directory
 LOG_LIFETIME = 604_800.0  # seconds for which chat-ui keeps a run's log: then it is stored, or lost
@@ -2830,206 +2810,10 @@ class TurnLock:
             self._file.write_bytes(msgspec.json.encode(value))
 
 
-# --- attachments: files -> what chat-ui takes of them ---------------------------------
+# --- http: one exchange over curl_cffi -----------------------------------------------
 
-# Type as llm or a server calls it -> type as chat-ui takes it.
-IMAGE_TYPES = _synonyms(
-    "image/png: image/png image/x-png; image/jpeg: image/jpeg image/jpg image/pjpeg;"
-    "image/webp: image/webp; image/gif: image/gif"
-)
-# Recordings that chat-ui transcribes. In a container that may also hold a picture, it is the
-# sound that counts; 3gpp is what the voice recorders of many telephones write.
-AUDIO_TYPES = _synonyms(
-    """
-    audio/flac: audio/flac audio/x-flac;
-    audio/mp4: audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-    audio/mpeg: audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-    audio/ogg: audio/ogg audio/opus application/ogg video/ogg;
-    audio/wav: audio/wav audio/vnd.wave audio/wave audio/x-wav;
-    audio/webm: audio/webm video/webm
-    """
-)
-AUDIO_ENDINGS = _synonyms("audio/mp4: .m4a; audio/ogg: .oga .opus; audio/webm: .weba")
-TEXT_TYPES = (
-    *("text/plain", "text/markdown", "text/html", "text/csv", "text/xml"),
-    *("application/json", "application/xml", "application/csv"),
-)
-BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
-
-# Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
-# takes for something else; chat-ui then drops the file without a word.
-_MISREAD = rb"""(?xs)
-    BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
-    |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
-    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
-    |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
-    |-----BEGIN\ PGP\ MESSAGE-----|\.RMF|\{\\rtf
-    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
-    |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
-    |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
-"""
-
-
-class Upload(msgspec.Struct, frozen=True):
-    """A file to send, by its type as chat-ui takes it.
-
-    `id` is what llm's logs know the attachment by.
-    """
-
-    name: str
-    type: str
-    content: bytes
-    id: str = ""
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether it is to be transcribed, instead of sent."""
-        return self.type in AUDIO_TYPES
-
-
-def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
-    """A message's body and its content type: `data` as JSON, and each file in base64.
-
-    Raises llm.ModelError for a body that chat-ui would refuse as too large.
-    """
-    boundary = uuid.uuid4().hex
-    text = to_json(data).encode()
-    parts = [('name="data"', text)]
-    for upload in uploads:
-        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
-        parts.append((head, base64.b64encode(upload.content)))
-    body = b""
-    for head, content in parts:
-        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
-        body += content + b"\r\n"
-    body += f"--{boundary}--\r\n".encode()
-    if len(body) > BODY_LIMIT:
-        size = _megabytes(len(body) - len(text))
-        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
-        raise HuggingChatError(
-            f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
-            f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
-        )
-    return body, f"multipart/form-data; boundary={boundary}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f} MB"
-
-
-def mime_type(content_type: str | None) -> str:
-    """The type without parameters, in lower case; "" for what is no type."""
-    type = (content_type or "").partition(";")[0].strip().lower()
-    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
-
-
-def upload_name(attachment: llm.Attachment, type: str) -> str:
-    """A safe file name: no path, no control characters, nothing that ends a header."""
-    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
-    name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
-    if "." not in name:
-        name += mimetypes.guess_extension(type) or ""
-    return name[-100:]  # with its ending
-
-
-def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
-    """The type that an attachment's name says, or its content."""
-    name = upload_name(attachment, "")
-    ending = pathlib.PurePath(name).suffix.lower()
-    type = AUDIO_ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
-    type = type or llm.Attachment(content=content).resolve_type()
-    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
-        type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
-    return type or "application/octet-stream"
-
-
-def upload_of(
-    model: ModelInfo, attachment: llm.Attachment, content: bytes, content_type: str
-) -> Upload:
-    """An attachment as chat-ui takes it. Raises llm.ModelError for one that it does not.
-
-    Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
-    it keeps chat-ui from taking it for something else.
-    """
-    type, name = mime_type(content_type), shown_name(attachment)
-    charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
-    is_media = type.startswith(("image/", "audio/", "video/", "font/"))
-    text = decode_text(content, charset[1] if charset else "", guess=not is_media)
-    if text is not None and not content.startswith(b"%PDF-"):
-        content = text.encode()
-        while re.match(_MISREAD, content):
-            content = b"\n" + content
-        type = type if type.startswith("text/") or type in TEXT_TYPES else "text/plain"
-    elif type in AUDIO_TYPES:
-        return recording_of(attachment, content, type)
-    elif type.startswith("image/"):
-        if not model.multimodal:
-            raise HuggingChatError(
-                f"huggingchat/{model.id} takes no images ({name}). Try -m hf-vision, or see which "
-                "models do: llm huggingchat models"
-            )
-        if type not in IMAGE_TYPES:
-            raise HuggingChatError(f"{name} is {one_line(type, 60)}; send png, jpeg, webp or gif.")
-        type = IMAGE_TYPES[type]
-    elif type.startswith("text/") or type in TEXT_TYPES:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
-        )
-    else:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}; HuggingChat takes text, JSON, XML, CSV, images, "
-            "and recordings as mp3, wav, flac, ogg, webm, mp4 or m4a."
-        )
-    if len(content) > FILE_LIMIT:
-        raise too_large(name, FILE_LIMIT)
-    return Upload(upload_name(attachment, type), type, content)
-
-
-def recording_of(attachment: llm.Attachment, content: bytes, content_type: str) -> Upload:
-    """A recording to transcribe. Raises llm.ModelError when it is none."""
-    type, name = mime_type(content_type), shown_name(attachment)
-    if type not in AUDIO_TYPES:
-        raise HuggingChatError(
-            f"{name} is {one_line(type, 60)}; "
-            "HuggingChat transcribes mp3, wav, flac, ogg, webm, mp4 and m4a."
-        )
-    if len(content) > AUDIO_LIMIT:
-        raise too_large(name, AUDIO_LIMIT)
-    taken = AUDIO_TYPES[type]
-    return Upload(upload_name(attachment, taken), taken, content, attachment_id(attachment))
-
-
-def too_large(name: str, most: int) -> llm.ModelError:
-    """The error for a file of more than `most` bytes."""
-    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
-
-
-def read_file(attachment: llm.Attachment) -> bytes:
-    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
-
-    Raises llm.ModelError, also for a pipe: what is read of it is gone, and llm reads it again.
-    """
-    path = pathlib.Path(attachment.path or "")
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "it is not a file")
-        with open(path, "rb") as file:
-            return file.read(AUDIO_LIMIT + 1)
-    except OSError as error:
-        why = os_error_text(error)
-        raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
-
-
-# --- client: HTTP over curl_cffi, one coroutine a call; errors in words -----------------------
-
-JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
-CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
-STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
-PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
 CURL_WRITEFUNC_ERROR = 0xFFFFFFFF  # what a callback returns to make curl end the exchange
 REDIRECTS = (301, 302, 303, 307, 308)
-SETTINGS_PATH = "/api/v2/user/settings"
-LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
 
 
 class ConnectionLost(Exception):
@@ -3125,65 +2909,6 @@ class HttpError(Exception):
         self.response = response
 
 
-class NotFound(Exception):
-    """The conversation is not there for this account; or `answer`, the one to continue after."""
-
-    def __init__(self, *, answer: bool = False) -> None:
-        super().__init__()
-        self.answer = answer
-
-
-class IncompleteAnswer(Exception):
-    """An answer is not whole, and the server has no more of it."""
-
-
-class Credentials(msgspec.Struct, frozen=True):
-    """A server, and the cookies for it."""
-
-    server: Server
-    cookies: Cookies | None = None
-
-    def without_cookies(self, text: str) -> str:
-        """`text` from outside, in which no value of a cookie is left."""
-        for value in self.cookies.pairs().values() if self.cookies else ():
-            text = text.replace(value, "(cookie)")
-            if text.endswith("…"):  # where it was cut, a value may begin
-                text = text[: len(text) - 1 - _overlap(text[:-1], value)] + "…"
-        return text
-
-    @property
-    def public(self) -> Credentials:
-        """For calls that need no login: nothing but what the firewall gave."""
-        waf = self.cookies and self.cookies.waf
-        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
-
-
-class Backoff:
-    """Pauses between attempts, which grow until there is a sign of life.
-
-    With `attempts`, so many are made in all; without, until nothing was heard of the server
-    for `limits.reconnect_timeout` seconds.
-    """
-
-    def __init__(self, attempts: int | None = None) -> None:
-        self._attempts = attempts
-        self.reset()
-
-    def reset(self) -> None:
-        """There is a sign of life: the next failure counts as the first."""
-        self.failures = 0
-        self._alive = time.monotonic()
-
-    def next(self) -> float | None:
-        """Seconds until the next attempt after one that failed; None to give up."""
-        pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
-        self.failures += 1
-        if self._attempts is not None:
-            return pause if self.failures < self._attempts else None
-        left = self._alive + limits.reconnect_timeout - time.monotonic()
-        return min(pause, left) if left > 0 else None
-
-
 # In the order in which curl_cffi looks at them.
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
@@ -3223,19 +2948,6 @@ def proxy_of(url: str) -> str:
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
     return proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
-
-
-def is_missing(path: str, error: ConnectionLost | HttpError) -> bool:
-    """Whether a conversation, or a part of it, is not there for this account."""
-    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
-    return is_part and isinstance(error, HttpError) and error.response.is_hidden
-
-
-def may_retry(error: ConnectionLost | HttpError, idempotent: bool) -> bool:
-    """Whether trying again can help. Only an `idempotent` call may reach the server twice."""
-    if isinstance(error, HttpError):
-        return idempotent and error.response.status in (502, 503)
-    return not error.silent and (idempotent or not error.sent)
 
 
 class Exchange:
@@ -3345,11 +3057,17 @@ def _open_session() -> AsyncSession[Any]:
     from curl_cffi import CurlOpt
     from curl_cffi.requests import AsyncSession
 
+    options: Any = {
+        CurlOpt.QUICK_EXIT: 1,  # do not wait for a slow resolver
+        # curl knows more protocols, some of which put chosen bytes on a raw socket.
+        CurlOpt.PROTOCOLS_STR: "http,https",
+        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
+    }
     session: AsyncSession[Any] = AsyncSession(
         max_clients=1000,
         discard_cookies=True,
         allow_redirects=False,  # a redirect could take the cookies elsewhere
-        curl_options=cast(Any, {CurlOpt.QUICK_EXIT: 1}),  # do not wait for a slow resolver
+        curl_options=options,
     )
     release = session.release_curl
 
@@ -3364,13 +3082,198 @@ def _open_session() -> AsyncSession[Any]:
     return session
 
 
+# --- sessions: made from `token`, renewed when they have expired ---------------------
+
+LOGIN_STEPS = 6  # redirects that a login may take; the service's takes three
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """A server, and the cookies for it."""
+
+    server: Server
+    cookies: Cookies | None = None
+
+    def without_cookies(self, text: str) -> str:
+        """`text` from outside, in which no value of a cookie is left."""
+        for value in self.cookies.pairs().values() if self.cookies else ():
+            text = text.replace(value, "(cookie)")
+            if text.endswith("…"):  # where it was cut, a value may begin
+                text = text[: len(text) - 1 - _overlap(text[:-1], value)] + "…"
+        return text
+
+    @property
+    def public(self) -> Credentials:
+        """For calls that need no login: nothing but what the firewall gave."""
+        waf = self.cookies and self.cookies.waf
+        return Credentials(self.server, Cookies(None, waf=waf) if waf else None)
+
+
+def is_missing(path: str, response: HttpResponse) -> bool:
+    """Whether a conversation, or a part of it, is not there for this account."""
+    is_part = path.startswith(("/conversation/", "/api/v2/conversations/"))
+    return is_part and response.is_hidden
+
+
+class Sessions:
+    """The sessions of logins: made from `token`, and renewed when they have expired.
+
+    Each is made once for all who ask for it at the same time, and kept in llm's key store,
+    where other processes find it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._latest: dict[tuple[str, str | None], Cookies] = {}  # by server's address and `token`
+        self._renewing: dict[tuple[str, str | None], asyncio.Task[None]] = {}
+
+    def current(self, credentials: Credentials) -> Credentials:
+        """`credentials` with the latest session that is known of their login."""
+        server, cookies = credentials.server, credentials.cookies
+        latest = cookies and self._latest.get((server.url, cookies.token))
+        if cookies and latest:
+            cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
+        return Credentials(server, cookies)
+
+    async def ready(self, credentials: Credentials) -> Credentials:
+        """`credentials` with a session, which is made if there is only `token`."""
+        credentials = self.current(credentials)
+        cookies = credentials.cookies
+        if cookies and cookies.token and cookies.hf_chat is None:
+            return await self.renew(credentials)
+        return credentials
+
+    async def renew_after(self, error: HttpError, credentials: Credentials, path: str = "") -> bool:
+        """Whether a call was refused because its session had expired, and there is a new one.
+
+        Someone who is not logged in is told that a conversation is not there. Raises what
+        `renew` does.
+        """
+        if error.response.is_firewall:
+            return False
+        has_token = bool(credentials.cookies and credentials.cookies.token)
+        expired = has_token and error.response.wants_login
+        if is_missing(path, error.response):
+            client = self._client
+            expired = await client.wants_login(credentials) and not await client.user(credentials)
+        if expired:
+            await self.renew(credentials)
+        return expired
+
+    async def renew(self, credentials: Credentials) -> Credentials:
+        """`credentials` with another session than theirs, made from `token`.
+
+        Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
+        """
+        server, cookies = credentials.server, credentials.cookies
+        if self.current(credentials) == credentials:
+            if cookies is None or cookies.token is None:
+                raise login_error(server, cookies)
+            login = server.url, cookies.token
+            if login not in self._renewing:
+                self._renewing[login] = self._client.spawn(self._renew(server, cookies))
+                self._renewing[login].add_done_callback(lambda _: self._renewing.pop(login))
+            await asyncio.shield(self._renewing[login])  # if one leaves, the others get theirs
+        return self.current(credentials)
+
+    async def _renew(self, server: Server, cookies: Cookies) -> None:
+        session = await self._log_in(server, cookies)
+        made = msgspec.structs.replace(cookies, hf_chat=session, since=time.time())
+        await asyncio.to_thread(replace_session, server, cookies, made)
+        self._latest[server.url, cookies.token] = made
+
+    async def _log_in(self, server: Server, cookies: Cookies) -> str:
+        """A session made from `token`: GET BASE/login and where it leads.
+
+        The service's login provider is on the service's own origin. Nothing else is followed:
+        `token` opens the whole account. (captures/login_renewed.json)
+        """
+        jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
+        url = f"{server.url}/login"
+        for _ in range(LOGIN_STEPS):
+            step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
+            try:
+                path = url.removeprefix(server.origin)
+                response = await self._client.call(step, "GET", path)
+            except HttpError as error:
+                response = error.response
+                if response.is_firewall or response.status == 429 or response.status >= 500:
+                    raise
+            jar |= response.set_cookies
+            if response.status not in REDIRECTS:
+                break
+            previous, url = url.partition("?")[0], own_target(url, response.header("location"))
+            if not url:
+                break
+            called_back = previous == f"{server.url}/login/callback"
+            if called_back and "hf-chat" in response.set_cookies:
+                if url.partition("?")[0] == f"{server.url}/login":
+                    continue  # it wants to begin again, once
+                return jar["hf-chat"]
+        if cookies.hf_chat is None:
+            needed = await self._client.wants_login(Credentials(server, cookies))
+            if not needed:  # then any value is a session
+                return str(uuid.uuid4())
+        raise login_error(server, cookies)
+
+
+# --- client: calls to a chat server, tried again where that can help -----------------
+
+JSON_LIMIT = 8_000_000  # bytes of an answer in JSON: a catalogue of 140 models has 100,000
+CONVERSATION_LIMIT = 64_000_000  # bytes of a conversation: one of 300 turns has 16 million
+STREAM_LIMIT = 1_000_000_000  # bytes of a stream: a week of heartbeats is a quarter of it
+PAST_END = 999_999_999  # no log is so long: from there it repeats nothing, and tells the end
+SETTINGS_PATH = "/api/v2/user/settings"
+
+
+class NotFound(Exception):
+    """The conversation is not there for this account; or `answer`, the one to continue after."""
+
+    def __init__(self, *, answer: bool = False) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class IncompleteAnswer(Exception):
+    """An answer is not whole, and the server has no more of it."""
+
+
+class Backoff:
+    """Pauses between attempts, which grow until there is a sign of life.
+
+    With `attempts`, so many are made in all; without, until nothing was heard of the server
+    for `limits.reconnect_timeout` seconds.
+    """
+
+    def __init__(self, attempts: int | None = None) -> None:
+        self._attempts = attempts
+        self.reset()
+
+    def reset(self) -> None:
+        """There is a sign of life: the next failure counts as the first."""
+        self.failures = 0
+        self._alive = time.monotonic()
+
+    async def wait(self, error: Exception) -> None:
+        """Pause after an attempt that failed. Raises its `error` to give up."""
+        pause = limits.backoff[min(self.failures, len(limits.backoff) - 1)]
+        self.failures += 1
+        if self._attempts:
+            is_last = self.failures >= self._attempts
+        else:
+            left = self._alive + limits.reconnect_timeout - time.monotonic()
+            is_last, pause = left <= 0, min(pause, left)
+        if is_last:
+            raise error
+        await asyncio.sleep(pause)
+
+
 class Client:
     """Calls to chat servers: the connections, sessions and tasks of one event loop."""
 
     def __init__(self) -> None:
         self.sessions = Sessions(self)
         self.models: dict[str, str] = {}  # conversation id -> its model at the server
-        self.stops: set[asyncio.Task[None]] = set()
+        self.stops: set[asyncio.Task[Any]] = set()  # which the end of the process waits for
         self._http = _open_session()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshing: asyncio.Task[Catalogue] | None = None
@@ -3394,12 +3297,11 @@ class Client:
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
-    def spawn_stop(self, stop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Tell the server to stop a run, however often the turn itself is cancelled."""
+    def spawn_stop(self, stop: Coroutine[Any, Any, object]) -> None:
+        """Tell the server to stop a run, also when the turn or the process ends meanwhile."""
         task = self.spawn(stop)
         self.stops.add(task)
         task.add_done_callback(self.stops.discard)
-        return task
 
     def open(
         self,
@@ -3441,6 +3343,12 @@ class Client:
             options["proxies"] = {"all": ""}  # plain http must not leave this machine
         return Exchange(self._http, server.url + path, body, max_bytes, headers=headers, **options)
 
+    def download(self, url: str, max_bytes: int) -> Exchange:
+        """Begin to fetch a file of the web, wherever redirects lead. No cookies are sent."""
+        options = {"method": "GET", "allow_redirects": True, "max_redirects": 3, "timeout": 0}
+        browser = impersonated_browser()
+        return Exchange(self._http, url, None, max_bytes, impersonate=browser, **options)
+
     async def call(
         self,
         credentials: Credentials,
@@ -3453,11 +3361,12 @@ class Client:
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
     ) -> HttpResponse:
-        """One call, tried again where that is safe and can help.
+        """One call, tried again where that can help.
 
-        `value` is sent as JSON, bytes as they are. `timeout` bounds the silence of all attempts
-        together, by default `limits.call_timeout`. Raises ConnectionLost, HttpError for any
-        status but 200, NotFound for a conversation that is not there, HuggingChatError.
+        One that is not `idempotent` reaches the server once at most. `value` is sent as JSON,
+        bytes as they are. `timeout` bounds the silence of all attempts together, by default
+        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound
+        for a conversation that is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3472,15 +3381,19 @@ class Client:
             )
             try:
                 return await exchange.whole(deadline - time.monotonic())
-            except (ConnectionLost, HttpError) as error:
+            except HttpError as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
                     continue
-                if is_missing(path, error):
+                if is_missing(path, error.response):
                     raise NotFound from None
-                if not may_retry(error, idempotent) or (pause := backoff.next()) is None:
+                if not idempotent or error.response.status not in (502, 503):
                     raise
-            await asyncio.sleep(pause)
+                await backoff.wait(error)
+            except ConnectionLost as lost:
+                if lost.silent or (lost.sent and not idempotent):
+                    raise
+                await backoff.wait(lost)
 
     async def get(self, credentials: Credentials, path: str, type: Any, **options: Any) -> Any:
         """The superjson value at `path`, checked against `type`. Raises what `call` does."""
@@ -3542,18 +3455,6 @@ async def refresh_catalogue(client: Client, credentials: Credentials) -> Catalog
     return catalogue
 
 
-async def stop_run(
-    client: Client, credentials: Credentials, id: str, generation_id: str, seen: int
-) -> None:
-    """End a run, if the server can be told. A stop that comes too late ends the next run.
-
-    `seen` is the length in UTF-16 units at which the run's text is cut. Raises nothing.
-    """
-    value = {"generationId": generation_id, "seenContentLength": seen}
-    with contextlib.suppress(ConnectionLost, HttpError, NotFound, HuggingChatError):
-        await client.call(credentials, "POST", f"{chat_path(id)}/stop-generating", value)
-
-
 async def wait_until_stored(client: Client, credentials: Credentials, id: str) -> str:
     """Wait until the conversation's newest run is stored: how its log says that it ended.
 
@@ -3570,10 +3471,8 @@ async def wait_until_stored(client: Client, credentials: Credentials, id: str) -
             while True:
                 try:
                     return await _log_end(client, credentials, path, backoff)
-                except ConnectionLost:
-                    if (pause := backoff.next()) is None:
-                        raise
-                await asyncio.sleep(pause)
+                except ConnectionLost as lost:
+                    await backoff.wait(lost)
     return ""
 
 
@@ -3604,126 +3503,24 @@ def read_body(response: HttpResponse, type: Any, server: Server) -> Any:
         ) from None
 
 
-# Sessions
+async def concurrently(work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]) -> list[T]:
+    """What `work` gives for each item, a few at a time. Where one fails, the rest is cancelled."""
+    free = asyncio.Semaphore(CONCURRENCY)
+
+    async def work_at(item: E) -> T:
+        async with free:
+            return await work(item)
+
+    tasks = [asyncio.create_task(work_at(item)) for item in items]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Sessions:
-    """The sessions of logins: made from `token`, and renewed when they have expired.
-
-    Each is made once for all who ask for it at the same time, and kept in llm's key store,
-    where other processes find it.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._latest: dict[tuple[str, str | None], Cookies] = {}  # by server's address and `token`
-        self._renewing: dict[tuple[str, str | None], asyncio.Task[None]] = {}
-
-    def current(self, credentials: Credentials) -> Credentials:
-        """`credentials` with the latest session that is known of their login."""
-        server, cookies = credentials.server, credentials.cookies
-        latest = cookies and self._latest.get((server.url, cookies.token))
-        if cookies and latest and (latest.since or 0) >= (cookies.since or 0):
-            cookies = msgspec.structs.replace(cookies, hf_chat=latest.hf_chat, since=latest.since)
-        return Credentials(server, cookies)
-
-    async def ready(self, credentials: Credentials) -> Credentials:
-        """`credentials` with a session, which is made if there is only `token`."""
-        credentials = self.current(credentials)
-        cookies = credentials.cookies
-        if cookies and cookies.token and cookies.hf_chat is None:
-            return await self.renew(credentials)
-        return credentials
-
-    async def renew_after(
-        self, error: ConnectionLost | HttpError, credentials: Credentials, path: str = ""
-    ) -> bool:
-        """Whether a call was refused because its session had expired, and there is a new one.
-
-        Someone who is not logged in is told that a conversation is not there. Raises what
-        `renew` does.
-        """
-        if isinstance(error, ConnectionLost) or error.response.is_firewall:
-            return False
-        has_token = bool(credentials.cookies and credentials.cookies.token)
-        expired = has_token and error.response.wants_login
-        if is_missing(path, error):
-            client = self._client
-            expired = await client.wants_login(credentials) and not await client.user(credentials)
-        if expired:
-            await self.renew(credentials)
-        return expired
-
-    async def renew(self, credentials: Credentials) -> Credentials:
-        """`credentials` with another session than theirs, made from `token`.
-
-        Raises ConnectionLost, HttpError, and HuggingChatError where a person has to log in.
-        """
-        server, cookies = credentials.server, credentials.cookies
-        if self.current(credentials) == credentials:
-            if cookies is None or cookies.token is None:
-                raise login_error(server, cookies)
-            login = server.url, cookies.token
-            if login not in self._renewing:
-                self._renewing[login] = self._client.spawn(self._renew(server, cookies))
-                self._renewing[login].add_done_callback(lambda _: self._renewing.pop(login))
-            await asyncio.shield(self._renewing[login])  # if one leaves, the others get theirs
-        return self.current(credentials)
-
-    async def _renew(self, server: Server, cookies: Cookies) -> None:
-        made = await self._kept_by_other_process(server, cookies)
-        if made is None:
-            made = await self._log_in(server, cookies)
-            await asyncio.to_thread(replace_session, server, cookies, made)
-        since = made.since or time.time()
-        self._latest[server.url, cookies.token] = msgspec.structs.replace(made, since=since)
-
-    async def _kept_by_other_process(self, server: Server, cookies: Cookies) -> Cookies | None:
-        kept = keys_of(server, cookies).get(server.key_name)
-        if kept is None or kept.hf_chat in (None, cookies.hf_chat):
-            return None
-        passing = Cookies(None, passing=tuple(kept.pairs().items()))  # it is not to be renewed
-        with contextlib.suppress(HttpError):
-            if await self._client.user(Credentials(server, passing)):
-                return kept
-        return None
-
-    async def _log_in(self, server: Server, cookies: Cookies) -> Cookies:
-        """`cookies` with a session from `token`: GET BASE/login and where it leads.
-
-        The service's login provider is on the service's own origin. Nothing else is followed:
-        `token` opens the whole account. (captures/login_renewed.json)
-        """
-        jar = msgspec.structs.replace(cookies, hf_chat=None).pairs()
-        url = f"{server.url}/login"
-        for _ in range(LOGIN_STEPS):
-            step = Credentials(Server(server.origin), Cookies(None, passing=tuple(jar.items())))
-            try:
-                path = url.removeprefix(server.origin)
-                response = await self._client.call(step, "GET", path)
-            except HttpError as error:
-                response = error.response
-                if response.is_firewall or response.status == 429 or response.status >= 500:
-                    raise
-            jar |= response.set_cookies
-            if response.status not in REDIRECTS:
-                break
-            previous, url = url.partition("?")[0], own_target(url, response.header("location"))
-            if not url:
-                break
-            called_back = previous == f"{server.url}/login/callback"
-            if called_back and "hf-chat" in response.set_cookies:
-                if url.partition("?")[0] == f"{server.url}/login":
-                    continue  # it wants to begin again, once
-                return msgspec.structs.replace(cookies, hf_chat=jar["hf-chat"], since=time.time())
-        if cookies.hf_chat is None:
-            needed = await self._client.wants_login(Credentials(server, cookies))
-            if not needed:  # then any value is a session
-                return msgspec.structs.replace(cookies, hf_chat=str(uuid.uuid4()))
-        raise login_error(server, cookies)
-
-
-# Errors in words
+# --- errors: what went wrong in a call, in words -------------------------------------
 
 
 def model_error(
@@ -3750,6 +3547,15 @@ def model_error(
     verb = "No answer from" if error.sent else "No connection to"
     hint = "" if server.is_service else f" {SERVER_VARIABLE} names that server."
     return HuggingChatError(f"{verb} {host}: {error}.{hint}{where}")
+
+
+@contextlib.contextmanager
+def model_errors(credentials: Credentials) -> Iterator[None]:
+    """Raises what goes wrong in calls to the server as HuggingChatError."""
+    try:
+        yield
+    except (ConnectionLost, HttpError, NotFound) as error:
+        raise model_error(error, credentials) from None
 
 
 def _http_error(
@@ -3805,43 +3611,225 @@ def failure_error(model: str, failure: StatusUpdate, credentials: Credentials) -
     return HuggingChatError(f"{model} failed{status}: {message or 'no reason given'}.{retry}")
 
 
-# Attachments: reading them, and what is said in them
+# --- attachments: files -> what chat-ui takes of them --------------------------------
 
 
-async def download_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+class UploadKind(msgspec.Struct, frozen=True):
+    """A kind of file that may be attached, of at most `limit` bytes.
+
+    `words` say for people what it is. `types`: type as llm or a server calls it -> type as
+    chat-ui takes it.
+    """
+
+    words: str
+    types: dict[str, str]
+    limit: int = FILE_LIMIT
+
+
+def _types(rows: str) -> dict[str, str]:
+    """Rows of a type as chat-ui takes it, and other names of it."""
+    return {name: row.split()[0] for row in rows.split(";") for name in row.split()}
+
+
+TEXTS = UploadKind(
+    "text, JSON, XML, CSV",
+    _types(
+        "text/plain; text/markdown; text/html; text/csv; text/xml;"
+        "application/json; application/xml; application/csv"
+    ),
+)
+IMAGES = UploadKind(
+    "images as png, jpeg, webp, gif",
+    _types("image/png image/x-png; image/jpeg image/jpg image/pjpeg; image/webp; image/gif"),
+)
+# What chat-ui transcribes. In a container that may also hold a picture, it is the sound that
+# counts; 3gpp is what the voice recorders of many telephones write.
+RECORDINGS = UploadKind(
+    "recordings as mp3, wav, flac, ogg, webm, mp4, m4a",
+    _types(
+        """
+        audio/flac audio/x-flac;
+        audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+        audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+        audio/ogg audio/opus application/ogg video/ogg;
+        audio/wav audio/vnd.wave audio/wave audio/x-wav;
+        audio/webm video/webm
+        """
+    ),
+    AUDIO_LIMIT,
+)
+_ENDINGS = {".m4a": "audio/mp4", ".oga": "audio/ogg", ".opus": "audio/ogg", ".weba": "audio/webm"}
+BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
+
+# Beginnings of text that `file-type` 21, the library that chat-ui asks for the type of a file,
+# takes for something else; chat-ui then drops the file without a word.
+_MISREAD = rb"""(?xs)
+    BM|BZh|8BPS|070707|AC1|BLENDER|Cr24|Creative\ Voice\ File|DRACO|DSD\ |Extended\ Module:|FLIF
+    |FLV\x01|FORM|FUJIFILMCCD-RAW|GIF|ID3|IMPM|ISc\(|ITSF|Kaydara|LZIP|MAC\ |MP\+|MPCK|MSCF|MThd
+    |II\*|MZ|NES\x1a|Obj\x01|OggS|PAR[1E]|PK|REGEDIT4\r\n|RIFF|SQLi|[CF]WS|fLaC|gimp\ xcf\ |icns
+    |regf|solid\ |ttcf|wOF[F2]|wvpk|!<arch>|!BDN|\#!AMR|\$FL[23]|%!|%PDF
+    |-----BEGIN\ PGP\ MESSAGE-----|\.RMF|\{\\rtf
+    |[\x01-\x08\x0b\x0c\x0e-\x1f]|\x7fELF|x\x01|`\xea|~[\x10\x18]\x04
+    |..-l[hz][0-9sd]-|.{4}(?:free|ftyp|mdat|moov|wide)|.{7}\*\*ACE|.{36}acsp|.{44}SCRM
+    |.{60}BOOKMOBI|.{128}DICM|.{257}ustar|G.{187}G|.{4}G.{191}G
+"""
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A file to send, by its type as chat-ui takes it.
+
+    `id` is what llm's logs know the attachment by.
+    """
+
+    name: str
+    type: str
+    content: bytes
+    id: str = ""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether it is to be transcribed, instead of sent."""
+        return self.type in RECORDINGS.types
+
+
+def multipart(data: dict[str, Any], uploads: Iterable[Upload]) -> tuple[bytes, str]:
+    """A message's body and its content type: `data` as JSON, and each file in base64.
+
+    Raises llm.ModelError for a body that chat-ui would refuse as too large.
+    """
+    boundary = uuid.uuid4().hex
+    text = to_json(data).encode()
+    parts = [('name="data"', text)]
+    for upload in uploads:
+        head = f'name="files"; filename="base64;{upload.name}"\r\nContent-Type: {upload.type}'
+        parts.append((head, base64.b64encode(upload.content)))
+    body = b""
+    for head, content in parts:
+        body += f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
+        body += content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
+    if len(body) > BODY_LIMIT:
+        size = _megabytes(len(body) - len(text))
+        files = f" and {size} of files (in base64)" if len(parts) > 1 else ""
+        raise HuggingChatError(
+            f"The message is too large: {_megabytes(len(text))} of text{files}, where the server "
+            f"takes {_megabytes(BODY_LIMIT)} in all. Shorten it, or send it in several messages."
+        )
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MB"
+
+
+def mime_type(content_type: str | None) -> str:
+    """The type without parameters, in lower case; "" for what is no type."""
+    type = (content_type or "").partition(";")[0].strip().lower()
+    return type if re.fullmatch(r"[\w.+-]+/[\w.+-]+", type, re.ASCII) else ""
+
+
+def upload_name(attachment: llm.Attachment, type: str) -> str:
+    """A safe file name: no path, no control characters, nothing that ends a header."""
+    name = re.split(r"[/\\]", attachment_name(attachment))[-1]
+    name = re.sub(r'[";\r\n]', "_", one_line(name, 5_000)).strip(". ") or "attachment"
+    if "." not in name:
+        name += mimetypes.guess_extension(type) or ""
+    return name[-100:]  # with its ending
+
+
+def guessed_type(attachment: llm.Attachment, content: bytes) -> str:
+    """The type that an attachment's name says, or its content."""
+    name = upload_name(attachment, "")
+    ending = pathlib.PurePath(name).suffix.lower()
+    type = _ENDINGS.get(ending) or mimetypes.guess_type(name)[0]
+    type = type or llm.Attachment(content=content).resolve_type()
+    if not type and len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2:
+        type = "audio/mpeg"  # a frame of MPEG's layer III: how an MP3 without an ID3 tag begins
+    return type or "application/octet-stream"
+
+
+def upload_of(
+    attachment: llm.Attachment,
+    content: bytes,
+    content_type: str,
+    kinds: tuple[UploadKind, ...],
+    taker: str,
+) -> Upload:
+    """An attachment as chat-ui takes it. Raises HuggingChatError unless it is one of `kinds`.
+
+    Text is text, whatever its type is said to be, and arrives as UTF-8. An empty line before
+    it keeps chat-ui from taking it for something else. `taker` is named in errors.
+    """
+    type, name = mime_type(content_type), shown_name(attachment)
+    charset = re.search(r";\s*charset=\"?([\w.-]+)", content_type, re.IGNORECASE)
+    is_media = type.startswith(("image/", "audio/", "video/", "font/"))
+    text = decode_text(content, charset[1] if charset else "", guess=not is_media)
+    said_text = type.startswith("text/") or type in TEXTS.types
+    kind = next((each for each in (TEXTS, IMAGES, RECORDINGS) if type in each.types), None)
+    if text is not None and not content.startswith(b"%PDF-"):
+        content = text.encode()
+        while re.match(_MISREAD, content):
+            content = b"\n" + content
+        kind, type = TEXTS, type if said_text else "text/plain"
+    elif said_text:
+        raise HuggingChatError(
+            f"{name} is {one_line(type, 60)}, but its encoding is unknown. Save it as UTF-8."
+        )
+    if kind is None or kind not in kinds:
+        takes = "; ".join(each.words for each in kinds)
+        words = f"{name} is {one_line(type, 60)}; {taker} takes {takes}."
+        if kind is IMAGES and TEXTS in kinds:
+            words = (
+                f"{taker} takes no images ({name}). Try -m hf-vision, or see which models do: "
+                "llm huggingchat models"
+            )
+        raise HuggingChatError(words)
+    if len(content) > kind.limit:
+        raise too_large(name, kind.limit)
+    type = kind.types.get(type, type)
+    return Upload(upload_name(attachment, type), type, content, attachment_id(attachment))
+
+
+def too_large(name: str, most: int) -> llm.ModelError:
+    """The error for a file of more than `most` bytes."""
+    return HuggingChatError(f"{name} has more than {most >> 20} MB, the most that can be sent.")
+
+
+def read_file(attachment: llm.Attachment) -> bytes:
+    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
+
+    Raises HuggingChatError, also for a pipe: what is read of it is gone, and llm reads it again.
+    """
+    path = pathlib.Path(attachment.path or "")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+        with open(path, "rb") as file:
+            return file.read(AUDIO_LIMIT + 1)
+    except OSError as error:
+        why = os_error_text(error)
+        raise HuggingChatError(f"{shown_name(attachment)} cannot be read: {why}") from None
+
+
+async def download_attachment(client: Client, attachment: llm.Attachment) -> tuple[bytes, str]:
     """An attachment from the web, fetched without cookies, and its content type.
 
     Raises HuggingChatError.
     """
-    from curl_cffi import CurlECode, CurlOpt
-    from curl_cffi.requests import AsyncSession
-    from curl_cffi.requests.exceptions import RequestException
-
     url = attachment.url or ""
     shown = one_line(url, 200)
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
-    options: Any = {
-        # curl knows more protocols, some of which put chosen bytes on a raw socket.
-        CurlOpt.PROTOCOLS_STR: "http,https",
-        CurlOpt.REDIR_PROTOCOLS_STR: "http,https",
-        CurlOpt.MAXFILESIZE_LARGE: AUDIO_LIMIT,
-    }
-    browser: Any = impersonated_browser()
     try:
-        async with AsyncSession[Any](max_redirects=3, curl_options=options) as session:
-            response = await session.get(url, timeout=limits.call_timeout, impersonate=browser)
-    except RequestException as error:
-        if error.code == CurlECode.FILESIZE_EXCEEDED:
-            raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
-        why = connection_error(error, True, url)
-        raise HuggingChatError(f"{shown} cannot be fetched: {why}") from None
-    if response.status_code != 200:
-        raise HuggingChatError(f"{shown} cannot be fetched: HTTP {response.status_code}")
-    return response.content, response.headers.get("content-type") or ""
+        response = await client.download(url, AUDIO_LIMIT).whole(limits.call_timeout)
+    except TooLarge:
+        raise too_large(shown_name(attachment), AUDIO_LIMIT) from None
+    except (ConnectionLost, HttpError) as error:
+        raise HuggingChatError(f"{shown} cannot be fetched: {error}") from None
+    return response.body, response.header("content-type")
 
 
-async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
+async def read_attachment(client: Client, attachment: llm.Attachment) -> tuple[bytes, str]:
     """An attachment's bytes and content type, which is found out if nothing says it.
 
     Raises HuggingChatError for one that cannot be read or is empty.
@@ -3850,7 +3838,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     if not content and attachment.path:
         content = read_file(attachment)
     elif not content and attachment.url:
-        content, sent_type = await download_attachment(attachment)
+        content, sent_type = await download_attachment(client, attachment)
         same = mime_type(sent_type) == mime_type(content_type)  # it alone has the charset
         content_type = sent_type if same or not content_type else content_type
     if not content:
@@ -3860,62 +3848,7 @@ async def read_attachment(attachment: llm.Attachment) -> tuple[bytes, str]:
     return content, content_type
 
 
-async def concurrently(
-    work: Callable[[E], Coroutine[Any, Any, T]], items: Iterable[E]
-) -> AsyncGenerator[tuple[E, T], None]:
-    """Each item and what `work` gives for it, in order; a few are worked at in advance."""
-    begun: deque[tuple[E, asyncio.Task[T]]] = deque()
-    waiting = iter(items)
-    try:
-        while True:
-            for item in itertools.islice(waiting, CONCURRENCY - len(begun)):
-                begun.append((item, asyncio.create_task(work(item))))
-            if not begun:
-                return
-            item, task = begun[0]
-            result = await task
-            begun.popleft()
-            yield item, result
-    finally:
-        for _, task in begun:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in begun), return_exceptions=True)
-
-
-async def transcribe_recording(
-    client: Client, credentials: Credentials, note: Callable[[str], None], recording: Upload
-) -> str:
-    """What is said in a recording. Raises HuggingChatError, also when the server hears nothing.
-
-    chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
-    on its status and its words.
-    """
-    host, name = credentials.server.host, recording.name
-    words = f"{name} is being transcribed"
-    noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
-    try:
-        response = await client.call(
-            credentials,
-            "POST",
-            "/api/transcribe",
-            recording.content,
-            content_type=recording.type,
-            timeout=limits.transcribe_timeout,
-        )
-    except (ConnectionLost, HttpError) as error:
-        said = error.response.message if isinstance(error, HttpError) else ""
-        said = credentials.without_cookies(said)
-        if said.startswith("Transcription"):
-            words = f"{host} could not transcribe {name} ({error}): {said}"
-            raise HuggingChatError(words) from None
-        raise model_error(error, credentials, what=f"the recording {name}") from None
-    finally:
-        noting.cancel()
-    said = read_body(response, dict[str, Any], credentials.server).get("text")
-    text = _string(said).strip()
-    if not text:
-        raise HuggingChatError(f"{host} heard no words in {name}.")
-    return text
+# Recordings
 
 
 async def transcribe_all(
@@ -3923,19 +3856,36 @@ async def transcribe_all(
 ) -> list[str]:
     """What is said in each recording; `note` says when that takes long.
 
-    Raises HuggingChatError when the server does not transcribe, cannot, or hears nothing.
+    chat-ui (src/routes/api/transcribe) waits 60 seconds for the service that it asks, and hands
+    on its status and its words. Raises what `client.call` does, and HuggingChatError when the
+    server does not transcribe, or hears nothing.
     """
+    server = credentials.server
 
-    try:
-        flags = await client.feature_flags(credentials)
-    except (ConnectionLost, HttpError) as error:
-        raise model_error(error, credentials) from None
+    async def transcribe_one(recording: Upload) -> str:
+        words = f"{recording.name} is being transcribed"
+        noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
+        try:
+            response = await client.call(
+                credentials,
+                "POST",
+                "/api/transcribe",
+                recording.content,
+                content_type=recording.type,
+                timeout=limits.transcribe_timeout,
+            )
+        finally:
+            noting.cancel()
+        said = read_body(response, dict[str, Any], server).get("text")
+        if not (text := _string(said).strip()):
+            raise HuggingChatError(f"{server.host} heard no words in {recording.name}.")
+        return text
+
+    flags = await client.feature_flags(credentials)
     if flags.get("transcriptionEnabled") is not True:
-        host = credentials.server.host
-        raise HuggingChatError(f"{host} does not transcribe recordings: it has no model for that.")
-    transcribe = functools.partial(transcribe_recording, client, credentials, note)
-    async with contextlib.aclosing(concurrently(transcribe, recordings)) as texts:
-        return [text async for _, text in texts]
+        why = "does not transcribe recordings: it has no model for that."
+        raise HuggingChatError(f"{server.host} {why}")
+    return await concurrently(transcribe_one, recordings)
 
 
 # --- run: send a message and follow its run until it is stored ----------------------------
@@ -4157,9 +4107,7 @@ class Run:
         """Try to send the message. Raises what went wrong when another attempt is no use."""
         target, decoder = self._target, JsonLinesDecoder()
         if self._problem:
-            if (pause := self.attempts.next()) is None:
-                raise self._problem
-            await asyncio.sleep(pause)
+            await self.attempts.wait(self._problem)
         await self._limiter.wait(target, self._started)
         self.state = RunState.UNCERTAIN
         self._problem = ConnectionLost("it took no message", sent=True)
@@ -4251,13 +4199,11 @@ class Run:
             self.state = RunState.UNSENT if state is RunState.UNCERTAIN else RunState.STORED
             raise
         if self.state is state:
-            pause = self._backoff.next()
-            if pause is None and state is RunState.UNLOGGED:
-                raise IncompleteAnswer("The answer broke off, and the server has no end of it.")
-            if pause is None:
-                why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
-                raise ConnectionLost(why, sent=True)
-            await asyncio.sleep(pause)
+            why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
+            end: Exception = ConnectionLost(why, sent=True)
+            if state is RunState.UNLOGGED:
+                end = IncompleteAnswer("The answer broke off, and the server has no end of it.")
+            await self._backoff.wait(end)
 
     async def _follow(self) -> None:
         """Follow the run's log from where the last connection broke."""
@@ -4653,16 +4599,6 @@ def local_timezone() -> str | None:
     return None
 
 
-def write_message(request: TurnRequest, **data: Any) -> tuple[bytes, str]:
-    """A message with its files as a form, and the form's content type."""
-    data["is_retry"] = request.plan.retry
-    if zone := local_timezone():
-        data["timezone"] = zone
-    if request.plan.text:
-        data["inputs"] = request.plan.text
-    return multipart(data, request.uploads)
-
-
 class Turn:
     """One turn: sends a message once and emits its whole answer, or raises."""
 
@@ -4675,9 +4611,9 @@ class Turn:
         self._plan = plan = request.plan
         self._result = result
         self._channel = channel
-        file_page = request.credentials.server.file_page
+        server = request.credentials.server
         self.answer = Answer(
-            lambda sha: file_page(result.conversation_id, sha),
+            lambda sha: server.file_page(result.conversation_id, sha),
             plan.features,
             request.model.artifacts,
         )
@@ -4695,28 +4631,7 @@ class Turn:
         else HuggingChatError.
         """
         try:
-            await self._answer()
-        except (ConnectionLost, HttpError, IncompleteAnswer, HuggingChatError) as error:
-            page = "" if await self._delete_unused(error) else self._result.page
-            if isinstance(error, HuggingChatError):
-                raise
-            what = "the message and its files" if self._request.uploads else "the message"
-            model = self._request.model.id
-            raise model_error(error, self._credentials, model=model, page=page, what=what) from None
-        except NotFound:
-            if self._run is None or self._run.state is not RunState.STORED:
-                raise
-            raise HuggingChatError(f"The conversation was deleted: {self._result.page}") from None
-        except asyncio.CancelledError:
-            await self._stop()
-            raise
-
-    async def _answer(self) -> None:
-        try:
-            target = await self._prepare()
-            run = self._run = Run(
-                self._client, target, self._add, self.answer.rewind, self._channel.note
-            )
+            run = self._run = await self._prepare()
             driving = self._client.spawn(self._drive(run))
             try:
                 await run.progress.answered.wait()
@@ -4726,28 +4641,42 @@ class Turn:
             if run.progress.outcome is None:
                 await driving
             self._raise_for_outcome(run)
-        except Exception:
-            self._emit(self.answer.end())  # what was shown stays
+            await self._finish(driving)
+        except asyncio.CancelledError:
+            self._stop()
             raise
+        except Exception as error:
+            self._emit(self.answer.end())  # what was shown stays
+            raise await self._error_of(error) from None
         finally:
             if self._run is None and self._lock:
                 self._lock.release(stored=True)
-        await self._finish(driving)
+
+    async def _error_of(self, error: Exception) -> Exception:
+        """The error to raise for one that ended the turn: NotFound if nothing was sent."""
+        run, result, request = self._run, self._result, self._request
+        if isinstance(error, NotFound) and run and run.state is RunState.STORED:
+            return HuggingChatError(f"The conversation was deleted: {result.page}")
+        page = "" if await self._delete_unused(error) else result.page
+        if not isinstance(error, ConnectionLost | HttpError | IncompleteAnswer):
+            return error
+        what = "the message and its files" if request.uploads else "the message"
+        return model_error(error, self._credentials, model=request.model.id, page=page, what=what)
 
     async def _drive(self, run: Run) -> None:
         """Follow the run until it is stored, which may be after the prompt has ended."""
         try:
             await run.drive()
         except HuggingChatError:
-            await self._stop()  # if it is not over: an answer without end
+            self._stop()  # if it is not over: an answer without end
             raise
         finally:
             if self._lock:
                 self._lock.release(run.may_send_next, self._stopped)
             run.progress.answered.set()
 
-    async def _stop(self) -> None:
-        """Nobody wants the answer any more: tell the server, for a bounded time.
+    def _stop(self) -> None:
+        """Nobody wants the answer any more: tell the server to stop the run.
 
         The call is a task of its own, so a second Ctrl-C does not interrupt it.
         """
@@ -4757,9 +4686,10 @@ class Turn:
         if run is None or run.may_send_next or run.progress.outcome:
             return
         self._stopped = time.time()
-        ids = self._result.conversation_id, self._result.generation_id or ""
-        stop = stop_run(self._client, self._credentials, *ids, self._channel.delivered)
-        await asyncio.wait([self._client.spawn_stop(stop)], timeout=limits.stop_timeout)
+        path = f"{chat_path(self._result.conversation_id)}/stop-generating"
+        generation_id, seen = self._result.generation_id, self._channel.delivered
+        value = {"generationId": generation_id, "seenContentLength": seen}
+        self._client.spawn_stop(self._client.call(self._credentials, "POST", path, value))
 
     async def _delete_unused(self, error: Exception) -> bool:
         """Delete the conversation if it was made for a message that the server does not get."""
@@ -4772,8 +4702,8 @@ class Turn:
         await asyncio.wait([self._client.spawn(delete)], timeout=limits.stop_timeout)
         return True
 
-    async def _prepare(self) -> RunTarget:
-        """Enter the conversation and write the message."""
+    async def _prepare(self) -> Run:
+        """Enter the conversation and write the message: the run to come."""
         client, request, plan, result = self._client, self._request, self._plan, self._result
         credentials, model = self._credentials, request.model.id
         needed = any(isinstance(tool, WebSearch | HuggingFace) for tool in request.tools)
@@ -4791,16 +4721,21 @@ class Turn:
         client.models[id] = model
         credentials = await client.sessions.ready(credentials)
         generation_id = result.generation_id = str(uuid.uuid4())
-        message = write_message(
-            request,
-            id=message_id,
-            generationId=generation_id,
-            selectedMcpServerNames=names,  # left out, it would mean all of them
-            selectedMcpServers=servers,
-        )
+        data = {
+            "id": message_id,
+            "generationId": generation_id,
+            "inputs": plan.text,
+            "is_retry": plan.retry,
+            "selectedMcpServerNames": names,  # left out, it would mean all of them
+            "selectedMcpServers": servers,
+            "timezone": local_timezone(),
+        }
+        given = {name: value for name, value in data.items() if value not in (None, "")}
+        message = multipart(given, request.uploads)
         self._lock.begin()
         parent_id = message_id if plan.parent else None
-        return RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
+        target = RunTarget(credentials, id, generation_id, parent_id, *message, request.max_wait)
+        return Run(client, target, self._add, self.answer.rewind, note)
 
     # The answer
 
@@ -4860,7 +4795,7 @@ class Turn:
         result.title, result.router = answer.title, answer.router
         result.interrupted = bool(answer.final and answer.final.interrupted)
         result.instructed = self._plan.instructed
-        result.calls += answer.calls
+        result.calls = answer.calls
 
 
 async def run_turn(
@@ -4980,9 +4915,10 @@ class Background:
         client, self._client = self._client, None
         for task in self._work:
             task.cancel()  # a turn tells the server to stop its run
-        waited_for = self._work | (client.stops if client else set())
-        if waited_for:
-            await asyncio.wait(waited_for, timeout=limits.stop_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.stop_timeout):
+                while tasks := self._work | (client.stops if client else set()):
+                    await asyncio.wait(tasks)
         if client:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(0.2), client:
@@ -4997,7 +4933,7 @@ atexit.register(background.close)
 def reset() -> None:
     """Close connections and forget sessions: what a new process would not have."""
     background.close()
-    _anonymous.clear()
+    anonymous_session.cache_clear()
     _rate_limiters.clear()
 
 
@@ -5169,10 +5105,9 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        images = IMAGE_TYPES if info.multimodal else ()
-        self.attachment_types = frozenset((*TEXT_TYPES, *AUDIO_TYPES, *images))
+        self._kinds = (TEXTS, RECORDINGS, IMAGES) if info.multimodal else (TEXTS, RECORDINGS)
+        self.attachment_types = frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
         self.supports_schema = self.supports_tools = is_general(info)
-        self._used_on: set[str] = set()  # addresses of servers
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -5209,7 +5144,8 @@ class _HuggingChat:
             request = await self._request(prompt, key, client, channel, server)
             await run_turn(client, request, result, channel)
         except llm.NeedsKeyException:
-            forget_session(server)
+            if not key:
+                forget_anonymous_session(server)
             raise
         return result
 
@@ -5222,9 +5158,8 @@ class _HuggingChat:
                 f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
                 "Continue with another model: -m MODEL"
             )
-        if server.url not in self._used_on:  # file locks are waited for in a thread
-            await asyncio.to_thread(remember_models, server.url, [self.info.id])
-            self._used_on.add(server.url)
+        # In a thread, as it may wait for a lock.
+        await asyncio.to_thread(remember_models, server.url, [self.info.id])
         tools, features = self._server_side_tools(prompt), self._features(prompt, server)
         retry = bool(cast(HuggingChatOptions, prompt.options).retry)
         planned = functools.partial(
@@ -5232,16 +5167,22 @@ class _HuggingChat:
         )
         plan = planned(server.url, retry=retry)
         uploads = [
-            upload_of(self.info, attachment, *await read_attachment(attachment))
-            for attachment in plan.attachments
+            upload_of(each, *await read_attachment(client, each), self._kinds, self.model_id)
+            for each in plan.attachments
         ]
-        cookies = cookies_of_key(server, key) if key else None
-        if cookies is None:
-            cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
+        if key:
+            cookies = cookies_of_key(server, key)
+        else:
+            cookies = await asyncio.to_thread(anonymous_session, server)
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
-            heard = await self._transcribe(client, channel, credentials, recordings)
+            with model_errors(credentials):
+                texts = await transcribe_all(client, credentials, recordings, channel.note)
+            for recording, text in zip(recordings, texts, strict=True):
+                heard[recording.id] = text
+                for event in transcription_events(recording.name, recording.id, text):
+                    channel.emit(event, 0)
             plan = planned(server.url, retry=retry, transcripts=heard)
         return TurnRequest(
             credentials=credentials,
@@ -5271,18 +5212,6 @@ class _HuggingChat:
         if tools and not self.info.tools:
             raise HuggingChatError(f"{self.model_id} cannot use tools. See: llm huggingchat models")
         return tools
-
-    async def _transcribe(
-        self, client: Client, channel: Channel, credentials: Credentials, recordings: list[Upload]
-    ) -> dict[str, str]:
-        """What is said in the recordings, by attachment id; it is logged as a tool's work."""
-        texts = await transcribe_all(client, credentials, recordings, channel.note)
-        heard: dict[str, str] = {}
-        for recording, text in zip(recordings, texts, strict=True):
-            heard[recording.id] = text
-            for event in transcription_events(recording.name, recording.id, text):
-                channel.emit(event, 0)
-        return heard
 
 
 def _fill(response: weakref.ref[Any], result: TurnResult) -> None:
@@ -5701,15 +5630,6 @@ def current_credentials() -> Credentials:
     return Credentials(server, cookies_of_key(server, key) if key else None)
 
 
-@contextlib.contextmanager
-def model_errors(credentials: Credentials) -> Iterator[None]:
-    """Raises what goes wrong in calls to the server as HuggingChatError."""
-    try:
-        yield
-    except (ConnectionLost, HttpError, NotFound) as error:
-        raise model_error(error, credentials) from None
-
-
 def call_server(
     work: Callable[..., Coroutine[Any, Any, T]], *args: Any, credentials: Credentials | None = None
 ) -> T:
@@ -6095,7 +6015,7 @@ async def change_settings(
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
     # Without a session, nobody would have these settings.
-    cookies = credentials.cookies or anonymous_session(credentials.server, note)
+    cookies = credentials.cookies or anonymous_session(credentials.server)
     credentials = Credentials(credentials.server, cookies)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     return settings_of(await account_settings(client, credentials))
@@ -6276,10 +6196,9 @@ def call_for_each(
                 await work(client, credentials, ref)
             except NotFound:
                 missing.append(ref.id)
+            bar.update(1)
 
-        async with contextlib.aclosing(concurrently(work_if_there, refs)) as results:
-            async for _ in results:
-                bar.update(1)
+        await concurrently(work_if_there, refs)
 
     file = sys.stderr if label and sys.stderr.isatty() else io.StringIO()
     with click.progressbar(length=len(refs), label=label, show_pos=True, file=file) as bar:
@@ -6614,7 +6533,10 @@ def transcribe(file: str) -> None:
         attachment = llm.Attachment(content=sys.stdin.buffer.read(AUDIO_LIMIT + 1))
 
     async def work(client: Client, credentials: Credentials) -> str:
-        recording = recording_of(attachment, *await read_attachment(attachment))
+        command = "llm huggingchat transcribe"
+        recording = upload_of(
+            attachment, *await read_attachment(client, attachment), (RECORDINGS,), command
+        )
         (text,) = await transcribe_all(client, credentials, [recording], note)
         return f"{text}\n"
 

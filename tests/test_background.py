@@ -165,7 +165,7 @@ async def test_stop_that_is_being_told_is_not_interrupted_by_leaving_again():
         try:
             await asyncio.sleep(NEVER)
         finally:
-            await asyncio.wait([client.spawn_stop(stop())])
+            client.spawn_stop(stop())
         return RESULT
 
     turn = plugin.stream_turn(work, print, print)

@@ -12,7 +12,7 @@ import llm
 import pytest
 from chat_ui import ChatUI, Fault
 
-from llm_huggingchat import limits, reset
+from llm_huggingchat import limits
 
 CAPTURE = pathlib.Path(__file__).parent / "captures" / "login_renewed.json"
 ENDED = "11111111-2222-4333-8444-555555555555"
@@ -145,19 +145,6 @@ def test_prompts_at_the_same_time_share_one_session(chat):
     chat.tokens["t-too"] = "ada"
     threads(key="token=t-too")  # whose session is kept nowhere
     assert logins(chat) == LOGIN * 3
-
-
-def test_session_that_another_process_has_made_is_used(chat):
-    ours = f"hf-chat={ENDED}; token={TOKEN}"
-    chat.sessions["theirs"] = ("ada", TOKEN)
-    keep(chat, hf_chat="theirs", token=TOKEN)
-    assert h.ask_sync("hello", key=ours).text() == "You said: hello"
-    assert logins(chat) == []
-    chat.sessions.clear()  # theirs has ended as well
-    reset()
-    h.ask_sync("again", key=ours)
-    assert logins(chat) == LOGIN
-    assert session_of(chat)["hf-chat"] in chat.sessions
 
 
 def test_new_session_is_kept_where_the_old_one_was(chat):

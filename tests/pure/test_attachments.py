@@ -16,22 +16,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_huggingchat as plugin
-from llm_huggingchat import ModelInfo, Upload, multipart, read_attachment, recording_of
+from llm_huggingchat import RECORDINGS, TEXTS, Upload, multipart, read_attachment
 from pure.cuts import ANY_TEXT
 
-SEES, READS = ModelInfo("a/sees", multimodal=True), ModelInfo("a/reads")
+SEES, READS = (TEXTS, RECORDINGS, plugin.IMAGES), (TEXTS, RECORDINGS)
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 MB = 1024 * 1024
+NOBODY: Any = None  # a client that is not called
 GREETING = "Grüße, où? «ça»"
 
 
-def uploaded(content: bytes, type: str = "text/plain", model: ModelInfo = SEES) -> Upload:
-    return plugin.upload_of(model, llm.Attachment(type=type, content=content), content, type)
+def uploaded(content: bytes, type: str = "text/plain", kinds: Any = SEES) -> Upload:
+    attachment = llm.Attachment(type=type, content=content)
+    return plugin.upload_of(attachment, content, type, kinds, "a/b")
 
 
-def refused(content: bytes, type: str, model: ModelInfo = SEES) -> str:
+def refused(content: bytes, type: str, kinds: Any = SEES) -> str:
     with pytest.raises(llm.ModelError) as raised:
-        uploaded(content, type, model)
+        uploaded(content, type, kinds)
     return str(raised.value)
 
 
@@ -89,10 +91,10 @@ def test_image_is_sent_by_the_type_that_the_server_knows(image):
 @pytest.mark.parametrize(
     ("content", "type", "says"),
     [
-        (PNG, "image/tiff", "is image/tiff; send png, jpeg, webp or gif"),
+        (PNG, "image/tiff", "is image/tiff; a/b takes text, JSON"),
         (b"%PDF-1.4\n", "text/plain", "is text/plain, but its encoding is unknown"),
-        (b"\xff\xf1\x50", "audio/aac", "is audio/aac; HuggingChat takes text"),
-        (b"\0\1\2", "application/octet-stream", "HuggingChat takes text"),
+        (b"\xff\xf1\x50", "audio/aac", "is audio/aac; a/b takes text"),
+        (b"\0\1\2", "application/octet-stream", "a/b takes text"),
         ("Привет".encode("koi8-r"), "text/plain", "Save it as UTF-8"),
         (PNG + b"\0" * 10 * MB, "image/png", "has more than 10 MB"),
         (b"\0" * (25 * MB + 1), "audio/mpeg", "has more than 25 MB"),
@@ -105,7 +107,7 @@ def test_what_is_not_taken_is_told(content, type, says):
 
 def test_image_for_a_model_that_sees_none_names_some_that_do():
     said = refused(PNG, "image/png", READS)
-    assert "huggingchat/a/reads takes no images (attachment.png). Try -m hf-vision" in said
+    assert "a/b takes no images (attachment.png). Try -m hf-vision" in said
 
 
 @pytest.mark.parametrize(
@@ -116,9 +118,7 @@ def test_recording_is_transcribed_by_the_type_that_the_server_knows(type, sent):
     attachment = llm.Attachment(type=type, content=content)
     upload = uploaded(content, type, READS)
     assert (upload.type, upload.is_recording, upload.id) == (sent, True, attachment.id())
-    assert recording_of(attachment, content, type) == upload
-    with pytest.raises(llm.ModelError, match="transcribes mp3, wav"):
-        recording_of(attachment, content, "text/plain")
+    assert "a/b takes recordings as mp3, wav" in refused(b"words", "text/plain", (RECORDINGS,))
 
 
 @pytest.mark.parametrize(
@@ -207,10 +207,10 @@ async def test_attachment_is_read_with_its_type(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes(b"a;b")
     typed = llm.Attachment(type="text/plain", content=PNG)
-    assert await read_attachment(typed) == (PNG, "text/plain")
+    assert await read_attachment(NOBODY, typed) == (PNG, "text/plain")
     for type in (None, "application/octet-stream"):
         named = llm.Attachment(type=type, path=str(path))
-        assert await read_attachment(named) == (b"a;b", "text/csv")
+        assert await read_attachment(NOBODY, named) == (b"a;b", "text/csv")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes in directories")

@@ -152,9 +152,7 @@ def test_every_id_that_a_server_lists_can_be_used(id):
         assert llm.get_async_model(name).model_id == f"huggingchat/{id}"
 
 
-@pytest.mark.parametrize(
-    "id", ["a\x1b[31m/b", "a\u202eb", "half \ud83c", "x" * 201, " ", None]
-)
+@pytest.mark.parametrize("id", ["a\x1b[31m/b", "a\u202eb", "half \ud83c", "x" * 201, " ", None])
 def test_model_that_cannot_be_used_is_left_out(id):
     assert plugin.read_catalogue([{"id": "a/b"}, {"id": id}]).models == (plugin.ModelInfo("a/b"),)
     with pytest.raises(ValueError, match="no entry has a usable id"):

@@ -124,38 +124,23 @@ def test_keys_of_one_host_are_not_for_another():
     assert find_key(LOCAL, "huggingchat")[0] == "of-the-service"
 
 
-def test_keys_of_a_login_are_its_own_and_those_that_were_named():
-    cookies = Cookies("s-1", TOKEN)
-    for name in ("huggingchat", "mine", "huggingchat:chat.example.org"):
-        keep_key(name, cookies.to_key())
-    keep_key("other", Cookies("s-2", TOKEN).to_key())
-    keep_key("another", Cookies("s-1", "token-of-bob").to_key())
-    assert plugin.keys_of(HERE, cookies) == {"huggingchat": cookies, "mine": cookies}
-    assert plugin.keys_of(HERE, Cookies("s-9", TOKEN)) == {"huggingchat": cookies}
-    assert plugin.keys_of(HERE, Cookies("s-1")) == {}
-
-
-def test_anonymous_session_is_kept_and_shared():
-    notes: list[str] = []
-    made = plugin.anonymous_session(LOCAL, notes.append)
+def test_anonymous_session_is_kept_and_shared(capsys):
+    made = plugin.anonymous_session(LOCAL)
     assert made.anonymous
-    assert plugin.anonymous_session(LOCAL, notes.append) == made
+    assert plugin.anonymous_session(LOCAL) == made
     assert plugin.parse_cookies(plugin.stored_key(LOCAL.key_name) or "") == made
-    plugin.forget_session(LOCAL)
+    plugin.forget_anonymous_session(LOCAL)
     assert plugin.stored_key(LOCAL.key_name) is None
-    assert notes == []
+    assert capsys.readouterr().err == ""
     for key, anonymous in ((made.to_key(), True), (Cookies("s").to_key(), False)):
         assert plugin.is_anonymous(key) is anonymous
     assert plugin.is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
 
 
-def test_anonymous_session_that_cannot_be_kept_is_used(user_path):
+def test_anonymous_session_that_cannot_be_kept_is_used(user_path, capsys):
     (user_path / "keys.json").write_text("[]")
-    notes: list[str] = []
-    one, other = (plugin.anonymous_session(LOCAL, notes.append) for _ in range(2))
-    assert one == other
-    (told,) = notes
-    assert "cannot be continued later" in told
+    assert plugin.anonymous_session(LOCAL) == plugin.anonymous_session(LOCAL)
+    assert capsys.readouterr().err.count("cannot be continued later") == 1
 
 
 # --- the cache ------------------------------------------------------------------------
