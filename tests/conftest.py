@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import cli
 import pytest
 from cassette import pytest_recording_configure, vcr_config  # noqa: F401 - for all tests
 from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
+from helpers import COOKIES, SESSION, TOKEN, run
 from hypothesis import settings
 from pytest_recording.network import blocking_context
 
@@ -97,9 +97,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
 
 @pytest.fixture
 def guarded(server: ChatUI) -> ChatUI:
-    """The same, where only Ann may do anything: see helpers.COOKIES."""
+    """The same, where only Ada may do anything: see helpers.COOKIES."""
     server.login_required = True
-    server.sessions["ann-session-value"] = ("ann", "ann-token-value")
+    server.sessions[SESSION] = ("ada", TOKEN)
     return server
 
 
@@ -130,16 +130,15 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def accounts(server: ChatUI) -> ChatUI:
-    """A server that wants a login; ada and bob have one, but nobody is logged in here."""
-    server.login_required = True
-    server.sessions = {cli.SESSION: ("ada", cli.TOKEN), "s-bob": ("bob", "t-bob")}
-    server.tokens[cli.TOKEN] = "ada"
-    return server
+def accounts(guarded: ChatUI) -> ChatUI:
+    """The same, where Bob may too, and Ada's token opens a session."""
+    guarded.sessions["s-bob"] = ("bob", "t-bob")
+    guarded.tokens[TOKEN] = "ada"
+    return guarded
 
 
 @pytest.fixture
 def logged_in(accounts: ChatUI) -> ChatUI:
-    """The same server, with ada's cookies in the key store."""
-    cli.command("login", input=cli.COOKIES)
+    """The same server, with Ada's cookies in the key store."""
+    run("huggingchat", "login", input=COOKIES)
     return accounts

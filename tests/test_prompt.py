@@ -308,7 +308,7 @@ def test_login_that_ends_in_the_middle_of_a_conversation(guarded):
     with pytest.raises(llm.ModelError, match="Not logged in"):
         h.ask_sync("two", after=first, key=h.COOKIES)
     assert len(guarded.conversations) == 1
-    guarded.sessions[h.SESSION] = ("ann", h.TOKEN)
+    guarded.sessions[h.SESSION] = ("ada", h.TOKEN)
     h.ask_sync("two", after=first, key=h.COOKIES)
     assert h.tree(guarded) == {"one": {"two": {}}}
 
