@@ -7,7 +7,6 @@ import logging
 import pathlib
 import re
 import shlex
-import socket
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -31,7 +30,6 @@ ELSEWHERE = re.compile(
     r"^(python3? -m|\. |pip|cog|llm install)|(benchmark|evaluate|readme)\.py|--browser"
     r"|SQLite\(|^export LLM_HUGGINGCHAT_URL|^llm keys set huggingface$|^cat >>|hf-api-llama"
 )
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def blocks(page: pathlib.Path, language: str) -> Iterator[tuple[str, str | None]]:
@@ -39,6 +37,12 @@ def blocks(page: pathlib.Path, language: str) -> Iterator[tuple[str, str | None]
     pattern = rf"(?ms)^```{language}\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
     for code, output in re.findall(pattern, page.read_text("utf-8")):
         yield code, output or None
+
+
+def pages_with(language: str) -> pytest.MarkDecorator:
+    """A test for each page that has such code."""
+    found = [page for page in PAGES if any(blocks(page, language))]
+    return pytest.mark.parametrize("page", found, ids=lambda page: page.stem)
 
 
 def commands(script: str) -> Iterator[str]:
@@ -144,6 +148,7 @@ class Shell:
 
     def _beside(self, chat: ChatUI, words: list[str]) -> int:
         """Run commands against another stand-in, which wants the token that it names."""
+        chat.store_delay = 0.0
         scripts = re.split("; | && ", words[2]) if words[0] == "sh" else [shlex.join(words)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LLM_HUGGINGCHAT_URL", chat.url)
@@ -208,7 +213,7 @@ def log_in() -> None:
     run("huggingchat", "login", input=TOKEN)
 
 
-@pages
+@pages_with("bash")
 def test_commands_run_and_print_what_is_shown(page, service, monkeypatch):
     shell = Shell(service, monkeypatch)
     if page.name != "README.md":  # which begins with a login
@@ -225,73 +230,52 @@ def test_commands_run_and_print_what_is_shown(page, service, monkeypatch):
             assert as_on_the_service(service, printed) == wanted, script
 
 
-@pages
-def test_programs_run(page, service):
-    programs = [program for program, _ in blocks(page, "python")]
-    if not programs:
-        return
+@pages_with("python")
+def test_programs_run(page, service, monkeypatch):
     log_in()
-    logger = logging.getLogger("llm_huggingchat")
-    handlers = logger.handlers[:]
-    for program in programs:
+    monkeypatch.setattr(logging.getLogger("llm_huggingchat"), "handlers", [])
+    for program, _ in blocks(page, "python"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(program, page.name, "exec"), {})
         assert ("You said: " in printed.getvalue()) == ("print(" in program)
-    logger.handlers[:] = handlers
 
 
 # --- what the table of errors says ----------------------------------------------------
 
-PROMPT = ("-m", "hf-llama", "Name a planet")
-REFUSALS = {
-    "has reached a limit (HTTP 429": Fault(
-        status=429, body=b'{"message": "This conversation has more than 1000 messages."}'
-    ),
-    "is no longer offered": Fault(status=410),
-    "A firewall in front of": Fault(status=403, headers=(("x-amzn-waf-action", "captcha"),)),
-}
 TROUBLE = {
     "asks for a pause (HTTP 429": ("-m", "hf-llama", "[[status=429]]"),
     "Unknown model": ("-m", "hf-nobody", "hi"),
+    "is no longer offered": ("-m", "hf-llama", "[[status=410]]"),
     "WebSearch not found": ("-m", "hf-llama-guard-4-12b", "-T", "WebSearch", "hi"),
     "takes no images": ("-m", "hf-llama-3.3-70b-instruct", "-a", "photo.jpg", "hi"),
     "answered with a web page": ("-m", "hf-llama", "[[html]]"),
     "No answer from": ("-m", "hf-llama", "[[drop=before*9]]"),
     "failed (HTTP": ("-m", "hf-llama", "[[err=503]]"),
 }
+FAULTS = {
+    "has reached a limit (HTTP 429": Fault(
+        status=429, body=b'{"message": "This conversation has more than 1000 messages."}'
+    ),
+    "A firewall in front of": Fault(status=403, headers=(("x-amzn-waf-action", "captcha"),)),
+}
+TABLE = PAGES[0].read_text("utf-8").partition("| the error says |")[2].partition("\n\n")[0]
+ERRORS = [
+    words for row in TABLE.splitlines()[2:] for words in re.findall("`(.+?)`", row.split("|")[1])
+]
 
 
-def provoked(service: ChatUI, words: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The error that has these words."""
-    if words == "there is no key":
-        return failure(*PROMPT)
-    if words == "Not logged in":
-        return failure("huggingchat", "login", input="token=t-nobody")
-    if words == "No connection to":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
-        return failure(*PROMPT)
-    log_in()
-    if words in REFUSALS:
-        service.faults["POST", "/conversation/*"] = [REFUSALS[words]] * 9
-    return failure(*TROUBLE.get(words, PROMPT))
-
-
-def errors() -> list[str]:
-    """What the table in README.md quotes."""
-    table = PAGES[0].read_text("utf-8").partition("| the error says |")[2].partition("\n\n")[0]
-    return [
-        words
-        for row in table.splitlines()[2:]
-        for words in re.findall("`(.+?)`", row.split("|")[1])
-    ]
-
-
-@pytest.mark.parametrize("words", errors())
+@pytest.mark.parametrize("words", ERRORS)
 def test_the_readme_quotes_errors_that_exist(words, service, monkeypatch):
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,))
-    monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 0.1)
-    assert words in provoked(service, words, monkeypatch)
+    for name, value in {"backoff": (0.01,), "reconnect_timeout": 0.1, "look_again": 0.01}.items():
+        monkeypatch.setattr(llm_huggingchat.limits, name, value)
+    if words == "No connection to":
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://127.0.0.1:1")
+    elif words != "there is no key":
+        log_in()
+    if words == "Not logged in":
+        service.sessions.clear()
+        service.tokens.clear()
+    if words in FAULTS:
+        service.faults["POST", "/conversation/*"] = [FAULTS[words]] * 9
+    assert words in failure(*TROUBLE.get(words, ("-m", "hf-llama", "hi")))
