@@ -237,10 +237,8 @@ PATIENT = (
 
 def on_a_terminal(stream: str, *arguments: str) -> str:
     """`llm` with "stdout" or "stderr" on a terminal: what that shows."""
-    import pty  # not on Windows
-
     make_logs()
-    ours, theirs = pty.openpty()
+    ours, theirs = os.openpty()  # not on Windows
     with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, stream, screen)
         patch.setattr(sys, "stdin", io.StringIO())
