@@ -75,7 +75,7 @@ class Server:
         import chat_ui
 
         server = self
-        self.down = self.requests = 0
+        self.down = 0
 
         class Handler(chat_ui.Handler):
             def setup(self) -> None:
@@ -87,10 +87,6 @@ class Server:
                     return write(data)
 
                 self.wfile.write = counted  # type: ignore[method-assign]
-
-            def stream_to_end(self, run: chat_ui.Run) -> None:
-                server.requests = self.chat.begun  # so many came before the first token
-                super().stream_to_end(run)
 
         chat_ui.Handler = Handler  # type: ignore[misc]
         models = chat_ui.captured("models_service")["json"]  # as many as the service has
@@ -104,12 +100,17 @@ class Server:
 
     def count(self) -> Values:
         """Bytes up and down since the last count, and requests to the first token."""
-        up = 0
-        for request in self.chat.log:
-            names = sum(len(name) + len(value) + 4 for name, value in request.headers.items())
-            up += len(f"{request.method} {request.path} HTTP/1.1") + 4 + names + len(request.body)
-        counted: Values = {"up": up, "down": self.down, "requests": self.requests}
-        self.down = self.requests = self.chat.begun = 0
+        counted: Values = {"up": 0, "down": self.down}
+        for sent in self.chat.log:
+            head = [
+                f"{sent.method} {sent.path} HTTP/1.1",
+                *map(": ".join, sent.headers.items()),
+                "",
+            ]
+            counted["up"] += sum(len(line) + 2 for line in head) + len(sent.body)
+            if sent.data:  # a message: what came later did not delay its first token
+                counted["requests"] = sent.number
+        self.down = self.chat.begun = 0
         self.chat.log.clear()
         return counted
 

@@ -18,7 +18,6 @@ from chat_ui import ChatUI
 from curl_cffi import CurlECode
 from curl_cffi.requests import AsyncSession
 from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
-from helpers import COOKIES, SESSION, TOKEN, run
 from hypothesis import settings
 from pytest_recording.network import blocking_context
 
@@ -98,6 +97,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
 @pytest.fixture
 def guarded(server: ChatUI) -> ChatUI:
     """The same, where only Ada may do anything: see helpers.COOKIES."""
+    from helpers import SESSION, TOKEN  # not above: it loads all of llm's plugins
+
     server.login_required = True
     server.sessions[SESSION] = ("ada", TOKEN)
     return server
@@ -132,13 +133,15 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def accounts(guarded: ChatUI) -> ChatUI:
     """The same, where Bob may too, and Ada's token opens a session."""
+    guarded.tokens = {token: user for user, token in guarded.sessions.values() if token}
     guarded.sessions["s-bob"] = ("bob", "t-bob")
-    guarded.tokens[TOKEN] = "ada"
     return guarded
 
 
 @pytest.fixture
 def logged_in(accounts: ChatUI) -> ChatUI:
     """The same server, with Ada's cookies in the key store."""
+    from helpers import COOKIES, run
+
     run("huggingchat", "login", input=COOKIES)
     return accounts
