@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +39,7 @@ from typing import Any
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 PLUGIN = "llm-huggingchat"
 OTHER = "the other one"  # the plugin of another virtual environment
+BESIDE = "the least of "  # before a row's name: what it is compared with, if that is not "bare"
 LATENCY = 0.05  # seconds from a request to its answer, where round trips are measured
 PACE = 0.005  # seconds between two tokens of a fast model
 TOKENS = 5000  # of a long answer
@@ -102,12 +103,9 @@ class Server:
         """Bytes up and down since the last count, and requests to the first token."""
         counted: Values = {"up": 0, "down": self.down}
         for sent in self.chat.log:
-            head = [
-                f"{sent.method} {sent.path} HTTP/1.1",
-                *map(": ".join, sent.headers.items()),
-                "",
-            ]
-            counted["up"] += sum(len(line) + 2 for line in head) + len(sent.body)
+            head = [f"{sent.method} {sent.path} HTTP/1.1\r\n"]
+            head += [f"{name}: {value}\r\n" for name, value in sent.headers.items()]
+            counted["up"] += len("".join(head)) + 2 + len(sent.body)
             if sent.data:  # a message: what came later did not delay its first token
                 counted["requests"] = sent.number
         self.down = self.chat.begun = 0
@@ -322,11 +320,11 @@ class Client:
         importlib.import_module("llm.parts")  # what comes after is the plugin's own
         begun = time.process_time()
         module = importlib.import_module(MODULES.get(self.way, self.way))
-        found = {"import": time.process_time() - begun}
+        found = {"import, beyond llm's own": time.process_time() - begun}
         if KINDS[self.way] is ThePlugin:
             begun = time.process_time()
             module.register_models(lambda *_, **__: None)
-            found["register"] = time.process_time() - begun
+            found["registering 137 models"] = time.process_time() - begun
         return found
 
     def continue_at(self, message_id: str, turns: int) -> None:
@@ -346,8 +344,8 @@ class Client:
     async def _turns(self, words: str) -> float:
         return min(await asyncio.gather(*(chat.turn(words) for chat in self.chats)))
 
-    def busy_turn(self, words: str) -> Values:
-        """How long a turn keeps event loops busy: in all, and at once. In seconds."""
+    def busy_turn(self, words: str) -> list[float]:
+        """How long a turn keeps event loops busy, each time, in seconds."""
         spans, run = list[float](), asyncio.events.Handle._run
 
         def timed(handle: Any) -> None:
@@ -359,25 +357,23 @@ class Client:
         self.turn(words)
         self.runner.run(asyncio.sleep(0.3))  # what goes on beside it counts too
         asyncio.events.Handle._run = run  # type: ignore[method-assign]
-        return {"busy": sum(spans), "longest": max(spans)}
+        return spans
 
-    def memory(self) -> Values:
+    def memory(self) -> int:
         """The most that there was, in bytes. On Linux."""
         status = pathlib.Path("/proc/self/status").read_text()
         (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return {"bytes": int(peak.split()[1]) * 1024}
+        return int(peak.split()[1]) * 1024
 
 
 # --- measuring ------------------------------------------------------------------------
 
 
-def pick(found: dict[str, Values], name: str, **beside: float) -> Values:
-    """One value of each way, beside "bare" or what is given as `beside`."""
-    return {way: values[name] for way, values in found.items() if name in values} | beside
-
-
 class Benchmark:
-    """All that is measured. Each way has a directory for llm, and a client that stays."""
+    """All that is measured, by the names of the table's rows.
+
+    Each way has a directory for llm, and a client that stays.
+    """
 
     def __init__(self, python: str | None, rounds: int, folder: str) -> None:
         self.python, self.rounds, self.folder = python, rounds, folder
@@ -407,57 +403,75 @@ class Benchmark:
         command, pipe = self.command(way, __file__, "--as", way), subprocess.PIPE
         return Process(**command, stdin=pipe, stdout=pipe, text=True)
 
-    def llm(self, way: str, *arguments: str) -> Values:
+    def llm(self, way: str, *arguments: str) -> float:
         """Seconds of the clock that a command takes."""
         begun = time.perf_counter()
         command = self.command(way, "-m", "llm", *arguments)
         subprocess.run(**command, stdout=subprocess.DEVNULL, check=True)
-        return {"time": time.perf_counter() - begun}
-
-    def medians(self, ways: Iterable[str], measure: Callable[[str], Values]) -> dict[str, Values]:
-        """What is measured, the ways taking turns: way -> name of a value -> its median."""
-        # A round more comes first, for warming up: it imports what is needed, and does not count.
-        measured = [{way: measure(way) for way in ways} for _ in range(self.rounds + 1)][1:]
-        return {
-            way: {name: statistics.median(each[way][name] for each in measured) for name in values}
-            for way, values in measured[0].items()
-        }
+        return time.perf_counter() - begun
 
     def first_token(self, way: str) -> Values:
-        """Requests, and time, to the first token: of a first turn, and of a later one."""
+        """Of a first turn, and of a later one."""
         found: Values = {}
-        for turn, new in (("first", 1), ("later", 0)):
+        self.server.ask("delay", latency=LATENCY)
+        for turn, new in (("first turn", 1), ("later turn", 0)):
             self.server.ask("count")
-            found[turn] = self.clients[way].ask("turn", words="[[tokens=5]]", new=new)["first"]
-            found[f"{turn} requests"] = self.server.ask("count")["requests"]
+            took = self.clients[way].ask("turn", words="[[tokens=5]]", new=new)["first"]
+            requests = self.server.ask("count")["requests"]
+            what = f"time to the first token, {turn}, each request {LATENCY * 1000:.0f} ms away"
+            found[f"requests to the first token, {turn}"] = requests
+            found |= {BESIDE + what: requests * LATENCY, what: took}
+        self.server.ask("delay", latency=0.0)
         return found
 
-    def token_cost(self, way: str, tokens: int, pace: float, sync: bool) -> Values:
-        """Processor time a token, in seconds; one comes every `pace` seconds, or all at once."""
-        self.clients[way].ask("turn", words="[[tokens=1]]", new=1, sync=sync)
-        words = f"[[tokens={tokens}]][[delay={pace}]]"
-        return {"cost": self.clients[way].ask("turn", words=words, sync=sync)["processor"] / tokens}
+    def token_cost(self, way: str) -> Values:
+        """A token comes every `PACE` seconds, or all at once. The others have no sync way."""
+        found: Values = {}
+        client = self.clients[way]
+        for tokens, pace in ((TOKENS, 0.0), (TOKENS // 10, PACE)):
+            when = f"{1 / pace:.0f} tokens a second" if pace else f"{tokens} tokens at once"
+            for kind in ("sync", "async") if KINDS[way] in (ThePlugin, Bare) else ("async",):
+                client.ask("turn", words="[[tokens=1]]", new=1, sync=kind == "sync")
+                words = f"[[tokens={tokens}]][[delay={pace}]]"
+                took = client.ask("turn", words=words, sync=kind == "sync")
+                found[f"processor time a token, {when}, {kind}"] = took["processor"] / tokens
+        return found
+
+    def memory(self, way: str) -> Values:
+        """The most of a process with a long answer, and of one in a long conversation."""
+        found: Values = {}
+        echo = f"[[say]]{'so many bytes, back and forth; ' * 80}[[/say]]"  # 2.5 kB each way
+        for what, words, turns in (
+            (f"memory, after an answer of {TOKENS} tokens", f"[[tokens={TOKENS}]]", 0),
+            (f"memory, after {LONG} turns of 5 kB", echo, LONG),
+        ):
+            if turns and way == "bare":
+                continue
+            with self.process(way) as client:
+                client.ask("load")
+                client.ask("turn", words=words, new=1)
+                if turns:
+                    client.ask("continue_at", **self.server.ask("grow", turns=turns))
+                    client.ask("turn", words=words)
+                found[what] = client.ask("memory")
+        return found
 
     def many(self, way: str) -> Values:
-        """What so many answers take at the same time, each of half a second by itself."""
+        """So many answers at the same time, each of half a second by itself."""
         found: Values = {}
-        for count in (1, *TOGETHER):
-            took = self.clients[way].ask("turn", words="[[tokens=25]][[delay=0.02]]", new=count)
-            found |= {f"{count} {name}": value for name, value in took.items()}
+        alone, *others = (
+            self.clients[way].ask("turn", words="[[tokens=25]][[delay=0.02]]", new=count)
+            for count in (1, *TOGETHER)
+        )
+        for count, took in zip(TOGETHER, others, strict=True):
+            what = f"{count} answers at the same time"
+            found[f"{BESIDE}{what}, beside one alone"] = alone["clock"]
+            found[f"{what}, beside one alone"] = took["clock"]
+            found[f"{what}, processor time"] = took["processor"]
         return found
 
-    def memory(self, way: str, words: str, turns: int = 0) -> Values:
-        """The most memory of a process with an answer, then with another after so many turns."""
-        with self.process(way) as client:
-            client.ask("load")
-            client.ask("turn", words=words, new=1)
-            if turns:
-                client.ask("continue_at", **self.server.ask("grow", turns=turns))
-                client.ask("turn", words=words)
-            return dict(client.ask("memory"))
-
     def long_conversation(self, way: str) -> Values:
-        """Bytes up and down of a turn, and how long it keeps loops busy, by its number."""
+        """What a turn costs, by its number."""
         found: Values = {}
         client, words = self.clients[way], "[[tokens=200]]"
         client.ask("turn", words=words, new=1)
@@ -465,93 +479,68 @@ class Benchmark:
             client.ask("continue_at", **self.server.ask("grow", turns=turn - 1))
             time.sleep(0.3)
             self.server.ask("count")
-            took = client.ask("busy_turn", words=words) | self.server.ask("count")
-            found |= {f"{turn} {name}": value for name, value in took.items()}
+            spans = client.ask("busy_turn", words=words)
+            count = self.server.ask("count")
+            found |= {
+                f"upload of turn {turn}": count["up"],
+                f"download of turn {turn}": count["down"],
+            }
+            if way != "hugchat":
+                found[f"turn {turn} keeps the loop busy, in all"] = sum(spans)
+                found[f"turn {turn} keeps the loop busy, at once"] = max(spans)
         return found
 
-    def importing(self, way: str) -> Values:
-        with self.process(way) as client:
-            return dict(client.ask("importing"))
+    def start(self, way: str) -> Values:
+        found: Values = {}
+        if KINDS[way] in (ThePlugin, Bare):
+            found["`llm --version`, with and without"] = self.llm(way, "--version")
+        if way != "bare":
+            with self.process(way) as client:
+                found |= client.ask("importing")
+        return found
 
-    def rows(self) -> Iterator[tuple[str, Callable[[float], str], Values]]:
-        """What is measured, how it is shown, and the median of each way."""
-        self.server.ask("delay", latency=LATENCY)
-        found = self.medians(self.ways, self.first_token)
-        self.server.ask("delay", latency=0.0)
-        for turn in ("first", "later"):
-            requests = pick(found, f"{turn} requests")
-            yield f"requests to the first token, {turn} turn", "{:.0f}".format, requests
-            what = (
-                f"time to the first token, {turn} turn, each request {LATENCY * 1000:.0f} ms away"
-            )
-            yield what, milli, pick(found, turn, beside=requests[PLUGIN] * LATENCY)
-
-        for tokens, pace in ((TOKENS, 0.0), (TOKENS // 10, PACE)):
-            when = f"{1 / pace:.0f} tokens a second" if pace else f"{tokens} tokens at once"
-            for kind, ways in (("sync", self.plugins), ("async", self.ways)):
-                measure = functools.partial(
-                    self.token_cost, tokens=tokens, pace=pace, sync=kind == "sync"
-                )
-                found = self.medians([*ways, "bare"], measure)
-                yield f"processor time a token, {when}, {kind}", micro, pick(found, "cost")
-
-        if sys.platform == "linux":
-            measure = functools.partial(self.memory, words=f"[[tokens={TOKENS}]]")
-            found = self.medians([*self.ways, "bare"], measure)
-            yield f"memory, after an answer of {TOKENS} tokens", size, pick(found, "bytes")
-            measure = functools.partial(self.memory, words="[[tokens=1000]]", turns=LONG)
-            found = self.medians(self.ways, measure)
-            yield f"memory, after {LONG} turns of 5 kB", size, pick(found, "bytes")
-
-        found = self.medians(self.ways, self.many)
-        for together in TOGETHER:
-            what = f"{together} answers at the same time"
-            took = pick(found, f"{together} clock", beside=found[PLUGIN]["1 clock"])
-            yield f"{what}, beside one alone", milli, took
-            yield f"{what}, processor time", milli, pick(found, f"{together} processor")
-
-        found = self.medians(self.ways, self.long_conversation)
-        loops = {way: values for way, values in found.items() if way != "hugchat"}
-        for number in TURNS:
-            yield f"upload of turn {number}", size, pick(found, f"{number} up")
-            yield f"download of turn {number}", size, pick(found, f"{number} down")
-            what = f"turn {number} keeps the loop busy"
-            yield f"{what}, in all", milli, pick(loops, f"{number} busy")
-            yield f"{what}, at once", milli, pick(loops, f"{number} longest")
-
-        found = self.medians([*self.plugins, "bare"], lambda way: self.llm(way, "--version"))
-        yield "`llm --version`, with and without", milli, pick(found, "time")
-        found = self.medians(self.ways, self.importing)
-        yield "import, beyond llm's own", milli, pick(found, "import")
-        yield "registering 137 models", milli, pick(found, "register")
+    def rows(self) -> Iterator[tuple[str, Values]]:
+        """The name of each row, and each way's median. The ways take turns."""
+        everything = [*self.ways, "bare"]
+        for measure, ways in (
+            (self.first_token, self.ways),
+            (self.token_cost, everything),
+            *([(self.memory, everything)] if sys.platform == "linux" else []),
+            (self.many, self.ways),
+            (self.long_conversation, self.ways),
+            (self.start, everything),
+        ):
+            # A round more comes first, which imports what is needed, and does not count.
+            rounds = [{way: measure(way) for way in ways} for _ in range(self.rounds + 1)][1:]
+            for what in rounds[0][PLUGIN]:
+                found = [way for way in ways if what in rounds[0][way]]
+                yield what, {way: statistics.median(r[way][what] for r in rounds) for way in found}
 
 
 # --- the table ------------------------------------------------------------------------
 
 
-def micro(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} µs"
-
-
-def milli(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
-
-
-def size(number: float) -> str:
-    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+def shown(what: str, value: float) -> str:
+    if what.startswith("requests"):
+        return f"{value:.0f}"
+    if what.startswith(("memory", "upload", "download")):
+        return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+    if value < 0.001:
+        return f"{value * 1e6:.1f} µs"
+    return f"{value * 1e3:.0f} ms" if value >= 0.01 else f"{value * 1e3:.1f} ms"
 
 
 def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def row(what: str, shown: Callable[[float], str], values: Values, others: list[str]) -> str:
+def row(what: str, values: Values, beside: float | None, others: list[str]) -> str:
     """A line: the plugin, what it is compared with, and the others that were measured."""
     plugin = values[PLUGIN]
-    beside = values.get("beside", values.get("bare"))
-    cells = [shown(plugin), f"**{plugin / beside:.2f}×** {shown(beside)}" if beside else ""]
+    ratio = f"**{plugin / beside:.2f}×** {shown(what, beside)}" if beside else ""
+    cells = [shown(what, plugin), ratio]
     for value in map(values.get, others):
-        cells.append("–" if value is None else f"{shown(value)} ({value / plugin:.1f}×)")
+        cells.append("–" if value is None else f"{shown(what, value)} ({value / plugin:.1f}×)")
     return line(what, *cells)
 
 
@@ -574,10 +563,12 @@ def main() -> None:
         print(f"{', '.join(told)}; {platform.system()}\n")
         print(line("", PLUGIN, "beside", *others))
         print(line(*["---"] * (3 + len(others))), flush=True)
-        medians = {}
-        for what, shown, values in benchmark.rows():
+        medians: dict[str, Values] = {}
+        for what, values in benchmark.rows():
             medians[what] = values
-            print(row(what, shown, values, others), flush=True)
+            beside = medians.get(BESIDE + what, {}).get(PLUGIN) or values.get("bare")
+            if not what.startswith(BESIDE):
+                print(row(what, values, beside, others), flush=True)
     if options.json:
         options.json.write_text(json.dumps(medians, indent=2))
     return None
