@@ -55,9 +55,10 @@ Values = dict[str, float]
 
 def obey(commands: object) -> None:
     """Do what each line of standard input says, until it ends; answer each with one of JSON."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # other people's code prints too
     for line in sys.stdin:
         name, arguments = json.loads(line)
-        print(json.dumps(getattr(commands, name)(**arguments)), flush=True)
+        print(json.dumps(getattr(commands, name)(**arguments)), file=answers, flush=True)
 
 
 class Process(subprocess.Popen[str]):
