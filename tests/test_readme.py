@@ -117,6 +117,10 @@ def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     return server
 
 
+def log_in() -> None:
+    run("huggingchat", "login", input=TOKEN)
+
+
 class Shell:
     """As much of a shell as the pages need, with llm's command line in this process."""
 
@@ -135,7 +139,8 @@ class Shell:
             return "".join(
                 self.run(re.sub(rf"\${loop[1]}\b", name, loop[3])) for name in glob.glob(loop[2])
             )
-        words = shlex.split(self._real(command))
+        command = re.sub(r"^cat (\S+) \| (.+)", r"\2 < \1", self._real(command))
+        words = shlex.split(command)
         if words[0] == "export":
             self._setenv(*words[1].split("=", 1))
             return ""
@@ -159,28 +164,22 @@ class Shell:
 
     def _llm(self, words: list[str]) -> str:
         input: str | bytes = next((self.typed[word] for word in words if word in self.typed), "")
-        target = None
-        if words[0] == "cat":
-            input, words = pathlib.Path(words[1]).read_bytes(), words[3:]
-        with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
             while "=" in words[0]:
-                patch = stack.enter_context(pytest.MonkeyPatch.context())
                 patch.setenv(*words.pop(0).split("=", 1))
-            if "<" in words:
-                input = pathlib.Path(words[words.index("<") + 1]).read_bytes()
-            if ">" in words:
-                target = pathlib.Path(words[words.index(">") + 1])
-            ends = [words.index(mark) for mark in "<>" if mark in words]
+            files = {mark: words[words.index(mark) + 1] for mark in "<>" if mark in words}
+            if "<" in files:
+                input = pathlib.Path(files["<"]).read_bytes()
             assert words[0] == "llm", words
-            result = run(*words[1 : min(ends, default=None)], input=input)
+            ends = min((words.index(mark) for mark in files), default=None)
+            result = run(*words[1:ends], input=input)
         if "import" in words:
             self.thread = re.findall(r"(?m)^(\w{26}) ", result.stdout)[-1]
         if "logout" in words:
-            run("huggingchat", "login", input=TOKEN)
-        if target:
-            target.write_bytes(result.stdout_bytes)
-            return ""
-        return str(result.output)
+            log_in()
+        if ">" in files:
+            pathlib.Path(files[">"]).write_bytes(result.stdout_bytes)
+        return "" if ">" in files else str(result.output)
 
     def _real(self, command: str) -> str:
         """A command with ids that the server has."""
@@ -190,13 +189,12 @@ class Shell:
             link = re.search(r"\]\((\S+/output/\S+)\)", run("-m", "hf-llama", "[[file]]").output)
             assert link
             command = command.replace(f"{SERVICE}/conversation/ID/output/SHA", link[1])
-        for made_up, real in (
-            (r"6b03[0-9a-f]{20}", [*self.server.conversations][-1:]),
-            (rf"{SERVICE}/r/aBcD123", [f"{self.server.url}/r/{id}" for id in self.server.shares]),
-            (r"01kq\w{22}", [self.thread]),
-        ):
-            if re.search(made_up, command):
-                command = re.sub(made_up, real[0], command)
+        for made_up, real in {
+            r"6b03[0-9a-f]{20}": next(reversed(self.server.conversations), ""),
+            f"{SERVICE}/r/aBcD123": f"{self.server.url}/r/{next(iter(self.server.shares), '')}",
+            r"01kq\w{22}": self.thread,
+        }.items():
+            command = re.sub(made_up, real, command)
         return command
 
 
@@ -207,10 +205,6 @@ def as_on_the_service(server: ChatUI, text: str) -> str:
     text = re.sub(r"\b[0-9a-f]{24}\b", "ID", text)
     text = re.sub(r"\bModels: \d+", "Models: N", text)
     return re.sub(r" +(just now|\d+ minutes? ago)", " AGE", text)
-
-
-def log_in() -> None:
-    run("huggingchat", "login", input=TOKEN)
 
 
 @pages_with("bash")
