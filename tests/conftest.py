@@ -106,9 +106,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatUI]:
 
 @pytest.fixture
 def guarded(server: ChatUI) -> ChatUI:
-    """The same, where only Ann may do anything: see helpers.COOKIES."""
+    """The same, where only Ada may do anything: see helpers.COOKIES."""
+    from helpers import SESSION, TOKEN  # not above: it loads all of llm's plugins
+
     server.login_required = True
-    server.sessions["ann-session-value"] = ("ann", "ann-token-value")
+    server.sessions[SESSION] = ("ada", TOKEN)
     return server
 
 
@@ -139,20 +141,17 @@ def person(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def accounts(server: ChatUI) -> ChatUI:
-    """A server that wants a login; ada and bob have one, but nobody is logged in here."""
-    import cli  # loads all of llm's plugins, which tests/pure does without
-
-    server.login_required = True
-    server.sessions = {cli.SESSION: ("ada", cli.TOKEN), "s-bob": ("bob", "t-bob")}
-    server.tokens[cli.TOKEN] = "ada"
-    return server
+def accounts(guarded: ChatUI) -> ChatUI:
+    """The same, where Bob may too, and Ada's token opens a session."""
+    guarded.tokens = {token: user for user, token in guarded.sessions.values() if token}
+    guarded.sessions["s-bob"] = ("bob", "t-bob")
+    return guarded
 
 
 @pytest.fixture
 def logged_in(accounts: ChatUI) -> ChatUI:
-    """The same server, with ada's cookies in the key store."""
-    import cli
+    """The same server, with Ada's cookies in the key store."""
+    from helpers import COOKIES, run
 
-    cli.command("login", input=cli.COOKIES)
+    run("huggingchat", "login", input=COOKIES)
     return accounts

@@ -22,21 +22,15 @@ Check = Callable[[llm.Model], bool]
 
 # --- schemas, from easy to hard: a form holds if it says what is true -----------------
 
-TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
-
-
-def an_object(**properties: Any) -> dict[str, Any]:
-    """A schema of an object that has these and no more."""
-    what = {"type": "object", "properties": properties, "required": list(properties)}
-    return what | {"additionalProperties": False}
-
-
-def items_of(item: Any) -> dict[str, Any]:
-    return {"type": "array", "items": item}
-
-
-DOG = an_object(name=TEXT, age=WHOLE)
-TREE = an_object(name=TEXT, children=items_of({"$ref": "#"}))
+DOG = "name, age int"
+TREE = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "children": {"type": "array", "items": {"$ref": "#"}},
+    },
+    "required": ["name", "children"],
+}
 
 
 def answer(model: llm.Model, prompt: str, schema: Any) -> Any:
@@ -44,13 +38,13 @@ def answer(model: llm.Model, prompt: str, schema: Any) -> Any:
 
 
 def flat(model: llm.Model) -> bool:
-    wanted = {"name": "Cleo", "age": 5}
-    return bool(answer(model, "Cleo is a dog of five years.", DOG) == wanted)
+    got = answer(model, "Cleo is a dog of five years.", llm.schema_dsl(DOG))
+    return bool(got == {"name": "Cleo", "age": 5})
 
 
 def items(model: llm.Model) -> bool:
     prompt = "Dogs: Cleo is 5, Pancakes is 4, Rex turned 12 today."
-    got = answer(model, prompt, an_object(items=items_of(DOG)))
+    got = answer(model, prompt, llm.schema_dsl(DOG, multi=True))
     ages = {dog["name"]: dog["age"] for dog in got["items"]}
     return ages == {"Cleo": 5, "Pancakes": 4, "Rex": 12}
 
@@ -105,7 +99,7 @@ def three_in_a_row(model: llm.Model) -> bool:
 
 def tools_then_json(model: llm.Model) -> bool:
     prompt = "Where does the dog Rex live?"
-    text, _ = chain(model, prompt, place_of, schema=an_object(place=TEXT))
+    text, _ = chain(model, prompt, place_of, schema=llm.schema_dsl("place"))
     return "mill" in json.loads(text)["place"]
 
 

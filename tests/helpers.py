@@ -29,8 +29,8 @@ from chat_ui import ChatUI, Conversation, Message, Request
 TurnRequest = Callable[..., llm.Response]
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QWEN = "Qwen/Qwen3.8-2.4T-A95B"
-# Of Ann, who alone may use a `guarded` server.
-SESSION, TOKEN = "ann-session-value", "ann-token-value"
+# Of Ada, who may use a `guarded` server.
+SESSION, TOKEN = "11111111-2222-4333-8444-555555555555", "t-ada-0123456789abcdef"
 COOKIES = f"hf-chat={SESSION}; token={TOKEN}"
 
 
@@ -93,10 +93,11 @@ def make_logs() -> None:
 
 
 def run(*arguments: str, input: str | bytes | None = None, status: int = 0) -> Any:
-    """Run `llm` with these arguments, in this process: click's result."""
+    """Run `llm` with these arguments, in this process: click's result, which has no secret."""
     make_logs()
     result = click.testing.CliRunner().invoke(llm.cli.cli, list(arguments), input=input)
     assert result.exit_code == status, (result.output, result.exception)
+    assert not any(secret in result.output for secret in (SESSION, TOKEN, "s-bob", "t-bob"))
     return result
 
 
@@ -248,10 +249,8 @@ PATIENT = (
 
 def on_a_terminal(stream: str, *arguments: str) -> str:
     """`llm` with "stdout" or "stderr" on a terminal: what that shows."""
-    import pty  # not on Windows
-
     make_logs()
-    ours, theirs = pty.openpty()
+    ours, theirs = os.openpty()  # not on Windows
     with open(theirs, "w") as screen, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, stream, screen)
         patch.setattr(sys, "stdin", io.StringIO())

@@ -10,6 +10,7 @@ made up, below, and the server's address and ids are those of no server.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
@@ -108,42 +109,26 @@ llm huggingchat artifacts
 llm huggingchat conversations
 """
 COLUMNS = 98
-COLOURS = TerminalTheme(
-    (24, 26, 31),
-    (220, 223, 228),
-    [
-        *((24, 26, 31), (224, 108, 117), (152, 195, 121), (229, 192, 123)),
-        *((97, 175, 239), (198, 120, 221), (86, 182, 194), (220, 223, 228)),
-    ],
-)
+DARK, RED, GREEN, YELLOW = (24, 26, 31), (224, 108, 117), (152, 195, 121), (229, 192, 123)
+BLUE, MAGENTA, CYAN, LIGHT = (97, 175, 239), (198, 120, 221), (86, 182, 194), (220, 223, 228)
+COLOURS = TerminalTheme(DARK, LIGHT, [DARK, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN, LIGHT])
 
 
 def in_terminal(command: str, environment: dict[str, str], folder: str) -> str:
     """What a terminal gets from a command, escape sequences and all."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        ["sh", "-c", command],
-        env=environment,
-        cwd=folder,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        shown = b"".join(iter(lambda: _read(ours), b""))
-        os.close(ours)
-    if process.returncode:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        command, shell=True, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while piece := os.read(ours, 10_000):
+            shown += piece
+    os.close(ours)
+    if process.wait():
         raise SystemExit(f"{command}: {shown.decode()}")
     return shown.decode().replace("\r\n", "\n")
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 10_000)
-    except OSError:  # Linux: the other end is closed
-        return b""
 
 
 def session() -> Iterator[str]:
@@ -153,10 +138,10 @@ def session() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="llm-") as folder,
         chat_ui.ChatUI() as chat,
     ):
-        environment = {
-            **{name: value for name, value in os.environ.items() if name != "LLM_HUGGINGCHAT_KEY"},
+        environment = os.environ | {
             "LLM_USER_PATH": folder,
             "LLM_HUGGINGCHAT_URL": chat.url,
+            "LLM_HUGGINGCHAT_KEY": "",
             "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
             "COLUMNS": str(COLUMNS),
             "TERM": "xterm-256color",
@@ -164,9 +149,8 @@ def session() -> Iterator[str]:
         for number, command in enumerate(COMMANDS.strip().splitlines()):
             yield "\n" if number else ""
             yield f"\x1b[1;32m$\x1b[0m \x1b[1m{command}\x1b[0m\n"
-            shown = in_terminal(command, environment, folder).replace(
-                chat.url, llm_huggingchat.SERVICE
-            )
+            shown = in_terminal(command, environment, folder)
+            shown = shown.replace(chat.url, llm_huggingchat.SERVICE)
             for index, id in enumerate(chat.conversations):
                 chat.messages(id)  # it is stored now
                 shown = shown.replace(id, f"6b039392759aa03066f11{index:03x}")
@@ -185,5 +169,4 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text(picture(), "utf-8")

@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 from chat_ui import SETTINGS, Fault
-from cli import COOKIES, LLAMA, NO_ID, SESSION, TOKEN, command, refused
-from helpers import calls, host, run, use
+from cli import NO_ID, command, refused
+from helpers import COOKIES, LLAMA, SESSION, TOKEN, calls, host, run, use
 
 import llm_huggingchat
 

@@ -18,8 +18,8 @@ import llm
 import llm.cli
 import pytest
 from chat_ui import ChatUI
-from cli import COOKIES, SESSION, TOKEN, command, refused
-from helpers import NEVER, host, keys, run
+from cli import command, refused
+from helpers import COOKIES, NEVER, SESSION, TOKEN, host, keys, run
 
 import llm_huggingchat
 

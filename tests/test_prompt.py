@@ -262,7 +262,7 @@ def test_login_that_ends_in_the_middle_of_a_conversation(guarded):
     guarded.sessions.clear()
     assert "Not logged in" in h.error_of(h.ask_sync, "two", after=first, key=h.COOKIES)
     assert len(guarded.conversations) == 1
-    guarded.sessions[h.SESSION] = ("ann", h.TOKEN)
+    guarded.sessions[h.SESSION] = ("ada", h.TOKEN)
     h.ask_sync("two", after=first, key=h.COOKIES)
     assert h.tree(guarded) == {"one": {"two": {}}}
 

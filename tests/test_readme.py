@@ -7,7 +7,6 @@ import logging
 import pathlib
 import re
 import shlex
-import socket
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -31,7 +30,6 @@ ELSEWHERE = re.compile(
     r"^(python3? -m|\. |pip|cog|llm install)|(benchmark|evaluate|readme)\.py|--browser"
     r"|SQLite\(|^export LLM_HUGGINGCHAT_URL|^llm keys set huggingface$|^cat >>|hf-api-llama"
 )
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def blocks(page: pathlib.Path, language: str) -> Iterator[tuple[str, str | None]]:
@@ -39,6 +37,12 @@ def blocks(page: pathlib.Path, language: str) -> Iterator[tuple[str, str | None]
     pattern = rf"(?ms)^```{language}\n(.*?)^```$(?:\n\n^```\n(.*?)^```$)?"
     for code, output in re.findall(pattern, page.read_text("utf-8")):
         yield code, output or None
+
+
+def pages_with(language: str) -> pytest.MarkDecorator:
+    """A test for each page that has such code."""
+    found = [page for page in PAGES if any(blocks(page, language))]
+    return pytest.mark.parametrize("page", found, ids=lambda page: page.stem)
 
 
 def commands(script: str) -> Iterator[str]:
@@ -113,6 +117,10 @@ def service(server: ChatUI, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPa
     return server
 
 
+def log_in() -> None:
+    run("huggingchat", "login", input=TOKEN)
+
+
 class Shell:
     """As much of a shell as the pages need, with llm's command line in this process."""
 
@@ -131,7 +139,8 @@ class Shell:
             return "".join(
                 self.run(re.sub(rf"\${loop[1]}\b", name, loop[3])) for name in glob.glob(loop[2])
             )
-        words = shlex.split(self._real(command))
+        command = re.sub(r"^cat (\S+) \| (.+)", r"\2 < \1", self._real(command))
+        words = shlex.split(command)
         if words[0] == "export":
             self._setenv(*words[1].split("=", 1))
             return ""
@@ -144,6 +153,7 @@ class Shell:
 
     def _beside(self, chat: ChatUI, words: list[str]) -> int:
         """Run commands against another stand-in, which wants the token that it names."""
+        chat.store_delay = 0.0
         scripts = re.split("; | && ", words[2]) if words[0] == "sh" else [shlex.join(words)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LLM_HUGGINGCHAT_URL", chat.url)
@@ -154,28 +164,22 @@ class Shell:
 
     def _llm(self, words: list[str]) -> str:
         input: str | bytes = next((self.typed[word] for word in words if word in self.typed), "")
-        target = None
-        if words[0] == "cat":
-            input, words = pathlib.Path(words[1]).read_bytes(), words[3:]
-        with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
             while "=" in words[0]:
-                patch = stack.enter_context(pytest.MonkeyPatch.context())
                 patch.setenv(*words.pop(0).split("=", 1))
-            if "<" in words:
-                input = pathlib.Path(words[words.index("<") + 1]).read_bytes()
-            if ">" in words:
-                target = pathlib.Path(words[words.index(">") + 1])
-            ends = [words.index(mark) for mark in "<>" if mark in words]
+            files = {mark: words[words.index(mark) + 1] for mark in "<>" if mark in words}
+            if "<" in files:
+                input = pathlib.Path(files["<"]).read_bytes()
             assert words[0] == "llm", words
-            result = run(*words[1 : min(ends, default=None)], input=input)
+            ends = min((words.index(mark) for mark in files), default=None)
+            result = run(*words[1:ends], input=input)
         if "import" in words:
             self.thread = re.findall(r"(?m)^(\w{26}) ", result.stdout)[-1]
         if "logout" in words:
-            run("huggingchat", "login", input=TOKEN)
-        if target:
-            target.write_bytes(result.stdout_bytes)
-            return ""
-        return str(result.output)
+            log_in()
+        if ">" in files:
+            pathlib.Path(files[">"]).write_bytes(result.stdout_bytes)
+        return "" if ">" in files else str(result.output)
 
     def _real(self, command: str) -> str:
         """A command with ids that the server has."""
@@ -185,13 +189,12 @@ class Shell:
             link = re.search(r"\]\((\S+/output/\S+)\)", run("-m", "hf-llama", "[[file]]").output)
             assert link
             command = command.replace(f"{SERVICE}/conversation/ID/output/SHA", link[1])
-        for made_up, real in (
-            (r"6b03[0-9a-f]{20}", [*self.server.conversations][-1:]),
-            (rf"{SERVICE}/r/aBcD123", [f"{self.server.url}/r/{id}" for id in self.server.shares]),
-            (r"01kq\w{22}", [self.thread]),
-        ):
-            if re.search(made_up, command):
-                command = re.sub(made_up, real[0], command)
+        for made_up, real in {
+            r"6b03[0-9a-f]{20}": next(reversed(self.server.conversations), ""),
+            f"{SERVICE}/r/aBcD123": f"{self.server.url}/r/{next(iter(self.server.shares), '')}",
+            r"01kq\w{22}": self.thread,
+        }.items():
+            command = re.sub(made_up, real, command)
         return command
 
 
@@ -204,11 +207,7 @@ def as_on_the_service(server: ChatUI, text: str) -> str:
     return re.sub(r" +(just now|\d+ minutes? ago)", " AGE", text)
 
 
-def log_in() -> None:
-    run("huggingchat", "login", input=TOKEN)
-
-
-@pages
+@pages_with("bash")
 def test_commands_run_and_print_what_is_shown(page, service, monkeypatch):
     shell = Shell(service, monkeypatch)
     if page.name != "README.md":  # which begins with a login
@@ -225,73 +224,52 @@ def test_commands_run_and_print_what_is_shown(page, service, monkeypatch):
             assert as_on_the_service(service, printed) == wanted, script
 
 
-@pages
-def test_programs_run(page, service):
-    programs = [program for program, _ in blocks(page, "python")]
-    if not programs:
-        return
+@pages_with("python")
+def test_programs_run(page, service, monkeypatch):
     log_in()
-    logger = logging.getLogger("llm_huggingchat")
-    handlers = logger.handlers[:]
-    for program in programs:
+    monkeypatch.setattr(logging.getLogger("llm_huggingchat"), "handlers", [])
+    for program, _ in blocks(page, "python"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(program, page.name, "exec"), {})
         assert ("You said: " in printed.getvalue()) == ("print(" in program)
-    logger.handlers[:] = handlers
 
 
 # --- what the table of errors says ----------------------------------------------------
 
-PROMPT = ("-m", "hf-llama", "Name a planet")
-REFUSALS = {
-    "has reached a limit (HTTP 429": Fault(
-        status=429, body=b'{"message": "This conversation has more than 1000 messages."}'
-    ),
-    "is no longer offered": Fault(status=410),
-    "A firewall in front of": Fault(status=403, headers=(("x-amzn-waf-action", "captcha"),)),
-}
 TROUBLE = {
     "asks for a pause (HTTP 429": ("-m", "hf-llama", "[[status=429]]"),
     "Unknown model": ("-m", "hf-nobody", "hi"),
+    "is no longer offered": ("-m", "hf-llama", "[[status=410]]"),
     "WebSearch not found": ("-m", "hf-llama-guard-4-12b", "-T", "WebSearch", "hi"),
     "takes no images": ("-m", "hf-llama-3.3-70b-instruct", "-a", "photo.jpg", "hi"),
     "answered with a web page": ("-m", "hf-llama", "[[html]]"),
     "No answer from": ("-m", "hf-llama", "[[drop=before*9]]"),
     "failed (HTTP": ("-m", "hf-llama", "[[err=503]]"),
 }
+FAULTS = {
+    "has reached a limit (HTTP 429": Fault(
+        status=429, body=b'{"message": "This conversation has more than 1000 messages."}'
+    ),
+    "A firewall in front of": Fault(status=403, headers=(("x-amzn-waf-action", "captcha"),)),
+}
+TABLE = PAGES[0].read_text("utf-8").partition("| the error says |")[2].partition("\n\n")[0]
+ERRORS = [
+    words for row in TABLE.splitlines()[2:] for words in re.findall("`(.+?)`", row.split("|")[1])
+]
 
 
-def provoked(service: ChatUI, words: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The error that has these words."""
-    if words == "there is no key":
-        return failure(*PROMPT)
-    if words == "Not logged in":
-        return failure("huggingchat", "login", input="token=t-nobody")
-    if words == "No connection to":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
-        return failure(*PROMPT)
-    log_in()
-    if words in REFUSALS:
-        service.faults["POST", "/conversation/*"] = [REFUSALS[words]] * 9
-    return failure(*TROUBLE.get(words, PROMPT))
-
-
-def errors() -> list[str]:
-    """What the table in README.md quotes."""
-    table = PAGES[0].read_text("utf-8").partition("| the error says |")[2].partition("\n\n")[0]
-    return [
-        words
-        for row in table.splitlines()[2:]
-        for words in re.findall("`(.+?)`", row.split("|")[1])
-    ]
-
-
-@pytest.mark.parametrize("words", errors())
+@pytest.mark.parametrize("words", ERRORS)
 def test_the_readme_quotes_errors_that_exist(words, service, monkeypatch):
-    monkeypatch.setattr(llm_huggingchat.limits, "backoff", (0.01,))
-    monkeypatch.setattr(llm_huggingchat.limits, "reconnect_timeout", 0.1)
-    assert words in provoked(service, words, monkeypatch)
+    for name, value in {"backoff": (0.01,), "reconnect_timeout": 0.1, "look_again": 0.01}.items():
+        monkeypatch.setattr(llm_huggingchat.limits, name, value)
+    if words == "No connection to":
+        monkeypatch.setenv("LLM_HUGGINGCHAT_URL", "http://127.0.0.1:1")
+    elif words != "there is no key":
+        log_in()
+    if words == "Not logged in":
+        service.sessions.clear()
+        service.tokens.clear()
+    if words in FAULTS:
+        service.faults["POST", "/conversation/*"] = [FAULTS[words]] * 9
+    assert words in failure(*TROUBLE.get(words, ("-m", "hf-llama", "hi")))
