@@ -50,7 +50,7 @@ def serve() -> None:
     """Serve until standard input ends; answer each line there, a command, with one of JSON."""
     import chat_ui
 
-    down = requests = 0
+    down = 0
 
     class Handler(chat_ui.Handler):
         def setup(self) -> None:
@@ -63,11 +63,6 @@ def serve() -> None:
                 return write(data)
 
             self.wfile.write = counted  # type: ignore[method-assign]
-
-        def stream_to_end(self, run: chat_ui.Run) -> None:
-            nonlocal requests
-            requests = self.chat.begun  # so many came before the first token
-            super().stream_to_end(run)
 
     def size_of(request: chat_ui.Request) -> int:
         names = sum(len(name) + len(value) + 4 for name, value in request.headers.items())
@@ -93,8 +88,10 @@ def serve() -> None:
             said: Any = None
             if command == "count":
                 up = sum(map(size_of, chat.log))
+                # So many were begun when the last message came: before its first token.
+                requests = max((sent.number for sent in chat.log if sent.data), default=0)
                 said = {"up": up, "down": down, "requests": requests}
-                down = requests = chat.begun = 0
+                down = chat.begun = 0
                 chat.log.clear()
             elif command == "latency":
                 chat.latency = value

@@ -6,12 +6,12 @@ import base64
 import copy
 import hashlib
 import json
+import math
 import re
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 Message = dict[str, Any]
+# What comes together of a stream: pieces, and which are events that its faults count. An empty
+# batch only asks whether the reader is still there.
+Batches = Generator[list[tuple[bytes, bool]], None, None]
 
 TOOL_SERVERS = [
     {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
@@ -43,10 +46,6 @@ REFUSALS = {
     429: "You are sending too many messages. Try again later.",
     500: "An error occurred",
 }
-
-
-class Broken(Exception):
-    """The connection is to be broken off here."""
 
 
 class Refusal(Exception):
@@ -83,11 +82,6 @@ def utf16(text: str) -> bytes:
     return text.encode("utf-16-le", "surrogatepass")
 
 
-def whole(text: str) -> str:
-    """The text with emoji that were cut in two put together again."""
-    return utf16(text).decode("utf-16-le", "surrogatepass")
-
-
 SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
 
 
@@ -116,6 +110,11 @@ def new_message(ancestors: list[str]) -> Message:
     """What all messages have."""
     times = {"createdAt": now(), "updatedAt": now()}
     return times | {"id": str(uuid.uuid4()), "ancestors": ancestors, "children": []}
+
+
+def stored_title(title: str) -> str:
+    """A title as it is stored: without tags of thinking."""
+    return re.sub(r"</?think>", "", title, flags=re.I).strip()
 
 
 @dataclass
@@ -217,7 +216,7 @@ class Stopped(Exception):
     """Somebody asked for the answer to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prompt:
     """What a model is given."""
 
@@ -226,6 +225,7 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
+    outcome: Event = field(default_factory=dict)  # what became of the question of a tool
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -240,8 +240,6 @@ def tokens(prompt: Prompt) -> list[str]:
             *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
             *("\nnew\u2028line", " next\u0085line", " 😀"),
         ]
-    if "surrogates" in words:
-        return ["Look: ", "\ud83d", "\ude00", " there"]
     asked = "\n".join(message["content"] for message in prompt.seen if message["role"] == "user")
     if texts := SAY.findall(asked):
         turn = sum(message["role"] == "assistant" for message in prompt.seen)
@@ -253,11 +251,8 @@ def tokens(prompt: Prompt) -> list[str]:
     return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
 
 
-def script(prompt: Prompt) -> Generator[Event, Event, None]:
-    """The events of an answer, in the order in which the model gives them.
-
-    It is sent what became of a question that it waits for.
-    """
+def script(prompt: Prompt) -> Iterator[Event]:
+    """The events of an answer, in the order in which the model gives them."""
     words, tools = prompt.words, prompt.tools
     if "err" in words:
         raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
@@ -286,7 +281,7 @@ def script(prompt: Prompt) -> Generator[Event, Event, None]:
         end_of_thoughts = ""
     said = [end_of_thoughts + "".join(said[:1]), *said[1:]] if end_of_thoughts else said
     if "unstreamed" in words:
-        yield {"type": "finalAnswer", "text": whole("".join(said)), "interrupted": False}
+        yield {"type": "finalAnswer", "text": "".join(said), "interrupted": False}
         return
     for index, token in enumerate(said):
         if "die" in words and index == int(words["die"]):
@@ -339,7 +334,7 @@ def tool_call(
         yield returned(base, call, RESULTS)
 
 
-def asking(prompt: Prompt) -> Generator[Event, Event, None]:
+def asking(prompt: Prompt) -> Iterator[Event]:
     """A tool is called, and asks the person something; the model repeats what it gives back."""
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
     call = {"name": "ask", "parameters": {}}
@@ -350,8 +345,8 @@ def asking(prompt: Prompt) -> Generator[Event, Event, None]:
     request["message"] = "Which city do you mean?"
     request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
     event = {"type": "elicitation", "subtype": "request", "request": request}
-    outcome = yield event | {"toolUuid": base["uuid"]}
-    said = f"{outcome['action']} {json.dumps(outcome.get('content', {}))}"
+    yield event | {"toolUuid": base["uuid"]}
+    said = f"{prompt.outcome['action']} {json.dumps(prompt.outcome.get('content', {}))}"
     yield returned(base, call, said)
     if "die" in prompt.words:
         raise NoAnswer
@@ -373,6 +368,7 @@ NOISE = [
 # --- runs ----------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Run:
     """One answer being written. It goes on when its reader leaves.
 
@@ -384,61 +380,56 @@ class Run:
     src/routes/conversation/[id]/+server.ts of chat-ui).
     """
 
-    def __init__(
-        self,
-        chat: ChatUI,
-        conversation: Conversation,
-        data: dict[str, Any],
-        files: list[tuple[str, str, bytes]],
-        model: dict[str, Any],
-        tools: list[str],
-    ) -> None:
-        messages, question, answer = conversation.grow(data, files)
-        prompt = conversation.prompt(messages, question, model, tools)
-        self.conversation = conversation
-        self.generation_id: str = answer["generationId"]
-        self.words = prompt.words
+    chat: ChatUI
+    conversation: Conversation
+    prompt: Prompt
+    messages: list[Message]
+    answer: Message  # the last of them
+    wire: list[tuple[str, bytes]] = field(default_factory=list)
+    log: list[Event] = field(default_factory=list)
+    state: str = "running"
+    ending: bool = False  # all that is still to come is a title, and the storing
+    text: str = ""
+    streamed: bool = False  # its first reader has been sent a token
+    resumes: int = 0  # how often its log was asked for
+
+    def __post_init__(self) -> None:
+        self.generation_id: str = self.answer["generationId"]
+        self.words = self.prompt.words
         self.changed = threading.Condition()
-        self.wire: list[tuple[str, bytes]] = []
-        self.log: list[Event] = []
-        self.state = "running"
-        self.streamed = 0  # how many tokens its first reader has been sent
-        self.resumes = 0  # how often its log was asked for
-        self.text = ""
-        self._chat = chat
-        self._messages, self._answer = messages, answer
-        self._prompt = prompt
-        self._ending = False  # all that is still to come is a title, and the storing
-        self._known_title = conversation.title  # it is written back too
+        self._known_title = self.conversation.title  # it is written back too
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
-        self._final = False  # the final answer came
         self._read = 0  # so many events of the log have been read
         self._merged = 0  # so many tokens are in its last one
         self._started = self._next_alive = time.monotonic()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
-        chat.all_runs.append(self)
         self.thread.start()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
-        """Everything for the first reader, as it comes, up to the moment of storing.
-
-        `left` tells whether the reader has gone away: Broken is raised then.
-        """
+    def stream(self) -> Batches:
+        """Everything for the first reader, up to the moment of storing."""
         index, state = 0, "running"
-        while state == "running":
-            with self.changed:
-                if len(self.wire) == index and self.state == "running":
-                    self.changed.wait(0.05)
-                lines, state = self.wire[index:], self.state
-            yield from lines
-            index += len(lines)
-            if not lines and left():
-                raise Broken
+        try:
+            while state == "running":
+                with self.changed:
+                    if len(self.wire) == index and self.state == "running":
+                        self.changed.wait(0.05)
+                    lines, state = self.wire[index:], self.state
+                index += len(lines)
+                kinds = [kind for kind, _ in lines]
+                held = "hold" in self.words and "padding" in kinds
+                lines = lines[: kinds.index("padding") + 1] if held else lines
+                yield [(line, kind == "stream") for kind, line in lines]
+                self.streamed |= "stream" in kinds
+                while held:
+                    time.sleep(0.02)
+                    yield []
+        finally:
+            self._reader_left()
 
     def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
         """The log after an event's number, if need be after a wait for more; and the state."""
@@ -450,23 +441,23 @@ class Run:
     def wait_until_stored(self) -> None:
         """Wait until the answer is stored, if it has ended."""
         with self.changed:
-            self.changed.wait_for(lambda: self.state != "running" or not self._ending, 30)
+            self.changed.wait_for(lambda: self.state != "running" or not self.ending, 30)
 
-    def reader_left(self) -> None:
+    def _reader_left(self) -> None:
         """Store all there is, as the server does when the first reader leaves."""
-        with self._chat.lock, self.changed:
+        with self.chat.lock, self.changed:
             if self.state == "running":
                 self._write_back()
 
     def _write(self) -> None:
-        state, asked = "completed", False
+        state = "completed"
         self._tell({"type": "status", "status": "started"})
         try:
-            asked = self._speak()
+            self._speak()
             self._metadata()
-            self._chat.closing.wait(self.words.number("title_delay", 0))
+            self.chat.closing.wait(self.words.number("title_delay", 0))
             self._title()
-            if not self.text and not self._final and not asked:
+            if not self.text and "interrupted" not in self.answer:
                 raise ModelFailed("No output was generated. Something went wrong.")
         except Stopped:
             state = "interrupted"
@@ -482,74 +473,65 @@ class Run:
             self._tell(event | ({"statusCode": status[0]} if status else {}))
         if state != "error":
             self._tell({"type": "status", "status": "finished"})
-        while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
-            pass
-        self._chat.closing.wait(self.words.number("store", self._chat.store_delay))
-        with self._chat.lock, self.changed:
+        self.chat.may_store.wait()
+        self.chat.closing.wait(self.words.number("store", self.chat.store_delay))
+        with self.chat.lock, self.changed:
             if "gone_incomplete" in self.words:
                 self.text = self.text[: len(self.text) // 2]
                 self._updates = self._updates[: len(self._updates) // 2]
-                self._answer.pop("interrupted", None)
+                self.answer.pop("interrupted", None)
             self._write_back()
             if state == "interrupted":
                 self.conversation.stop = None
             self.state = state
             self.changed.notify_all()
 
-    def _speak(self) -> bool:
-        """Let the model speak. True if it stopped to ask the person something."""
-        words, delay = self.words, self.words.number("delay", self._chat.delay)
-        noise = deque(NOISE if "noise" in words else [])
-        self._pause(0)
+    def _speak(self) -> None:
+        """Let the model speak."""
+        words, delay = self.words, self.words.number("delay", self.chat.delay)
+        noise = iter(NOISE if "noise" in words else [])
+        left = words.number("delete", math.inf)
         self._pause(words.number("wait", 0))
-        while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
+        while not self.chat.may_speak.is_set():
             self._pause(0.02)
-        if self._prompt.model["isRouter"] or "router" in words:
+        if self.prompt.model["isRouter"] or "router" in words:
             self._tell(ROUTE)
-        if self._prompt.tools:
+        if self.prompt.tools:
             self._metadata()
         event: Event = {}
-        left = words.number("delete", 1) if "delete" in words else float("inf")
         try:
-            speech, outcome = script(self._prompt), None
-            while True:
-                event = speech.send(outcome)  # type: ignore[arg-type]
+            for event in script(self.prompt):
                 if event.get("subtype") == "request":
-                    outcome = self._ask(event)
+                    self._ask(event)
                 else:
                     self._tell(event)
                 if event.get("subtype") in ("result", "error"):
                     self._tell(PROVIDER)  # once for every round
                 left -= event["type"] == "stream"
                 if left <= 0:
-                    self._chat.conversations.pop(self.conversation.id, None)
+                    self.chat.conversations.pop(self.conversation.id, None)
                 self._pause(delay if "token" in event or "progress" in event else 0)
-                if noise:
-                    self._put("noise", noise.popleft())
+                if line := next(noise, b""):
+                    self._put("noise", line)
         except NoAnswer:
-            self._answer["content"] = whole(self.text)
-            return event.get("type") == "elicitation"
-        except StopIteration:
-            pass
+            return
         if self.text and event["type"] != "finalAnswer":
-            text = whole(self._round).rstrip()
-            self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
-        return False
+            self._tell({"type": "finalAnswer", "text": self._round.rstrip(), "interrupted": False})
 
-    def _ask(self, event: Event) -> Event:
+    def _ask(self, event: Event) -> None:
         """Tell a question, and what becomes of it. A run that does not wait for that ends here."""
         if "elicit_ends" in self.words:
             self._tell(event)
             raise NoAnswer
-        expires = time.time() + self._chat.elicitation_timeout
+        expires = time.time() + self.chat.elicitation_timeout
         outcome: Event = {"type": "elicitation", "subtype": "resolved", "action": "cancel"}
         outcome |= {"elicitationId": event["request"]["elicitationId"], "resolution": "expired"}
-        self._chat.elicitations.append(outcome)
+        self.prompt.outcome = outcome
+        self.chat.elicitations.append(outcome)
         self._tell(event | {"expiresAt": int(1000 * expires)})
         while outcome["resolution"] == "expired" and time.time() < expires:
             self._pause(0.02)
         self._tell(outcome)
-        return outcome
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -575,8 +557,7 @@ class Run:
         with self.changed:
             self._store(event)
             self._note(event)
-            self._final |= event["type"] == "finalAnswer"
-            self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
+            self.ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
         kind = event["type"]
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
             token = event["token"]
@@ -590,7 +571,7 @@ class Run:
         last = self.log[-1] if len(self.log) > self._read else {}
         alike = "token" in event and "token" in last and last["type"] == event["type"]
         if alike and self._merged < LOG_TOKENS:
-            last["token"] = whole(last["token"] + event["token"])
+            last["token"] = last["token"] + event["token"]
             self._merged += 1
         else:
             self.log.append(dict(event))
@@ -598,7 +579,7 @@ class Run:
 
     def _store(self, event: Event) -> None:
         """Let an event leave its mark on the answer message."""
-        answer, kind = self._answer, event["type"]
+        answer, kind = self.answer, event["type"]
         answer["updatedAt"] = now()
         if kind == "stream":
             self.text += event["token"]
@@ -627,7 +608,7 @@ class Run:
 
     def _with_earlier_rounds(self, final: str) -> str:
         """The whole answer: a final answer leaves out what was said before the last tool."""
-        said = whole(self.text)
+        said = self.text
         if not said or not any(update["type"] == "tool" for update in self._updates):
             return final
         if said.endswith(final):
@@ -636,7 +617,6 @@ class Run:
 
     def _cut_at_what_was_seen(self) -> None:
         """A stop says how much of the answer was seen: the rest is dropped."""
-        self.text = whole(self.text)
         _, run, seen = self.conversation.stop or (0, None, None)
         if run == self.generation_id and seen is not None:
             self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
@@ -644,28 +624,40 @@ class Run:
     def _title(self) -> None:
         """Give the conversation its title, once."""
         if self._known_title == NEW_CHAT:
-            question = next(m["content"] for m in self._messages if m["from"] == "user")
+            question = next(m["content"] for m in self.messages if m["from"] == "user")
             title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
             self._tell({"type": "title", "title": title})
 
     def _metadata(self) -> None:
         """Say who runs the model, once."""
-        if not self._answer.get("routerMetadata", {}).get("provider"):
+        if not self.answer.get("routerMetadata", {}).get("provider"):
             self._tell(PROVIDER)
 
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
         self._read = len(self.log)
-        if not self._final:
-            self._answer["content"] = whole(self.text)
-        self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
-        for message in self._messages:
+        if "interrupted" not in self.answer:
+            self.answer["content"] = self.text
+        self.answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
+        for message in self.messages:
             message.setdefault("updates", [])
-        self.conversation.messages = copy.deepcopy(self._messages)
+        self.conversation.messages = copy.deepcopy(self.messages)
         self.conversation.title = self._known_title
         self.conversation.updated_at = now()
 
 
-def stored_title(title: str) -> str:
-    """A title as it is stored: without tags of thinking."""
-    return re.sub(r"</?think>", "", title, flags=re.I).strip()
+def log_of(run: Run | None, sequence: int, heartbeat: float) -> Batches:
+    """The log of a run after an event's number, up to its end; a log that there is not is gone."""
+    state = "running" if run else "gone"
+    while run and state == "running":
+        yield []
+        events, state = run.logged(sequence, heartbeat)
+        batch = []
+        for event in events:
+            sequence += 1
+            entry = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
+            batch.append((entry, True))
+        if not batch and state == "running":
+            batch.append((b": heartbeat\n\n", False))
+        yield batch
+    yield [(b"event: end\ndata: %b\n\n" % dumps({"status": state}), False)]
