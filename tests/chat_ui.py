@@ -597,7 +597,11 @@ def answer(chat: ChatUI, request: Request) -> Reply:
     try:
         for method, pattern, endpoint in ENDPOINTS:
             if method == request.method and (match := re.fullmatch(pattern, path)):
-                reply = endpoint(chat, request, *match.groups())
+                named: dict[str, Any] = match.groupdict()
+                with chat.lock:
+                    if "conversation" in named:
+                        named["conversation"] = own(chat, request, named["conversation"])
+                    reply = endpoint(chat, request, **named)
                 break
     except Refusal as refusal:
         reply = Reply(dumps(refusal.body), status=refusal.status)
@@ -628,7 +632,9 @@ def early_no(request: Request, status: int, message: str) -> Reply:
 
 
 def own(chat: ChatUI, request: Request, conversation_id: str) -> Conversation:
-    """A conversation of the one who asks."""
+    """A conversation of the one who asks; to be read, also one that somebody shared."""
+    if request.method == "GET" and conversation_id in chat.shares:
+        return chat.shares[conversation_id]
     newer = request.path.startswith("/api/")
     if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
         raise Refusal(400, "Invalid conversation ID format") if newer else Refusal(500)
@@ -760,51 +766,42 @@ def list_conversations(chat: ChatUI, request: Request) -> Reply:
     return in_superjson({"conversations": shown, "hasMore": len(mine) > start + 30})
 
 
-def show_conversation(chat: ChatUI, request: Request, conversation_id: str) -> Reply:
-    """A conversation, or one that somebody shared."""
-    if share := chat.shares.get(conversation_id):
-        return in_superjson(share.as_json(shared=True))
-    conversation = own(chat, request, conversation_id)
+def show_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     if "nofetch" in conversation.words:
         raise Refusal(500)
-    with chat.lock:
-        reply = in_superjson(conversation.as_json())
+    reply = in_superjson(conversation.as_json())
     reply.delay = conversation.words.number("slowfetch", 0)
     return reply
 
 
-def change_conversation(chat: ChatUI, request: Request, conversation_id: str) -> Reply:
+def change_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     body = request.json()
     title, model = body.get("title"), body.get("model")
     if "model" in body and not chat.model(model):
         raise Refusal(400, "Invalid model ID")
-    with chat.lock:
-        conversation = own(chat, request, conversation_id)
-        if isinstance(title, str):
-            conversation.title = stored_title(title)
-        if isinstance(model, str) and model != conversation.model:
-            for message in conversation.messages:
-                if message["from"] == "assistant":  # which model that was, from now on
-                    metadata = {"route": "", "model": ""} | message.get("routerMetadata", {})
-                    metadata["model"] = metadata["model"] or conversation.model
-                    message["routerMetadata"] = metadata
-            conversation.model = model
+    if isinstance(title, str):
+        conversation.title = stored_title(title)
+    if isinstance(model, str) and model != conversation.model:
+        for message in conversation.messages:
+            if message["from"] == "assistant":  # which model that was, from now on
+                metadata = {"route": "", "model": ""} | message.get("routerMetadata", {})
+                metadata["model"] = metadata["model"] or conversation.model
+                message["routerMetadata"] = metadata
+        conversation.model = model
     return in_superjson({"success": True})
 
 
-def delete_conversation(chat: ChatUI, request: Request, conversation_id: str) -> Reply:
-    with chat.lock:
-        del chat.conversations[own(chat, request, conversation_id).id]
+def delete_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    del chat.conversations[conversation.id]
     return in_superjson({"success": True})
 
 
-def share(chat: ChatUI, request: Request, conversation_id: str) -> Reply:
+def share(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     """Give a conversation, as it is now, an address of its own."""
-    with chat.lock:
-        snapshot = copy.deepcopy(own(chat, request, conversation_id))
-        snapshot.id = secrets.token_urlsafe(6)[:7]
-        chat.shares[snapshot.id] = snapshot
-    return Reply(dumps({"shareId": snapshot.id}))
+    share_id = secrets.token_urlsafe(6)[:7]
+    chat.shares[share_id] = copy.deepcopy(conversation)
+    chat.shares[share_id].id, chat.shares[share_id].shared = share_id, True
+    return Reply(dumps({"shareId": share_id}))
 
 
 def import_share(chat: ChatUI, request: Request) -> Reply:
@@ -820,12 +817,11 @@ def import_share(chat: ChatUI, request: Request) -> Reply:
     return in_superjson({"conversationId": mine[0].id})
 
 
-def output(chat: ChatUI, request: Request, conversation_id: str, sha: str) -> Reply:
-    """A file of a conversation, or of a shared one."""
-    files = (chat.shares.get(conversation_id) or own(chat, request, conversation_id)).files
-    if sha not in files:
+def output(chat: ChatUI, request: Request, conversation: Conversation, sha: str) -> Reply:
+    """A file of a conversation."""
+    if sha not in conversation.files:
         raise Refusal(404, "File not found")
-    mime, content = files[sha]
+    mime, content = conversation.files[sha]
     name = f'attachment; filename="{sha[:8]}.{mime.partition("/")[2]}"'
     return Reply(content, mime, headers=(("content-disposition", name),))
 
@@ -833,23 +829,21 @@ def output(chat: ChatUI, request: Request, conversation_id: str, sha: str) -> Re
 # --- endpoints: messages and their runs ----------------------------------------------------------
 
 
-def send_message(chat: ChatUI, request: Request, conversation_id: str) -> Stream:
+def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> Stream:
     """Take a message: the stream of the run that answers it."""
-    conversation, data = own(chat, request, conversation_id), request.data or {}
+    data = request.data or {}
     check_limits(chat, conversation)
     if not (model := chat.model(conversation.model)):
         raise Refusal(410)
     if data.get("inputs") == "":
         raise Refusal(500)
     tools = selected_tools(chat, data) if model["supportsTools"] else []
-    with chat.lock:
-        if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
-            conversation.stop = None
-        files = [file for file in request.files if file[2]]
-        messages, question, answer = conversation.grow(data, files)
-        prompt = conversation.prompt(messages, question, model, tools)
-        run = Run(chat, conversation, prompt, messages, answer)
-        chat.all_runs.append(run)
+    if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
+        conversation.stop = None
+    messages, question, answer = conversation.grow(data, [f for f in request.files if f[2]])
+    prompt = conversation.prompt(messages, question, model, tools)
+    run = Run(chat, conversation, prompt, messages, answer)
+    chat.all_runs.append(run)
     words = run.words
     return Stream(
         content_type="application/jsonl",
@@ -863,12 +857,11 @@ def send_message(chat: ChatUI, request: Request, conversation_id: str) -> Stream
 def check_limits(chat: ChatUI, conversation: Conversation) -> None:
     """Refuse what is sent too fast, or to a conversation that is full."""
     time_now = time.monotonic()
-    with chat.lock:
-        chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
-        if len(chat.sent_at) > chat.messages_per_minute:
-            raise Refusal(429)
-        if len(conversation.messages) > chat.max_messages:
-            raise Refusal(429, TOO_LONG.format(chat.max_messages))
+    chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
+    if len(chat.sent_at) > chat.messages_per_minute:
+        raise Refusal(429)
+    if len(conversation.messages) > chat.max_messages:
+        raise Refusal(429, TOO_LONG.format(chat.max_messages))
 
 
 def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:
@@ -880,21 +873,20 @@ def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:
     return [name for name, url in servers.items() if name in names and safe.match(url)]
 
 
-def stop(chat: ChatUI, request: Request, conversation_id: str) -> Reply:
-    conversation, body = own(chat, request, conversation_id), request.json()
+def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    body = request.json()
     generation_id = body.get("generationId")
-    with chat.lock:
-        chat.stops.append((conversation.id, generation_id))
-        conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
-        for run in chat.all_runs:
-            if run.conversation is conversation and run.state == "running":
-                run.stop()
+    chat.stops.append((conversation.id, generation_id))
+    conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
+    for run in chat.all_runs:
+        if run.conversation is conversation and run.state == "running":
+            run.stop()
     return Reply(content_type=None)
 
 
-def resume(chat: ChatUI, request: Request, conversation_id: str) -> Stream:
+def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Stream:
     """Replay the log of a run, or of the newest one, and follow it to its end."""
-    conversation, wanted = own(chat, request, conversation_id), request.query.get("generationId")
+    wanted = request.query.get("generationId")
     runs = [run for run in chat.all_runs if run.conversation is conversation]
     runs = [run for run in runs if wanted in (None, run.generation_id)]
     run, words, turn = None, Words(), 0
@@ -919,13 +911,13 @@ def resume(chat: ChatUI, request: Request, conversation_id: str) -> Stream:
     )
 
 
-CONVERSATION = r"/conversation/([^/]+)"
-API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
+CONVERSATION = r"/conversation/(?P<conversation>[^/]+)"
+API_CONVERSATION = r"/api/v2/conversations/(?P<conversation>[^/]+)"
 ENDPOINTS: list[tuple[str, str, Callable[..., Reply]]] = [
     ("GET", r"/login", begin_login),
     ("GET", r"/login/callback", end_login),
     ("GET", r"/api/v2/models", list_models),
-    ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", show_model),
+    ("GET", r"/api/v2/models/(?P<model_id>[^/]+(?:/[^/]+)?)", show_model),
     ("GET", r"/api/v2/user", show_user),
     ("GET", r"/api/v2/feature-flags", feature_flags),
     ("POST", r"/api/transcribe", transcribe),
@@ -937,7 +929,7 @@ ENDPOINTS: list[tuple[str, str, Callable[..., Reply]]] = [
     ("POST", rf"{CONVERSATION}/share", share),
     ("POST", rf"{CONVERSATION}/stop-generating", stop),
     ("GET", rf"{CONVERSATION}/stream", resume),
-    ("GET", rf"{CONVERSATION}/output/([^/]+)", output),
+    ("GET", rf"{CONVERSATION}/output/(?P<sha>[^/]+)", output),
     ("GET", r"/api/v2/conversations", list_conversations),
     ("POST", r"/api/v2/conversations/import-share", import_share),
     ("GET", API_CONVERSATION, show_conversation),

@@ -129,17 +129,18 @@ class Conversation:
     title: str = NEW_CHAT
     updated_at: str = field(default_factory=now)
     from_share: str | None = None
+    shared: bool = False
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash: type, content
     words: Words = field(default_factory=Words)  # of all its messages
     stop: tuple[float, object, int | None] | None = None  # when, which run, what was seen
 
-    def as_json(self, shared: bool = False) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The conversation as the server gives it."""
         value: dict[str, Any] = {"messages": copy.deepcopy(self.messages), "title": self.title}
         value |= {"model": self.model, "preprompt": self.preprompt}
         value |= {"rootMessageId": self.messages[0]["id"], "id": self.id}
         value |= {"updatedAt": self.updated_at, "modelId": self.model}
-        return value | {"shared": shared, "deployedSpaces": None}
+        return value | {"shared": self.shared, "deployedSpaces": None}
 
     def grow(
         self, data: dict[str, Any], files: list[tuple[str, str, bytes]]
