@@ -347,8 +347,9 @@ class ChatUI:
         Answers that have ended are waited for until they are stored.
         """
         for run in list(self.all_runs):
-            if run.conversation.id == conversation_id:
-                run.wait_until_stored()
+            with run.changed:
+                while run.conversation.id == conversation_id and run.ending:
+                    run.changed.wait()
         with self.lock:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
@@ -832,17 +833,21 @@ def output(chat: ChatUI, request: Request, conversation: Conversation, sha: str)
 def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> Stream:
     """Take a message: the stream of the run that answers it."""
     data = request.data or {}
-    check_limits(chat, conversation)
+    time_now = time.monotonic()
+    chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
+    if len(chat.sent_at) > chat.messages_per_minute:
+        raise Refusal(429)
+    if len(conversation.messages) > chat.max_messages:
+        raise Refusal(429, TOO_LONG.format(chat.max_messages))
     if not (model := chat.model(conversation.model)):
         raise Refusal(410)
     if data.get("inputs") == "":
         raise Refusal(500)
     tools = selected_tools(chat, data) if model["supportsTools"] else []
-    if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
+    if conversation.stop and time_now - conversation.stop[0] > STOP_MARKER:
         conversation.stop = None
-    messages, question, answer = conversation.grow(data, [f for f in request.files if f[2]])
-    prompt = conversation.prompt(messages, question, model, tools)
-    run = Run(chat, conversation, prompt, messages, answer)
+    messages = conversation.grow(data, [file for file in request.files if file[2]])
+    run = Run(chat, conversation, conversation.prompt(messages, model, tools), messages)
     chat.all_runs.append(run)
     words = run.words
     return Stream(
@@ -852,16 +857,6 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
         chunk=int(words.number("split", 1)) if "split" in words else 0,
         limit=int(words.number("cut_bytes", sys.maxsize)),
     )
-
-
-def check_limits(chat: ChatUI, conversation: Conversation) -> None:
-    """Refuse what is sent too fast, or to a conversation that is full."""
-    time_now = time.monotonic()
-    chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
-    if len(chat.sent_at) > chat.messages_per_minute:
-        raise Refusal(429)
-    if len(conversation.messages) > chat.max_messages:
-        raise Refusal(429, TOO_LONG.format(chat.max_messages))
 
 
 def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:

@@ -142,10 +142,8 @@ class Conversation:
         value |= {"updatedAt": self.updated_at, "modelId": self.model}
         return value | {"shared": self.shared, "deployedSpaces": None}
 
-    def grow(
-        self, data: dict[str, Any], files: list[tuple[str, str, bytes]]
-    ) -> tuple[list[Message], Message, Message]:
-        """Add a new question and an empty answer: a copy of the tree with them, and those two."""
+    def grow(self, data: dict[str, Any], files: list[tuple[str, str, bytes]]) -> list[Message]:
+        """Add a new question and an empty answer: a copy of the tree, the answer at its end."""
         messages = copy.deepcopy(self.messages)
         by_id = {message["id"]: message for message in messages}
 
@@ -175,20 +173,18 @@ class Conversation:
         self.messages = copy.deepcopy(messages)
         self.updated_at = now()
         self.words.update(Words(question["content"]))
-        return messages, question, answer
+        return messages
 
-    def prompt(
-        self, messages: list[Message], question: Message, model: dict[str, Any], tools: list[str]
-    ) -> Prompt:
-        """What a model is given: the way from the root to the question, images if it can."""
+    def prompt(self, messages: list[Message], model: dict[str, Any], tools: list[str]) -> Prompt:
+        """What a model is given: all before the last message on its way, images if it can."""
         system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
         system += 2 * [self.preprompt] if self.preprompt else []  # yes, twice
         seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        images = 0
+        images, asked = 0, ""
         for message in messages[1:]:
-            if message["id"] not in (*question["ancestors"], question["id"]):
+            if message["id"] not in messages[-1]["ancestors"]:
                 continue
-            text = message["content"]
+            asked = text = message["content"]
             if message["from"] == "assistant":
                 text = re.sub(r"(?s)<think>.*?</think>", "", text).strip()
             for stored in reversed(message["files"] if message["from"] == "user" else []):
@@ -199,7 +195,7 @@ class Conversation:
                     text = f"{head}\n{content.decode(errors='replace')}\n</document>\n\n{text}"
             if text or message["from"] == "user":
                 seen.append({"role": message["from"], "content": text})
-        return Prompt(Words(question["content"]), seen, images, tools, model)
+        return Prompt(Words(asked), seen, images, tools, model)
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -229,18 +225,23 @@ class Prompt:
     outcome: Event = field(default_factory=dict)  # what became of the question of a tool
 
 
+FIXED = {
+    "think": ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."],
+    "unicode": [
+        *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
+        *("\nnew\u2028line", " next\u0085line", " 😀"),
+    ],
+}
+
+
 def tokens(prompt: Prompt) -> list[str]:
     """What the model says, token by token."""
     words = prompt.words
     if "tokens" in words:
         return [f"w{index} " for index in range(int(words["tokens"]))]
-    if "think" in words:
-        return ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."]
-    if "unicode" in words:
-        return [
-            *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
-            *("\nnew\u2028line", " next\u0085line", " 😀"),
-        ]
+    for word, said in FIXED.items():
+        if word in words:
+            return said
     asked = "\n".join(message["content"] for message in prompt.seen if message["role"] == "user")
     if texts := SAY.findall(asked):
         turn = sum(message["role"] == "assistant" for message in prompt.seen)
@@ -385,7 +386,6 @@ class Run:
     conversation: Conversation
     prompt: Prompt
     messages: list[Message]
-    answer: Message  # the last of them
     wire: list[tuple[str, bytes]] = field(default_factory=list)
     log: list[Event] = field(default_factory=list)
     state: str = "running"
@@ -395,12 +395,14 @@ class Run:
     resumes: int = 0  # how often its log was asked for
 
     def __post_init__(self) -> None:
+        self.answer = self.messages[-1]
         self.generation_id: str = self.answer["generationId"]
         self.words = self.prompt.words
         self.changed = threading.Condition()
         self._known_title = self.conversation.title  # it is written back too
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
+        self.held = False  # its first reader gets nothing more
         self._read = 0  # so many events of the log have been read
         self._merged = 0  # so many tokens are in its last one
         self._started = self._next_alive = time.monotonic()
@@ -412,7 +414,10 @@ class Run:
         self._stop.set()
 
     def stream(self) -> Batches:
-        """Everything for the first reader, up to the moment of storing."""
+        """Everything for the first reader, up to the moment of storing.
+
+        When it leaves, all there is is stored, as the server does.
+        """
         index, state = 0, "running"
         try:
             while state == "running":
@@ -421,16 +426,15 @@ class Run:
                         self.changed.wait(0.05)
                     lines, state = self.wire[index:], self.state
                 index += len(lines)
-                kinds = [kind for kind, _ in lines]
-                held = "hold" in self.words and "padding" in kinds
-                lines = lines[: kinds.index("padding") + 1] if held else lines
                 yield [(line, kind == "stream") for kind, line in lines]
-                self.streamed |= "stream" in kinds
-                while held:
-                    time.sleep(0.02)
-                    yield []
+                self.streamed |= any(kind == "stream" for kind, _ in lines)
+            while self.held:
+                time.sleep(0.02)
+                yield []
         finally:
-            self._reader_left()
+            with self.chat.lock, self.changed:
+                if self.state == "running":
+                    self._write_back()
 
     def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
         """The log after an event's number, if need be after a wait for more; and the state."""
@@ -438,17 +442,6 @@ class Run:
             self.changed.wait_for(lambda: len(self.log) > after or self.state != "running", timeout)
             self._read = len(self.log)
             return self.log[after:], self.state
-
-    def wait_until_stored(self) -> None:
-        """Wait until the answer is stored, if it has ended."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.state != "running" or not self.ending, 30)
-
-    def _reader_left(self) -> None:
-        """Store all there is, as the server does when the first reader leaves."""
-        with self.chat.lock, self.changed:
-            if self.state == "running":
-                self._write_back()
 
     def _write(self) -> None:
         state = "completed"
@@ -464,7 +457,9 @@ class Run:
             state = "interrupted"
             self._metadata()
             self._title()
-            self._cut_at_what_was_seen()
+            _, run, seen = self.conversation.stop or (0, None, None)
+            if run == self.generation_id and seen is not None:  # the rest is dropped
+                self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
             self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
         except ModelFailed as failure:
             state = "error"
@@ -484,7 +479,7 @@ class Run:
             self._write_back()
             if state == "interrupted":
                 self.conversation.stop = None
-            self.state = state
+            self.state, self.ending = state, False
             self.changed.notify_all()
 
     def _speak(self) -> None:
@@ -550,7 +545,7 @@ class Run:
 
     def _put(self, kind: str, line: bytes) -> None:
         with self.changed:
-            self.wire.append((kind, line))
+            self.wire += [] if self.held else [(kind, line)]
             self.changed.notify_all()
 
     def _tell(self, event: Event) -> None:
@@ -566,6 +561,7 @@ class Run:
         self._put(kind, dumps(event) + b"\n")
         if kind == "finalAnswer":
             self._put("padding", b" " * 4096)
+            self.held = "hold" in self.words
 
     def _note(self, event: Event) -> None:
         """Log an event. Tokens become one event while nobody has read it."""
@@ -604,23 +600,10 @@ class Run:
             event = event | {"provider": event.get("provider")}
         elif kind == "finalAnswer":
             answer["interrupted"] = event["interrupted"]
-            answer["content"] = self._with_earlier_rounds(event["text"])
+            rounds = any(update["type"] == "tool" for update in self._updates)
+            earlier = self.text.removesuffix(event["text"]) if rounds else ""
+            answer["content"] = earlier + event["text"]
         self._updates.append(event)
-
-    def _with_earlier_rounds(self, final: str) -> str:
-        """The whole answer: a final answer leaves out what was said before the last tool."""
-        said = self.text
-        if not said or not any(update["type"] == "tool" for update in self._updates):
-            return final
-        if said.endswith(final):
-            return said
-        return final if final.startswith(said) else f"{said}\n\n{final}"
-
-    def _cut_at_what_was_seen(self) -> None:
-        """A stop says how much of the answer was seen: the rest is dropped."""
-        _, run, seen = self.conversation.stop or (0, None, None)
-        if run == self.generation_id and seen is not None:
-            self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
 
     def _title(self) -> None:
         """Give the conversation its title, once."""
