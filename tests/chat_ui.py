@@ -73,7 +73,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from fnmatch import fnmatchcase
@@ -90,6 +90,7 @@ from chat_ui_runs import (
     Batches,
     Conversation,
     Event,
+    File,
     Message,
     Refusal,
     Run,
@@ -130,23 +131,23 @@ STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of it
 
 # --- requests and replies ------------------------------------------------------------------------
 
-Part = tuple[str, str, str, bytes]  # of a multipart body: name, file name, type, content
 
-
-def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
+def parse_form(content_type: str, body: bytes) -> tuple[dict[str, Any] | None, list[File]]:
+    """The message in a form, None if there is none, and its files."""
+    data, files = None, []
     boundary = re.match(r'multipart/form-data.*boundary="?([^";]+)', content_type)
-    if not boundary:
-        return
-    for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
-        head, _, content = piece.partition(b"\r\n\r\n")
-        patterns = (
-            r'[; ]name="([^"]*)"',
-            r'filename="((?:\\.|[^"\\])*)"',
-            r"(?i)content-type: *([^\r\n]+)",
-        )
-        found = [re.search(pattern, head.decode(errors="replace")) for pattern in patterns]
-        name, filename, mime = [match[1] if match else "" for match in found]
-        yield name, re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename), mime.strip(), content
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode()) if boundary else []
+    for part in parts[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        text = head.decode(errors="replace")
+        name = re.search(r'filename="base64;((?:\\.|[^"\\])*)"', text)
+        mime = re.search(r"(?i)content-type: *([^\r\n]+)", text)
+        if name and mime:
+            plain = re.sub(r"\\(.)|%22", lambda match: match[1] or '"', name[1])
+            files.append((plain, mime[1].strip(), base64.b64decode(content)))
+        elif 'name="data"' in text:
+            data = json.loads(content)
+    return data, files
 
 
 @dataclass
@@ -160,7 +161,7 @@ class Request:
     cookies: dict[str, str]
     body: bytes
     data: dict[str, Any] | None  # of a message: its `data` part
-    files: list[tuple[str, str, bytes]]  # of a message: name, type, content
+    files: list[File]
     connection: int  # which connection it came over, counted from 1
     number: int  # which request it is, counted from 1 when its head had arrived
     session: str = ""  # the value of hf-chat to go on with
@@ -421,7 +422,6 @@ class Server(ThreadingTCPServer):
     """The listening socket of a ChatUI."""
 
     allow_reuse_address = daemon_threads = True
-    block_on_close = False
     request_queue_size = 128
 
     def __init__(self, chat: ChatUI) -> None:
@@ -501,12 +501,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         inside = url.path.startswith(self.chat.base_path)
         cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        parts = list(parse_multipart(headers.get("content-type", ""), body))
-        files = [
-            (name.partition("base64;")[2], mime, base64.b64decode(content))
-            for kind, name, mime, content in parts
-            if kind == "files"
-        ]
+        data, files = parse_form(headers.get("content-type", ""), body)
         return Request(
             method=self.command,
             path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
@@ -514,7 +509,7 @@ class Handler(BaseHTTPRequestHandler):
             headers=headers,
             cookies={name: value for name, _, value in cookies if name},
             body=body,
-            data=next((json.loads(part[3]) for part in parts if part[0] == "data"), None),
+            data=data,
             files=files,
             connection=self.number,
             number=number,

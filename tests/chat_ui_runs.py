@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 Message = dict[str, Any]
+File = tuple[str, str, bytes]  # name, type, content
 # What comes together of a stream: pieces, and which are events that its faults count. An empty
 # batch only asks whether the reader is still there.
 Batches = Generator[list[tuple[bytes, bool]], None, None]
@@ -142,7 +143,7 @@ class Conversation:
         value |= {"updatedAt": self.updated_at, "modelId": self.model}
         return value | {"shared": self.shared, "deployedSpaces": None}
 
-    def grow(self, data: dict[str, Any], files: list[tuple[str, str, bytes]]) -> list[Message]:
+    def grow(self, data: dict[str, Any], files: list[File]) -> list[Message]:
         """Add a new question and an empty answer: a copy of the tree, the answer at its end."""
         messages = copy.deepcopy(self.messages)
         by_id = {message["id"]: message for message in messages}
@@ -224,6 +225,9 @@ class Prompt:
     model: dict[str, Any]
     outcome: Event = field(default_factory=dict)  # what became of the question of a tool
 
+    def heard(self) -> str:
+        return f"{self.outcome['action']} {json.dumps(self.outcome.get('content', {}))}"
+
 
 FIXED = {
     "think": ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."],
@@ -264,24 +268,20 @@ def script(prompt: Prompt) -> Iterator[Event]:
             yield {"type": "reasoning", "subtype": "stream", "token": token}
         yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
     said = [] if "empty" in words else tokens(prompt)
-    end_of_thoughts = ""
     if "reason" in words or ("tools" in words and tools):
-        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
+        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully.</think>"):
             yield text_event(token)
-        end_of_thoughts = "</think>"
     if "elicit" in words or "elicit_ends" in words:
-        yield from asking(prompt)
-        return
-    if tools and {"tool", "tools", "tool_error"} & set(words):
-        text, fails = "Let me look that up.", "tool_error" in words
-        yield text_event(end_of_thoughts + text)
-        yield from tool_call(tools[0], text, fails)
-        said = ["The", " tool", " failed."] if fails else ["The", " tool", " said: ", RESULTS]
+        asked = question(tools[0] if tools else TOOL_SERVERS[0]["name"])
+        yield from tool_call("ask", "Let me ask.", prompt.heard, asked)
+        said = ["The", " person", " said: ", prompt.heard()]
+    elif tools and {"tool", "tools", "tool_error"} & words.keys():
+        result = None if "tool_error" in words else lambda: RESULTS
+        yield from tool_call(tool_name(tools[0]), "Let me look that up.", result)
+        said = ["The", " tool", " said: ", RESULTS] if result else ["The", " tool", " failed."]
         if "tools" in words:
-            yield text_event("One more.")
-            yield from tool_call(tools[-1], "One more.", progress=True)
-        end_of_thoughts = ""
-    said = [end_of_thoughts + "".join(said[:1]), *said[1:]] if end_of_thoughts else said
+            halfway = {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
+            yield from tool_call(tool_name(tools[-1]), "One more.", lambda: RESULTS, halfway)
     if "unstreamed" in words:
         yield {"type": "finalAnswer", "text": "".join(said), "interrupted": False}
         return
@@ -306,54 +306,33 @@ def tool_name(server: str) -> str:
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
 
-def called(base: Event, call: Event, text: str) -> Iterator[Event]:
-    """A tool is called, after the model has said something."""
-    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"]), "content": text}
-    yield base | {"subtype": "call", "call": call} | raw
-    yield base | {"subtype": "eta", "eta": 10}
-
-
-def returned(base: Event, call: Event, text: str) -> Event:
-    """A tool gives back a text."""
-    content = [{"type": "text", "text": text}]
-    output = {"text": text, "structured": {"result": text}, "content": content}
-    result = {"status": "success", "call": call, "outputs": [output], "display": True}
-    return base | {"subtype": "result", "result": result}
-
-
 def tool_call(
-    server: str, text: str, fails: bool = False, progress: bool = False
+    name: str, said: str, result: Callable[[], str] | None, *meanwhile: Event
 ) -> Iterator[Event]:
-    """A tool is called, and answers."""
-    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
+    """The model says something and calls a tool, which gives back a text, or fails without one."""
+    call = {"name": name, "parameters": {"query": "chat-ui"}}
+    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"])}
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    yield from called(base, call, text)
-    if progress:
-        yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
-    if fails:
+    yield text_event(said)
+    yield base | {"subtype": "call", "call": call, "content": said} | raw
+    yield base | {"subtype": "eta", "eta": 10}
+    yield from (base | event for event in meanwhile)
+    if not result:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
-    else:
-        yield returned(base, call, RESULTS)
+        return
+    text = result()
+    output: Event = {"text": text, "structured": {"result": text}}
+    output |= {"content": [{"type": "text", "text": text}]}
+    outcome = {"status": "success", "call": call, "outputs": [output], "display": True}
+    yield base | {"subtype": "result", "result": outcome}
 
 
-def asking(prompt: Prompt) -> Iterator[Event]:
-    """A tool is called, and asks the person something; the model repeats what it gives back."""
-    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    call = {"name": "ask", "parameters": {}}
-    yield text_event("Let me ask.")
-    yield from called(base, call, "Let me ask.")
-    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form"}
-    request["server"] = (prompt.tools or [TOOL_SERVERS[0]["name"]])[0]
+def question(server: str) -> Event:
+    """What a tool asks the person."""
+    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form", "server": server}
     request["message"] = "Which city do you mean?"
     request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
-    event = {"type": "elicitation", "subtype": "request", "request": request}
-    yield event | {"toolUuid": base["uuid"]}
-    said = f"{prompt.outcome['action']} {json.dumps(prompt.outcome.get('content', {}))}"
-    yield returned(base, call, said)
-    if "die" in prompt.words:
-        raise NoAnswer
-    for token in ("The", " person", " said: ", said):
-        yield text_event(token)
+    return {"type": "elicitation", "subtype": "request", "request": request}
 
 
 # Lines that a reader of the stream has to live with, one between every two tokens.
