@@ -185,15 +185,9 @@ class Reply:
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     delay: float = 0.0  # seconds before it, if the client does not leave
-
-
-@dataclass(kw_only=True)
-class Stream(Reply):
-    """A reply in chunks."""
-
-    batches: Batches
+    batches: Batches | None = None  # of a stream: its body, a chunk for each piece
     faults: dict[int, str] = field(default_factory=dict)  # after how many events: cut, stall or end
-    chunk: int = 0  # bytes; else each piece is a chunk
+    chunk: int = 0  # bytes of a smaller chunk
     limit: int = sys.maxsize  # the connection closes after so many bytes
 
 
@@ -234,7 +228,7 @@ class Fault:
         head["status"] = self.status or 200
         if self.flood:
             endless = chain([self.body], repeat(self.flood))
-            return Stream(batches=([(piece, False)] for piece in endless), **head)
+            return Reply(batches=([(piece, False)] for piece in endless), **head)
         return Reply(self.body, **head) if self.status else None
 
 
@@ -479,8 +473,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise Broken
             reply = fault.reply() or done or answer(chat, request)
             self.linger(reply.delay)
-            if isinstance(reply, Stream):
-                self.stream(reply)
+            if reply.batches:
+                self.stream(reply, reply.batches)
             else:
                 body = chat.spoil(request, reply.body)
                 self.send_head(reply, ("content-length", str(len(body))))
@@ -495,25 +489,19 @@ class Handler(BaseHTTPRequestHandler):
     def read_request(self) -> Request:
         with self.chat.lock:
             self.chat.begun += 1
-            number = self.chat.begun
+            begun = self.chat.begun
         headers = {name.lower(): value for name, value in self.headers.items()}
         body = self.read_body(int(headers.get("content-length", 0)))
         url = urlsplit(self.path)
-        inside = url.path.startswith(self.chat.base_path)
-        cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        data, files = parse_form(headers.get("content-type", ""), body)
-        return Request(
-            method=self.command,
-            path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
-            query=dict(parse_qsl(url.query)),
-            headers=headers,
-            cookies={name: value for name, _, value in cookies if name},
-            body=body,
-            data=data,
-            files=files,
-            connection=self.number,
-            number=number,
-        )
+        base_path = self.chat.base_path
+        inside = url.path.startswith(base_path)
+        path = url.path.removeprefix(base_path) if inside else f"outside:{url.path}"
+        query = dict(parse_qsl(url.query))
+        pairs = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
+        cookies = {name: value for name, _, value in pairs if name}
+        message = (body, *parse_form(headers.get("content-type", ""), body))
+        number = (self.number, begun)
+        return Request(self.command, path, query, headers, cookies, *message, *number)
 
     def read_body(self, size: int) -> bytes:
         """Read that many bytes, as slowly as the uplink is."""
@@ -534,11 +522,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def stream(self, reply: Stream) -> None:
+    def stream(self, reply: Reply, batches: Batches) -> None:
         """Send what comes, as it comes, up to a fault."""
         self.send_head(reply, ("transfer-encoding", "chunked"))
         events, limit = 0, reply.limit
-        with contextlib.closing(reply.batches) as batches:
+        with contextlib.closing(batches):
             for batch in batches:
                 if not batch and self.left():
                     raise Broken
@@ -825,7 +813,7 @@ def output(chat: ChatUI, request: Request, conversation: Conversation, sha: str)
 # --- endpoints: messages and their runs ----------------------------------------------------------
 
 
-def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> Stream:
+def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     """Take a message: the stream of the run that answers it."""
     data = request.data or {}
     time_now = time.monotonic()
@@ -845,7 +833,7 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
     run = Run(chat, conversation, conversation.prompt(messages, model, tools), messages)
     chat.all_runs.append(run)
     words = run.words
-    return Stream(
+    return Reply(
         content_type="application/jsonl",
         batches=run.stream(),
         faults={at: name for name in ("cut", "stall", "end") for at in words.numbers(name)[:1]},
@@ -874,7 +862,7 @@ def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     return Reply(content_type=None)
 
 
-def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Stream:
+def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     """Replay the log of a run, or of the newest one, and follow it to its end."""
     wanted = request.query.get("generationId")
     runs = [run for run in chat.all_runs if run.conversation is conversation]
@@ -893,7 +881,7 @@ def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Stream
     if turn < words.number("stall_resume", 0):
         faults[0] = "stall"
     start = request.headers.get("last-event-id") or request.query.get("fromSeq", "0")
-    return Stream(
+    return Reply(
         content_type="text/event-stream",
         headers=(("cache-control", "no-cache, no-transform"),),
         batches=log_of(run, int(start) if start.isdecimal() else 0, HEARTBEAT),

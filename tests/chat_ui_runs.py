@@ -353,8 +353,8 @@ NOISE = [
 class Run:
     """One answer being written. It goes on when its reader leaves.
 
-    `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
-    come back get. `messages` is the run's own copy of the conversation, as it was when the message
+    `wire` is what the first reader gets: lines, and whether each is a token. `log` is for readers
+    who come back. `messages` is the run's own copy of the conversation, as it was when the message
     arrived, with the question and an empty answer. When its first reader leaves, and `store_delay`
     after `finished`, the whole copy is written over whatever came in between; only then do the
     stream and the log end. The real server does the same (`persistConversation` in
@@ -365,7 +365,7 @@ class Run:
     conversation: Conversation
     prompt: Prompt
     messages: list[Message]
-    wire: list[tuple[str, bytes]] = field(default_factory=list)
+    wire: list[tuple[bytes, bool]] = field(default_factory=list)
     log: list[Event] = field(default_factory=list)
     state: str = "running"
     ending: bool = False  # all that is still to come is a title, and the storing
@@ -405,8 +405,8 @@ class Run:
                         self.changed.wait(0.05)
                     lines, state = self.wire[index:], self.state
                 index += len(lines)
-                yield [(line, kind == "stream") for kind, line in lines]
-                self.streamed |= any(kind == "stream" for kind, _ in lines)
+                yield lines
+                self.streamed |= any(is_token for _, is_token in lines)
             while self.held:
                 time.sleep(0.02)
                 yield []
@@ -423,30 +423,30 @@ class Run:
             return self.log[after:], self.state
 
     def _write(self) -> None:
-        state = "completed"
+        state, failure = "completed", None
         self._tell({"type": "status", "status": "started"})
         try:
             self._speak()
             self._metadata()
             self.chat.closing.wait(self.words.number("title_delay", 0))
-            self._title()
-            if not self.text and "interrupted" not in self.answer:
-                raise ModelFailed("No output was generated. Something went wrong.")
         except Stopped:
             state = "interrupted"
             self._metadata()
-            self._title()
+        except ModelFailed as error:
+            failure = error
+        self._title()
+        if state == "interrupted":
             _, run, seen = self.conversation.stop or (0, None, None)
             if run == self.generation_id and seen is not None:  # the rest is dropped
                 self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
             self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
-        except ModelFailed as failure:
-            state = "error"
-            self._title()
-            message, *status = failure.args
+        elif not self.text and "interrupted" not in self.answer:
+            failure = failure or ModelFailed("No output was generated. Something went wrong.")
+        if failure:
+            state, (message, *status) = "error", failure.args
             event = {"type": "status", "status": "error", "message": message}
             self._tell(event | ({"statusCode": status[0]} if status else {}))
-        if state != "error":
+        else:
             self._tell({"type": "status", "status": "finished"})
         self.chat.may_store.wait()
         self.chat.closing.wait(self.words.number("store", self.chat.store_delay))
@@ -487,7 +487,7 @@ class Run:
                     self.chat.conversations.pop(self.conversation.id, None)
                 self._pause(delay if "token" in event or "progress" in event else 0)
                 if line := next(noise, b""):
-                    self._put("noise", line)
+                    self._put(line)
         except NoAnswer:
             return
         if self.text and event["type"] != "finalAnswer":
@@ -516,42 +516,37 @@ class Run:
             if self._stop.is_set() or (self.conversation.stop and time_now - self._started > 0.3):
                 raise Stopped
             if time_now >= self._next_alive:
-                self._put("status", dumps({"type": "status", "status": "keepAlive"}) + b"\n")
+                self._put(dumps({"type": "status", "status": "keepAlive"}) + b"\n")
                 self._next_alive = time_now + KEEP_ALIVE
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
 
-    def _put(self, kind: str, line: bytes) -> None:
+    def _put(self, line: bytes, is_token: bool = False) -> None:
         with self.changed:
-            self.wire += [] if self.held else [(kind, line)]
+            self.wire += [] if self.held else [(line, is_token)]
             self.changed.notify_all()
 
     def _tell(self, event: Event) -> None:
         """Send, log and store an event."""
+        kind, token = event["type"], event.get("token", "")
         with self.changed:
             self._store(event)
-            self._note(event)
-            self.ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
-        kind = event["type"]
+            self.ending |= kind == "finalAnswer" or event.get("status") == "error"
+            last = self.log[-1] if len(self.log) > self._read else {}
+            alike = token and "token" in last and last["type"] == kind
+            if alike and self._merged < LOG_TOKENS:
+                last["token"] += token  # tokens become one event while nobody has read it
+                self._merged += 1
+            else:
+                self.log.append(dict(event))
+                self._merged = 1
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
-            token = event["token"]
             event = event | {"token": token + "\0" * (16 - len(utf16(token)) // 2)}
-        self._put(kind, dumps(event) + b"\n")
+        self._put(dumps(event) + b"\n", kind == "stream")
         if kind == "finalAnswer":
-            self._put("padding", b" " * 4096)
+            self._put(b" " * 4096)
             self.held = "hold" in self.words
-
-    def _note(self, event: Event) -> None:
-        """Log an event. Tokens become one event while nobody has read it."""
-        last = self.log[-1] if len(self.log) > self._read else {}
-        alike = "token" in event and "token" in last and last["type"] == event["type"]
-        if alike and self._merged < LOG_TOKENS:
-            last["token"] = last["token"] + event["token"]
-            self._merged += 1
-        else:
-            self.log.append(dict(event))
-            self._merged = 1
 
     def _store(self, event: Event) -> None:
         """Let an event leave its mark on the answer message."""
