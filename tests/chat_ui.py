@@ -18,31 +18,28 @@ with the tags cut in two; [[reasoning_events]] does, with events of their own; [
 messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
 [[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
 tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
-ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
-answer; [[router]] names a route and model, as `omni` does;
-[[title=T]], [[title_delay=S]].
+ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final answer;
+[[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
 
-Faults of the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, without a final
-answer; [[empty]] it says nothing.
+The model fails: [[err=429]]; [[die=N]] stops after N tokens, without a final answer; [[empty]].
 
-Faults of sending (`*K`: the first K times): [[drop=before]] the connection closes and nothing is
+Sending fails (`*K`: the first K times): [[drop=before]] the connection closes and nothing is
 stored, [[drop=after]] it closes but the message is stored (both once by default); [[status=502]] an
 error instead (always by default); [[status_after=500]] an error though the message is stored and
 its answer written (once by default); [[html]] a page instead.
 
-Faults of the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte, [[split=N]] for
-every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M events, and so on;
+The stream: [[noise]] lines to ignore; [[split]] a chunk for every byte, [[split=N]] for every N;
+[[cut=N,M,…]] cut after N tokens, the first resumed stream after M events, and so on;
 [[cut_bytes=N]]; [[end=N]] it ends after N tokens as if it were whole; [[stall=N]] silent after N
 tokens; [[hold]] silent after the final answer.
 
-Faults of the log: [[stall_resume=K]] the first K resumed streams are silent, without a heartbeat;
-[[churn=M]] every resumed stream closes after M events; [[log_status=404]] or another error instead
-(`*K`: the first K times, by default always); [[gone]] there is none, [[gone_incomplete]] and half
-an answer is stored.
+The log: [[stall_resume=K]] the first K resumed streams are silent, without a heartbeat; [[churn=M]]
+every resumed stream closes after M events; [[log_status=404]] or another error instead (`*K`: the
+first K times); [[gone]] there is none, [[gone_incomplete]] and half an answer is stored.
 
-Faults of the store: [[store=S]] seconds from the end of the answer until it is stored; [[nofetch]]
-the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it is deleted
-after N tokens.
+The store: [[store=S]] seconds from the end of the answer until it is stored; [[nofetch]] the
+conversation cannot be read, [[slowfetch=S]] only after S seconds; [[delete=N]] it is deleted after
+N tokens.
 
 A recording is heard as "I heard N bytes of TYPE.", or as what its bytes say: [[say]]TEXT[[/say]];
 [[silence]] nothing; [[wait=S]] seconds before it is heard; [[slow]] it takes too long; [[err=429]]
@@ -123,6 +120,7 @@ NO_ACCESS = (
     " the 'share' feature instead."
 )
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
+FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
@@ -204,32 +202,27 @@ def redirect(location: str, *cookies: str) -> Reply:
 # --- faults of sending and of other calls --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fault:
+@dataclass
+class Fault(Reply):
     """What goes wrong with one request: first the delay, then the first of the others that is set.
 
     Without drop, stall, flood or status, the request is answered as usual. With `done`, all that it
     asks for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
-    delay: float = 0.0  # seconds
+    body: bytes = PAGE
+    content_type: str | None = "text/html"
+    status: int = 0
     drop: bool = False  # the connection closes without an answer
     stall: bool = False  # no answer, until the client leaves
-    status: int | None = None
-    body: bytes = PAGE
-    content_type: str = "text/html"
-    headers: tuple[tuple[str, str], ...] = ()
     flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
 
-    def reply(self) -> Reply | None:
-        """The wrong reply, if there is one."""
-        head: Any = {"content_type": self.content_type, "headers": self.headers}
-        head["status"] = self.status or 200
+    def __post_init__(self) -> None:
         if self.flood:
+            self.status = self.status or 200
             endless = chain([self.body], repeat(self.flood))
-            return Reply(batches=([(piece, False)] for piece in endless), **head)
-        return Reply(self.body, **head) if self.status else None
+            self.batches = ([(piece, False)] for piece in endless)
 
 
 # The words that are faults of sending, and how often they are, if they do not say that.
@@ -262,7 +255,7 @@ class ChatUI:
     models: list[dict[str, Any]] = field(default_factory=list)  # or else MODELS
     delay: float = 0.002  # seconds a token
     store_delay: float = STORE_DELAY  # seconds until an answer that has ended is stored
-    uplink: int | None = None  # how many bytes of a request's body are read in a second
+    uplink: int = sys.maxsize  # how many bytes of a request's body are read in a second
 
     def __post_init__(self) -> None:
         self.base_path = self.base_path.rstrip("/")
@@ -270,8 +263,7 @@ class ChatUI:
         self.port = 0  # a free one
         self.latency = 0.0  # seconds after which a request is looked at
         self.mcp_servers: Sequence[dict[str, str]] = TOOL_SERVERS
-        # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or
-        # not.
+        # USAGE_LIMITS: what came within `minute` seconds counts, refused or not.
         self.messages_per_minute = self.max_conversations = self.max_messages = sys.maxsize
         self.minute = 60.0
         # What the login provider knows: the tokens that make a session, and whose they are.
@@ -421,7 +413,7 @@ class Server(ThreadingTCPServer):
     def __init__(self, chat: ChatUI) -> None:
         self.chat = chat
         super().__init__(("127.0.0.1", chat.port), Handler)
-        if chat.uplink:  # else the machine takes megabytes before anybody reads them
+        if chat.uplink < sys.maxsize:  # else the machine takes megabytes before they are read
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         threading.Thread(target=self.serve_forever, args=(0.002,), daemon=True).start()
 
@@ -452,8 +444,7 @@ class Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         with self.chat.lock:
             self.chat.open.discard(self.connection)
-        with contextlib.suppress(OSError):
-            super().finish()
+        super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -471,8 +462,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.linger()
             if fault.drop or fault.stall:
                 raise Broken
-            reply = fault.reply() or done or answer(chat, request)
-            self.linger(reply.delay)
+            reply = fault if fault.status else done or answer(chat, request)
+            self.linger(0 if reply is fault else reply.delay)
             if reply.batches:
                 self.stream(reply, reply.batches)
             else:
@@ -491,7 +482,12 @@ class Handler(BaseHTTPRequestHandler):
             self.chat.begun += 1
             begun = self.chat.begun
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.read_body(int(headers.get("content-length", 0)))
+        size, uplink, body = int(headers.get("content-length", 0)), self.chat.uplink, b""
+        while piece := self.rfile.read(min(uplink // 20, size - len(body))):
+            body += piece
+            self.chat.closing.wait(len(piece) / uplink)
+        if len(body) < size:
+            raise Broken
         url = urlsplit(self.path)
         base_path = self.chat.base_path
         inside = url.path.startswith(base_path)
@@ -502,18 +498,6 @@ class Handler(BaseHTTPRequestHandler):
         message = (body, *parse_form(headers.get("content-type", ""), body))
         number = (self.number, begun)
         return Request(self.command, path, query, headers, cookies, *message, *number)
-
-    def read_body(self, size: int) -> bytes:
-        """Read that many bytes, as slowly as the uplink is."""
-        body, uplink = b"", self.chat.uplink
-        while len(body) < size:
-            left = size - len(body)
-            piece = self.rfile.read(min(left, uplink // 20 or 1) if uplink else left)
-            if not piece:
-                raise Broken
-            body += piece
-            self.chat.closing.wait(len(piece) / uplink if uplink else 0)
-        return body
 
     def send_head(self, reply: Reply, *more: tuple[str, str]) -> None:
         self.send_response(reply.status)
@@ -663,10 +647,6 @@ def end_login(chat: ChatUI, request: Request) -> Reply:
 
 
 # --- endpoints: what the server offers -----------------------------------------------------------
-
-
-def list_models(chat: ChatUI, request: Request) -> Reply:
-    return in_superjson(chat.models, ("cache-control", "private, max-age=60"))
 
 
 def show_model(chat: ChatUI, request: Request, model_id: str) -> Reply:
@@ -865,11 +845,11 @@ def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
 def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     """Replay the log of a run, or of the newest one, and follow it to its end."""
     wanted = request.query.get("generationId")
-    runs = [run for run in chat.all_runs if run.conversation is conversation]
-    runs = [run for run in runs if wanted in (None, run.generation_id)]
     run, words, turn = None, Words(), 0
-    if runs:
-        run, words, turn = runs[-1], runs[-1].words, runs[-1].resumes
+    for each in chat.all_runs:
+        if each.conversation is conversation and wanted in (None, each.generation_id):
+            run, words, turn = each, each.words, each.resumes
+    if run:
         run.resumes += 1
     value, times = words.times("log_status", math.inf)
     if value and turn < times:
@@ -894,7 +874,7 @@ API_CONVERSATION = r"/api/v2/conversations/(?P<conversation>[^/]+)"
 ENDPOINTS: list[tuple[str, str, Callable[..., Reply]]] = [
     ("GET", r"/login", begin_login),
     ("GET", r"/login/callback", end_login),
-    ("GET", r"/api/v2/models", list_models),
+    ("GET", r"/api/v2/models", lambda chat, _: in_superjson(chat.models, FOR_A_MINUTE)),
     ("GET", r"/api/v2/models/(?P<model_id>[^/]+(?:/[^/]+)?)", show_model),
     ("GET", r"/api/v2/user", show_user),
     ("GET", r"/api/v2/feature-flags", feature_flags),

@@ -434,7 +434,10 @@ class Run:
             self._metadata()
         except ModelFailed as error:
             failure = error
-        self._title()
+        if self._known_title == NEW_CHAT:
+            question = next(m["content"] for m in self.messages if m["from"] == "user")
+            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
+            self._tell({"type": "title", "title": title})
         if state == "interrupted":
             _, run, seen = self.conversation.stop or (0, None, None)
             if run == self.generation_id and seen is not None:  # the rest is dropped
@@ -578,13 +581,6 @@ class Run:
             earlier = self.text.removesuffix(event["text"]) if rounds else ""
             answer["content"] = earlier + event["text"]
         self._updates.append(event)
-
-    def _title(self) -> None:
-        """Give the conversation its title, once."""
-        if self._known_title == NEW_CHAT:
-            question = next(m["content"] for m in self.messages if m["from"] == "user")
-            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
-            self._tell({"type": "title", "title": title})
 
     def _metadata(self) -> None:
         """Say who runs the model, once."""
