@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import curl_cffi.requests
-from chat_ui import captured, parse_multipart
+from chat_ui import captured, parse_form
 from curl_cffi.requests import AsyncSession, Headers
 from vcr.errors import CannotOverwriteExistingCassetteException  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
@@ -35,16 +35,16 @@ def meaning(request: Request) -> tuple[Any, str]:
     kind = next((v for k, v in request.headers.items() if k.lower() == "content-type"), "")
     kind = kind if isinstance(kind, str) else kind[0]
     body: Any = request.body or b""
-    run = ""
+    message: dict[str, Any] = {}
     if kind.startswith("multipart/"):
-        (_, _, _, data), *files = parse_multipart(kind, body)
-        message = LEFT_OUT | json.loads(data)
-        run = message.get("generationId", "")
+        data, files = parse_form(kind, body)
+        message = LEFT_OUT | (data or {})
         body = {k: v for k, v in message.items() if k not in NEITHER}, files
     elif body:
         body = json.loads(body)
     url = urlsplit(request.uri)
-    return (request.method, url.netloc, url.path, sorted(parse_qsl(url.query)), body), run
+    asked = (request.method, url.netloc, url.path, sorted(parse_qsl(url.query)), body)
+    return asked, message.get("generationId", "")
 
 
 class CassetteSession(AsyncSession[Any]):

@@ -18,31 +18,28 @@ with the tags cut in two; [[reasoning_events]] does, with events of their own; [
 messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
 [[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
 tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
-ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
-answer; [[surrogates]] an emoji cut in two; [[router]] names a route and model, as `omni` does;
-[[title=T]], [[title_delay=S]].
+ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final answer;
+[[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
 
-Faults of the model: [[err=429]] it fails; [[die=N]] it stops after N tokens, without a final
-answer; [[empty]] it says nothing.
+The model fails: [[err=429]]; [[die=N]] stops after N tokens, without a final answer; [[empty]].
 
-Faults of sending (`*K`: the first K times): [[drop=before]] the connection closes and nothing is
+Sending fails (`*K`: the first K times): [[drop=before]] the connection closes and nothing is
 stored, [[drop=after]] it closes but the message is stored (both once by default); [[status=502]] an
 error instead (always by default); [[status_after=500]] an error though the message is stored and
 its answer written (once by default); [[html]] a page instead.
 
-Faults of the stream: [[noise]] lines to ignore; [[split]] a chunk for every byte, [[split=N]] for
-every N; [[cut=N,M,…]] cut after N tokens, the first resumed stream after M events, and so on;
+The stream: [[noise]] lines to ignore; [[split]] a chunk for every byte, [[split=N]] for every N;
+[[cut=N,M,…]] cut after N tokens, the first resumed stream after M events, and so on;
 [[cut_bytes=N]]; [[end=N]] it ends after N tokens as if it were whole; [[stall=N]] silent after N
 tokens; [[hold]] silent after the final answer.
 
-Faults of the log: [[stall_resume=K]] the first K resumed streams are silent, without a heartbeat;
-[[churn=M]] every resumed stream closes after M events; [[log_status=404]] or another error instead
-(`*K`: the first K times, by default always); [[gone]] there is none, [[gone_incomplete]] and half
-an answer is stored.
+The log: [[stall_resume=K]] the first K resumed streams are silent, without a heartbeat; [[churn=M]]
+every resumed stream closes after M events; [[log_status=404]] or another error instead (`*K`: the
+first K times); [[gone]] there is none, [[gone_incomplete]] and half an answer is stored.
 
-Faults of the store: [[store=S]] seconds from the end of the answer until it is stored; [[nofetch]]
-the conversation cannot be read; [[slowfetch=S]] only after S seconds; [[delete=N]] it is deleted
-after N tokens.
+The store: [[store=S]] seconds from the end of the answer until it is stored; [[nofetch]] the
+conversation cannot be read, [[slowfetch=S]] only after S seconds; [[delete=N]] it is deleted after
+N tokens.
 
 A recording is heard as "I heard N bytes of TYPE.", or as what its bytes say: [[say]]TEXT[[/say]];
 [[silence]] nothing; [[wait=S]] seconds before it is heard; [[slow]] it takes too long; [[err=429]]
@@ -73,11 +70,12 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
+from itertools import chain, repeat
 from socketserver import ThreadingTCPServer
 from typing import Any, TextIO
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -86,38 +84,19 @@ from chat_ui_runs import PICTURE as PICTURE
 from chat_ui_runs import (
     SAY,
     TOOL_SERVERS,
-    Broken,
+    Batches,
     Conversation,
     Event,
+    File,
     Message,
     Refusal,
     Run,
     Words,
     dumps,
+    log_of,
     new_message,
     stored_title,
 )
-
-# Each model: its id, then what it can do.
-CATALOGUE = """
-omni image tools router; meta-llama/Llama-3.3-70B-Instruct tools;
-meta-llama/Llama-3.1-8B-Instruct tools; meta-llama/Llama-4-Scout-17B-16E-Instruct image tools;
-meta-llama/Llama-Guard-4-12B image; Qwen/Qwen3.6-27B image tools reasoning;
-Qwen/Qwen3-235B-A22B-Instruct-2507 tools; Qwen/Qwen3-Coder-480B-A35B-Instruct tools;
-Qwen/Qwen3-VL-235B-A22B-Instruct image tools; Qwen/Qwen2.5-7B-Instruct;
-Qwen/Qwen3.5-397B-A17B image tools; Qwen/Qwen3.8-2.4T-A95B tools reasoning;
-deepseek-ai/DeepSeek-R1-Distill-Llama-70B reasoning; deepseek-ai/DeepSeek-V3.2 tools;
-deepseek-ai/DeepSeek-V4-Pro-0813 tools reasoning; deepseek-ai/DeepSeek-R1-0528 tools reasoning;
-openai/gpt-oss-safeguard-20b reasoning; openai/gpt-oss-120b tools reasoning;
-openai/gpt-oss-20b tools reasoning; zai-org/GLM-4.6V image tools; zai-org/GLM-4.6 tools;
-zai-org/GLM-5.2 tools reasoning; moonshotai/Kimi-K2.6 image tools reasoning;
-moonshotai/Kimi-K2-Instruct-0905 tools; moonshotai/Kimi-K3 image tools reasoning;
-MiniMaxAI/MiniMax-M3 tools reasoning; google/gemma-3-27b-it image;
-google/gemma-4-31B-it image tools; CohereLabs/command-a-translate-08-2025;
-CohereLabs/c4ai-command-a-03-2025 tools; CohereLabs/command-a-plus-05-2026-bf16 image tools;
-swiss-ai/Apertus-70B-Instruct-2509; swiss-ai/Apertus-v1.5-70B; microsoft/phi-4 unlisted;
-NousResearch/Hermes-3-Llama-3.1-70B unlisted
-"""
 
 
 def captured(name: str, number: int = 0) -> Any:
@@ -129,7 +108,10 @@ def captured(name: str, number: int = 0) -> Any:
 
 PAGE = b"<!doctype html>\n<html><head><title>HuggingChat</title></head><body></body></html>\n"
 OMNI, LLAMA, *_ = captured("models")["json"]
-CONFIG = captured("public_config")["json"]
+PLAIN = {"description": None, "supportsArtifacts": False}
+# As the service's, but one company's are gone since the plugin's own list was made.
+SERVICE = captured("models_service")["json"][1:]
+MODELS = [OMNI, *(each | PLAIN for each in SERVICE if not each["id"].startswith("nvidia/"))]
 DEFAULTS = captured("settings")["json"]
 SETTINGS = {name: value for name, value in DEFAULTS.items() if not name.startswith("welcome")}
 TOO_LONG = "This conversation has more than {} messages. Start a new one to continue"
@@ -138,26 +120,35 @@ NO_ACCESS = (
     " the 'share' feature instead."
 )
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
+FOR_A_MINUTE = ("cache-control", "private, max-age=60")
+LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
 HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 
 
-# --- models and requests -------------------------------------------------------------------------
+# --- requests and replies ------------------------------------------------------------------------
 
 
-def model_entry(name: str, *able: str) -> dict[str, Any]:
-    """A model as the server lists it, from its id and what it can do."""
-    if "router" in able:
-        return dict(OMNI)
-    image = "image" in able
-    entry = LLAMA | {"id": name, "name": name, "displayName": name, "multimodal": image}
-    entry |= {"multimodalAcceptedMimetypes": ["image/*"] if image else None}
-    entry |= {"supportsTools": "tools" in able, "supportsReasoning": "reasoning" in able}
-    return entry | {"unlisted": "unlisted" in able}
+def parse_form(content_type: str, body: bytes) -> tuple[dict[str, Any] | None, list[File]]:
+    """The message in a form, None if there is none, and its files."""
+    data, files = None, []
+    boundary = re.match(r'multipart/form-data.*boundary="?([^";]+)', content_type)
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode()) if boundary else []
+    for part in parts[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        text = head.decode(errors="replace")
+        name = re.search(r'filename="base64;((?:\\.|[^"\\])*)"', text)
+        mime = re.search(r"(?i)content-type: *([^\r\n]+)", text)
+        if name and mime:
+            plain = re.sub(r"\\(.)|%22", lambda match: match[1] or '"', name[1])
+            files.append((plain, mime[1].strip(), base64.b64decode(content)))
+        elif 'name="data"' in text:
+            data = json.loads(content)
+    return data, files
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """A request that arrived whole."""
 
@@ -168,31 +159,70 @@ class Request:
     cookies: dict[str, str]
     body: bytes
     data: dict[str, Any] | None  # of a message: its `data` part
-    files: list[tuple[str, str, bytes]]  # of a message: name, type, content
+    files: list[File]
     connection: int  # which connection it came over, counted from 1
     number: int  # which request it is, counted from 1 when its head had arrived
+    session: str = ""  # the value of hf-chat to go on with
+    user: str | None = None  # who is logged in
+
+    @property
+    def owner(self) -> str:
+        """Whose conversations the one who asks sees."""
+        return self.user or self.session
+
+    def json(self) -> dict[str, Any]:
+        return dict(json.loads(self.body or b"{}"))
+
+
+@dataclass
+class Reply:
+    """What a request is answered."""
+
+    body: bytes = b""
+    content_type: str | None = "application/json"
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    delay: float = 0.0  # seconds before it, if the client does not leave
+    batches: Batches | None = None  # of a stream: its body, a chunk for each piece
+    faults: dict[int, str] = field(default_factory=dict)  # after how many events: cut, stall or end
+    chunk: int = 0  # bytes of a smaller chunk
+    limit: int = sys.maxsize  # the connection closes after so many bytes
+
+
+def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
+    """A reply in the envelope of the newer calls."""
+    return Reply(dumps({"json": value}), headers=headers)
+
+
+def redirect(location: str, *cookies: str) -> Reply:
+    headers = (("location", location), *(("set-cookie", cookie) for cookie in cookies))
+    return Reply(b"", None, 302, headers)
 
 
 # --- faults of sending and of other calls --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Fault:
+@dataclass
+class Fault(Reply):
     """What goes wrong with one request: first the delay, then the first of the others that is set.
 
     Without drop, stall, flood or status, the request is answered as usual. With `done`, all that it
     asks for is done at once, and what goes wrong is its answer (messages have words for that).
     """
 
-    delay: float = 0.0  # seconds
+    body: bytes = PAGE
+    content_type: str | None = "text/html"
+    status: int = 0
     drop: bool = False  # the connection closes without an answer
     stall: bool = False  # no answer, until the client leaves
-    status: int | None = None
-    body: bytes = PAGE
-    content_type: str = "text/html"
-    headers: tuple[tuple[str, str], ...] = ()
     flood: bytes = b""  # the body begins with `body`, and then this comes until the client leaves
     done: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flood:
+            self.status = self.status or 200
+            endless = chain([self.body], repeat(self.flood))
+            self.batches = ([(piece, False)] for piece in endless)
 
 
 # The words that are faults of sending, and how often they are, if they do not say that.
@@ -222,22 +252,19 @@ class ChatUI:
     login_required: bool = False
     # Who is logged in: the cookie `hf-chat` to the user's name and the cookie `token` (or None).
     sessions: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    models: list[dict[str, Any]] = field(default_factory=list)  # or else those of CATALOGUE
+    models: list[dict[str, Any]] = field(default_factory=list)  # or else MODELS
     delay: float = 0.002  # seconds a token
-    mcp_servers: Sequence[dict[str, str]] = tuple(TOOL_SERVERS)
-    # The server's limits (USAGE_LIMITS): what came within `minute` seconds counts, refused or not.
-    messages_per_minute: int | None = None
-    max_conversations: int | None = None
-    max_messages: int | None = None
     store_delay: float = STORE_DELAY  # seconds until an answer that has ended is stored
-    latency: float = 0.0  # seconds after which a request is looked at
-    uplink: int | None = None  # how many bytes of a request's body are read in a second
+    uplink: int = sys.maxsize  # how many bytes of a request's body are read in a second
 
     def __post_init__(self) -> None:
         self.base_path = self.base_path.rstrip("/")
-        listed = [model_entry(*line.split()) for line in CATALOGUE.split(";")]
-        self.models = [LLAMA | {"name": model["id"]} | model for model in self.models] or listed
+        self.models = [LLAMA | {"name": model["id"]} | model for model in self.models or MODELS]
         self.port = 0  # a free one
+        self.latency = 0.0  # seconds after which a request is looked at
+        self.mcp_servers: Sequence[dict[str, str]] = TOOL_SERVERS
+        # USAGE_LIMITS: what came within `minute` seconds counts, refused or not.
+        self.messages_per_minute = self.max_conversations = self.max_messages = sys.maxsize
         self.minute = 60.0
         # What the login provider knows: the tokens that make a session, and whose they are.
         self.tokens: dict[str, str] = {}
@@ -276,7 +303,15 @@ class ChatUI:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Close the server, and stop all runs."""
+        for event in (self.closing, self.may_speak, self.may_store):
+            event.set()
+        for run in self.all_runs:
+            run.stop()
+        self.down()
+        self._place.close()
+        for run in self.all_runs:
+            run.thread.join(1)
 
     @property
     def url(self) -> str:
@@ -299,8 +334,9 @@ class ChatUI:
         Answers that have ended are waited for until they are stored.
         """
         for run in list(self.all_runs):
-            if run.conversation.id == conversation_id:
-                run.wait_until_stored()
+            with run.changed:
+                while run.conversation.id == conversation_id and run.ending:
+                    run.changed.wait()
         with self.lock:
             messages = copy.deepcopy(self.conversations[conversation_id].messages)
         return [message for message in messages if role in (None, message["from"])]
@@ -311,9 +347,10 @@ class ChatUI:
 
     def down(self) -> None:
         """Stop listening and drop all connections. Runs go on, and nothing is forgotten."""
-        server, self._server = self._server, None
-        if server:
-            server.stop()
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
             self._place = socket.socket()  # no other test's server must take the port meanwhile
             self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._place.bind(("127.0.0.1", self.port))
@@ -324,26 +361,15 @@ class ChatUI:
 
     def up(self) -> None:
         """Listen, on the same port as before."""
-        if self._server:
-            return
         self._place.close()
-        self._server = Server(self, self.port)
+        self._server = self._server or Server(self)
         self.port = self._server.server_address[1]
-
-    def close(self) -> None:
-        self.closing.set()
-        for run in self.all_runs:
-            run.stop()
-        self.down()
-        self._place.close()
-        for run in self.all_runs:
-            run.thread.join(1)
 
     def record(self, request: Request) -> None:
         with self.lock:
             self.log.append(request)
             if self.log_file:
-                line = vars(request) | {"cookies": sorted(request.cookies)}
+                line = vars(request) | {"cookies": sorted(request.cookies), "session": ""}
                 line["headers"] = {k: v for k, v in request.headers.items() if k != "cookie"}
                 line["files"] = [[name, mime, len(file)] for name, mime, file in request.files]
                 line["body"] = None if request.data else request.body.decode(errors="replace")
@@ -382,140 +408,34 @@ class Server(ThreadingTCPServer):
     """The listening socket of a ChatUI."""
 
     allow_reuse_address = daemon_threads = True
-    block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, chat: ChatUI, port: int) -> None:
+    def __init__(self, chat: ChatUI) -> None:
         self.chat = chat
-        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
-        if chat.uplink:  # else the machine takes megabytes before anybody reads them
+        super().__init__(("127.0.0.1", chat.port), Handler)
+        if chat.uplink < sys.maxsize:  # else the machine takes megabytes before they are read
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-        self.server_bind()
-        self.server_activate()
-        self.stopped = False
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
-
-    def serve(self) -> None:
-        while not self.stopped:
-            self.handle_request()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return not self.stopped
-
-    def stop(self) -> None:
-        """Stop at once: serve_forever would only look from time to time whether it has to."""
-        self.stopped = True
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.chat.port)).close()
-        self.thread.join()
-        self.server_close()
+        threading.Thread(target=self.serve_forever, args=(0.002,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
-# --- answers -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer."""
-
-    body: bytes = b""
-    content_type: str | None = "application/json"
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-def in_superjson(value: object, *headers: tuple[str, str]) -> Reply:
-    """An answer in the envelope of the newer calls."""
-    return Reply(dumps({"json": value}), headers=headers)
-
-
-def redirect(location: str) -> Reply:
-    return Reply(b"", None, 302, (("location", location),))
-
-
-FOR_A_MINUTE = ("cache-control", "private, max-age=60")
-
-
-Part = tuple[str, str, str, bytes]  # of a multipart body: name, file name, type, content
-
-
-def parse_multipart(content_type: str, body: bytes) -> Iterator[Part]:
-    boundary = re.match(r'multipart/form-data.*boundary="?([^";]+)', content_type)
-    if not boundary:
-        return
-    for piece in (b"\r\n" + body).split(b"\r\n--" + boundary[1].encode())[1:-1]:
-        head, _, content = piece.partition(b"\r\n\r\n")
-        patterns = (
-            r'[; ]name="([^"]*)"',
-            r'filename="((?:\\.|[^"\\])*)"',
-            r"(?i)content-type: *([^\r\n]+)",
-        )
-        found = [re.search(pattern, head.decode(errors="replace")) for pattern in patterns]
-        name, filename, mime = [match[1] if match else "" for match in found]
-        yield name, re.sub(r"\\(.)|%22", lambda m: m[1] or '"', filename), mime.strip(), content
-
-
-class Chunks:
-    """A body sent in chunks, of `size` bytes if given. It breaks off after `limit` bytes.
-
-    `faults` says what happens after how many events: "cut", "stall", or "end", as if it were whole.
-    """
-
-    def __init__(self, handler: Handler, faults: dict[int, str]) -> None:
-        self._handler, self._faults = handler, faults
-        self._events = 0
-        self.size, self.limit = 0, -1
-
-    def write(self, data: bytes, counts: bool = False) -> None:
-        data = data[: self.limit] if 0 <= self.limit < len(data) else data
-        size = self.size or len(data) or 1
-        for start in range(0, len(data), size):
-            chunk = data[start : start + size]
-            self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        self.limit -= len(data) if self.limit >= 0 else 0
-        self._events += counts
-        fault = "cut" if self.limit == 0 else self._faults.get(self._events)
-        if fault == "stall":
-            self._handler.linger()
-        if fault == "end":
-            self.end()
-        if fault:
-            raise Broken
-
-    def end(self) -> None:
-        self._handler.wfile.write(b"0\r\n\r\n")
-
-
-# --- endpoints -----------------------------------------------------------------------------------
+class Broken(Exception):
+    """The connection is to be broken off here."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection: reads its requests and answers them."""
+    """One connection: reads its requests and sends the replies."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Server
-    call: Request
-    session: str  # the value of hf-chat to go on with
-    user: str | None
-    cookies_to_set: tuple[str, ...]
-
-    @property
-    def chat(self) -> ChatUI:
-        return self.server.chat
-
-    @property
-    def owner(self) -> str:
-        """Whose conversations the one who asks sees."""
-        return self.user or self.session
 
     def setup(self) -> None:
         super().setup()
+        self.chat = self.server.chat
         with self.chat.lock:
             self.chat.connections += 1
             self.number = self.chat.connections
@@ -524,27 +444,32 @@ class Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         with self.chat.lock:
             self.chat.open.discard(self.connection)
-        with contextlib.suppress(OSError):
-            super().finish()
+        super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    # --- requests and answers ---
-
     def serve(self) -> None:
+        chat = self.chat
         try:
-            self.call = self.read_request()
-            self.chat.record(self.call)
-            self.cookies_to_set = ()
-            self.chat.closing.wait(self.chat.latency)
-            fault = self.chat.next_fault(self.call)
-            done = self.answer() if fault.done else None
-            reply = self.faulty_reply(fault) or done or self.answer()
-            if isinstance(reply, Run):
-                self.stream_to_end(reply)
-            elif reply:
-                self.send(reply)
+            request = self.read_request()
+            chat.record(request)
+            chat.closing.wait(chat.latency)
+            fault = chat.next_fault(request)
+            done = answer(chat, request) if fault.done else None
+            chat.closing.wait(fault.delay)
+            if fault.stall:
+                self.linger()
+            if fault.drop or fault.stall:
+                raise Broken
+            reply = fault if fault.status else done or answer(chat, request)
+            self.linger(0 if reply is fault else reply.delay)
+            if reply.batches:
+                self.stream(reply, reply.batches)
+            else:
+                body = chat.spoil(request, reply.body)
+                self.send_head(reply, ("content-length", str(len(body))))
+                self.wfile.write(body)
         except (Broken, OSError):
             self.close_connection = True
             with contextlib.suppress(OSError):
@@ -555,445 +480,419 @@ class Handler(BaseHTTPRequestHandler):
     def read_request(self) -> Request:
         with self.chat.lock:
             self.chat.begun += 1
-            number = self.chat.begun
+            begun = self.chat.begun
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.read_body(int(headers.get("content-length", 0)))
-        url = urlsplit(self.path)
-        inside = url.path.startswith(self.chat.base_path)
-        cookies = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
-        parts = list(parse_multipart(headers.get("content-type", ""), body))
-        files = [
-            (name.partition("base64;")[2], mime, base64.b64decode(content))
-            for kind, name, mime, content in parts
-            if kind == "files"
-        ]
-        return Request(
-            method=self.command,
-            path=url.path.removeprefix(self.chat.base_path) if inside else f"outside:{url.path}",
-            query=dict(parse_qsl(url.query)),
-            headers=headers,
-            cookies={name: value for name, _, value in cookies if name},
-            body=body,
-            data=next((json.loads(part[3]) for part in parts if part[0] == "data"), None),
-            files=files,
-            connection=self.number,
-            number=number,
-        )
-
-    def read_body(self, size: int) -> bytes:
-        """Read that many bytes, as slowly as the uplink is."""
-        body, uplink = b"", self.chat.uplink
-        while len(body) < size:
-            left = size - len(body)
-            piece = self.rfile.read(min(left, uplink // 20 or 1) if uplink else left)
-            if not piece:
-                raise Broken
+        size, uplink, body = int(headers.get("content-length", 0)), self.chat.uplink, b""
+        while piece := self.rfile.read(min(uplink // 20, size - len(body))):
             body += piece
-            self.chat.closing.wait(len(piece) / uplink if uplink else 0)
-        return body
+            self.chat.closing.wait(len(piece) / uplink)
+        if len(body) < size:
+            raise Broken
+        url = urlsplit(self.path)
+        base_path = self.chat.base_path
+        inside = url.path.startswith(base_path)
+        path = url.path.removeprefix(base_path) if inside else f"outside:{url.path}"
+        query = dict(parse_qsl(url.query))
+        pairs = [part.strip().partition("=") for part in headers.get("cookie", "").split(";")]
+        cookies = {name: value for name, _, value in pairs if name}
+        message = (body, *parse_form(headers.get("content-type", ""), body))
+        number = (self.number, begun)
+        return Request(self.command, path, query, headers, cookies, *message, *number)
 
-    def faulty_reply(self, fault: Fault) -> Reply | None:
-        self.chat.closing.wait(fault.delay)
-        if fault.stall:
-            self.linger()
-        if fault.drop or fault.stall:
-            raise Broken
-        if fault.flood:
-            self.send_head(fault.status or 200, fault.content_type, *fault.headers)
-            self.wfile.write(fault.body)
-            while not self.chat.closing.is_set():
-                self.wfile.write(fault.flood)
-            raise Broken
-        if fault.status:
-            return Reply(fault.body, fault.content_type, fault.status, fault.headers)
-        return None
+    def send_head(self, reply: Reply, *more: tuple[str, str]) -> None:
+        self.send_response(reply.status)
+        kind = [("content-type", reply.content_type)] if reply.content_type else []
+        for name, value in (*kind, *reply.headers, *more):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def stream(self, reply: Reply, batches: Batches) -> None:
+        """Send what comes, as it comes, up to a fault."""
+        self.send_head(reply, ("transfer-encoding", "chunked"))
+        events, limit = 0, reply.limit
+        with contextlib.closing(batches):
+            for batch in batches:
+                if not batch and self.left():
+                    raise Broken
+                sent, fault = b"", None
+                for data, is_event in batch or [(b"", False)]:
+                    data = data[:limit]
+                    limit -= len(data)
+                    size = reply.chunk or len(data) or 1
+                    for chunk in (data[at : at + size] for at in range(0, len(data), size)):
+                        sent += b"%x\r\n%b\r\n" % (len(chunk), chunk)
+                    events += is_event
+                    if fault := "cut" if limit == 0 else reply.faults.get(events):
+                        break
+                self.wfile.write(sent)
+                if fault == "stall":
+                    self.linger()
+                if fault == "end":
+                    self.wfile.write(b"0\r\n\r\n")
+                if fault:
+                    raise Broken
+        self.wfile.write(b"0\r\n\r\n")
 
     def linger(self, seconds: float | None = None) -> None:
         """Say nothing until the client leaves, or the time is over."""
         select.select([self.connection], [], [], seconds)
-
-    def send_head(self, status: int, content_type: str | None, *more: tuple[str, str]) -> None:
-        self.send_response(status)
-        if content_type:
-            self.send_header("content-type", content_type)
-        for name, value in (*more, *(("set-cookie", cookie) for cookie in self.cookies_to_set)):
-            self.send_header(name, value)
-        self.end_headers()
-
-    def send(self, reply: Reply) -> None:
-        body = self.chat.spoil(self.call, reply.body)
-        length = ("content-length", str(len(body)))
-        self.send_head(reply.status, reply.content_type, *reply.headers, length)
-        self.wfile.write(body)
-
-    def answer(self) -> Reply | Run | None:
-        """Find out who asks, and what. None if all has been sent."""
-        call, chat = self.call, self.chat
-        if call.path.removeprefix("outside:") == LOGIN_PAGE:
-            return self.authorize()
-        if call.path.startswith("outside:"):
-            return Reply(b"Not found", "text/plain", 404)
-        self.find_out_who_asks()
-        refused = chat.login_required and not self.user
-        if refused and not re.match("/(login|conversation/|api)", call.path):
-            return self.begin_login()
-        kind = call.headers.get("content-type", "")
-        if kind.startswith("multipart/form-data") and "origin" not in call.headers:
-            return self.early_no(403, "Non-JSON form requests need to have an origin")
-        if refused and call.method != "GET":
-            return self.early_no(401, "You have to be logged in.")
-        if call.method == "POST":
-            expires = formatdate(time.time() + 14 * 24 * 3600, usegmt=True)
-            cookie = f"hf-chat={self.session}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
-            self.cookies_to_set = (cookie,)
-        try:
-            for method, pattern, answer in ROUTES:
-                match = re.fullmatch(pattern, call.path)
-                if match and method == call.method:
-                    return answer(self, *match.groups())
-        except Refusal as refusal:
-            return Reply(dumps(refusal.body), status=refusal.status)
-        return Reply(PAGE, "text/html", 404)
-
-    def early_no(self, status: int, message: str) -> Reply:
-        """A refusal before the request is looked at: JSON only for those who speak it."""
-        headers = self.call.headers
-        if "application/json" in headers.get("accept", "") + headers.get("content-type", ""):
-            return Reply(dumps({"error": message}), status=status)
-        return Reply(message.encode(), "text/plain", status)
-
-    def json_body(self) -> dict[str, Any]:
-        return dict(json.loads(self.call.body or b"{}"))
-
-    def own(self, conversation_id: str) -> Conversation:
-        """A conversation of the one who asks."""
-        newer = self.call.path.startswith("/api/")
-        if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
-            raise Refusal(400, "Invalid conversation ID format") if newer else Refusal(500)
-        conversation = self.chat.conversations.get(conversation_id)
-        if conversation and conversation.session == self.owner:
-            return conversation
-        if conversation and newer and self.command == "GET":
-            raise Refusal(403, NO_ACCESS)
-        raise Refusal(404, "Conversation not found." if newer else None)
-
-    # --- logins ---
-
-    def find_out_who_asks(self) -> None:
-        """The session of the cookies; a new one if there is none, or it is not to be trusted."""
-        self.session, self.user = self.call.cookies.get("hf-chat") or str(uuid.uuid4()), None
-        if self.chat.login_required and self.session in self.chat.sessions:
-            user, token = self.chat.sessions[self.session]
-            if self.call.cookies.get("token") == token:
-                self.user = user
-            else:
-                self.session = str(uuid.uuid4())
-
-    def begin_login(self) -> Reply:
-        """Send somebody to the login provider, with a provisional session."""
-        verifier = secrets.token_hex(16)
-        self.chat.logins[self.session] = verifier
-        self.cookies_to_set = (
-            f"hf-chat={self.session}; Path=/; HttpOnly; SameSite=Lax",
-            f"hfChat-codeVerifier={verifier}; Path=/",
-        )
-        back = quote(f"{self.chat.url}/login/callback", safe="")
-        query = f"client_id=cid&redirect_uri={back}&state={self.session}"
-        return redirect(f"http://127.0.0.1:{self.chat.port}{LOGIN_PAGE}?{query}")
-
-    def authorize(self) -> Reply:
-        """What the login provider does: a page, or straight back for those whom it knows."""
-        chat, call = self.chat, self.call
-        if call.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
-            return Reply(PAGE, "text/html")
-        return redirect(f"{call.query['redirect_uri']}?code=c&state={call.query['state']}")
-
-    def end_login(self) -> Reply:
-        """Back from the login provider: the session becomes somebody's."""
-        chat, cookies = self.chat, self.call.cookies
-        verifier = chat.logins.pop(cookies.get("hf-chat", ""), None)
-        if not verifier or cookies.get("hfChat-codeVerifier") != verifier:
-            raise Refusal(403)
-        session, token = str(uuid.uuid4()), cookies.get("token", "")
-        chat.sessions[session] = (chat.tokens[token], token)
-        self.cookies_to_set = (f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax",)
-        return redirect(f"{chat.base_path}/")
-
-    # --- what the server offers ---
-
-    def who(self) -> Reply:
-        user = captured("user_logged_in")["json"] | {"username": self.user}
-        return in_superjson(user if self.user else None)
-
-    def feature_flags(self) -> Reply:
-        flags = captured("public_config", 1)["json"] | {"loginEnabled": self.chat.login_required}
-        return in_superjson(flags | {"transcriptionEnabled": self.chat.transcribes})
-
-    def model_detail(self, model_id: str) -> Reply:
-        """A listed model, and who can run it."""
-        model = self.chat.model(model_id)
-        if not model or model["unlisted"]:
-            raise Refusal(404, "Model not found")
-        names = ("novita", "together", "fireworks-ai")
-        providers = None if model["isRouter"] else [{"provider": name} for name in names]
-        return in_superjson(model | {"providers": providers, "parameters": {}})
-
-    def tool_servers(self) -> Reply:
-        entry = captured("mcp_servers")[0]
-        servers = [entry | server | {"id": server["name"]} for server in self.chat.mcp_servers]
-        return Reply(dumps(servers))
-
-    def transcribe(self) -> Reply:
-        """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
-        mime = self.call.headers.get("content-type", "")
-        content = self.call.body.decode(errors="replace")
-        words, said = Words(content), SAY.search(content)
-        if "wait" in words:
-            self.linger(words.number("wait", 0))
-        if "slow" in words:
-            raise Refusal(504, "Transcription took too long. Please try a shorter recording.")
-        if "err" in words:
-            why = dumps({"error": f"whisper says {words['err']}"}).decode()
-            raise Refusal(int(words["err"]), f"Transcription failed: {why}")
-        text = said[1] if said else f"I heard {len(self.call.body)} bytes of {mime}."
-        return Reply(dumps({"text": "" if "silence" in words else text.strip()}))
-
-    def get_settings(self) -> Reply:
-        return in_superjson(DEFAULTS | self.chat.settings.get(self.owner, {}))
-
-    def set_settings(self) -> Reply:
-        """New settings: what is left out goes back to its default."""
-        settings = {name: value for name, value in self.json_body().items() if name in SETTINGS}
-        if None in settings.values():
-            raise Refusal(500)
-        self.chat.settings[self.owner] = settings
-        return Reply(content_type=None)
-
-    # --- conversations ---
-
-    def create(self) -> Reply:
-        """Make a conversation."""
-        body = self.json_body()
-        model = self.chat.model(body.get("model"))
-        if not model or not isinstance(body.get("preprompt", ""), str):
-            raise Refusal(400)
-        limit = self.chat.max_conversations
-        if limit and len(self.chat.of(self.owner)) > limit:
-            raise Refusal(429, TOO_MANY)
-        preprompt = body.get("preprompt", model["preprompt"] or "")
-        conversation = self.chat.add_conversation(self.owner, model["id"], preprompt)
-        text = dumps({"json": conversation.as_json()}).decode()
-        return Reply(dumps({"conversationId": conversation.id, "conversation": text}))
-
-    def list_conversations(self) -> Reply:
-        page = self.call.query.get("p", "0")
-        start = 30 * int(page) if page.isdecimal() else 0
-        mine = sorted(self.chat.of(self.owner), key=lambda c: (c.updated_at, c.id), reverse=True)
-        fields = ("id", "title", "updatedAt", "model", "modelId")
-        shown = [conversation.as_json() for conversation in mine[start : start + 30]]
-        shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
-        return in_superjson({"conversations": shown, "hasMore": len(mine) > start + 30})
-
-    def get_conversation(self, conversation_id: str) -> Reply:
-        """A conversation, or one that somebody shared."""
-        if share := self.chat.shares.get(conversation_id):
-            return in_superjson(share.as_json(shared=True))
-        conversation = self.own(conversation_id)
-        if "slowfetch" in conversation.words:
-            self.linger(conversation.words.number("slowfetch", 0))
-        if "nofetch" in conversation.words:
-            raise Refusal(500)
-        with self.chat.lock:
-            return in_superjson(conversation.as_json())
-
-    def change_conversation(self, conversation_id: str) -> Reply:
-        body = self.json_body()
-        title, model = body.get("title"), body.get("model")
-        if "model" in body and not self.chat.model(model):
-            raise Refusal(400, "Invalid model ID")
-        with self.chat.lock:
-            conversation = self.own(conversation_id)
-            if isinstance(title, str):
-                conversation.title = stored_title(title)
-            if isinstance(model, str) and model != conversation.model:
-                for message in conversation.messages:
-                    if message["from"] == "assistant":  # which model that was, from now on
-                        metadata = {"route": "", "model": ""} | message.get("routerMetadata", {})
-                        metadata["model"] = metadata["model"] or conversation.model
-                        message["routerMetadata"] = metadata
-                conversation.model = model
-        return in_superjson({"success": True})
-
-    def delete_conversation(self, conversation_id: str) -> Reply:
-        with self.chat.lock:
-            conversation = self.own(conversation_id)
-            del self.chat.conversations[conversation.id]
-        return in_superjson({"success": True})
-
-    def share(self, conversation_id: str) -> Reply:
-        """Give a conversation, as it is now, an address of its own."""
-        with self.chat.lock:
-            snapshot = copy.deepcopy(self.own(conversation_id))
-            snapshot.id = secrets.token_urlsafe(6)[:7]
-            self.chat.shares[snapshot.id] = snapshot
-        return Reply(dumps({"shareId": snapshot.id}))
-
-    def import_share(self) -> Reply:
-        """The account's own copy of what somebody shared."""
-        share_id = self.json_body()["shareId"]
-        mine = [each for each in self.chat.of(self.owner) if each.from_share == share_id]
-        if not mine:
-            share = self.chat.shares[share_id]
-            whose = (self.owner, share.model, share.preprompt)
-            copied = self.chat.add_conversation(*whose, title=share.title, from_share=share_id)
-            copied.messages, copied.files = copy.deepcopy((share.messages, share.files))
-            mine = [copied]
-        return in_superjson({"conversationId": mine[0].id})
-
-    def output(self, conversation_id: str, sha: str) -> Reply:
-        share = self.chat.shares.get(conversation_id)
-        mime, content = (share or self.own(conversation_id)).files.get(sha, ("", None))
-        if content is None:
-            raise Refusal(404, "File not found")
-        name = f'attachment; filename="{sha[:8]}.{mime.partition("/")[2]}"'
-        return Reply(content, mime, headers=(("content-disposition", name),))
-
-    # --- runs ---
-
-    def stop(self, conversation_id: str) -> Reply:
-        conversation, body = self.own(conversation_id), self.json_body()
-        generation_id = body.get("generationId")
-        with self.chat.lock:
-            self.chat.stops.append((conversation.id, generation_id))
-            conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
-            for run in self.chat.all_runs:
-                if run.conversation is conversation and run.state == "running":
-                    run.stop()
-        return Reply(content_type=None)
-
-    def resume(self, conversation_id: str) -> None:
-        """Replay the log of a run, or of the newest one, and follow it to its end."""
-        conversation, query = self.own(conversation_id), self.call.query
-        wanted = query.get("generationId")
-        runs = [run for run in self.chat.all_runs if run.conversation is conversation]
-        runs = [run for run in runs if wanted in (None, run.generation_id)]
-        run, words, turn = None, Words(), 0
-        if runs:
-            run, words, turn = runs[-1], runs[-1].words, runs[-1].resumes
-            run.resumes += 1
-        value, times = words.times("log_status", math.inf)
-        if value and turn < times:
-            raise Refusal(int(value))
-        start = self.call.headers.get("last-event-id") or query.get("fromSeq", "0")
-        sequence, state = int(start) if start.isdecimal() else 0, "running"
-        plain = (("cache-control", "no-cache, no-transform"), ("transfer-encoding", "chunked"))
-        self.send_head(200, "text/event-stream", *plain)
-        if not run or {"gone", "gone_incomplete"} & words.keys():
-            state = "gone"
-        elif turn < words.number("stall_resume", 0):
-            self.linger()
-            raise Broken
-        faults = dict.fromkeys(words.numbers("churn"), "end")
-        faults |= dict.fromkeys(words.numbers("cut")[turn + 1 : turn + 2], "cut")
-        body = Chunks(self, faults if state == "running" else {})
-        while run and state == "running":
-            body.write(b"")
-            events, state = run.logged(sequence, HEARTBEAT)
-            if not events and state == "running":
-                body.write(b": heartbeat\n\n")
-            for event in events:
-                sequence += 1
-                line = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
-                body.write(line, counts=True)
-        body.write(b"event: end\ndata: %b\n\n" % dumps({"status": state}))
-        body.end()
-
-    def send_message(self, conversation_id: str) -> Run:
-        """Take a message: the run that answers it."""
-        chat, conversation, data = self.chat, self.own(conversation_id), self.call.data or {}
-        self.check_limits(conversation)
-        if not (model := chat.model(conversation.model)):
-            raise Refusal(410)
-        if data.get("inputs") == "":
-            raise Refusal(500)
-        tools = self.selected_tools(data) if model["supportsTools"] else []
-        with chat.lock:
-            if conversation.stop and time.monotonic() - conversation.stop[0] > STOP_MARKER:
-                conversation.stop = None
-            files = [file for file in self.call.files if file[2]]
-            return Run(chat, conversation, data, files, model, tools)
-
-    def check_limits(self, conversation: Conversation) -> None:
-        """Refuse what is sent too fast, or to a conversation that is full."""
-        chat, time_now = self.chat, time.monotonic()
-        with chat.lock:
-            chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
-            if chat.messages_per_minute and len(chat.sent_at) > chat.messages_per_minute:
-                raise Refusal(429)
-            if chat.max_messages and len(conversation.messages) > chat.max_messages:
-                raise Refusal(429, TOO_LONG.format(chat.max_messages))
-
-    def selected_tools(self, data: dict[str, Any]) -> list[str]:
-        """The names of the tool servers that a message may use."""
-        servers = {server["name"]: server["url"] for server in self.chat.mcp_servers}
-        servers |= {server["name"]: server["url"] for server in data.get("selectedMcpServers", [])}
-        names = data.get("selectedMcpServerNames", list(servers))
-        safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
-        return [name for name, url in servers.items() if name in names and safe.match(url)]
 
     def left(self) -> bool:
         """Whether the client has closed the connection."""
         readable, _, _ = select.select([self.connection], [], [], 0)
         return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
-    def stream_to_end(self, run: Run) -> None:
-        """Give a run to its first reader, until it is stored."""
-        words = run.words
-        self.send_head(200, "application/jsonl", ("transfer-encoding", "chunked"))
-        faults = {name: words.numbers(name)[:1] for name in ("cut", "stall", "end")}
-        body = Chunks(self, {at: name for name, where in faults.items() for at in where})
-        if "split" in words:
-            body.size = int(words.number("split", 1))
-        body.limit = int(words.number("cut_bytes", -1))
-        try:
-            for kind, line in run.lines(self.left):
-                body.write(line, counts=kind == "stream")
-                run.streamed += kind == "stream"
-                if kind == "padding" and "hold" in words:
-                    self.linger()
-                    raise Broken
-        except (Broken, OSError):
-            run.reader_left()
-            raise
-        body.end()
+
+# --- endpoints: what is common to them -----------------------------------------------------------
 
 
-LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
-CONVERSATION = r"/conversation/([^/]+)"
-API_CONVERSATION = r"/api/v2/conversations/([^/]+)"
-ROUTES: list[tuple[str, str, Callable[..., Reply | Run | None]]] = [
-    ("GET", r"/login", Handler.begin_login),
-    ("GET", r"/login/callback", Handler.end_login),
-    ("GET", r"/api/v2/models", lambda self: in_superjson(self.chat.models, FOR_A_MINUTE)),
-    ("GET", r"/api/v2/models/([^/]+(?:/[^/]+)?)", Handler.model_detail),
-    ("GET", r"/api/v2/user", Handler.who),
-    ("GET", r"/api/v2/feature-flags", Handler.feature_flags),
-    ("GET", r"/api/v2/public-config", lambda _: in_superjson(CONFIG, FOR_A_MINUTE)),
-    ("POST", r"/api/transcribe", Handler.transcribe),
-    ("GET", r"/api/mcp/servers", Handler.tool_servers),
-    ("GET", r"/api/v2/user/settings", Handler.get_settings),
-    ("POST", r"/api/v2/user/settings", Handler.set_settings),
-    ("POST", r"/conversation", Handler.create),
-    ("POST", CONVERSATION, Handler.send_message),
-    ("POST", rf"{CONVERSATION}/share", Handler.share),
-    ("POST", rf"{CONVERSATION}/stop-generating", Handler.stop),
-    ("GET", rf"{CONVERSATION}/stream", Handler.resume),
-    ("GET", rf"{CONVERSATION}/output/([^/]+)", Handler.output),
-    ("GET", r"/api/v2/conversations", Handler.list_conversations),
-    ("POST", r"/api/v2/conversations/import-share", Handler.import_share),
-    ("GET", API_CONVERSATION, Handler.get_conversation),
-    ("PATCH", API_CONVERSATION, Handler.change_conversation),
-    ("DELETE", API_CONVERSATION, Handler.delete_conversation),
+def answer(chat: ChatUI, request: Request) -> Reply:
+    """Find out who asks, and let the endpoint answer."""
+    path, kind = request.path, request.headers.get("content-type", "")
+    if path.removeprefix("outside:") == LOGIN_PAGE:
+        return authorize(chat, request)
+    if path.startswith("outside:"):
+        return Reply(b"Not found", "text/plain", 404)
+    identify(chat, request)
+    refused = chat.login_required and not request.user
+    if refused and not re.match("/(login|conversation/|api)", path):
+        return begin_login(chat, request)
+    if kind.startswith("multipart/form-data") and "origin" not in request.headers:
+        return early_no(request, 403, "Non-JSON form requests need to have an origin")
+    if refused and request.method != "GET":
+        return early_no(request, 401, "You have to be logged in.")
+    reply = Reply(PAGE, "text/html", 404)
+    try:
+        for method, pattern, endpoint in ENDPOINTS:
+            if method == request.method and (match := re.fullmatch(pattern, path)):
+                named: dict[str, Any] = match.groupdict()
+                with chat.lock:
+                    if "conversation" in named:
+                        named["conversation"] = own(chat, request, named["conversation"])
+                    reply = endpoint(chat, request, **named)
+                break
+    except Refusal as refusal:
+        reply = Reply(dumps(refusal.body), status=refusal.status)
+    if request.method == "POST":
+        expires = formatdate(time.time() + 14 * 24 * 3600, usegmt=True)
+        cookie = f"hf-chat={request.session}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
+        reply.headers += (("set-cookie", cookie),)
+    return reply
+
+
+def identify(chat: ChatUI, request: Request) -> None:
+    """The session of the cookies; a new one if there is none, or it is not to be trusted."""
+    request.session = request.cookies.get("hf-chat") or str(uuid.uuid4())
+    if chat.login_required and request.session in chat.sessions:
+        user, token = chat.sessions[request.session]
+        if request.cookies.get("token") == token:
+            request.user = user
+        else:
+            request.session = str(uuid.uuid4())
+
+
+def early_no(request: Request, status: int, message: str) -> Reply:
+    """A refusal before the request is looked at: JSON only for those who speak it."""
+    headers = request.headers
+    if "application/json" in headers.get("accept", "") + headers.get("content-type", ""):
+        return Reply(dumps({"error": message}), status=status)
+    return Reply(message.encode(), "text/plain", status)
+
+
+def own(chat: ChatUI, request: Request, conversation_id: str) -> Conversation:
+    """A conversation of the one who asks; to be read, also one that somebody shared."""
+    if request.method == "GET" and conversation_id in chat.shares:
+        return chat.shares[conversation_id]
+    newer = request.path.startswith("/api/")
+    if not re.fullmatch(r"[0-9a-fA-F]{24}", conversation_id):
+        raise Refusal(400, "Invalid conversation ID format") if newer else Refusal(500)
+    conversation = chat.conversations.get(conversation_id)
+    if conversation and conversation.session == request.owner:
+        return conversation
+    if conversation and newer and request.method == "GET":
+        raise Refusal(403, NO_ACCESS)
+    raise Refusal(404, "Conversation not found." if newer else None)
+
+
+# --- endpoints: logins ---------------------------------------------------------------------------
+
+
+def begin_login(chat: ChatUI, request: Request) -> Reply:
+    """Send somebody to the login provider, with a provisional session."""
+    chat.logins[request.session] = verifier = secrets.token_hex(16)
+    back = quote(f"{chat.url}/login/callback", safe="")
+    query = f"client_id=cid&redirect_uri={back}&state={request.session}"
+    return redirect(
+        f"http://127.0.0.1:{chat.port}{LOGIN_PAGE}?{query}",
+        f"hf-chat={request.session}; Path=/; HttpOnly; SameSite=Lax",
+        f"hfChat-codeVerifier={verifier}; Path=/",
+    )
+
+
+def authorize(chat: ChatUI, request: Request) -> Reply:
+    """What the login provider does: a page, or straight back for those whom it knows."""
+    if request.cookies.get("token") not in chat.tokens or chat.login_wants == "consent":
+        return Reply(PAGE, "text/html")
+    return redirect(f"{request.query['redirect_uri']}?code=c&state={request.query['state']}")
+
+
+def end_login(chat: ChatUI, request: Request) -> Reply:
+    """Back from the login provider: the session becomes somebody's."""
+    verifier = chat.logins.pop(request.cookies.get("hf-chat", ""), None)
+    if not verifier or request.cookies.get("hfChat-codeVerifier") != verifier:
+        raise Refusal(403)
+    session, token = str(uuid.uuid4()), request.cookies.get("token", "")
+    chat.sessions[session] = (chat.tokens[token], token)
+    return redirect(f"{chat.base_path}/", f"hf-chat={session}; Path=/; HttpOnly; SameSite=Lax")
+
+
+# --- endpoints: what the server offers -----------------------------------------------------------
+
+
+def show_model(chat: ChatUI, request: Request, model_id: str) -> Reply:
+    """A listed model, and who can run it."""
+    model = chat.model(model_id)
+    if not model or model["unlisted"]:
+        raise Refusal(404, "Model not found")
+    names = ("novita", "together", "fireworks-ai")
+    providers = None if model["isRouter"] else [{"provider": name} for name in names]
+    return in_superjson(model | {"providers": providers, "parameters": {}})
+
+
+def show_user(chat: ChatUI, request: Request) -> Reply:
+    user = captured("user_logged_in")["json"] | {"username": request.user}
+    return in_superjson(user if request.user else None)
+
+
+def feature_flags(chat: ChatUI, request: Request) -> Reply:
+    flags = {"loginEnabled": chat.login_required, "transcriptionEnabled": chat.transcribes}
+    return in_superjson(captured("feature_flags")["json"] | flags)
+
+
+def list_tool_servers(chat: ChatUI, request: Request) -> Reply:
+    entry = captured("mcp_servers")[0]
+    servers = [entry | server | {"id": server["name"]} for server in chat.mcp_servers]
+    return Reply(dumps(servers))
+
+
+def transcribe(chat: ChatUI, request: Request) -> Reply:
+    """What is said in a recording (`src/routes/api/transcribe/+server.ts`)."""
+    mime = request.headers.get("content-type", "")
+    content = request.body.decode(errors="replace")
+    words, said = Words(content), SAY.search(content)
+    if "slow" in words:
+        raise Refusal(504, "Transcription took too long. Please try a shorter recording.")
+    if "err" in words:
+        why = dumps({"error": f"whisper says {words['err']}"}).decode()
+        raise Refusal(int(words["err"]), f"Transcription failed: {why}")
+    text = said[1] if said else f"I heard {len(request.body)} bytes of {mime}."
+    heard = dumps({"text": "" if "silence" in words else text.strip()})
+    return Reply(heard, delay=words.number("wait", 0))
+
+
+def show_settings(chat: ChatUI, request: Request) -> Reply:
+    return in_superjson(DEFAULTS | chat.settings.get(request.owner, {}))
+
+
+def change_settings(chat: ChatUI, request: Request) -> Reply:
+    """New settings: what is left out goes back to its default."""
+    settings = {name: value for name, value in request.json().items() if name in SETTINGS}
+    if None in settings.values():
+        raise Refusal(500)
+    chat.settings[request.owner] = settings
+    return Reply(content_type=None)
+
+
+# --- endpoints: conversations --------------------------------------------------------------------
+
+
+def create(chat: ChatUI, request: Request) -> Reply:
+    """Make a conversation."""
+    body = request.json()
+    model = chat.model(body.get("model"))
+    if not model or not isinstance(body.get("preprompt", ""), str):
+        raise Refusal(400)
+    if len(chat.of(request.owner)) > chat.max_conversations:
+        raise Refusal(429, TOO_MANY)
+    preprompt = body.get("preprompt", model["preprompt"] or "")
+    conversation = chat.add_conversation(request.owner, model["id"], preprompt)
+    text = dumps({"json": conversation.as_json()}).decode()
+    return Reply(dumps({"conversationId": conversation.id, "conversation": text}))
+
+
+def list_conversations(chat: ChatUI, request: Request) -> Reply:
+    page = request.query.get("p", "0")
+    start = 30 * int(page) if page.isdecimal() else 0
+    mine = sorted(chat.of(request.owner), key=lambda c: (c.updated_at, c.id), reverse=True)
+    fields = ("id", "title", "updatedAt", "model", "modelId")
+    shown = [conversation.as_json() for conversation in mine[start : start + 30]]
+    shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
+    return in_superjson({"conversations": shown, "hasMore": len(mine) > start + 30})
+
+
+def show_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    if "nofetch" in conversation.words:
+        raise Refusal(500)
+    reply = in_superjson(conversation.as_json())
+    reply.delay = conversation.words.number("slowfetch", 0)
+    return reply
+
+
+def change_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    body = request.json()
+    title, model = body.get("title"), body.get("model")
+    if "model" in body and not chat.model(model):
+        raise Refusal(400, "Invalid model ID")
+    if isinstance(title, str):
+        conversation.title = stored_title(title)
+    if isinstance(model, str) and model != conversation.model:
+        for message in conversation.messages:
+            if message["from"] == "assistant":  # which model that was, from now on
+                metadata = {"route": "", "model": ""} | message.get("routerMetadata", {})
+                metadata["model"] = metadata["model"] or conversation.model
+                message["routerMetadata"] = metadata
+        conversation.model = model
+    return in_superjson({"success": True})
+
+
+def delete_conversation(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    del chat.conversations[conversation.id]
+    return in_superjson({"success": True})
+
+
+def share(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    """Give a conversation, as it is now, an address of its own."""
+    share_id = secrets.token_urlsafe(6)[:7]
+    chat.shares[share_id] = copy.deepcopy(conversation)
+    chat.shares[share_id].id, chat.shares[share_id].shared = share_id, True
+    return Reply(dumps({"shareId": share_id}))
+
+
+def import_share(chat: ChatUI, request: Request) -> Reply:
+    """The account's own copy of what somebody shared."""
+    share_id = request.json()["shareId"]
+    mine = [each for each in chat.of(request.owner) if each.from_share == share_id]
+    if not mine:
+        share = chat.shares[share_id]
+        whose = (request.owner, share.model, share.preprompt)
+        copied = chat.add_conversation(*whose, title=share.title, from_share=share_id)
+        copied.messages, copied.files = copy.deepcopy((share.messages, share.files))
+        mine = [copied]
+    return in_superjson({"conversationId": mine[0].id})
+
+
+def output(chat: ChatUI, request: Request, conversation: Conversation, sha: str) -> Reply:
+    """A file of a conversation."""
+    if sha not in conversation.files:
+        raise Refusal(404, "File not found")
+    mime, content = conversation.files[sha]
+    name = f'attachment; filename="{sha[:8]}.{mime.partition("/")[2]}"'
+    return Reply(content, mime, headers=(("content-disposition", name),))
+
+
+# --- endpoints: messages and their runs ----------------------------------------------------------
+
+
+def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    """Take a message: the stream of the run that answers it."""
+    data = request.data or {}
+    time_now = time.monotonic()
+    chat.sent_at = [at for at in chat.sent_at if at > time_now - chat.minute] + [time_now]
+    if len(chat.sent_at) > chat.messages_per_minute:
+        raise Refusal(429)
+    if len(conversation.messages) > chat.max_messages:
+        raise Refusal(429, TOO_LONG.format(chat.max_messages))
+    if not (model := chat.model(conversation.model)):
+        raise Refusal(410)
+    if data.get("inputs") == "":
+        raise Refusal(500)
+    tools = selected_tools(chat, data) if model["supportsTools"] else []
+    if conversation.stop and time_now - conversation.stop[0] > STOP_MARKER:
+        conversation.stop = None
+    messages = conversation.grow(data, [file for file in request.files if file[2]])
+    run = Run(chat, conversation, conversation.prompt(messages, model, tools), messages)
+    chat.all_runs.append(run)
+    words = run.words
+    return Reply(
+        content_type="application/jsonl",
+        batches=run.stream(),
+        faults={at: name for name in ("cut", "stall", "end") for at in words.numbers(name)[:1]},
+        chunk=int(words.number("split", 1)) if "split" in words else 0,
+        limit=int(words.number("cut_bytes", sys.maxsize)),
+    )
+
+
+def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:
+    """The names of the tool servers that a message may use."""
+    listed = (*chat.mcp_servers, *data.get("selectedMcpServers", []))
+    servers = {server["name"]: server["url"] for server in listed}
+    names = data.get("selectedMcpServerNames", list(servers))
+    safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
+    return [name for name, url in servers.items() if name in names and safe.match(url)]
+
+
+def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    body = request.json()
+    generation_id = body.get("generationId")
+    chat.stops.append((conversation.id, generation_id))
+    conversation.stop = (time.monotonic(), generation_id, body.get("seenContentLength"))
+    for run in chat.all_runs:
+        if run.conversation is conversation and run.state == "running":
+            run.stop()
+    return Reply(content_type=None)
+
+
+def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
+    """Replay the log of a run, or of the newest one, and follow it to its end."""
+    wanted = request.query.get("generationId")
+    run, words, turn = None, Words(), 0
+    for each in chat.all_runs:
+        if each.conversation is conversation and wanted in (None, each.generation_id):
+            run, words, turn = each, each.words, each.resumes
+    if run:
+        run.resumes += 1
+    value, times = words.times("log_status", math.inf)
+    if value and turn < times:
+        raise Refusal(int(value))
+    if {"gone", "gone_incomplete"} & words.keys():
+        run = None
+    faults = dict.fromkeys(words.numbers("churn"), "end")
+    faults |= dict.fromkeys(words.numbers("cut")[turn + 1 : turn + 2], "cut")
+    if turn < words.number("stall_resume", 0):
+        faults[0] = "stall"
+    start = request.headers.get("last-event-id") or request.query.get("fromSeq", "0")
+    return Reply(
+        content_type="text/event-stream",
+        headers=(("cache-control", "no-cache, no-transform"),),
+        batches=log_of(run, int(start) if start.isdecimal() else 0, HEARTBEAT),
+        faults=faults if run else {},
+    )
+
+
+CONVERSATION = r"/conversation/(?P<conversation>[^/]+)"
+API_CONVERSATION = r"/api/v2/conversations/(?P<conversation>[^/]+)"
+ENDPOINTS: list[tuple[str, str, Callable[..., Reply]]] = [
+    ("GET", r"/login", begin_login),
+    ("GET", r"/login/callback", end_login),
+    ("GET", r"/api/v2/models", lambda chat, _: in_superjson(chat.models, FOR_A_MINUTE)),
+    ("GET", r"/api/v2/models/(?P<model_id>[^/]+(?:/[^/]+)?)", show_model),
+    ("GET", r"/api/v2/user", show_user),
+    ("GET", r"/api/v2/feature-flags", feature_flags),
+    ("POST", r"/api/transcribe", transcribe),
+    ("GET", r"/api/mcp/servers", list_tool_servers),
+    ("GET", r"/api/v2/user/settings", show_settings),
+    ("POST", r"/api/v2/user/settings", change_settings),
+    ("POST", r"/conversation", create),
+    ("POST", CONVERSATION, send_message),
+    ("POST", rf"{CONVERSATION}/share", share),
+    ("POST", rf"{CONVERSATION}/stop-generating", stop),
+    ("GET", rf"{CONVERSATION}/stream", resume),
+    ("GET", rf"{CONVERSATION}/output/(?P<sha>[^/]+)", output),
+    ("GET", r"/api/v2/conversations", list_conversations),
+    ("POST", r"/api/v2/conversations/import-share", import_share),
+    ("GET", API_CONVERSATION, show_conversation),
+    ("PATCH", API_CONVERSATION, change_conversation),
+    ("DELETE", API_CONVERSATION, delete_conversation),
 ]
 
 

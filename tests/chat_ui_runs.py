@@ -6,11 +6,11 @@ import base64
 import copy
 import hashlib
 import json
+import math
 import re
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 Message = dict[str, Any]
+File = tuple[str, str, bytes]  # name, type, content
+# What comes together of a stream: pieces, and which are events that its faults count. An empty
+# batch only asks whether the reader is still there.
+Batches = Generator[list[tuple[bytes, bool]], None, None]
 
 TOOL_SERVERS = [
     {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
@@ -43,10 +47,6 @@ REFUSALS = {
     429: "You are sending too many messages. Try again later.",
     500: "An error occurred",
 }
-
-
-class Broken(Exception):
-    """The connection is to be broken off here."""
 
 
 class Refusal(Exception):
@@ -83,11 +83,6 @@ def utf16(text: str) -> bytes:
     return text.encode("utf-16-le", "surrogatepass")
 
 
-def whole(text: str) -> str:
-    """The text with emoji that were cut in two put together again."""
-    return utf16(text).decode("utf-16-le", "surrogatepass")
-
-
 SAY = re.compile(r"(?s)\[\[say\]\](.*?)\[\[/say\]\]")
 
 
@@ -118,6 +113,11 @@ def new_message(ancestors: list[str]) -> Message:
     return times | {"id": str(uuid.uuid4()), "ancestors": ancestors, "children": []}
 
 
+def stored_title(title: str) -> str:
+    """A title as it is stored: without tags of thinking."""
+    return re.sub(r"</?think>", "", title, flags=re.I).strip()
+
+
 @dataclass
 class Conversation:
     """A conversation as it is stored."""
@@ -130,22 +130,21 @@ class Conversation:
     title: str = NEW_CHAT
     updated_at: str = field(default_factory=now)
     from_share: str | None = None
+    shared: bool = False
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # hash: type, content
     words: Words = field(default_factory=Words)  # of all its messages
     stop: tuple[float, object, int | None] | None = None  # when, which run, what was seen
 
-    def as_json(self, shared: bool = False) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The conversation as the server gives it."""
         value: dict[str, Any] = {"messages": copy.deepcopy(self.messages), "title": self.title}
         value |= {"model": self.model, "preprompt": self.preprompt}
         value |= {"rootMessageId": self.messages[0]["id"], "id": self.id}
         value |= {"updatedAt": self.updated_at, "modelId": self.model}
-        return value | {"shared": shared, "deployedSpaces": None}
+        return value | {"shared": self.shared, "deployedSpaces": None}
 
-    def grow(
-        self, data: dict[str, Any], files: list[tuple[str, str, bytes]]
-    ) -> tuple[list[Message], Message, Message]:
-        """Add a new question and an empty answer: a copy of the tree with them, and those two."""
+    def grow(self, data: dict[str, Any], files: list[File]) -> list[Message]:
+        """Add a new question and an empty answer: a copy of the tree, the answer at its end."""
         messages = copy.deepcopy(self.messages)
         by_id = {message["id"]: message for message in messages}
 
@@ -175,20 +174,18 @@ class Conversation:
         self.messages = copy.deepcopy(messages)
         self.updated_at = now()
         self.words.update(Words(question["content"]))
-        return messages, question, answer
+        return messages
 
-    def prompt(
-        self, messages: list[Message], question: Message, model: dict[str, Any], tools: list[str]
-    ) -> Prompt:
-        """What a model is given: the way from the root to the question, images if it can."""
+    def prompt(self, messages: list[Message], model: dict[str, Any], tools: list[str]) -> Prompt:
+        """What a model is given: all before the last message on its way, images if it can."""
         system = [f"Tools: {', '.join(map(tool_name, tools))}."] if tools else []
         system += 2 * [self.preprompt] if self.preprompt else []  # yes, twice
         seen = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-        images = 0
+        images, asked = 0, ""
         for message in messages[1:]:
-            if message["id"] not in (*question["ancestors"], question["id"]):
+            if message["id"] not in messages[-1]["ancestors"]:
                 continue
-            text = message["content"]
+            asked = text = message["content"]
             if message["from"] == "assistant":
                 text = re.sub(r"(?s)<think>.*?</think>", "", text).strip()
             for stored in reversed(message["files"] if message["from"] == "user" else []):
@@ -199,7 +196,7 @@ class Conversation:
                     text = f"{head}\n{content.decode(errors='replace')}\n</document>\n\n{text}"
             if text or message["from"] == "user":
                 seen.append({"role": message["from"], "content": text})
-        return Prompt(Words(question["content"]), seen, images, tools, model)
+        return Prompt(Words(asked), seen, images, tools, model)
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -217,7 +214,7 @@ class Stopped(Exception):
     """Somebody asked for the answer to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prompt:
     """What a model is given."""
 
@@ -226,6 +223,19 @@ class Prompt:
     images: int
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
+    outcome: Event = field(default_factory=dict)  # what became of the question of a tool
+
+    def heard(self) -> str:
+        return f"{self.outcome['action']} {json.dumps(self.outcome.get('content', {}))}"
+
+
+FIXED = {
+    "think": ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."],
+    "unicode": [
+        *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
+        *("\nnew\u2028line", " next\u0085line", " 😀"),
+    ],
+}
 
 
 def tokens(prompt: Prompt) -> list[str]:
@@ -233,15 +243,9 @@ def tokens(prompt: Prompt) -> list[str]:
     words = prompt.words
     if "tokens" in words:
         return [f"w{index} " for index in range(int(words["tokens"]))]
-    if "think" in words:
-        return ["<th", "ink>", "pondering", " deeply", "</thi", "nk>", "\n\n", "Done", "."]
-    if "unicode" in words:
-        return [
-            *("Привет", ", ", "мир", "! ", "日本", "語 ", "👩‍👩‍👧", " e\u0301", " \\u0000 literal"),
-            *("\nnew\u2028line", " next\u0085line", " 😀"),
-        ]
-    if "surrogates" in words:
-        return ["Look: ", "\ud83d", "\ude00", " there"]
+    for word, said in FIXED.items():
+        if word in words:
+            return said
     asked = "\n".join(message["content"] for message in prompt.seen if message["role"] == "user")
     if texts := SAY.findall(asked):
         turn = sum(message["role"] == "assistant" for message in prompt.seen)
@@ -253,11 +257,8 @@ def tokens(prompt: Prompt) -> list[str]:
     return re.findall(r"\s*\S+", "You said: " + prompt.seen[-1]["content"])
 
 
-def script(prompt: Prompt) -> Generator[Event, Event, None]:
-    """The events of an answer, in the order in which the model gives them.
-
-    It is sent what became of a question that it waits for.
-    """
+def script(prompt: Prompt) -> Iterator[Event]:
+    """The events of an answer, in the order in which the model gives them."""
     words, tools = prompt.words, prompt.tools
     if "err" in words:
         raise ModelFailed(f"{words['err']} upstream says {words['err']}", int(words["err"]))
@@ -267,26 +268,22 @@ def script(prompt: Prompt) -> Generator[Event, Event, None]:
             yield {"type": "reasoning", "subtype": "stream", "token": token}
         yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
     said = [] if "empty" in words else tokens(prompt)
-    end_of_thoughts = ""
     if "reason" in words or ("tools" in words and tools):
-        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully."):
+        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully.</think>"):
             yield text_event(token)
-        end_of_thoughts = "</think>"
     if "elicit" in words or "elicit_ends" in words:
-        yield from asking(prompt)
-        return
-    if tools and {"tool", "tools", "tool_error"} & set(words):
-        text, fails = "Let me look that up.", "tool_error" in words
-        yield text_event(end_of_thoughts + text)
-        yield from tool_call(tools[0], text, fails)
-        said = ["The", " tool", " failed."] if fails else ["The", " tool", " said: ", RESULTS]
+        asked = question(tools[0] if tools else TOOL_SERVERS[0]["name"])
+        yield from tool_call("ask", "Let me ask.", prompt.heard, asked)
+        said = ["The", " person", " said: ", prompt.heard()]
+    elif tools and {"tool", "tools", "tool_error"} & words.keys():
+        result = None if "tool_error" in words else lambda: RESULTS
+        yield from tool_call(tool_name(tools[0]), "Let me look that up.", result)
+        said = ["The", " tool", " said: ", RESULTS] if result else ["The", " tool", " failed."]
         if "tools" in words:
-            yield text_event("One more.")
-            yield from tool_call(tools[-1], "One more.", progress=True)
-        end_of_thoughts = ""
-    said = [end_of_thoughts + "".join(said[:1]), *said[1:]] if end_of_thoughts else said
+            halfway = {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
+            yield from tool_call(tool_name(tools[-1]), "One more.", lambda: RESULTS, halfway)
     if "unstreamed" in words:
-        yield {"type": "finalAnswer", "text": whole("".join(said)), "interrupted": False}
+        yield {"type": "finalAnswer", "text": "".join(said), "interrupted": False}
         return
     for index, token in enumerate(said):
         if "die" in words and index == int(words["die"]):
@@ -309,54 +306,33 @@ def tool_name(server: str) -> str:
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
 
-def called(base: Event, call: Event, text: str) -> Iterator[Event]:
-    """A tool is called, after the model has said something."""
-    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"]), "content": text}
-    yield base | {"subtype": "call", "call": call} | raw
-    yield base | {"subtype": "eta", "eta": 10}
-
-
-def returned(base: Event, call: Event, text: str) -> Event:
-    """A tool gives back a text."""
-    content = [{"type": "text", "text": text}]
-    output = {"text": text, "structured": {"result": text}, "content": content}
-    result = {"status": "success", "call": call, "outputs": [output], "display": True}
-    return base | {"subtype": "result", "result": result}
-
-
 def tool_call(
-    server: str, text: str, fails: bool = False, progress: bool = False
+    name: str, said: str, result: Callable[[], str] | None, *meanwhile: Event
 ) -> Iterator[Event]:
-    """A tool is called, and answers."""
-    call = {"name": tool_name(server), "parameters": {"query": "chat-ui"}}
+    """The model says something and calls a tool, which gives back a text, or fails without one."""
+    call = {"name": name, "parameters": {"query": "chat-ui"}}
+    raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"])}
     base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    yield from called(base, call, text)
-    if progress:
-        yield base | {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
-    if fails:
+    yield text_event(said)
+    yield base | {"subtype": "call", "call": call, "content": said} | raw
+    yield base | {"subtype": "eta", "eta": 10}
+    yield from (base | event for event in meanwhile)
+    if not result:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
-    else:
-        yield returned(base, call, RESULTS)
+        return
+    text = result()
+    output: Event = {"text": text, "structured": {"result": text}}
+    output |= {"content": [{"type": "text", "text": text}]}
+    outcome = {"status": "success", "call": call, "outputs": [output], "display": True}
+    yield base | {"subtype": "result", "result": outcome}
 
 
-def asking(prompt: Prompt) -> Generator[Event, Event, None]:
-    """A tool is called, and asks the person something; the model repeats what it gives back."""
-    base: Event = {"type": "tool", "uuid": str(uuid.uuid4())}
-    call = {"name": "ask", "parameters": {}}
-    yield text_event("Let me ask.")
-    yield from called(base, call, "Let me ask.")
-    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form"}
-    request["server"] = (prompt.tools or [TOOL_SERVERS[0]["name"]])[0]
+def question(server: str) -> Event:
+    """What a tool asks the person."""
+    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form", "server": server}
     request["message"] = "Which city do you mean?"
     request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
-    event = {"type": "elicitation", "subtype": "request", "request": request}
-    outcome = yield event | {"toolUuid": base["uuid"]}
-    said = f"{outcome['action']} {json.dumps(outcome.get('content', {}))}"
-    yield returned(base, call, said)
-    if "die" in prompt.words:
-        raise NoAnswer
-    for token in ("The", " person", " said: ", said):
-        yield text_event(token)
+    return {"type": "elicitation", "subtype": "request", "request": request}
 
 
 # Lines that a reader of the stream has to live with, one between every two tokens.
@@ -373,72 +349,71 @@ NOISE = [
 # --- runs ----------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Run:
     """One answer being written. It goes on when its reader leaves.
 
-    `wire` is what the first reader gets: the kind of event and its line. `log` is what readers who
-    come back get. `messages` is the run's own copy of the conversation, as it was when the message
+    `wire` is what the first reader gets: lines, and whether each is a token. `log` is for readers
+    who come back. `messages` is the run's own copy of the conversation, as it was when the message
     arrived, with the question and an empty answer. When its first reader leaves, and `store_delay`
     after `finished`, the whole copy is written over whatever came in between; only then do the
     stream and the log end. The real server does the same (`persistConversation` in
     src/routes/conversation/[id]/+server.ts of chat-ui).
     """
 
-    def __init__(
-        self,
-        chat: ChatUI,
-        conversation: Conversation,
-        data: dict[str, Any],
-        files: list[tuple[str, str, bytes]],
-        model: dict[str, Any],
-        tools: list[str],
-    ) -> None:
-        messages, question, answer = conversation.grow(data, files)
-        prompt = conversation.prompt(messages, question, model, tools)
-        self.conversation = conversation
-        self.generation_id: str = answer["generationId"]
-        self.words = prompt.words
+    chat: ChatUI
+    conversation: Conversation
+    prompt: Prompt
+    messages: list[Message]
+    wire: list[tuple[bytes, bool]] = field(default_factory=list)
+    log: list[Event] = field(default_factory=list)
+    state: str = "running"
+    ending: bool = False  # all that is still to come is a title, and the storing
+    text: str = ""
+    streamed: bool = False  # its first reader has been sent a token
+    resumes: int = 0  # how often its log was asked for
+
+    def __post_init__(self) -> None:
+        self.answer = self.messages[-1]
+        self.generation_id: str = self.answer["generationId"]
+        self.words = self.prompt.words
         self.changed = threading.Condition()
-        self.wire: list[tuple[str, bytes]] = []
-        self.log: list[Event] = []
-        self.state = "running"
-        self.streamed = 0  # how many tokens its first reader has been sent
-        self.resumes = 0  # how often its log was asked for
-        self.text = ""
-        self._chat = chat
-        self._messages, self._answer = messages, answer
-        self._prompt = prompt
-        self._ending = False  # all that is still to come is a title, and the storing
-        self._known_title = conversation.title  # it is written back too
+        self._known_title = self.conversation.title  # it is written back too
         self._round = ""  # what came after the last tool
         self._updates: list[Event] = []
-        self._final = False  # the final answer came
+        self.held = False  # its first reader gets nothing more
         self._read = 0  # so many events of the log have been read
         self._merged = 0  # so many tokens are in its last one
         self._started = self._next_alive = time.monotonic()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
-        chat.all_runs.append(self)
         self.thread.start()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def lines(self, left: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
-        """Everything for the first reader, as it comes, up to the moment of storing.
+    def stream(self) -> Batches:
+        """Everything for the first reader, up to the moment of storing.
 
-        `left` tells whether the reader has gone away: Broken is raised then.
+        When it leaves, all there is is stored, as the server does.
         """
         index, state = 0, "running"
-        while state == "running":
-            with self.changed:
-                if len(self.wire) == index and self.state == "running":
-                    self.changed.wait(0.05)
-                lines, state = self.wire[index:], self.state
-            yield from lines
-            index += len(lines)
-            if not lines and left():
-                raise Broken
+        try:
+            while state == "running":
+                with self.changed:
+                    if len(self.wire) == index and self.state == "running":
+                        self.changed.wait(0.05)
+                    lines, state = self.wire[index:], self.state
+                index += len(lines)
+                yield lines
+                self.streamed |= any(is_token for _, is_token in lines)
+            while self.held:
+                time.sleep(0.02)
+                yield []
+        finally:
+            with self.chat.lock, self.changed:
+                if self.state == "running":
+                    self._write_back()
 
     def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
         """The log after an event's number, if need be after a wait for more; and the state."""
@@ -447,109 +422,94 @@ class Run:
             self._read = len(self.log)
             return self.log[after:], self.state
 
-    def wait_until_stored(self) -> None:
-        """Wait until the answer is stored, if it has ended."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.state != "running" or not self._ending, 30)
-
-    def reader_left(self) -> None:
-        """Store all there is, as the server does when the first reader leaves."""
-        with self._chat.lock, self.changed:
-            if self.state == "running":
-                self._write_back()
-
     def _write(self) -> None:
-        state, asked = "completed", False
+        state, failure = "completed", None
         self._tell({"type": "status", "status": "started"})
         try:
-            asked = self._speak()
+            self._speak()
             self._metadata()
-            self._chat.closing.wait(self.words.number("title_delay", 0))
-            self._title()
-            if not self.text and not self._final and not asked:
-                raise ModelFailed("No output was generated. Something went wrong.")
+            self.chat.closing.wait(self.words.number("title_delay", 0))
         except Stopped:
             state = "interrupted"
             self._metadata()
-            self._title()
-            self._cut_at_what_was_seen()
+        except ModelFailed as error:
+            failure = error
+        if self._known_title == NEW_CHAT:
+            question = next(m["content"] for m in self.messages if m["from"] == "user")
+            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
+            self._tell({"type": "title", "title": title})
+        if state == "interrupted":
+            _, run, seen = self.conversation.stop or (0, None, None)
+            if run == self.generation_id and seen is not None:  # the rest is dropped
+                self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
             self._tell({"type": "finalAnswer", "text": self.text, "interrupted": True})
-        except ModelFailed as failure:
-            state = "error"
-            self._title()
-            message, *status = failure.args
+        elif not self.text and "interrupted" not in self.answer:
+            failure = failure or ModelFailed("No output was generated. Something went wrong.")
+        if failure:
+            state, (message, *status) = "error", failure.args
             event = {"type": "status", "status": "error", "message": message}
             self._tell(event | ({"statusCode": status[0]} if status else {}))
-        if state != "error":
+        else:
             self._tell({"type": "status", "status": "finished"})
-        while not self._chat.may_store.wait(0.02) and not self._chat.closing.is_set():
-            pass
-        self._chat.closing.wait(self.words.number("store", self._chat.store_delay))
-        with self._chat.lock, self.changed:
+        self.chat.may_store.wait()
+        self.chat.closing.wait(self.words.number("store", self.chat.store_delay))
+        with self.chat.lock, self.changed:
             if "gone_incomplete" in self.words:
                 self.text = self.text[: len(self.text) // 2]
                 self._updates = self._updates[: len(self._updates) // 2]
-                self._answer.pop("interrupted", None)
+                self.answer.pop("interrupted", None)
             self._write_back()
             if state == "interrupted":
                 self.conversation.stop = None
-            self.state = state
+            self.state, self.ending = state, False
             self.changed.notify_all()
 
-    def _speak(self) -> bool:
-        """Let the model speak. True if it stopped to ask the person something."""
-        words, delay = self.words, self.words.number("delay", self._chat.delay)
-        noise = deque(NOISE if "noise" in words else [])
-        self._pause(0)
+    def _speak(self) -> None:
+        """Let the model speak."""
+        words, delay = self.words, self.words.number("delay", self.chat.delay)
+        noise = iter(NOISE if "noise" in words else [])
+        left = words.number("delete", math.inf)
         self._pause(words.number("wait", 0))
-        while not self._chat.may_speak.is_set() and not self._chat.closing.is_set():
+        while not self.chat.may_speak.is_set():
             self._pause(0.02)
-        if self._prompt.model["isRouter"] or "router" in words:
+        if self.prompt.model["isRouter"] or "router" in words:
             self._tell(ROUTE)
-        if self._prompt.tools:
+        if self.prompt.tools:
             self._metadata()
         event: Event = {}
-        left = words.number("delete", 1) if "delete" in words else float("inf")
         try:
-            speech, outcome = script(self._prompt), None
-            while True:
-                event = speech.send(outcome)  # type: ignore[arg-type]
+            for event in script(self.prompt):
                 if event.get("subtype") == "request":
-                    outcome = self._ask(event)
+                    self._ask(event)
                 else:
                     self._tell(event)
                 if event.get("subtype") in ("result", "error"):
                     self._tell(PROVIDER)  # once for every round
                 left -= event["type"] == "stream"
                 if left <= 0:
-                    self._chat.conversations.pop(self.conversation.id, None)
+                    self.chat.conversations.pop(self.conversation.id, None)
                 self._pause(delay if "token" in event or "progress" in event else 0)
-                if noise:
-                    self._put("noise", noise.popleft())
+                if line := next(noise, b""):
+                    self._put(line)
         except NoAnswer:
-            self._answer["content"] = whole(self.text)
-            return event.get("type") == "elicitation"
-        except StopIteration:
-            pass
+            return
         if self.text and event["type"] != "finalAnswer":
-            text = whole(self._round).rstrip()
-            self._tell({"type": "finalAnswer", "text": text, "interrupted": False})
-        return False
+            self._tell({"type": "finalAnswer", "text": self._round.rstrip(), "interrupted": False})
 
-    def _ask(self, event: Event) -> Event:
+    def _ask(self, event: Event) -> None:
         """Tell a question, and what becomes of it. A run that does not wait for that ends here."""
         if "elicit_ends" in self.words:
             self._tell(event)
             raise NoAnswer
-        expires = time.time() + self._chat.elicitation_timeout
+        expires = time.time() + self.chat.elicitation_timeout
         outcome: Event = {"type": "elicitation", "subtype": "resolved", "action": "cancel"}
         outcome |= {"elicitationId": event["request"]["elicitationId"], "resolution": "expired"}
-        self._chat.elicitations.append(outcome)
+        self.prompt.outcome = outcome
+        self.chat.elicitations.append(outcome)
         self._tell(event | {"expiresAt": int(1000 * expires)})
         while outcome["resolution"] == "expired" and time.time() < expires:
             self._pause(0.02)
         self._tell(outcome)
-        return outcome
 
     def _pause(self, seconds: float) -> None:
         """Wait, giving signs of life; raise Stopped if somebody asked for that."""
@@ -559,46 +519,41 @@ class Run:
             if self._stop.is_set() or (self.conversation.stop and time_now - self._started > 0.3):
                 raise Stopped
             if time_now >= self._next_alive:
-                self._put("status", dumps({"type": "status", "status": "keepAlive"}) + b"\n")
+                self._put(dumps({"type": "status", "status": "keepAlive"}) + b"\n")
                 self._next_alive = time_now + KEEP_ALIVE
             if time_now >= end:
                 return
             self._stop.wait(min(end, self._next_alive) - time_now)
 
-    def _put(self, kind: str, line: bytes) -> None:
+    def _put(self, line: bytes, is_token: bool = False) -> None:
         with self.changed:
-            self.wire.append((kind, line))
+            self.wire += [] if self.held else [(line, is_token)]
             self.changed.notify_all()
 
     def _tell(self, event: Event) -> None:
         """Send, log and store an event."""
+        kind, token = event["type"], event.get("token", "")
         with self.changed:
             self._store(event)
-            self._note(event)
-            self._final |= event["type"] == "finalAnswer"
-            self._ending |= event["type"] == "finalAnswer" or event.get("status") == "error"
-        kind = event["type"]
+            self.ending |= kind == "finalAnswer" or event.get("status") == "error"
+            last = self.log[-1] if len(self.log) > self._read else {}
+            alike = token and "token" in last and last["type"] == kind
+            if alike and self._merged < LOG_TOKENS:
+                last["token"] += token  # tokens become one event while nobody has read it
+                self._merged += 1
+            else:
+                self.log.append(dict(event))
+                self._merged = 1
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
-            token = event["token"]
             event = event | {"token": token + "\0" * (16 - len(utf16(token)) // 2)}
-        self._put(kind, dumps(event) + b"\n")
+        self._put(dumps(event) + b"\n", kind == "stream")
         if kind == "finalAnswer":
-            self._put("padding", b" " * 4096)
-
-    def _note(self, event: Event) -> None:
-        """Log an event. Tokens become one event while nobody has read it."""
-        last = self.log[-1] if len(self.log) > self._read else {}
-        alike = "token" in event and "token" in last and last["type"] == event["type"]
-        if alike and self._merged < LOG_TOKENS:
-            last["token"] = whole(last["token"] + event["token"])
-            self._merged += 1
-        else:
-            self.log.append(dict(event))
-            self._merged = 1
+            self._put(b" " * 4096)
+            self.held = "hold" in self.words
 
     def _store(self, event: Event) -> None:
         """Let an event leave its mark on the answer message."""
-        answer, kind = self._answer, event["type"]
+        answer, kind = self.answer, event["type"]
         answer["updatedAt"] = now()
         if kind == "stream":
             self.text += event["token"]
@@ -622,50 +577,41 @@ class Run:
             event = event | {"provider": event.get("provider")}
         elif kind == "finalAnswer":
             answer["interrupted"] = event["interrupted"]
-            answer["content"] = self._with_earlier_rounds(event["text"])
+            rounds = any(update["type"] == "tool" for update in self._updates)
+            earlier = self.text.removesuffix(event["text"]) if rounds else ""
+            answer["content"] = earlier + event["text"]
         self._updates.append(event)
-
-    def _with_earlier_rounds(self, final: str) -> str:
-        """The whole answer: a final answer leaves out what was said before the last tool."""
-        said = whole(self.text)
-        if not said or not any(update["type"] == "tool" for update in self._updates):
-            return final
-        if said.endswith(final):
-            return said
-        return final if final.startswith(said) else f"{said}\n\n{final}"
-
-    def _cut_at_what_was_seen(self) -> None:
-        """A stop says how much of the answer was seen: the rest is dropped."""
-        self.text = whole(self.text)
-        _, run, seen = self.conversation.stop or (0, None, None)
-        if run == self.generation_id and seen is not None:
-            self.text = utf16(self.text)[: 2 * seen].decode("utf-16-le", "surrogatepass")
-
-    def _title(self) -> None:
-        """Give the conversation its title, once."""
-        if self._known_title == NEW_CHAT:
-            question = next(m["content"] for m in self._messages if m["from"] == "user")
-            title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
-            self._tell({"type": "title", "title": title})
 
     def _metadata(self) -> None:
         """Say who runs the model, once."""
-        if not self._answer.get("routerMetadata", {}).get("provider"):
+        if not self.answer.get("routerMetadata", {}).get("provider"):
             self._tell(PROVIDER)
 
     def _write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
         self._read = len(self.log)
-        if not self._final:
-            self._answer["content"] = whole(self.text)
-        self._answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
-        for message in self._messages:
+        if "interrupted" not in self.answer:
+            self.answer["content"] = self.text
+        self.answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
+        for message in self.messages:
             message.setdefault("updates", [])
-        self.conversation.messages = copy.deepcopy(self._messages)
+        self.conversation.messages = copy.deepcopy(self.messages)
         self.conversation.title = self._known_title
         self.conversation.updated_at = now()
 
 
-def stored_title(title: str) -> str:
-    """A title as it is stored: without tags of thinking."""
-    return re.sub(r"</?think>", "", title, flags=re.I).strip()
+def log_of(run: Run | None, sequence: int, heartbeat: float) -> Batches:
+    """The log of a run after an event's number, up to its end; a log that there is not is gone."""
+    state = "running" if run else "gone"
+    while run and state == "running":
+        yield []
+        events, state = run.logged(sequence, heartbeat)
+        batch = []
+        for event in events:
+            sequence += 1
+            entry = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
+            batch.append((entry, True))
+        if not batch and state == "running":
+            batch.append((b": heartbeat\n\n", False))
+        yield batch
+    yield [(b"event: end\ndata: %b\n\n" % dumps({"status": state}), False)]

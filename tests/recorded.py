@@ -28,14 +28,20 @@ Given = list[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Recorded:
-    """One exchange: what was asked, and the whole body of the answer."""
+    """One exchange: what was asked, and the whole answer."""
 
     method: str
     path: str
     sent: str
+    sent_headers: dict[str, str]
     status: int
-    kind: str
+    headers: dict[str, str]
     body: bytes
+    cut: bool = False  # its reader left in the middle
+
+    @property
+    def kind(self) -> str:
+        return self.headers.get("content-type", "")
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -43,19 +49,14 @@ class Recorded:
 
 def capture(name: str) -> list[Recorded]:
     """The exchanges of one scenario."""
-    exchanges = json.loads((CAPTURES / f"{name}.json").read_text("utf-8"))["exchanges"]
-    return [_recorded(exchange["request"], exchange["response"]) for exchange in exchanges]
-
-
-def _recorded(request: Json, response: Json) -> Recorded:
-    return Recorded(
-        request["method"],
-        request["path"],
-        request.get("body") or "",
-        response["status"],
-        dict(response["headers"]).get("content-type", ""),
-        "".join(text for _, text in response["chunks"]).encode(),
-    )
+    found = []
+    for exchange in json.loads((CAPTURES / f"{name}.json").read_text("utf-8"))["exchanges"]:
+        asked, given = exchange["request"], exchange["response"]
+        request = (asked["method"], asked["path"], asked.get("body") or "", asked["headers"])
+        body = "".join(text for _, text in given["chunks"]).encode()
+        headers = dict(given["headers"])
+        found.append(Recorded(*request, given["status"], headers, body, given["cut"]))
+    return found
 
 
 def exchanges() -> dict[str, Recorded]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import pathlib
 import re
 import uuid
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from chat_ui import ChatUI
 from helpers import wait_for
+from recorded import CAPTURES, Recorded, capture
 
 SESSION = {"cookie": "hf-chat=session"}
 MODEL = "meta-llama/Llama-3.3-70B-Instruct"
@@ -27,61 +27,42 @@ MODEL = "meta-llama/Llama-3.3-70B-Instruct"
 class Got:
     """An answer, as far as it was read."""
 
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Opened:
-    """An answer of which nothing has been read yet."""
-
     connection: http.client.HTTPConnection
     response: http.client.HTTPResponse
-    read: bytes = b""
+    body: bytes = b""
 
     def until(self, text: bytes) -> bytes:
         """What comes, until this has come."""
-        while text not in self.read:
+        while text not in self.body:
             piece = self.response.read1(65_536)
-            assert piece, self.read
-            self.read += piece
-        return self.read
+            assert piece, self.body
+            self.body += piece
+        return self.body
 
-    def rest(self) -> Got:
+    def rest(self) -> bytes:
         """All of it. It has to end as a whole answer does."""
-        self.read += self.response.read()
+        self.body += self.response.read()
         self.leave()
-        headers = {name.lower(): value for name, value in self.response.getheaders()}
-        return Got(self.response.status, headers, self.read)
+        return self.body
 
     def leave(self) -> None:
         self.response.close()
         self.connection.close()
 
+    def json(self) -> Any:
+        return json.loads(self.rest())
 
-def open_(
-    server: ChatUI,
-    method: str,
-    path: str,
-    body: str | bytes | None = None,
-    headers: dict[str, str] = SESSION,
-) -> Opened:
+
+def ask(server: ChatUI, method: str, path: str, body: str | None = None, **headers: str) -> Got:
     """Ask, and wait for the head of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    sent = body.encode() if isinstance(body, str) else body
-    connection.request(method, server.base_path + path, sent, headers)
-    return Opened(connection, connection.getresponse())
+    sent = body.encode() if body else None
+    connection.request(method, server.base_path + path, sent, SESSION | headers)
+    return Got(connection, connection.getresponse())
 
 
-def call(server: ChatUI, method: str, path: str, body: Any = None) -> Got:
-    """Ask, and read the whole answer."""
-    sent = None if body is None else json.dumps(body)
-    headers = SESSION if body is None else {**SESSION, "content-type": "application/json"}
-    return open_(server, method, path, sent, headers).rest()
+def post(server: ChatUI, path: str, **value: Any) -> Got:
+    return ask(server, "POST", path, json.dumps(value), **{"content-type": "application/json"})
 
 
 @dataclass
@@ -89,42 +70,38 @@ class Chat:
     """One conversation."""
 
     server: ChatUI
-    id: str = ""
-    root: str = ""
 
     def __post_init__(self) -> None:
-        made = call(self.server, "POST", "/conversation", {"model": MODEL}).json()
-        self.id = made["conversationId"]
+        made = post(self.server, "/conversation", model=MODEL).json()
+        self.path = f"/conversation/{made['conversationId']}"
         self.root = json.loads(made["conversation"])["json"]["rootMessageId"]
 
-    def send(self, text: str, parent: str, generation: str | None = None) -> Opened:
+    def send(self, text: str, parent: str, generation: str | None = None) -> Got:
         """Send a message, and wait for the head of the stream."""
         data: dict[str, Any] = {"inputs": text, "id": parent, "is_retry": False}
         data["generationId"] = generation or str(uuid.uuid4())
         data["selectedMcpServerNames"] = []
         body = f'--b\r\ncontent-disposition: form-data; name="data"\r\n\r\n{json.dumps(data)}'
-        origin = f"http://127.0.0.1:{self.server.port}"
-        headers = {"content-type": "multipart/form-data; boundary=b", "origin": origin}
-        path = f"/conversation/{self.id}"
-        return open_(self.server, "POST", path, body + "\r\n--b--\r\n", {**SESSION, **headers})
+        headers = {"content-type": "multipart/form-data; boundary=b", "origin": "http://127.0.0.1"}
+        return ask(self.server, "POST", self.path, body + "\r\n--b--\r\n", **headers)
 
-    def log(self, generation: str = "", after: int = 0) -> Opened:
+    def log(self, generation: str = "", after: int = 0) -> Got:
         """Begin to read the log of a run; without an id, of the newest."""
         query = f"fromSeq={after}" + f"&generationId={generation}" * bool(generation)
-        return open_(self.server, "GET", f"/conversation/{self.id}/stream?{query}")
+        return ask(self.server, "GET", f"{self.path}/stream?{query}")
 
-    def stop(self, generation: str, seen: int) -> Got:
-        body = {"generationId": generation, "seenContentLength": seen}
-        return call(self.server, "POST", f"/conversation/{self.id}/stop-generating", body)
+    def stop(self, generation: str, seen: int) -> None:
+        stop = {"generationId": generation, "seenContentLength": seen}
+        post(self.server, f"{self.path}/stop-generating", **stop).rest()
 
-    def get(self) -> dict[str, Any]:
-        """The conversation as it is stored now."""
-        found: dict[str, Any] = call(self.server, "GET", f"/api/v2/conversations/{self.id}").json()
-        return dict(found["json"])
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages as they are stored now."""
+        found = ask(self.server, "GET", f"/api/v2{self.path.replace('ion/', 'ions/')}").json()
+        return list(found["json"]["messages"])
 
     def stored(self) -> list[tuple[str, str]]:
         """Who said what, as it is stored now."""
-        return [(m["from"], m["content"]) for m in self.get()["messages"][1:]]
+        return [(message["from"], message["content"]) for message in self.messages()[1:]]
 
 
 @pytest.fixture
@@ -152,10 +129,9 @@ def entries(log: bytes) -> list[tuple[dict[str, str], Any]]:
 
 # --- it answers as the recorded server did --------------------------------------------
 
-CAPTURES = pathlib.Path(__file__).parent / "captures"
-OTHER_SERVERS = {"artifact", "artifact_rewritten", "artifact_stopped", "login_renewed"}
-OTHER_SERVERS |= {"models_service", "limits", "README"}
-CAPTURED = sorted({path.stem for path in CAPTURES.glob("*.json")} - OTHER_SERVERS)
+OF_OTHER_SERVERS = ("artifact", "login_renewed", "models_service")
+CAPTURED = sorted(path.stem for path in CAPTURES.glob("*.json"))
+CAPTURED = [name for name in CAPTURED if not name.startswith(OF_OTHER_SERVERS)]
 IDS = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-f])[0-9a-f]{24}(?![0-9a-f])"
 )
@@ -235,7 +211,6 @@ class Replay:
 
     def __init__(self, server: ChatUI, name: str) -> None:
         self.server, self.name = server, name
-        self.exchanges = json.loads((CAPTURES / f"{name}.json").read_text("utf-8"))["exchanges"]
         self.ids: dict[str, str] = {}  # of the recorded server: of the stand-in
 
     def here(self, text: str) -> str:
@@ -243,35 +218,25 @@ class Replay:
         text = re.sub(r"http://127\.0\.0\.1:51\d\d", f"http://127.0.0.1:{self.server.port}", text)
         return IDS.sub(lambda match: self.ids.get(match[0], match[0]), text)
 
-    def run(self, number: int) -> tuple[Got, Got]:
-        """One exchange: the recorded answer, and the stand-in's."""
-        request, response = (self.exchanges[number][side] for side in ("request", "response"))
+    def run(self, number: int, recorded: Recorded) -> Got:
+        """One exchange: the stand-in's answer."""
         session = "other" if (self.name, number) in OF_OTHERS else "session"
-        headers = {name: self.here(value) for name, value in request["headers"].items()}
+        headers = {name: self.here(value) for name, value in recorded.sent_headers.items()}
         headers["cookie"] = f"hf-chat={session}; token=token"
-        body = self.here(request["body"]) if request.get("body") else None
-        opened = open_(self.server, request["method"], self.here(request["path"]), body, headers)
-        text = "".join(text for _, text in response["chunks"]).encode()
-        wanted = Got(response["status"], dict(response["headers"]), text)
-        if response["cut"]:
-            opened.until(b'"w12 ')
-            opened.leave()
-            last_line = opened.read.rpartition(b"\n")[2]
-            return wanted, Got(200, wanted.headers, opened.read.removesuffix(last_line))
-        if self.name == "stop" and wanted.headers["content-type"] == "application/jsonl":
-            opened.until(b'"w12 ')
-            self.stop(request["body"])
-        got = opened.rest()
-        self.learn(wanted.body.decode(), got.body.decode())
-        return wanted, got
-
-    def stop(self, sent: str) -> None:
-        """Stop the answer, as somebody beside the recording did."""
-        found = re.search(r'"generationId": "([^"]*)"', sent)
-        assert found
-        (id,) = self.server.conversations
-        body = {"generationId": found[1], "seenContentLength": 20}
-        call(self.server, "POST", f"/conversation/{id}/stop-generating", body)
+        path, sent = self.here(recorded.path), self.here(recorded.sent)
+        got = ask(self.server, recorded.method, path, sent, **headers)
+        if recorded.cut:
+            got.until(b'"w12 ')
+            got.leave()
+            got.body = got.body.rpartition(b"\n")[0]
+            return got
+        if self.name == "stop" and recorded.kind == "application/jsonl":
+            got.until(b'"w12 ')  # somebody beside the recording stopped it then
+            (id,), (generation,) = self.server.conversations, self.server.runs
+            stop = {"generationId": generation, "seenContentLength": 20}
+            post(self.server, f"/conversation/{id}/stop-generating", **stop).rest()
+        self.learn(recorded.body.decode(), got.rest().decode())
+        return got
 
     def learn(self, there: str, here: str) -> None:
         """Learn which ids are whose: they stand at the same places."""
@@ -290,14 +255,13 @@ def test_stand_in_answers_as_the_recorded_server_did(name: str) -> None:
     models = [{"id": "deepseek-ai/DeepSeek-V4-Pro-0813"}] if name == "settings" else []
     with ChatUI(login_required=name in LOGINS, sessions=sessions, models=models) as server:
         replay = Replay(server, name)
-        for number in range(len(replay.exchanges)):
+        for number, wanted in enumerate(capture(name)):
             if (name, number) in OF_BROWSERS:
                 continue
-            wanted, got = replay.run(number)
-            kind = wanted.headers.get("content-type", "")
-            assert got.status == wanted.status, (number, got)
-            assert head_shape(got.headers) == head_shape(wanted.headers), number
-            assert body_shape(kind, got.body) == body_shape(kind, wanted.body), number
+            got = replay.run(number, wanted)
+            assert got.response.status == wanted.status, (number, got.body)
+            assert head_shape(dict(got.response.headers)) == head_shape(wanted.headers), number
+            assert body_shape(wanted.kind, got.body) == body_shape(wanted.kind, wanted.body), number
 
 
 # --- it stores when the recorded server did -------------------------------------------
@@ -313,18 +277,18 @@ def test_answer_is_stored_when_its_stream_ends_and_its_log_beats_until_then(chat
     newest = chat.log(after=10**15)
     assert entries(newest.until(b": heartbeat\n\n")) == []
     chat.server.may_store.set()
-    assert stream.rest().body.endswith(b'"finished"}\n')
+    assert stream.rest().endswith(b'"finished"}\n')
     assert chat.stored() == [("user", "hello"), ("assistant", "You said: hello")]
     end = ({"event": "end"}, {"status": "completed"})
-    assert entries(newest.rest().body) == [end]
-    assert entries(chat.log(generation).rest().body)[-1] == end
+    assert entries(newest.rest()) == [end]
+    assert entries(chat.log(generation).rest())[-1] == end
 
 
 def test_message_sent_too_early_is_lost_and_then_loses_the_answer_before_it(chat: Chat) -> None:
     chat.server.may_store.clear()
     first = chat.send("one", chat.root)
     first.until(b'"finished"')
-    second = chat.send(LONG, chat.get()["messages"][-1]["id"], generation := str(uuid.uuid4()))
+    second = chat.send(LONG, chat.messages()[-1]["id"], generation := str(uuid.uuid4()))
     second.until(b'"w5 ')
     chat.server.may_store.set()
     first.rest()
@@ -338,8 +302,8 @@ def test_message_sent_too_early_is_lost_and_then_loses_the_answer_before_it(chat
 def test_stop_that_comes_too_late_stops_the_next_run(chat: Chat) -> None:
     chat.send("hello", chat.root, generation := str(uuid.uuid4())).rest()
     chat.stop(generation, 3)
-    next_run = chat.send(LONG, chat.get()["messages"][-1]["id"]).rest()
-    assert b'"interrupted":true' in next_run.body
+    next_run = chat.send(LONG, chat.messages()[-1]["id"]).rest()
+    assert b'"interrupted":true' in next_run
 
 
 def test_all_is_stored_when_the_first_reader_leaves_and_the_run_goes_on(chat: Chat) -> None:
@@ -349,5 +313,5 @@ def test_all_is_stored_when_the_first_reader_leaves_and_the_run_goes_on(chat: Ch
     wait_for(lambda: chat.stored()[-1][1].startswith("w0 w1 "))
     assert list(chat.server.runs.values()) == ["running"]
     chat.stop(generation, 6)
-    assert entries(chat.log(generation).rest().body)[-1][1] == {"status": "interrupted"}
+    assert entries(chat.log(generation).rest())[-1][1] == {"status": "interrupted"}
     assert chat.stored()[-1] == ("assistant", "w0 w1 ")
