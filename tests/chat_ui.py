@@ -96,6 +96,7 @@ from chat_ui_runs import (
     log_of,
     new_message,
     stored_title,
+    stream_of,
 )
 
 
@@ -815,7 +816,7 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
     words = run.words
     return Reply(
         content_type="application/jsonl",
-        batches=run.stream(),
+        batches=stream_of(run),
         faults={at: name for name in ("cut", "stall", "end") for at in words.numbers(name)[:1]},
         chunk=int(words.number("split", 1)) if "split" in words else 0,
         limit=int(words.number("cut_bytes", sys.maxsize)),

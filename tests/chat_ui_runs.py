@@ -378,9 +378,9 @@ class Run:
         self.generation_id: str = self.answer["generationId"]
         self.words = self.prompt.words
         self.changed = threading.Condition()
-        self._known_title = self.conversation.title  # it is written back too
-        self._round = ""  # what came after the last tool
-        self._updates: list[Event] = []
+        self.known_title = self.conversation.title  # it is written back too
+        self.recent = ""  # the text after the last tool
+        self.updates: list[Event] = []
         self.held = False  # its first reader gets nothing more
         self._read = 0  # so many events of the log have been read
         self._merged = 0  # so many tokens are in its last one
@@ -391,29 +391,6 @@ class Run:
 
     def stop(self) -> None:
         self._stop.set()
-
-    def stream(self) -> Batches:
-        """Everything for the first reader, up to the moment of storing.
-
-        When it leaves, all there is is stored, as the server does.
-        """
-        index, state = 0, "running"
-        try:
-            while state == "running":
-                with self.changed:
-                    if len(self.wire) == index and self.state == "running":
-                        self.changed.wait(0.05)
-                    lines, state = self.wire[index:], self.state
-                index += len(lines)
-                yield lines
-                self.streamed |= any(is_token for _, is_token in lines)
-            while self.held:
-                time.sleep(0.02)
-                yield []
-        finally:
-            with self.chat.lock, self.changed:
-                if self.state == "running":
-                    self._write_back()
 
     def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
         """The log after an event's number, if need be after a wait for more; and the state."""
@@ -434,7 +411,7 @@ class Run:
             self._metadata()
         except ModelFailed as error:
             failure = error
-        if self._known_title == NEW_CHAT:
+        if self.known_title == NEW_CHAT:
             question = next(m["content"] for m in self.messages if m["from"] == "user")
             title = self.words.get("title") or " ".join(question.split()[:5]) or NEW_CHAT
             self._tell({"type": "title", "title": title})
@@ -456,9 +433,9 @@ class Run:
         with self.chat.lock, self.changed:
             if "gone_incomplete" in self.words:
                 self.text = self.text[: len(self.text) // 2]
-                self._updates = self._updates[: len(self._updates) // 2]
+                self.updates = self.updates[: len(self.updates) // 2]
                 self.answer.pop("interrupted", None)
-            self._write_back()
+            self.write_back()
             if state == "interrupted":
                 self.conversation.stop = None
             self.state, self.ending = state, False
@@ -494,7 +471,7 @@ class Run:
         except NoAnswer:
             return
         if self.text and event["type"] != "finalAnswer":
-            self._tell({"type": "finalAnswer", "text": self._round.rstrip(), "interrupted": False})
+            self._tell({"type": "finalAnswer", "text": self.recent.rstrip(), "interrupted": False})
 
     def _ask(self, event: Event) -> None:
         """Tell a question, and what becomes of it. A run that does not wait for that ends here."""
@@ -534,7 +511,7 @@ class Run:
         """Send, log and store an event."""
         kind, token = event["type"], event.get("token", "")
         with self.changed:
-            self._store(event)
+            store(self, event)
             self.ending |= kind == "finalAnswer" or event.get("status") == "error"
             last = self.log[-1] if len(self.log) > self._read else {}
             alike = token and "token" in last and last["type"] == kind
@@ -551,53 +528,78 @@ class Run:
             self._put(b" " * 4096)
             self.held = "hold" in self.words
 
-    def _store(self, event: Event) -> None:
-        """Let an event leave its mark on the answer message."""
-        answer, kind = self.answer, event["type"]
-        answer["updatedAt"] = now()
-        if kind == "stream":
-            self.text += event["token"]
-            self._round += event["token"]
-            event = {"type": "stream", "token": "", "len": len(utf16(event["token"])) // 2}
-        elif kind == "reasoning" and "token" in event:
-            answer["reasoning"] = answer.get("reasoning", "") + event["token"]
-        elif kind == "tool" and event["subtype"] in ("result", "error"):
-            self._round = ""
-        elif kind == "title":
-            self._known_title = self.conversation.title = stored_title(event["title"])
-            self.conversation.updated_at = now()
-        elif kind == "file":
-            stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
-            answer["files"] = [*answer.get("files", []), stored | {"mime": event["mime"]}]
-            self.conversation.files[event["sha"]] = (event["mime"], PICTURE)
-        elif kind == "routerMetadata":
-            answer["routerMetadata"] = {"route": "", "model": ""} | answer.get("routerMetadata", {})
-            answer["routerMetadata"].update({key: value for key, value in event.items() if value})
-            del answer["routerMetadata"]["type"]
-            event = event | {"provider": event.get("provider")}
-        elif kind == "finalAnswer":
-            answer["interrupted"] = event["interrupted"]
-            rounds = any(update["type"] == "tool" for update in self._updates)
-            earlier = self.text.removesuffix(event["text"]) if rounds else ""
-            answer["content"] = earlier + event["text"]
-        self._updates.append(event)
-
     def _metadata(self) -> None:
         """Say who runs the model, once."""
         if not self.answer.get("routerMetadata", {}).get("provider"):
             self._tell(PROVIDER)
 
-    def _write_back(self) -> None:
+    def write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
         self._read = len(self.log)
         if "interrupted" not in self.answer:
             self.answer["content"] = self.text
-        self.answer |= {"updates": list(self._updates), "materializedSeq": len(self.log)}
+        self.answer |= {"updates": list(self.updates), "materializedSeq": len(self.log)}
         for message in self.messages:
             message.setdefault("updates", [])
         self.conversation.messages = copy.deepcopy(self.messages)
-        self.conversation.title = self._known_title
+        self.conversation.title = self.known_title
         self.conversation.updated_at = now()
+
+
+def store(run: Run, event: Event) -> None:
+    """Let an event leave its mark on the answer message."""
+    answer, kind = run.answer, event["type"]
+    answer["updatedAt"] = now()
+    if kind == "stream":
+        run.text += event["token"]
+        run.recent += event["token"]
+        event = {"type": "stream", "token": "", "len": len(utf16(event["token"])) // 2}
+    elif kind == "reasoning" and "token" in event:
+        answer["reasoning"] = answer.get("reasoning", "") + event["token"]
+    elif kind == "tool" and event["subtype"] in ("result", "error"):
+        run.recent = ""
+    elif kind == "title":
+        run.known_title = run.conversation.title = stored_title(event["title"])
+        run.conversation.updated_at = now()
+    elif kind == "file":
+        stored = {"type": "hash", "name": event["name"], "value": event["sha"]}
+        answer["files"] = [*answer.get("files", []), stored | {"mime": event["mime"]}]
+        run.conversation.files[event["sha"]] = (event["mime"], PICTURE)
+    elif kind == "routerMetadata":
+        answer["routerMetadata"] = {"route": "", "model": ""} | answer.get("routerMetadata", {})
+        answer["routerMetadata"].update({key: value for key, value in event.items() if value})
+        del answer["routerMetadata"]["type"]
+        event = event | {"provider": event.get("provider")}
+    elif kind == "finalAnswer":
+        answer["interrupted"] = event["interrupted"]
+        rounds = any(update["type"] == "tool" for update in run.updates)
+        earlier = run.text.removesuffix(event["text"]) if rounds else ""
+        answer["content"] = earlier + event["text"]
+    run.updates.append(event)
+
+
+def stream_of(run: Run) -> Batches:
+    """Everything for the first reader, up to the moment of storing.
+
+    When it leaves, all there is is stored, as the server does.
+    """
+    index, state = 0, "running"
+    try:
+        while state == "running":
+            with run.changed:
+                if len(run.wire) == index and run.state == "running":
+                    run.changed.wait(0.05)
+                lines, state = run.wire[index:], run.state
+            index += len(lines)
+            yield lines
+            run.streamed |= any(is_token for _, is_token in lines)
+        while run.held:
+            time.sleep(0.02)
+            yield []
+    finally:
+        with run.chat.lock, run.changed:
+            if run.state == "running":
+                run.write_back()
 
 
 def log_of(run: Run | None, sequence: int, heartbeat: float) -> Batches:
