@@ -181,6 +181,7 @@ def split(*texts: str) -> tuple[str, str]:
         ("<think>a</think>\n<think>b</think>\nc", "\n\nc", "ab"),
         ("<think>a </thin b</think>c", "c", "a </thin b"),
         ("<think>a</thi", "", "a</thi"),
+        ("<think>a</</think>b", "b", "a</"),
         ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
         # What only looks like it stays as it is.
         *((text, text, "") for text in ("<thinking>a</thinking>b", "<Think>a</Think>b", "<think")),
