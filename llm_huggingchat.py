@@ -72,7 +72,7 @@ import weakref
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
+from typing import IO, TYPE_CHECKING, Annotated, Any, Generic, TypeVar, assert_never, cast, get_args
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import click
@@ -92,6 +92,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 E = TypeVar("E")
+M = TypeVar("M", bound="MessageIds")
 
 
 class Limits(msgspec.Struct):
@@ -919,17 +920,22 @@ class StoredFile(Wire):
     mime: str | None = None
 
 
-class StoredMessage(Wire):
-    """A message as the server keeps it. `updates` are read when they are wanted."""
+class MessageIds(Wire):
+    """What a stored message is found by: of a long conversation, this is read in half the time."""
 
     id: Id
+    generation_id: str | None = None
+
+
+class StoredMessage(MessageIds):
+    """A message as the server keeps it. `updates` are read when they are wanted."""
+
     sender: str = msgspec.field(default="", name="from")
     content: str = ""
     reasoning: str | None = None
     updates: list[msgspec.Raw] | None = None
     files: list[StoredFile] | None = None
     ancestors: list[str] | None = None
-    generation_id: str | None = None
     interrupted: bool | None = None
     router_metadata: RouterMetadata | None = None
     created_at: str | None = None
@@ -990,15 +996,15 @@ class StoredAnswer(msgspec.Struct):
     settled: bool
 
 
-class Conversation(Wire):
+class Conversation(Wire, Generic[M]):
     """A conversation with all its messages, each naming its ancestors: a tree."""
 
-    messages: list[StoredMessage]
+    messages: list[M]
     title: str = ""
     model: str = ""
     preprompt: str | None = None
 
-    def answer_of(self, generation_id: str | None) -> StoredMessage | None:
+    def answer_of(self, generation_id: str | None) -> M | None:
         """The message that a run wrote."""
         found = (each for each in self.messages if each.generation_id == generation_id)
         return next(found, None) if generation_id else None
@@ -3027,12 +3033,18 @@ class Exchange:
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
 
-    async def whole(self, silence: float) -> HttpResponse:
-        """The whole response. Raises what `read` does, and HttpError for any status but 200."""
+    async def whole(self, silence: float, into: IO[bytes] | None = None) -> HttpResponse:
+        """The whole response; without its body, if that is written `into` a file.
+
+        Raises what `read` does, and HttpError for any status but 200.
+        """
         body = io.BytesIO()
+        file = into or body
+        file.seek(0)
+        file.truncate()
         async with self:
             while chunk := await self.read(silence):
-                body.write(chunk)
+                file.write(chunk)
         response = self.response
         if response.status != 200:
             raise HttpError(response)
@@ -3360,13 +3372,15 @@ class Client:
         idempotent: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
         max_bytes: int = JSON_LIMIT,
+        into: IO[bytes] | None = None,
     ) -> HttpResponse:
         """One call, tried again where that can help.
 
         One that is not `idempotent` reaches the server once at most. `value` is sent as JSON,
         bytes as they are. `timeout` bounds the silence of all attempts together, by default
-        `limits.call_timeout`. Raises ConnectionLost, HttpError for any status but 200, NotFound
-        for a conversation that is not there, HuggingChatError.
+        `limits.call_timeout`; while a file is written `into`, that between two pieces of it.
+        Raises ConnectionLost, HttpError for any status but 200, NotFound for a conversation that
+        is not there, HuggingChatError.
         """
         timeout = timeout or limits.call_timeout
         deadline = time.monotonic() + timeout
@@ -3380,7 +3394,8 @@ class Client:
                 credentials, method, path, body, content_type, stream=False, max_bytes=max_bytes
             )
             try:
-                return await exchange.whole(deadline - time.monotonic())
+                silence = timeout if into else deadline - time.monotonic()
+                return await exchange.whole(silence, into)
             except HttpError as error:
                 if not renewed and await self.sessions.renew_after(error, credentials, path):
                     renewed = True
@@ -3401,7 +3416,7 @@ class Client:
         return read_body(response, Envelope[type], credentials.server).json
 
     async def conversation(
-        self, credentials: Credentials, id: str, type: Any = Conversation
+        self, credentials: Credentials, id: str, type: Any = Conversation[StoredMessage]
     ) -> Any:
         """A conversation with its messages, or what `type` names of it.
 
@@ -3874,6 +3889,12 @@ async def transcribe_all(
                 content_type=recording.type,
                 timeout=limits.transcribe_timeout,
             )
+        except HttpError as error:
+            said = credentials.without_cookies(error.response.message)
+            if said.startswith("Transcription"):  # 401 is not the chat's then, but the service's
+                words = f"{server.host} could not transcribe {recording.name} ({error}): {said}"
+                raise HuggingChatError(words) from None
+            raise
         finally:
             noting.cancel()
         said = read_body(response, dict[str, Any], server).get("text")
@@ -4038,9 +4059,11 @@ async def has_arrived(
     """
     silent = isinstance(problem, ConnectionLost) and problem.silent
     end = time.monotonic() + (limits.reconnect_timeout if silent else 0.0)
-    found: Conversation
+    found: Conversation[MessageIds]
     for looks in itertools.count(1):
-        found = await client.conversation(target.credentials, target.conversation_id)
+        found = await client.conversation(
+            target.credentials, target.conversation_id, Conversation[MessageIds]
+        )
         if found.answer_of(target.generation_id):
             return True
         if looks >= 2 and time.monotonic() >= end:
@@ -4220,7 +4243,7 @@ class Run:
     async def _read_store(self) -> None:
         """Take the answer from the conversation, if it is complete there."""
         target, progress = self._target, self.progress
-        conversation: Conversation = await self._client.conversation(
+        conversation: Conversation[StoredMessage] = await self._client.conversation(
             target.credentials, target.conversation_id
         )
         stored = conversation.answer_of(target.generation_id)
@@ -4551,7 +4574,7 @@ async def find_answer(client: Client, credentials: Credentials, parent: Parent, 
     """
     id, message_id = parent.conversation_id, parent.message_id
     if not message_id:
-        found: Conversation = await client.conversation(credentials, id)
+        found = await client.conversation(credentials, id, Conversation[MessageIds])
         answer = found.answer_of(parent.generation_id)
         if answer is None:
             raise NotFound(answer=True)
@@ -4760,7 +4783,7 @@ class Turn:
         """Read the answer's id, and the conversation's model, while the answer streams."""
         result = self._result
         id, generation_id = result.conversation_id, result.generation_id
-        found = await self._client.conversation(self._credentials, id)
+        found = await self._client.conversation(self._credentials, id, Conversation[MessageIds])
         if generation_id == result.generation_id:  # else a repair has begun
             answer = found.answer_of(generation_id)
             result.message_id = answer.id if answer else None
@@ -5355,7 +5378,7 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return None
 
 
-def branches_of(conversation: Conversation) -> list[Branch]:
+def branches_of(conversation: Conversation[StoredMessage]) -> list[Branch]:
     """Every branch of a conversation, the newest one first.
 
     Empty answers, answers that are still being written, and questions without an answer are
@@ -5437,16 +5460,21 @@ def response_of(
     response._start = 0.0
     response._end = max((ended - begun).total_seconds(), 0.0) if begun and ended else 0.0
     response._done = True
-    response.id = ulid_of(begun)
+    response.id = ulid_of(begun, "turn", server.url, ref.id, message.id)
     return response
 
 
-def ulid_of(time: datetime.datetime | None) -> str:
-    """An id that sorts by its time, as llm's do."""
+def ulid_of(time: datetime.datetime | None, *names: str) -> str:
+    """An id that sorts by its time, as llm's do, and is always the same for the same names.
+
+    So two imports at the same time cannot both log an answer.
+    """
     from ulid import ULID
 
     now = datetime.datetime.now(datetime.UTC)  # a later time would come after all that follows
-    return str(ULID.from_datetime(min(time or now, now))).lower()
+    milliseconds = max(int(min(time or now, now).timestamp() * 1000), 0)
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=10).digest()
+    return str(ULID(milliseconds.to_bytes(6, "big") + digest)).lower()
 
 
 def to_markdown(tree: ConversationTree, *, for_model: bool = False) -> str:
@@ -5531,7 +5559,8 @@ class Importer:
         if start == len(branch):
             return thread_id or fork_of or "", 0
         if thread_id is None:
-            id = ulid_of(parse_time(branch[-1].created_at))
+            ref, leaf = tree.ref, branch[-1]
+            id = ulid_of(parse_time(leaf.created_at), "thread", ref.server.url, ref.id, leaf.id)
             thread_id = self._store.create_thread(tree.title, tip, fork_of, id)
         history = self._history(tree, tip)
         for message in branch[start:]:
@@ -5666,14 +5695,14 @@ async def require_login(client: Client, credentials: Credentials) -> None:
         raise login_error(credentials.server, credentials.cookies)
 
 
-def write_files(files: dict[pathlib.Path, bytes]) -> None:
+def write_files(files: dict[pathlib.Path, IO[bytes]]) -> None:
     """Write files, after asking about those that are there. Raises click.Abort, OSError."""
     for path in files:
         if path.is_file() or (path.is_symlink() and not path.exists()):
             click.confirm(f"{path} exists. Overwrite it?", abort=True, err=True)
     for path, content in files.items():
         with atomic_write(path) as file:
-            file.write(content)
+            shutil.copyfileobj(content, file)
 
 
 def open_in_browser(url: str) -> bool:
@@ -6143,7 +6172,7 @@ async def read_tree(
 ) -> ConversationTree:
     """A conversation's branches, with its latest answer. Raises NotFound."""
     await settle(client, credentials, ref)
-    found: Conversation = await client.conversation(credentials, ref.id)
+    found: Conversation[StoredMessage] = await client.conversation(credentials, ref.id)
     title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
     model, branches = one_line(found.model, 200), branches_of(found)
     return ConversationTree(ref, title or "Untitled", model, preprompt, branches)
@@ -6405,7 +6434,7 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     if output == DASH:
         echo_text(text)
     else:
-        write_files({output: text.encode()})
+        write_files({output: io.BytesIO(text.encode())})
 
 
 def load_conversation(name: str) -> llm.Fragment:
@@ -6467,7 +6496,7 @@ def artifacts(
         folder = output or pathlib.Path(tempfile.mkdtemp(prefix="huggingchat-"))
         folder.mkdir(parents=True, exist_ok=True)
         files = {folder / name: version for name, version in names}
-        write_files({path: version.content.encode() for path, version in files.items()})
+        write_files({path: io.BytesIO(each.content.encode()) for path, each in files.items()})
     if json_:
         echo_json(list(itertools.starmap(_artifact_json, found.items())))
     elif output:
@@ -6567,17 +6596,21 @@ def download(url: str, output: pathlib.Path | None) -> None:
 
     async def fetch(client: Client, credentials: Credentials) -> HttpResponse:
         with contextlib.suppress(NotFound):
-            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT)
+            return await client.call(credentials, "GET", path, max_bytes=FILE_SIZE_LIMIT, into=file)
         raise HuggingChatError(f"{server.host} has no such file for this account.")
 
-    response = call_server(fetch)
-    if output == DASH:
-        click.echo(response.body, nl=False)
-        return
-    if output is None or output.is_dir():
-        output = (output or pathlib.Path()) / _file_name(response, path)
-    write_files({output: response.body})
-    click.echo(f"{output} ({len(response.body)} bytes)")
+    # What comes may be a refusal, or half a file: only a whole one replaces what is there.
+    with tempfile.TemporaryFile() as file:
+        response = call_server(fetch)
+        size = file.tell()
+        file.seek(0)
+        if output == DASH:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            return
+        if output is None or output.is_dir():
+            output = (output or pathlib.Path()) / _file_name(response, path)
+        write_files({output: file})
+    click.echo(f"{output} ({size} bytes)")
 
 
 def _file_name(response: HttpResponse, path: str) -> str:

@@ -7,9 +7,7 @@ import pytest
 from chat_ui import PICTURE, ChatUI, Fault
 from helpers import ask_sync, both, error_of, run, sends
 
-from llm_huggingchat import FILE_LIMIT
-
-LARGE = b"a" * (1024 * 1024 + 1)
+LARGE = b"a" * (10 * 1024 * 1024 + 1)
 
 
 def uploaded(server: ChatUI) -> list[tuple[str, str, bytes]]:
@@ -71,13 +69,11 @@ def test_attachment_from_standard_input(server):
     assert uploaded(server) == [("attachment.csv", "text/csv", b"a,b\n")]
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path, monkeypatch):
-    assert FILE_LIMIT == 10 * 1024 * 1024
-    monkeypatch.setattr("llm_huggingchat.FILE_LIMIT", 1024 * 1024)
+def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path):
     (tmp_path / "large.txt").write_bytes(LARGE)
     for source, says in (
-        ({"path": str(tmp_path / "large.txt")}, "1 MB"),
-        ({"url": f"{web}/large.txt"}, "1 MB"),
+        ({"path": str(tmp_path / "large.txt")}, "10 MB"),
+        ({"url": f"{web}/large.txt"}, "10 MB"),
         ({"path": "/nowhere/notes.txt"}, "notes.txt"),
         ({"url": f"{web}/nothing"}, "HTTP 404"),
         ({"url": tmp_path.as_uri()}, "not a http"),

@@ -272,7 +272,6 @@ async def test_prompt_after_a_stop_that_came_too_late_goes_on(server, why, monke
         monkeypatch.setattr("llm_huggingchat.ANSWER_LIMIT", 50)
         with pytest.raises(llm.ModelError, match="no end"):
             await (await first.reply("[[tokens=40]]")).text()
-        assert server.stops  # the error comes once the server was told
     await h.until(lambda: server.stops)
     assert set(server.runs.values()) == {"completed"}
     if "process" in why:

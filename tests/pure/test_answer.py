@@ -38,7 +38,9 @@ def test_broken_stream_goes_on_in_its_recorded_log():
 def answers(scenario: str) -> list[plugin.StoredMessage]:
     """The answers in the last look at a scenario's conversation."""
     looks = [x for x in capture(scenario) if x.method == "GET" and "/api/v2/conv" in x.path]
-    conversation = plugin.decode(looks[-1].body, plugin.Envelope[plugin.Conversation]).json
+    conversation = plugin.decode(
+        looks[-1].body, plugin.Envelope[plugin.Conversation[plugin.StoredMessage]]
+    ).json
     return [message for message in conversation.messages if message.sender == "assistant"]
 
 

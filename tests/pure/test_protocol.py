@@ -44,7 +44,7 @@ def test_every_recorded_conversation_decodes():
     looks = [each for each in exchanges().values() if re.fullmatch(place, each.path)]
     for body in [each.body for each in looks if (each.method, each.status) == ("GET", 200)]:
         sent = json.loads(body)["json"]
-        conversation = decode(body, plugin.Envelope[plugin.Conversation]).json
+        conversation = decode(body, plugin.Envelope[plugin.Conversation[plugin.StoredMessage]]).json
         assert (conversation.title, conversation.model) == (sent["title"], sent["model"])
         for message, got in zip(sent["messages"], conversation.messages, strict=True):
             assert (got.id, got.sender) == (message["id"], message["from"])

@@ -168,7 +168,9 @@ class World:
 
         return Exchange(steps())
 
-    async def conversation(self, credentials: Any, id: str, type: Any = plugin.Conversation) -> Any:
+    async def conversation(
+        self, credentials: Any, id: str, type: Any = plugin.Conversation[plugin.StoredMessage]
+    ) -> Any:
         self.asked.append("look")
         kind, _ = self.fault()
         await asyncio.sleep(0.01)
