@@ -101,7 +101,7 @@ class Limits(msgspec.Struct):
     read_timeout: float = 9.0  # silence of a stream or a log: both have heartbeats
     call_timeout: float = 60.0  # silence of any other call, over all its attempts
     slowest_upload: int = 20_000  # bytes a second: an upload may be silent that much longer
-    reconnect_timeout: float = 30.0  # without hearing of the server, before a turn gives up
+    reconnect_timeout: float = 30.0  # without a sign of the server, before a turn gives up
     backoff: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts; last repeats
     max_attempts: int = 4  # at a call, or at sending a message
     look_again: float = 0.5  # before looking again for a message that is not there
@@ -109,7 +109,7 @@ class Limits(msgspec.Struct):
     id_timeout: float = 2.0  # for the answer's id, after its last character
     tail_timeout: float = 0.2  # for the answer to be stored, before the prompt ends
     store_timeout: float = 180.0  # for another turn's run to be stored, before it counts as dead
-    arrival: float = 5.0  # for a message to arrive whose process was killed
+    arrival: float = 5.0  # for a message to arrive if the process that sent it was killed
     stop_marker: float = 5.5  # after a stop, in which it may also stop the next run
     settle_timeout: float = 10.0  # for an answer to be stored, before a conversation is read
     rate_window: float = 60.0  # for which chat-ui counts a message
@@ -138,14 +138,15 @@ _CONTROLS = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
 
 
 def for_terminal(text: str) -> str:
-    """Text of several lines without what can harm a terminal."""
+    """Text that the plugin itself prints, of several lines, without what can harm a terminal."""
     return re.sub(_HARMFUL, "", text)
 
 
 def for_logs(text: str) -> str:
-    """Text of a model's or a tool's, without what cannot be logged or can control a terminal.
+    """A model's or tool's text without what cannot be logged, or what controls a terminal.
 
-    Marks of direction stay, as languages need them.
+    All that llm prints and logs of an answer goes through here. Marks and overrides of direction
+    stay, as languages need them.
     """
     return re.sub(_CONTROLS, "", join_surrogates(text))
 
@@ -251,7 +252,7 @@ class TooLarge(HuggingChatError):
     """A server sent more than any real answer has."""
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """Print a line on standard error: something to know that is not a failure."""
     click.echo(f"huggingchat: {one_line(text)}", err=True)
 
@@ -331,7 +332,7 @@ class Server(msgspec.Struct, frozen=True):
 
     @property
     def key_name(self) -> str:
-        """The name in llm's key store, one a host: cookies of one never go to another."""
+        """The name in llm's key store, one for each host: cookies of one never go to another."""
         return "huggingchat" if self.is_service else f"huggingchat:{self.host}"
 
     def page(self, conversation_id: str) -> str:
@@ -921,7 +922,7 @@ class StoredFile(Wire):
 
 
 class MessageIds(Wire):
-    """What a stored message is found by: of a long conversation, this is read in half the time."""
+    """What a stored message is found by. A long conversation is read in half the time with it."""
 
     id: Id
     generation_id: str | None = None
@@ -1224,7 +1225,7 @@ _SMALL = _WHOLE_WORD % r"air|flash|lightning|lite|micro|mini|nano|small|tiny"
 _THINKS = _WHOLE_WORD % r"reasoning|thinking"
 _MONTH = r"(?<!\d)(0[1-9]|1[0-2])-(20\d\d)(?!\d)"  # 05-2026
 _DAY = r"(?<![\d.])(\d\d)(\d\d)(?![\d.a-z])"  # 0813 is August 13, 2507 July 2025
-# 70B, 2.4T, 8x22B, r7b; but not A22B, which is how many of them are active.
+# 70B, 2.4T, 8x22B, r7b; but not A22B, the number of active parameters.
 _SIZE = r"(?<![a-z0-9.])(?:(\d{1,3})x)?[e-z]?(\d{1,4}(?:\.\d{1,3})?)([bt])(?![a-z0-9])"
 _EXPERTS = r"(?<![a-z0-9.])(\d{1,3})e(?![a-z0-9])"  # 17B-16E
 _VERSION = r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])"  # V4, 5.2, M3
@@ -1232,17 +1233,17 @@ _VERSION = r"(?<![\d.])(\d{1,2}(?:\.\d{1,2})*)[nov]?(?![a-z0-9.])"  # V4, 5.2, M
 
 @functools.cache
 def is_general(model: ModelInfo) -> bool:
-    """Whether a model is for anything that can be said, not for one purpose."""
+    """Whether a model is general-purpose, not specialised."""
     return not re.search(_SPECIAL, model.name.lower())
 
 
 def _size(model: ModelInfo) -> float:
-    """Billions of parameters, as a model's name says; most that say nothing have some 100."""
+    """Billions of parameters, as a model's name says; 100 if it does not, which fits most."""
     name = model.name.lower()
     said, experts = re.search(_SIZE, name), re.search(_EXPERTS, name)
     if not said:
         return 100.0
-    times = int(said[1] or (experts[1] if experts else 1))  # 8x22B, 17B-16E: once an expert
+    times = int(said[1] or (experts[1] if experts else 1))  # 8x22B, 17B-16E: once per expert
     return times * float(said[2]) * (1000 if said[3] == "t" else 1)
 
 
@@ -1250,8 +1251,8 @@ def _size(model: ModelInfo) -> float:
 def _rank(model: ModelInfo) -> tuple[Any, ...]:
     """The greatest of a family is the one that a person means by its name.
 
-    General before special, full precision before less, then the newest, then the largest, then
-    one that answers without having to think first.
+    General before special, full precision before less; then the highest version, what the name
+    says of its size, its parameters, no thinking first, the latest date, the shortest id.
     """
     name = whole = model.name.lower()
     day = re.search(_DAY, name)
@@ -1291,7 +1292,7 @@ def family(model: ModelInfo) -> str:
 
 
 def _published(models: Iterable[ModelInfo]) -> dict[str, list[ModelInfo]]:
-    """Family -> those of `models` that the organisation which publishes it has.
+    """Family -> its models from the organisation that publishes it.
 
     If that organisation has none in the list, the one with the most models takes its place.
     """
@@ -1532,7 +1533,7 @@ class ArtifactFilter:
 
 
 def _diff(update: str) -> str:
-    """An update as a diff. What is in no pair changes nothing: it is shown as lines that stay."""
+    """An update as a diff. Text outside any pair has no effect, and is shown as context lines."""
     pairs = re.findall(_UPDATE_PAIR, update)
     marked = [each for old, new in pairs for each in (("-", old), ("+", new))]
     rest = re.sub(_UPDATE_PAIR, "", update).strip("\r\n")
@@ -1587,7 +1588,7 @@ def find_in(content: str, wanted: str) -> tuple[int, int] | None:
 def apply_update(content: str, update: str) -> tuple[str, tuple[str, ...]]:
     """`content` with the first place of each old text replaced, and the old texts not in it.
 
-    An update without any changes nothing: it misses the empty text.
+    An update without a pair changes nothing, and misses the empty text.
     """
     missed = []
     for old, new in re.findall(_UPDATE_PAIR, update) or [("", "")]:
@@ -1666,7 +1667,7 @@ MALFORMED = "malformed_tool_call"  # no tool has this name, so llm answers it wi
 
 
 class SentInstructions(msgspec.Struct, frozen=True):
-    """The instructions that a conversation has had last, for llm's `provider_metadata`.
+    """The instructions that a conversation was last given, for llm's `provider_metadata`.
 
     `schema` is the schema itself; `tools` and `system` are digests of the local tools and of
     a system prompt that was sent with a later turn.
@@ -1689,7 +1690,7 @@ class PromptedFeatures(msgspec.Struct, frozen=True):
 
     @property
     def instructed(self) -> SentInstructions:
-        """These features, as a conversation has been instructed about them."""
+        """These features, as recorded once a conversation has been told of them."""
         tools = json.dumps(self.tools, sort_keys=True) if self.tools else ""
         return SentInstructions(_digest(tools), self.schema)
 
@@ -1977,7 +1978,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     Without a parent, a new conversation is made, with `system` as its `preprompt`. With
     `retry`, the answer `parent` gets a sibling, and nothing is sent. `instructed` are the
-    instructions that the conversation has then, `features` what the answer is read for.
+    instructions that the conversation has then, `features` what to look for in the answer.
     """
 
     parent: Parent | None
@@ -2015,7 +2016,7 @@ def _split(
 
 
 def _only_results(messages: list[Message]) -> bool:
-    """Whether llm adds this after it called local tools: results, and their attachments."""
+    """Whether these are what llm adds after calling local tools: results and their attachments."""
     return any(message.role == "tool" for message in messages) and all(
         isinstance(part, AttachmentPart)
         for message in messages
@@ -2285,7 +2286,7 @@ class Answer:
         self._after_tool = 0  # where the text after the last tool begins
         self._events: list[StreamEvent] = []  # what the last update adds
         self._size = 0
-        self.raw_text = ""  # the text in which a document is looked for
+        self.document_text = ""  # with a schema, the text in which its document is looked for
         self._has_text = False
         self.calls: list[llm.ToolCall] = []
         self.problem = ""  # why there is no document, where a schema wants one
@@ -2360,7 +2361,7 @@ class Answer:
             self._events.append(StreamEvent(type=cast(Any, kind), chunk=for_logs(text)))
 
     def _add_text(self, text: str, ends: bool = False) -> None:
-        """Text of the model's, in which reasoning and calls may be."""
+        """Add text of the model's, which may contain reasoning and calls."""
         pieces = self._think.feed(for_logs(text)) + (self._think.end() if ends else [])
         for kind, piece in pieces:
             if kind == "reasoning":
@@ -2369,11 +2370,11 @@ class Answer:
                 self._add_words(self._calls.feed(piece) if self._calls else piece)
 
     def _add_words(self, words: str) -> None:
-        """Text as it is shown or, with a schema, as a document is looked for in it."""
+        """Add text without those: it is shown or, with a schema, kept to look for a document in."""
         self._has_text = self._has_text or bool(words)
         text = self._layout.feed(words)
         if self._schema:
-            self.raw_text += text
+            self.document_text += text
         else:
             self._give("text", text)
 
@@ -2425,7 +2426,7 @@ class Answer:
         self._end_paragraph(bool(final.interrupted))
         self.final = final
         if self._schema and not self.calls:
-            document, self.problem = find_document(self.raw_text, schema_checker(self._schema))
+            document, self.problem = find_document(self.document_text, schema_checker(self._schema))
             self._give("text", document)
 
 
@@ -2434,7 +2435,7 @@ def tool_call_events(
 ) -> list[StreamEvent]:
     """A tool call as llm's stream events; `executed` says that it runs on the server."""
     text = to_json(arguments)
-    if executed:  # of controls, JSON escapes these; a local tool gets what the model means
+    if executed:  # JSON has escaped these; a local tool gets what the model wrote
         text = for_logs(re.sub(r'(\\["\\nrt])|\\(?:[bf]|u....)', r"\1", text))
     common: dict[str, Any] = {"tool_call_id": id, "server_executed": executed}
     return [
@@ -2562,7 +2563,7 @@ def _key_store_errors(done: str) -> Iterator[None]:
 
 
 def replace_session(server: Server, cookies: Cookies, made: Cookies) -> None:
-    """Keep a session that was made after that of `cookies` had expired, as far as possible.
+    """Keep the session that replaces the expired one of `cookies`, where that is possible.
 
     It goes to the server's own key, if that has the same `token`, and to keys that `--key` may
     name, if they have the same session too.
@@ -2646,7 +2647,7 @@ def anonymous_session(server: Server) -> Cookies:
         kept = keep_key(server.key_name, cookies.to_key(), anew=True)
         return parse_cookies(kept or "", server.host)
     except llm.ModelError as error:
-        note(f"the session is not kept, so it cannot be continued later. {error}")
+        print_note(f"the session is not kept, so it cannot be continued later. {error}")
         return cookies
 
 
@@ -2760,8 +2761,8 @@ def turn_is_pending(page: str) -> bool:
 class TurnLock:
     """Lets one turn at a time into a conversation, in this process and in others.
 
-    chat-ui can keep only one run at a time: a message that is sent before the run before it
-    is stored loses that run's answer, or is lost itself. So a file exists from when a message
+    chat-ui can keep only one run at a time: a message that is sent before the previous run is
+    stored loses that run's answer, or is lost itself. So a file exists from when a message
     is sent until its run is known to be stored; it says when the server was told to stop the
     run, or when a process that died had sent the message (seconds since 1970). A lock beside it
     is held while a turn goes on. Where no file can be made there is no lock, and every turn asks
@@ -2862,7 +2863,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
     @property
     def is_html(self) -> bool:
-        """Whether this is a page, which chat-ui never answers an API call with."""
+        """Whether this is an HTML page: no API of chat-ui's answers with one."""
         return "html" in self.header("content-type").lower()
 
     @property
@@ -3002,7 +3003,7 @@ class Exchange:
         return len(chunk)
 
     async def read(self, silence: float) -> bytes:
-        """What has come of the body, or comes within `silence` seconds; b"" at the end.
+        """The bytes of the body that have come, or come within `silence` seconds; b"" at the end.
 
         Raises ConnectionLost, HuggingChatError.
         """
@@ -3166,7 +3167,7 @@ class Sessions:
         expired = has_token and error.response.wants_login
         if is_missing(path, error.response):
             client = self._client
-            expired = await client.wants_login(credentials) and not await client.user(credentials)
+            expired = await client.has_accounts(credentials) and not await client.user(credentials)
         if expired:
             await self.renew(credentials)
         return expired
@@ -3222,7 +3223,7 @@ class Sessions:
                     continue  # it wants to begin again, once
                 return jar["hf-chat"]
         if cookies.hf_chat is None:
-            needed = await self._client.wants_login(Credentials(server, cookies))
+            needed = await self._client.has_accounts(Credentials(server, cookies))
             if not needed:  # then any value is a session
                 return str(uuid.uuid4())
         raise login_error(server, cookies)
@@ -3252,8 +3253,8 @@ class IncompleteAnswer(Exception):
 class Backoff:
     """Pauses between attempts, which grow until there is a sign of life.
 
-    With `attempts`, so many are made in all; without, until nothing was heard of the server
-    for `limits.reconnect_timeout` seconds.
+    With `attempts`, gives up after that many; without, after `limits.reconnect_timeout` seconds
+    without a sign of life.
     """
 
     def __init__(self, attempts: int | None = None) -> None:
@@ -3418,7 +3419,7 @@ class Client:
     async def conversation(
         self, credentials: Credentials, id: str, type: Any = Conversation[StoredMessage]
     ) -> Any:
-        """A conversation with its messages, or what `type` names of it.
+        """A conversation with its messages, or only the fields that `type` has.
 
         Raises NotFound, and what `get` does: 400 is a malformed id, 403 another account's
         conversation, 404 a deleted one.
@@ -3445,7 +3446,7 @@ class Client:
         response = await self.call(credentials, "GET", "/api/mcp/servers")
         return cast("list[McpServer]", read_body(response, list[McpServer], credentials.server))
 
-    async def wants_login(self, credentials: Credentials) -> bool:
+    async def has_accounts(self, credentials: Credentials) -> bool:
         """Whether the server has accounts at all."""
         return (await self.feature_flags(credentials)).get("loginEnabled") is not False
 
@@ -3673,6 +3674,7 @@ RECORDINGS = UploadKind(
     ),
     AUDIO_LIMIT,
 )
+KINDS = (TEXTS, IMAGES, RECORDINGS)
 _ENDINGS = {".m4a": "audio/mp4", ".oga": "audio/ogg", ".opus": "audio/ogg", ".weba": "audio/webm"}
 BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
 
@@ -3780,7 +3782,7 @@ def upload_of(
     is_media = type.startswith(("image/", "audio/", "video/", "font/"))
     text = decode_text(content, charset[1] if charset else "", guess=not is_media)
     said_text = type.startswith("text/") or type in TEXTS.types
-    kind = next((each for each in (TEXTS, IMAGES, RECORDINGS) if type in each.types), None)
+    kind = next((each for each in KINDS if type in each.types), None)
     if text is not None and not content.startswith(b"%PDF-"):
         content = text.encode()
         while re.match(_MISREAD, content):
@@ -3811,7 +3813,7 @@ def too_large(name: str, most: int) -> llm.ModelError:
 
 
 def read_file(attachment: llm.Attachment) -> bytes:
-    """What is in an attachment's file, of at most AUDIO_LIMIT bytes and one.
+    """What is in an attachment's file, up to AUDIO_LIMIT + 1 bytes: enough to see it is too large.
 
     Raises HuggingChatError, also for a pipe: what is read of it is gone, and llm reads it again.
     """
@@ -3919,27 +3921,27 @@ class RateLimiter:
 
     chat-ui counts the messages of a minute, refused ones too. So after a refusal nobody sends
     for a minute; then one run tries, and the others follow one by one. Other processes are not
-    known here, so pauses grow at random while attempts fail. Times are of a monotonic clock.
+    known here, so pauses grow at random while attempts fail. Times come from a monotonic clock.
     """
 
     def __init__(self) -> None:
         self._opens = -math.inf
-        self._trial = ""  # the run that may try
+        self._trial = ""  # the generation id of the run that may try
         self._failures = 0
         self.refusal = HttpResponse(429)  # the latest
 
-    def pause(self, run: str, now: float) -> float:
-        """Seconds after which `run` is to ask again; 0 when it may send, now."""
+    def pause(self, id: str, now: float) -> float:
+        """Seconds after which the run `id` is to ask again; 0 when it may send, now."""
         if now < self._opens:
             return self._opens - now
         if now < self._opens + limits.rate_window:
-            if self._trial not in ("", run):
+            if self._trial not in ("", id):
                 return limits.backoff[0]
-            self._trial = run
+            self._trial = id
         return 0.0
 
     async def wait(self, target: RunTarget, since: float) -> None:
-        """Wait until a message that waits `since` may be sent.
+        """Wait until a message that has been waiting since `since` may be sent.
 
         Raises HttpError when that takes longer than the message may wait.
         """
@@ -3948,25 +3950,25 @@ class RateLimiter:
                 raise HttpError(self.refusal)
             await asyncio.sleep(pause)
 
-    def refused(self, run: str, refusal: HttpResponse, now: float) -> bool:
-        """The server refused the message of `run`. Returns whether that is news."""
-        news, pause = now >= self._opens and self._trial != run, limits.rate_window
+    def refused(self, id: str, refusal: HttpResponse, now: float) -> bool:
+        """The server refused the message of the run `id`. Returns whether that is news."""
+        news, pause = now >= self._opens and self._trial != id, limits.rate_window
         self.refusal = refusal
-        if self._trial == run:
+        if self._trial == id:
             self._failures += 1
             pause *= random.uniform(1, min(2 ** (self._failures - 1), 8))
             self._trial = ""
         self._opens = max(self._opens, now + pause)
         return news
 
-    def accepted(self, run: str) -> None:
-        """The server accepted the message of `run`."""
+    def accepted(self, id: str) -> None:
+        """The server accepted the message of the run `id`."""
         self._failures = 0
-        self.leave(run)
+        self.leave(id)
 
-    def leave(self, run: str) -> None:
-        """`run` has sent, or does not send any more."""
-        if self._trial == run:
+    def leave(self, id: str) -> None:
+        """The run `id` has sent, or does not send any more."""
+        if self._trial == id:
             self._trial = ""
 
 
@@ -3979,7 +3981,7 @@ class RunProgress:
 
     `outcome` is a FinalAnswer, a failed StatusUpdate, or the question that ended the run; None
     until it is known. `answered` is set when it is, or when it never will be. `finished`: the
-    end of the stream means that all is stored. `died`: the model broke off its answer.
+    end of the stream means that all is stored. `broke_off`: the model did not finish its answer.
     """
 
     def __init__(self) -> None:
@@ -3987,7 +3989,7 @@ class RunProgress:
         self.outcome: FinalAnswer | StatusUpdate | ElicitationUpdate | None = None
         self.begun = False  # something of an answer came
         self.finished = False
-        self.died = False
+        self.broke_off = False
         self._questions: dict[str, ElicitationUpdate] = {}  # that are open
 
     def observe(self, update: Update) -> Update | None:
@@ -4006,7 +4008,7 @@ class RunProgress:
             case StatusUpdate(status="finished") if self._questions:
                 return self.end(next(iter(self._questions.values())))
             case StatusUpdate(status="finished"):
-                self.died = self.begun
+                self.broke_off = self.begun
                 return self.end(FinalAnswer("", True) if self.begun else NO_OUTPUT)
             case ElicitationUpdate(subtype="request"):
                 self._questions[update.id] = update
@@ -4032,7 +4034,7 @@ class RunTarget(msgspec.Struct, frozen=True):
 
     credentials: Credentials
     conversation_id: str
-    generation_id: str  # an idempotency key: it finds the message if nobody knows if it arrived
+    generation_id: str  # an idempotency key, by which the message is found
     parent_id: str | None  # the message that it continues after; None in a new conversation
     body: bytes
     content_type: str
@@ -4046,7 +4048,7 @@ class RunState(enum.Enum):
     UNCERTAIN = enum.auto()  # the server may have it: look for it in the conversation
     ACCEPTED = enum.auto()  # the server has it: follow the run's log
     UNLOGGED = enum.auto()  # the log is of no use: read the answer in the conversation
-    STORED = enum.auto()  # nothing is left to be done
+    OVER = enum.auto()  # the answer is stored, or the conversation is gone
 
 
 async def has_arrived(
@@ -4111,7 +4113,7 @@ class Run:
     @property
     def may_send_next(self) -> bool:
         """Whether it is safe to send the conversation's next message."""
-        return self.state in (RunState.UNSENT, RunState.STORED)
+        return self.state in (RunState.UNSENT, RunState.OVER)
 
     async def drive(self) -> None:
         """Send the message and follow its run, until it is stored.
@@ -4121,7 +4123,7 @@ class Run:
         """
         with contextlib.suppress(TimeoutError):  # the next turn waits for it
             async with self._deadline:
-                while (state := self.state) is not RunState.STORED:
+                while (state := self.state) is not RunState.OVER:
                     await (self._send() if state is RunState.UNSENT else self._step())
                     if self.state is not state:
                         self._backoff.reset()
@@ -4138,19 +4140,19 @@ class Run:
             await self._receive(decoder, "POST", "", target.body, target.content_type)
             self._take(decoder.end())
             if self.progress.outcome and self.progress.finished:
-                self.state = RunState.STORED
+                self.state = RunState.OVER
         except ConnectionLost as lost:
             self._problem = lost
             if self.state is RunState.UNCERTAIN and not lost.sent:
                 self.state = RunState.UNSENT
         except HttpError as error:
             self._problem = error
-            # From 500 on it is of a proxy, or of the server after it has stored the message.
+            # From 500 on it is a proxy's, or the server's after it has stored the message.
             if error.response.status < 500:
                 self.state = RunState.UNSENT
                 await self._refused(error)
         except HuggingChatError as error:
-            # Of an answer too large it is the server's; else no connection could be made.
+            # TooLarge means that the server answered; any other, that no connection was made.
             if self.state is RunState.UNCERTAIN and not isinstance(error, TooLarge):
                 self.state = RunState.UNSENT
             raise
@@ -4169,7 +4171,7 @@ class Run:
             raise NotFound if response.is_hidden and target.parent_id else error
 
     async def _receive(self, decoder: JsonLinesDecoder, method: str, path: str, *body: Any) -> None:
-        """Take the updates of a response. Raises HttpError for one that is none of updates."""
+        """Take the updates of a response. Raises HttpError if it is not a stream of updates."""
         credentials, path = self._target.credentials, chat_path(self._target.conversation_id) + path
         async with self._client.open(credentials, method, path, *body) as exchange:
             while chunk := await exchange.read(limits.read_timeout):
@@ -4190,7 +4192,7 @@ class Run:
         for update in merge_tokens(updates):
             if isinstance(update, LogEnd):  # if it has not told the answer, the store may
                 known = self.progress.outcome is not None
-                self.state = RunState.STORED if known else RunState.UNLOGGED
+                self.state = RunState.OVER if known else RunState.UNLOGGED
             elif observed := self.progress.observe(update):
                 self._on_update(observed)
         if self.progress.outcome and self._deadline.when() is None:
@@ -4219,7 +4221,7 @@ class Run:
             elif status < 500 and not await self._client.sessions.renew_after(error, credentials):
                 raise
         except NotFound:
-            self.state = RunState.UNSENT if state is RunState.UNCERTAIN else RunState.STORED
+            self.state = RunState.UNSENT if state is RunState.UNCERTAIN else RunState.OVER
             raise
         if self.state is state:
             why = f"it did not come back within {limits.reconnect_timeout:.0f} seconds"
@@ -4250,7 +4252,7 @@ class Run:
         if stored is None:
             if progress.begun and not progress.outcome:
                 raise IncompleteAnswer("The server lost the answer.")
-            self.state = RunState.STORED if progress.outcome else RunState.UNSENT
+            self.state = RunState.OVER if progress.outcome else RunState.UNSENT
             self._seq = 0  # a new run has a new log
             self._problem = ConnectionLost("it did not take the message", sent=True)
             return
@@ -4267,7 +4269,7 @@ class Run:
             self._on_update(progress.end(NO_OUTPUT))
         # chat-ui saves an answer on the way, the whole conversation only at the end.
         if answer.settled:
-            self.state = RunState.STORED
+            self.state = RunState.OVER
 
 
 def merge_tokens(updates: Iterable[Update | LogEnd]) -> Iterator[Update | LogEnd]:
@@ -4517,15 +4519,18 @@ class TurnResult(msgspec.Struct):
         )
 
 
+Item = tuple[StreamEvent, int] | str
+
+
 class Channel:
     """From a turn on the background loop to the caller who takes its answer.
 
-    What is put into it is an event with the length of the text up to its end, or a note.
-    `delivered` is that of the text that has reached the caller, in UTF-16 units: where a stop
-    cuts the answer, so that what is stored is what was shown.
+    An item is a note, or an event with the length of the answer's text up to and with it.
+    `delivered` is the length that has reached the caller, in UTF-16 units: there a stop cuts the
+    answer, so that what is stored is what was shown.
     """
 
-    def __init__(self, put: Callable[[Any], object], on_note: Callable[[str], None]) -> None:
+    def __init__(self, put: Callable[[Item], object], on_note: Callable[[str], None]) -> None:
         self.delivered = 0
         self._put = put
         self._on_note = on_note
@@ -4538,12 +4543,11 @@ class Channel:
         """A line for the person at the terminal, or for the log."""
         self._put(text)
 
-    def deliver(self, item: Any) -> StreamEvent | None:
+    def deliver(self, item: Item) -> StreamEvent | None:
         """In the caller's thread: the event of an item, or None for a note, which is told."""
         if isinstance(item, str):
             self._on_note(item)
             return None
-        event: StreamEvent
         event, self.delivered = item
         return event
 
@@ -4589,9 +4593,9 @@ async def wait_for_turn(
 ) -> TurnLock:
     """Wait until no other run goes on in a conversation, here or in another process.
 
-    A message whose process was killed has `limits.arrival` seconds to arrive. A stop that reached
-    the server too late leaves a marker there, which stops the next run if that begins within
-    `limits.stop_marker` seconds. Raises ConnectionLost.
+    A message has `limits.arrival` seconds to arrive if the process that sent it was killed. A stop
+    that reached the server too late leaves a marker there, which stops the next run if that begins
+    within `limits.stop_marker` seconds. Raises ConnectionLost.
     """
     words = "waiting for the end of another turn of this conversation"
     noting = asyncio.get_running_loop().call_later(sum(limits.backoff[:4]), note, words)
@@ -4616,7 +4620,7 @@ def local_timezone() -> str | None:
     """This machine's time zone by its IANA name, as a browser tells it; None if unknown."""
     import tzlocal
 
-    with contextlib.suppress(Exception):  # it raises what its configuration is wrong with
+    with contextlib.suppress(Exception):  # a broken configuration raises errors of many kinds
         named = "TZ" in os.environ  # else it is looked for in files, once
         return str(tzlocal.reload_localzone() if named else tzlocal.get_localzone())
     return None
@@ -4678,7 +4682,7 @@ class Turn:
     async def _error_of(self, error: Exception) -> Exception:
         """The error to raise for one that ended the turn: NotFound if nothing was sent."""
         run, result, request = self._run, self._result, self._request
-        if isinstance(error, NotFound) and run and run.state is RunState.STORED:
+        if isinstance(error, NotFound) and run and run.state is RunState.OVER:
             return HuggingChatError(f"The conversation was deleted: {result.page}")
         page = "" if await self._delete_unused(error) else result.page
         if not isinstance(error, ConnectionLost | HttpError | IncompleteAnswer):
@@ -4795,7 +4799,7 @@ class Turn:
         outcome, model = run.progress.outcome, self._request.model.id
         if isinstance(outcome, FinalAnswer) and not self.answer.begun:
             outcome = NO_OUTPUT
-        if run.progress.died:
+        if run.progress.broke_off:
             self._channel.note(f"the model {model} broke off its answer")
         if isinstance(outcome, StatusUpdate):
             raise failure_error(model, outcome, self._credentials)
@@ -4806,7 +4810,7 @@ class Turn:
             )
 
     async def _finish(self, driving: asyncio.Task[None]) -> None:
-        """The answer is there. Its id is worth a little time, and so is its storing."""
+        """The answer is there: wait a little for its id, and for it to be stored."""
         result, answer = self._result, self.answer
         fetching = self._fetching or self._client.spawn(self._fetch_id())
         await asyncio.wait([fetching], timeout=limits.id_timeout)
@@ -4824,8 +4828,11 @@ class Turn:
 async def run_turn(
     client: Client, request: TurnRequest, result: TurnResult, channel: Channel
 ) -> None:
-    """Run a turn; start over if its conversation is gone; ask once more for a document that
-    does not match the schema. Raises HuggingChatError."""
+    """Run a turn, with at most one new start and one repair. Raises HuggingChatError.
+
+    It starts over if its conversation is gone; it asks once more for a document that does not
+    match the schema.
+    """
     repairing = False
     while True:
         plan, turn = request.plan, Turn(client, request, result, channel)
@@ -4849,7 +4856,7 @@ async def run_turn(
             return
         if repairing or result.interrupted:
             # People see what there is instead of a document.
-            said = one_line(turn.answer.raw_text, 1000) or "nothing"
+            said = one_line(turn.answer.document_text, 1000) or "nothing"
             when = "does not match the schema, asked twice"
             when = "was broken off" if result.interrupted else when
             raise HuggingChatError(f"The answer {when}: {problem}. {result.page}\nIt was: {said}")
@@ -4901,7 +4908,7 @@ class Background:
             task = cast("asyncio.Task[T]", asyncio.current_task())
             self._work.add(task)
             task.add_done_callback(self._work.discard)
-            # Once the caller has left, a failure is nobody's: asyncio is not to report it.
+            # Once the caller has left, nobody sees a failure: asyncio is not to report it.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
             if self._client is None:
                 self._client = Client()
@@ -4992,7 +4999,7 @@ def stream_turn(
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     channel = Channel(items.put, on_note)
     future = background.submit(lambda client: work(client, channel))
-    future.add_done_callback(items.put)
+    future.add_done_callback(items.put)  # when it is done, it is the last item
     try:
         while (item := _next(items)) is not future:
             if event := channel.deliver(item):
@@ -5079,7 +5086,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         """Something to know that is not a failure: without the command line, it is logged."""
         if self._on_command_line:
             self._end_line()
-            note(text)
+            print_note(text)
         else:
             logging.getLogger(__name__).warning("%s", one_line(text))
 
@@ -5128,7 +5135,7 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        self._kinds = (TEXTS, RECORDINGS, IMAGES) if info.multimodal else (TEXTS, RECORDINGS)
+        self._kinds = tuple(kind for kind in KINDS if kind is not IMAGES or info.multimodal)
         self.attachment_types = frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
         self.supports_schema = self.supports_tools = is_general(info)
 
@@ -5432,7 +5439,7 @@ def response_of(
     answer = Answer(functools.partial(server.file_page, ref.id))
     stored = message.replay()
     answer.add(message.router_metadata or RouterMetadata())
-    # When a conversation changes its model, earlier answers keep the name of theirs here.
+    # When a conversation changes its model, earlier answers keep their model's name here.
     model = tree.model if answer.router.route else answer.router.model or tree.model
     asked = HuggingChat(ModelInfo(model))
     response = llm.Response(llm.Prompt(None, cast(Any, asked), messages=history), asked, True)
@@ -5680,7 +5687,7 @@ def call_server(
 
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
-    login_needed, user = await client.wants_login(credentials), ""
+    login_needed, user = await client.has_accounts(credentials), ""
     with contextlib.suppress(HuggingChatError):  # there is no session, and none can be made
         user = await client.user(credentials)
         if login_needed and not user:
@@ -5780,7 +5787,7 @@ def login(browser: str | None) -> None:
     elif not sys.stdin.isatty():
         given = sys.stdin.buffer.read(PASTE_LIMIT)
         source = contextlib.nullcontext(parse_cookies(given, server.host))
-    if not call_server(Client.wants_login, credentials=Credentials(server)):
+    if not call_server(Client.has_accounts, credentials=Credentials(server)):
         click.echo(f"{server.host} needs no login. Try: llm -m hf-llama 'Say hello'")
         return
     with source as cookies:
@@ -5988,7 +5995,7 @@ def models_(queries: tuple[str, ...], json_: bool) -> None:
     if json_:
         echo_json(found)
     elif catalogue.time is None:
-        note("this is the built-in list; for the server's own run: llm huggingchat refresh")
+        print_note("this is the built-in list; for the server's own run: llm huggingchat refresh")
 
 
 # Settings
@@ -6118,7 +6125,7 @@ def settings_(name: str | None, json_: bool, **options: Any) -> None:
     if found:
         click.echo("These are settings of your account: they apply on the web page too.")
     else:
-        note("no model has settings of its own")
+        print_note("no model has settings of its own")
 
 
 # Conversations
@@ -6187,7 +6194,7 @@ async def list_conversations(
     while True:
         path = f"/api/v2/conversations?p={page}"
         got = await client.get(credentials, path, ConversationPage)
-        if not listed and not got.conversations:  # as for who is not logged in
+        if not listed and not got.conversations:  # as for somebody who is not logged in
             await require_login(client, credentials)
             got = await client.get(credentials, path, ConversationPage)
         before = len(listed)
@@ -6268,7 +6275,7 @@ def conversations(number: int, query: str, json_: bool) -> None:
     if json_:
         echo_json(shown)
     elif not found:
-        note("no conversation" + (f" with {query!r} in its title" if query else ""))
+        print_note("no conversation" + (f" with {query!r} in its title" if query else ""))
 
 
 @huggingchat.command(name="import")
@@ -6503,17 +6510,17 @@ def artifacts(
         for path, version in files.items():
             click.echo(f"{path} ({len(version.content.encode())} bytes)")
     if not found:
-        note("there are no artifacts in this conversation")
+        print_note("there are no artifacts in this conversation")
     for identifier, versions in found.items():
         if not (json_ or output):
             _echo_artifact(identifier, versions, every)
         _note_problems(identifier, versions)
     pages = [path for path, version in files.items() if version.kind in BROWSER_KINDS]
     if show and not pages:
-        note("there is no HTML or SVG to show")
+        print_note("there is no HTML or SVG to show")
     for path in pages if show else ():
         if not open_in_browser(path.resolve().as_uri()):
-            note(f"there is no browser here to open {path}")
+            print_note(f"there is no browser here to open {path}")
 
 
 def _artifact_json(identifier: str, versions: list[ArtifactVersion]) -> dict[str, Any]:
@@ -6538,9 +6545,9 @@ def _note_problems(identifier: str, versions: list[ArtifactVersion]) -> None:
     for version in versions:
         which = f"version {version.number} of {one_line(identifier, 100)}"
         for text in version.missed:
-            note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
+            print_note(f"{which} did not match: it replaces {one_line(text, 60)!r}")
         if version.cut:
-            note(f"{which} was never closed")
+            print_note(f"{which} was never closed")
 
 
 # Recordings, and files in answers
@@ -6566,7 +6573,7 @@ def transcribe(file: str) -> None:
         recording = upload_of(
             attachment, *await read_attachment(client, attachment), (RECORDINGS,), command
         )
-        (text,) = await transcribe_all(client, credentials, [recording], note)
+        (text,) = await transcribe_all(client, credentials, [recording], print_note)
         return f"{text}\n"
 
     echo_text(call_server(work))

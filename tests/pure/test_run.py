@@ -380,5 +380,5 @@ def test_run_comes_to_an_answer_a_failure_or_a_question(answer, outcome, died, c
         world.arrivals.append(world.clock.now)
     assert world.drive() is None
     progress = world.run.progress
-    assert (progress.outcome, progress.died, world.run.may_send_next) == (outcome, died, True)
+    assert (progress.outcome, progress.broke_off, world.run.may_send_next) == (outcome, died, True)
     assert progress.answered.is_set()
