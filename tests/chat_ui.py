@@ -16,10 +16,10 @@ the n-th, and all later ones are the last; [[reason]] thinks first, inside the t
 with the tags cut in two; [[reasoning_events]] does, with events of their own; [[tokens=N]] w0 w1 …;
 [[delay=S]] seconds a token; [[wait=S]] seconds before the first; [[unicode]]; [[history]] the
 messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
-[[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
-tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
-ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final answer;
-[[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
+[[tools]] two, [[tool_error]] one that fails, [[elicit]] one that asks the person something and
+waits for `ChatUI.reply`, [[elicit_ends]] one that asks and the run ends (all five only if tools are
+selected); [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
+answer; [[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
 
 The model fails: [[err=429]]; [[die=N]] stops after N tokens, without a final answer; [[empty]].
 
@@ -395,11 +395,8 @@ class ChatUI:
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
         root = {"from": "system", "content": preprompt} | new_message([])
-        with self.lock:
-            conversation = Conversation(
-                secrets.token_hex(12), owner, model, preprompt, [root], **more
-            )
-            self.conversations[conversation.id] = conversation
+        conversation = Conversation(owner, model, preprompt, [root], **more)
+        self.conversations[conversation.id] = conversation
         return conversation
 
 
@@ -782,7 +779,9 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
         raise Refusal(429, TOO_LONG.format(chat.max_messages))
     if not (model := chat.model(conversation.model)):
         raise Refusal(410)
-    tools = selected_tools(chat, data) if model["supportsTools"] else []
+    listed = (*chat.mcp_servers, *data.get("selectedMcpServers", []))
+    servers = [server["name"] for server in listed if model["supportsTools"]]
+    tools = [name for name in servers if name in data.get("selectedMcpServerNames", servers)]
     if conversation.stop and time_now - conversation.stop[0] > STOP_MARKER:
         conversation.stop = None
     messages = conversation.grow(data, [file for file in request.files if file[2]])
@@ -796,14 +795,6 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
         chunk=int(words.number("split", 1)) if "split" in words else 0,
         limit=int(words.number("cut_bytes", sys.maxsize)),
     )
-
-
-def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:
-    """The names of the tool servers that a message may use."""
-    listed = (*chat.mcp_servers, *data.get("selectedMcpServers", []))
-    servers = [server["name"] for server in listed]
-    names = data.get("selectedMcpServerNames", servers)
-    return [name for name in servers if name in names]
 
 
 def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:

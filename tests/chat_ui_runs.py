@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import secrets
 import threading
 import time
 import uuid
@@ -118,11 +119,11 @@ def stored_title(title: str) -> str:
 class Conversation:
     """A conversation as it is stored."""
 
-    id: str
     session: str  # whose it is: the user's name, or the session cookie's value
     model: str
     preprompt: str
     messages: list[Message]
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     title: str = NEW_CHAT
     updated_at: str = field(default_factory=now)
     from_share: str | None = None
@@ -260,7 +261,7 @@ def script(prompt: Prompt) -> Iterator[Event]:
     if "reason" in words or ("tools" in words and tools):
         thoughts = ["<think>Let me", " think", " about\n\n", "this", " carefully.</think>"]
         yield from map(text_event, thoughts)
-    if "elicit" in words or "elicit_ends" in words:
+    if tools and {"elicit", "elicit_ends"} & words.keys():
         request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form", "server": tools[0]}
         request["message"] = "Which city do you mean?"
         request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
@@ -550,17 +551,14 @@ def stream_of(run: Run) -> Pieces:
     """
     index, state = 0, "running"
     try:
-        while state == "running":
+        while state == "running" or run.held:
             with run.changed:
-                if len(run.wire) == index and run.state == "running":
+                if len(run.wire) == index and (run.state == "running" or run.held):
                     run.changed.wait(0.05)
                 lines, state = run.wire[index:], run.state
             index += len(lines)
             yield from [*lines, (b"", False)]
             run.streamed |= any(is_token for _, is_token in lines)
-        while run.held:
-            time.sleep(0.02)
-            yield b"", False
     finally:
         with run.chat.lock, run.changed:
             if run.state == "running":
