@@ -16,10 +16,10 @@ the n-th, and all later ones are the last; [[reason]] thinks first, inside the t
 with the tags cut in two; [[reasoning_events]] does, with events of their own; [[tokens=N]] w0 w1 …;
 [[delay=S]] seconds a token; [[wait=S]] seconds before the first; [[unicode]]; [[history]] the
 messages the model sees, as JSON; [[images]] how many images it sees; [[tool]] one tool call,
-[[tools]] two, [[tool_error]] one that fails (all three only if tools are selected); [[elicit]] a
-tool asks the person something and waits for `ChatUI.reply`, [[elicit_ends]] it asks and the run
-ends; [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final answer;
-[[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
+[[tools]] two, [[tool_error]] one that fails, [[elicit]] one that asks the person something and
+waits for `ChatUI.reply`, [[elicit_ends]] one that asks and the run ends (all five only if tools are
+selected); [[file]] a picture in the middle; [[unstreamed]] the text comes only with the final
+answer; [[router]] names a route and model, as `omni` does; [[title=T]], [[title_delay=S]].
 
 The model fails: [[err=429]]; [[die=N]] stops after N tokens, without a final answer; [[empty]].
 
@@ -71,11 +71,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler
-from itertools import chain, repeat
+from itertools import chain, cycle
 from socketserver import ThreadingTCPServer
 from typing import Any, TextIO
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -83,12 +83,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from chat_ui_runs import PICTURE as PICTURE
 from chat_ui_runs import (
     SAY,
-    TOOL_SERVERS,
-    Batches,
     Conversation,
     Event,
     File,
     Message,
+    Pieces,
     Refusal,
     Run,
     Words,
@@ -121,9 +120,13 @@ NO_ACCESS = (
     " the 'share' feature instead."
 )
 TOO_MANY = "You have reached the maximum number of conversations. Delete some to continue."
+TOOL_SERVERS = [
+    {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
+    {"name": "Hugging Face", "url": "https://hf.example/mcp"},
+]
 FOR_A_MINUTE = ("cache-control", "private, max-age=60")
 LOGIN_PAGE = "/oauth/authorize"  # of the login provider, which shares the service's origin
-HEARTBEAT = 0.25  # seconds between two heartbeats of a resumed stream
+HEARTBEAT = 0.25  # seconds that a resumed stream is silent at most
 STORE_DELAY = 0.3  # seconds from `finished` to the moment when the answer is stored
 STOP_MARKER = 5.0  # seconds for which a stop also stops the *next* answer of its conversation
 
@@ -184,7 +187,7 @@ class Reply:
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     delay: float = 0.0  # seconds before it, if the client does not leave
-    batches: Batches | None = None  # of a stream: its body, a chunk for each piece
+    pieces: Pieces | None = None  # of a stream: its body, a chunk for each
     faults: dict[int, str] = field(default_factory=dict)  # after how many events: cut, stall or end
     chunk: int = 0  # bytes of a smaller chunk
     limit: int = sys.maxsize  # the connection closes after so many bytes
@@ -222,8 +225,8 @@ class Fault(Reply):
     def __post_init__(self) -> None:
         if self.flood:
             self.status = self.status or 200
-            endless = chain([self.body], repeat(self.flood))
-            self.batches = ([(piece, False)] for piece in endless)
+            endless = chain([self.body], cycle([self.flood, b""]))
+            self.pieces = ((piece, False) for piece in endless)
 
 
 # The words that are faults of sending, and how often they are, if they do not say that.
@@ -272,7 +275,6 @@ class ChatUI:
         self.login_wants = ""  # or "consent": it shows a page first
         self.logins: dict[str, str] = {}  # the code, or the provisional session: the verifier
         self.transcribes = True  # there is a TRANSCRIPTION_MODEL
-        self.elicitation_timeout = 3600.0  # seconds that a tool waits for its answer
         # What goes wrong with the next requests of a kind, one after another: by method and path
         # (without the base path; * and ? are wildcards). `spoil` changes the bodies of all answers.
         self.faults: dict[tuple[str, str], list[Fault]] = {}
@@ -291,9 +293,8 @@ class ChatUI:
         self.sent_at: list[float] = []
         self.lock = threading.RLock()
         self.closing = threading.Event()
-        self.open: set[socket.socket] = set()
+        self.open_connections: set[socket.socket] = set()
         self._used: Counter[tuple[str, str, str]] = Counter()
-        self._ids = (f"{int(time.time()):08x}{secrets.token_hex(5)}{n:06x}" for n in range(16**6))
         self._place = socket.socket()
         self._server: Server | None = None
         self.may_speak.set()
@@ -318,11 +319,6 @@ class ChatUI:
     def url(self) -> str:
         """The server's address, as LLM_HUGGINGCHAT_URL takes it."""
         return f"http://127.0.0.1:{self.port}{self.base_path}"
-
-    @property
-    def open_connections(self) -> int:
-        """How many connections are open now."""
-        return len(self.open)
 
     @property
     def runs(self) -> dict[str, str]:
@@ -356,7 +352,7 @@ class ChatUI:
             self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._place.bind(("127.0.0.1", self.port))
         with self.lock:
-            for connection in self.open:
+            for connection in self.open_connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -370,7 +366,7 @@ class ChatUI:
         with self.lock:
             self.log.append(request)
             if self.log_file:
-                line = vars(request) | {"cookies": sorted(request.cookies), "session": ""}
+                line = vars(request) | {"cookies": sorted(request.cookies)}
                 line["headers"] = {k: v for k, v in request.headers.items() if k != "cookie"}
                 line["files"] = [[name, mime, len(file)] for name, mime, file in request.files]
                 line["body"] = None if request.data else request.body.decode(errors="replace")
@@ -399,9 +395,8 @@ class ChatUI:
 
     def add_conversation(self, owner: str, model: str, preprompt: str, **more: Any) -> Conversation:
         root = {"from": "system", "content": preprompt} | new_message([])
-        with self.lock:
-            conversation = Conversation(next(self._ids), owner, model, preprompt, [root], **more)
-            self.conversations[conversation.id] = conversation
+        conversation = Conversation(owner, model, preprompt, [root], **more)
+        self.conversations[conversation.id] = conversation
         return conversation
 
 
@@ -423,10 +418,6 @@ class Server(ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
-class Broken(Exception):
-    """The connection is to be broken off here."""
-
-
 class Handler(BaseHTTPRequestHandler):
     """One connection: reads its requests and sends the replies."""
 
@@ -440,11 +431,11 @@ class Handler(BaseHTTPRequestHandler):
         with self.chat.lock:
             self.chat.connections += 1
             self.number = self.chat.connections
-            self.chat.open.add(self.connection)
+            self.chat.open_connections.add(self.connection)
 
     def finish(self) -> None:
         with self.chat.lock:
-            self.chat.open.discard(self.connection)
+            self.chat.open_connections.discard(self.connection)
         super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -462,16 +453,16 @@ class Handler(BaseHTTPRequestHandler):
             if fault.stall:
                 self.linger()
             if fault.drop or fault.stall:
-                raise Broken
+                raise ConnectionError
             reply = fault if fault.status else done or answer(chat, request)
             self.linger(0 if reply is fault else reply.delay)
-            if reply.batches:
-                self.stream(reply, reply.batches)
+            if reply.pieces:
+                self.stream(reply, reply.pieces)
             else:
                 body = chat.spoil(request, reply.body)
                 self.send_head(reply, ("content-length", str(len(body))))
                 self.wfile.write(body)
-        except (Broken, OSError):
+        except OSError:
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -488,7 +479,7 @@ class Handler(BaseHTTPRequestHandler):
             body += piece
             self.chat.closing.wait(len(piece) / uplink)
         if len(body) < size:
-            raise Broken
+            raise ConnectionError
         url = urlsplit(self.path)
         base_path = self.chat.base_path
         inside = url.path.startswith(base_path)
@@ -507,41 +498,34 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def stream(self, reply: Reply, batches: Batches) -> None:
+    def stream(self, reply: Reply, pieces: Pieces) -> None:
         """Send what comes, as it comes, up to a fault."""
         self.send_head(reply, ("transfer-encoding", "chunked"))
-        events, limit = 0, reply.limit
-        with contextlib.closing(batches):
-            for batch in batches:
-                if not batch and self.left():
-                    raise Broken
-                sent, fault = b"", None
-                for data, is_event in batch or [(b"", False)]:
-                    data = data[:limit]
-                    limit -= len(data)
-                    size = reply.chunk or len(data) or 1
-                    for chunk in (data[at : at + size] for at in range(0, len(data), size)):
-                        sent += b"%x\r\n%b\r\n" % (len(chunk), chunk)
-                    events += is_event
-                    if fault := "cut" if limit == 0 else reply.faults.get(events):
-                        break
+        sent, events, limit = b"", 0, reply.limit
+        with contextlib.closing(pieces):
+            for data, is_event in pieces:
+                data = data[:limit]
+                limit -= len(data)
+                size = reply.chunk or len(data) or 1
+                for chunk in (data[at : at + size] for at in range(0, len(data), size)):
+                    sent += b"%x\r\n%b\r\n" % (len(chunk), chunk)
+                events += is_event
+                fault = "cut" if limit == 0 else reply.faults.get(events)
+                if data and not fault:
+                    continue
                 self.wfile.write(sent)
+                sent = b""
                 if fault == "stall":
                     self.linger()
                 if fault == "end":
                     self.wfile.write(b"0\r\n\r\n")
-                if fault:
-                    raise Broken
-        self.wfile.write(b"0\r\n\r\n")
+                if fault or self.linger(0):
+                    raise ConnectionError
+        self.wfile.write(sent + b"0\r\n\r\n")
 
-    def linger(self, seconds: float | None = None) -> None:
-        """Say nothing until the client leaves, or the time is over."""
-        select.select([self.connection], [], [], seconds)
-
-    def left(self) -> bool:
-        """Whether the client has closed the connection."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+    def linger(self, seconds: float | None = None) -> bool:
+        """Say nothing until the client leaves, or the time is over. Whether it has left."""
+        return bool(select.select([self.connection], [], [], seconds)[0])
 
 
 # --- endpoints: what is common to them -----------------------------------------------------------
@@ -552,9 +536,13 @@ def answer(chat: ChatUI, request: Request) -> Reply:
     path, kind = request.path, request.headers.get("content-type", "")
     if path.removeprefix("outside:") == LOGIN_PAGE:
         return authorize(chat, request)
-    if path.startswith("outside:"):
-        return Reply(b"Not found", "text/plain", 404)
-    identify(chat, request)
+    request.session = request.cookies.get("hf-chat") or str(uuid.uuid4())
+    if chat.login_required and request.session in chat.sessions:
+        user, token = chat.sessions[request.session]
+        if request.cookies.get("token") == token:
+            request.user = user
+        else:  # the session is not to be trusted
+            request.session = str(uuid.uuid4())
     refused = chat.login_required and not request.user
     if refused and not re.match("/(login|conversation/|api)", path):
         return begin_login(chat, request)
@@ -579,17 +567,6 @@ def answer(chat: ChatUI, request: Request) -> Reply:
         cookie = f"hf-chat={request.session}; Path=/; Expires={expires}; HttpOnly; SameSite=Lax"
         reply.headers += (("set-cookie", cookie),)
     return reply
-
-
-def identify(chat: ChatUI, request: Request) -> None:
-    """The session of the cookies; a new one if there is none, or it is not to be trusted."""
-    request.session = request.cookies.get("hf-chat") or str(uuid.uuid4())
-    if chat.login_required and request.session in chat.sessions:
-        user, token = chat.sessions[request.session]
-        if request.cookies.get("token") == token:
-            request.user = user
-        else:
-            request.session = str(uuid.uuid4())
 
 
 def early_no(request: Request, status: int, message: str) -> Reply:
@@ -651,9 +628,9 @@ def end_login(chat: ChatUI, request: Request) -> Reply:
 
 
 def show_model(chat: ChatUI, request: Request, model_id: str) -> Reply:
-    """A listed model, and who can run it."""
+    """A model, and who can run it."""
     model = chat.model(model_id)
-    if not model or model["unlisted"]:
+    if not model:
         raise Refusal(404, "Model not found")
     names = ("novita", "together", "fireworks-ai")
     providers = None if model["isRouter"] else [{"provider": name} for name in names]
@@ -697,10 +674,8 @@ def show_settings(chat: ChatUI, request: Request) -> Reply:
 
 def change_settings(chat: ChatUI, request: Request) -> Reply:
     """New settings: what is left out goes back to its default."""
-    settings = {name: value for name, value in request.json().items() if name in SETTINGS}
-    if None in settings.values():
-        raise Refusal(500)
-    chat.settings[request.owner] = settings
+    given = request.json()
+    chat.settings[request.owner] = {name: given[name] for name in SETTINGS if name in given}
     return Reply(content_type=None)
 
 
@@ -724,7 +699,7 @@ def create(chat: ChatUI, request: Request) -> Reply:
 def list_conversations(chat: ChatUI, request: Request) -> Reply:
     page = request.query.get("p", "0")
     start = 30 * int(page) if page.isdecimal() else 0
-    mine = sorted(chat.of(request.owner), key=lambda c: (c.updated_at, c.id), reverse=True)
+    mine = sorted(chat.of(request.owner), key=lambda each: each.updated_at)[::-1]
     fields = ("id", "title", "updatedAt", "model", "modelId")
     shown = [conversation.as_json() for conversation in mine[start : start + 30]]
     shown = [{"_id": item["id"]} | {name: item[name] for name in fields} for item in shown]
@@ -764,8 +739,7 @@ def delete_conversation(chat: ChatUI, request: Request, conversation: Conversati
 def share(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     """Give a conversation, as it is now, an address of its own."""
     share_id = secrets.token_urlsafe(6)[:7]
-    chat.shares[share_id] = copy.deepcopy(conversation)
-    chat.shares[share_id].id, chat.shares[share_id].shared = share_id, True
+    chat.shares[share_id] = copy.deepcopy(replace(conversation, id=share_id, shared=True))
     return Reply(dumps({"shareId": share_id}))
 
 
@@ -805,9 +779,9 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
         raise Refusal(429, TOO_LONG.format(chat.max_messages))
     if not (model := chat.model(conversation.model)):
         raise Refusal(410)
-    if data.get("inputs") == "":
-        raise Refusal(500)
-    tools = selected_tools(chat, data) if model["supportsTools"] else []
+    listed = (*chat.mcp_servers, *data.get("selectedMcpServers", []))
+    servers = [server["name"] for server in listed if model["supportsTools"]]
+    tools = [name for name in servers if name in data.get("selectedMcpServerNames", servers)]
     if conversation.stop and time_now - conversation.stop[0] > STOP_MARKER:
         conversation.stop = None
     messages = conversation.grow(data, [file for file in request.files if file[2]])
@@ -816,20 +790,11 @@ def send_message(chat: ChatUI, request: Request, conversation: Conversation) -> 
     words = run.words
     return Reply(
         content_type="application/jsonl",
-        batches=stream_of(run),
+        pieces=stream_of(run),
         faults={at: name for name in ("cut", "stall", "end") for at in words.numbers(name)[:1]},
         chunk=int(words.number("split", 1)) if "split" in words else 0,
         limit=int(words.number("cut_bytes", sys.maxsize)),
     )
-
-
-def selected_tools(chat: ChatUI, data: dict[str, Any]) -> list[str]:
-    """The names of the tool servers that a message may use."""
-    listed = (*chat.mcp_servers, *data.get("selectedMcpServers", []))
-    servers = {server["name"]: server["url"] for server in listed}
-    names = data.get("selectedMcpServerNames", list(servers))
-    safe = re.compile(r"https://(?!localhost|127\.|10\.|192\.168\.|\[)")
-    return [name for name, url in servers.items() if name in names and safe.match(url)]
 
 
 def stop(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
@@ -865,8 +830,8 @@ def resume(chat: ChatUI, request: Request, conversation: Conversation) -> Reply:
     return Reply(
         content_type="text/event-stream",
         headers=(("cache-control", "no-cache, no-transform"),),
-        batches=log_of(run, int(start) if start.isdecimal() else 0, HEARTBEAT),
-        faults=faults if run else {},
+        pieces=log_of(run, int(start) if start.isdecimal() else 0, HEARTBEAT),
+        faults=faults,
     )
 
 

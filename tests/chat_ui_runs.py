@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 import re
+import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 Message = dict[str, Any]
 File = tuple[str, str, bytes]  # name, type, content
-# What comes together of a stream: pieces, and which are events that its faults count. An empty
-# batch only asks whether the reader is still there.
-Batches = Generator[list[tuple[bytes, bool]], None, None]
+# The pieces of a stream, and which are events that its faults count. An empty one says that this
+# is all for now, and asks whether the reader is still there.
+Pieces = Generator[tuple[bytes, bool], None, None]
 
-TOOL_SERVERS = [
-    {"name": "Web Search (Exa)", "url": "https://mcp.exa.example/mcp"},
-    {"name": "Hugging Face", "url": "https://hf.example/mcp"},
-]
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
@@ -38,7 +35,7 @@ ROUTE = {"type": "routerMetadata", "route": "default", "model": "zai-org/GLM-4.6
 DOCUMENT_TYPES = ("application/json", "application/xml", "application/csv")
 NEW_CHAT = "New Chat"
 KEEP_ALIVE = 0.1  # seconds between two keepAlive events
-LOG_TOKENS = 5  # so many that come together are logged as one event
+LOG_TOKEN = 16  # characters: tokens that come together are logged as one event up to this
 REFUSALS = {
     401: "Unauthorized",
     403: "Forbidden",
@@ -122,11 +119,11 @@ def stored_title(title: str) -> str:
 class Conversation:
     """A conversation as it is stored."""
 
-    id: str
     session: str  # whose it is: the user's name, or the session cookie's value
     model: str
     preprompt: str
     messages: list[Message]
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     title: str = NEW_CHAT
     updated_at: str = field(default_factory=now)
     from_share: str | None = None
@@ -206,10 +203,6 @@ class ModelFailed(Exception):
     """The model's host answered with an error: a message, and maybe a status."""
 
 
-class NoAnswer(Exception):
-    """The run ends without a final answer."""
-
-
 class Stopped(Exception):
     """Somebody asked for the answer to stop."""
 
@@ -224,9 +217,6 @@ class Prompt:
     tools: list[str]  # names of the tool servers
     model: dict[str, Any]
     outcome: Event = field(default_factory=dict)  # what became of the question of a tool
-
-    def heard(self) -> str:
-        return f"{self.outcome['action']} {json.dumps(self.outcome.get('content', {}))}"
 
 
 FIXED = {
@@ -269,25 +259,28 @@ def script(prompt: Prompt) -> Iterator[Event]:
         yield {"type": "reasoning", "subtype": "status", "status": "Done in 1s."}
     said = [] if "empty" in words else tokens(prompt)
     if "reason" in words or ("tools" in words and tools):
-        for token in ("<think>Let me", " think", " about\n\n", "this", " carefully.</think>"):
-            yield text_event(token)
-    if "elicit" in words or "elicit_ends" in words:
-        asked = question(tools[0] if tools else TOOL_SERVERS[0]["name"])
-        yield from tool_call("ask", "Let me ask.", prompt.heard, asked)
-        said = ["The", " person", " said: ", prompt.heard()]
+        thoughts = ["<think>Let me", " think", " about\n\n", "this", " carefully.</think>"]
+        yield from map(text_event, thoughts)
+    if tools and {"elicit", "elicit_ends"} & words.keys():
+        request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form", "server": tools[0]}
+        request["message"] = "Which city do you mean?"
+        request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
+        asked: Event = {"type": "elicitation", "subtype": "request", "request": request}
+        yield from tool_call("ask", "Let me ask.", "The person answered.", asked)
+        said = ["The", " person", " said: accept ", json.dumps(prompt.outcome["content"])]
     elif tools and {"tool", "tools", "tool_error"} & words.keys():
-        result = None if "tool_error" in words else lambda: RESULTS
+        result = None if "tool_error" in words else RESULTS
         yield from tool_call(tool_name(tools[0]), "Let me look that up.", result)
         said = ["The", " tool", " said: ", RESULTS] if result else ["The", " tool", " failed."]
         if "tools" in words:
             halfway = {"subtype": "progress", "progress": 1, "total": 2, "message": "halfway"}
-            yield from tool_call(tool_name(tools[-1]), "One more.", lambda: RESULTS, halfway)
+            yield from tool_call(tool_name(tools[-1]), "One more.", RESULTS, halfway)
     if "unstreamed" in words:
         yield {"type": "finalAnswer", "text": "".join(said), "interrupted": False}
         return
     for index, token in enumerate(said):
         if "die" in words and index == int(words["die"]):
-            raise NoAnswer
+            return
         if "file" in words and index == len(said) // 2:
             sha = sha256(PICTURE)
             yield {"type": "file", "name": "picture.png", "sha": sha, "mime": "image/png"}
@@ -306,9 +299,7 @@ def tool_name(server: str) -> str:
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
 
-def tool_call(
-    name: str, said: str, result: Callable[[], str] | None, *meanwhile: Event
-) -> Iterator[Event]:
+def tool_call(name: str, said: str, result: str | None, *meanwhile: Event) -> Iterator[Event]:
     """The model says something and calls a tool, which gives back a text, or fails without one."""
     call = {"name": name, "parameters": {"query": "chat-ui"}}
     raw = {"originalId": "call_1", "argumentsRaw": json.dumps(call["parameters"])}
@@ -320,19 +311,10 @@ def tool_call(
     if not result:
         yield base | {"subtype": "error", "message": "The tool could not be reached"}
         return
-    text = result()
-    output: Event = {"text": text, "structured": {"result": text}}
-    output |= {"content": [{"type": "text", "text": text}]}
+    output: Event = {"text": result, "structured": {"result": result}}
+    output |= {"content": [{"type": "text", "text": result}]}
     outcome = {"status": "success", "call": call, "outputs": [output], "display": True}
     yield base | {"subtype": "result", "result": outcome}
-
-
-def question(server: str) -> Event:
-    """What a tool asks the person."""
-    request: Event = {"elicitationId": str(uuid.uuid4()), "mode": "form", "server": server}
-    request["message"] = "Which city do you mean?"
-    request["fields"] = [{"kind": "string", "name": "city", "title": "City", "required": True}]
-    return {"type": "elicitation", "subtype": "request", "request": request}
 
 
 # Lines that a reader of the stream has to live with, one between every two tokens.
@@ -382,8 +364,7 @@ class Run:
         self.recent = ""  # the text after the last tool
         self.updates: list[Event] = []
         self.held = False  # its first reader gets nothing more
-        self._read = 0  # so many events of the log have been read
-        self._merged = 0  # so many tokens are in its last one
+        self.read = 0  # so many events of the log have been read
         self._started = self._next_alive = time.monotonic()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._write, daemon=True)
@@ -391,13 +372,6 @@ class Run:
 
     def stop(self) -> None:
         self._stop.set()
-
-    def logged(self, after: int, timeout: float) -> tuple[list[Event], str]:
-        """The log after an event's number, if need be after a wait for more; and the state."""
-        with self.changed:
-            self.changed.wait_for(lambda: len(self.log) > after or self.state != "running", timeout)
-            self._read = len(self.log)
-            return self.log[after:], self.state
 
     def _write(self) -> None:
         state, failure = "completed", None
@@ -453,38 +427,33 @@ class Run:
             self._tell(ROUTE)
         if self.prompt.tools:
             self._metadata()
-        event: Event = {}
-        try:
-            for event in script(self.prompt):
-                if event.get("subtype") == "request":
-                    self._ask(event)
-                else:
-                    self._tell(event)
-                if event.get("subtype") in ("result", "error"):
-                    self._tell(PROVIDER)  # once for every round
-                left -= event["type"] == "stream"
-                if left <= 0:
-                    self.chat.conversations.pop(self.conversation.id, None)
-                self._pause(delay if "token" in event or "progress" in event else 0)
-                if line := next(noise, b""):
-                    self._put(line)
-        except NoAnswer:
-            return
-        if self.text and event["type"] != "finalAnswer":
+        for event in script(self.prompt):
+            if "request" not in event:
+                self._tell(event)
+            elif "elicit" in words:
+                self._ask(event)
+            else:
+                self._tell(event)
+                return
+            if event.get("subtype") in ("result", "error"):
+                self._tell(PROVIDER)  # once for every round
+            left -= event["type"] == "stream"
+            if left <= 0:
+                self.chat.conversations.pop(self.conversation.id, None)
+            self._pause(delay if "token" in event or "progress" in event else 0)
+            if line := next(noise, b""):
+                self._put(line)
+        if self.text and not {"die", "unstreamed"} & words.keys():
             self._tell({"type": "finalAnswer", "text": self.recent.rstrip(), "interrupted": False})
 
     def _ask(self, event: Event) -> None:
-        """Tell a question, and what becomes of it. A run that does not wait for that ends here."""
-        if "elicit_ends" in self.words:
-            self._tell(event)
-            raise NoAnswer
-        expires = time.time() + self.chat.elicitation_timeout
-        outcome: Event = {"type": "elicitation", "subtype": "resolved", "action": "cancel"}
-        outcome |= {"elicitationId": event["request"]["elicitationId"], "resolution": "expired"}
-        self.prompt.outcome = outcome
+        """Tell a question, and what the person says to it."""
+        outcome = self.prompt.outcome
+        outcome |= {"type": "elicitation", "subtype": "resolved"}
+        outcome["elicitationId"] = event["request"]["elicitationId"]
         self.chat.elicitations.append(outcome)
-        self._tell(event | {"expiresAt": int(1000 * expires)})
-        while outcome["resolution"] == "expired" and time.time() < expires:
+        self._tell(event | {"expiresAt": int(1000 * time.time()) + 3_600_000})
+        while "action" not in outcome:
             self._pause(0.02)
         self._tell(outcome)
 
@@ -513,14 +482,11 @@ class Run:
         with self.changed:
             store(self, event)
             self.ending |= kind == "finalAnswer" or event.get("status") == "error"
-            last = self.log[-1] if len(self.log) > self._read else {}
-            alike = token and "token" in last and last["type"] == kind
-            if alike and self._merged < LOG_TOKENS:
+            last = self.log[-1] if len(self.log) > self.read else {}
+            if token and last.keys() == event.keys() and len(last["token"]) < LOG_TOKEN:
                 last["token"] += token  # tokens become one event while nobody has read it
-                self._merged += 1
             else:
                 self.log.append(dict(event))
-                self._merged = 1
         if kind == "stream":  # padded, so that the sizes of packets tell nothing
             event = event | {"token": token + "\0" * (16 - len(utf16(token)) // 2)}
         self._put(dumps(event) + b"\n", kind == "stream")
@@ -535,7 +501,7 @@ class Run:
 
     def write_back(self) -> None:
         """Store the whole conversation as this run knows it, over what there is."""
-        self._read = len(self.log)
+        self.read = len(self.log)
         if "interrupted" not in self.answer:
             self.answer["content"] = self.text
         self.answer |= {"updates": list(self.updates), "materializedSeq": len(self.log)}
@@ -578,42 +544,40 @@ def store(run: Run, event: Event) -> None:
     run.updates.append(event)
 
 
-def stream_of(run: Run) -> Batches:
+def stream_of(run: Run) -> Pieces:
     """Everything for the first reader, up to the moment of storing.
 
     When it leaves, all there is is stored, as the server does.
     """
     index, state = 0, "running"
     try:
-        while state == "running":
+        while state == "running" or run.held:
             with run.changed:
-                if len(run.wire) == index and run.state == "running":
+                if len(run.wire) == index and (run.state == "running" or run.held):
                     run.changed.wait(0.05)
                 lines, state = run.wire[index:], run.state
             index += len(lines)
-            yield lines
+            yield from [*lines, (b"", False)]
             run.streamed |= any(is_token for _, is_token in lines)
-        while run.held:
-            time.sleep(0.02)
-            yield []
     finally:
         with run.chat.lock, run.changed:
             if run.state == "running":
                 run.write_back()
 
 
-def log_of(run: Run | None, sequence: int, heartbeat: float) -> Batches:
+def log_of(run: Run | None, sequence: int, heartbeat: float) -> Pieces:
     """The log of a run after an event's number, up to its end; a log that there is not is gone."""
     state = "running" if run else "gone"
     while run and state == "running":
-        yield []
-        events, state = run.logged(sequence, heartbeat)
-        batch = []
+        yield b"", False
+        with run.changed:
+            if len(run.log) <= sequence and run.state == "running":
+                run.changed.wait(heartbeat)
+            run.read = len(run.log)
+            events, state = run.log[sequence:], run.state
         for event in events:
             sequence += 1
-            entry = b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event))
-            batch.append((entry, True))
-        if not batch and state == "running":
-            batch.append((b": heartbeat\n\n", False))
-        yield batch
-    yield [(b"event: end\ndata: %b\n\n" % dumps({"status": state}), False)]
+            yield b"id: %d\nevent: update\ndata: %b\n\n" % (sequence, dumps(event)), True
+        if not events and state == "running":
+            yield b": heartbeat\n\n", False
+    yield b"event: end\ndata: %b\n\n" % dumps({"status": state}), False

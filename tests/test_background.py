@@ -245,4 +245,4 @@ def test_nothing_is_left_to_the_garbage_collector(server):
         timeout=2 * AT_ONCE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    wait_for(lambda: server.open_connections == 0)
+    wait_for(lambda: not server.open_connections)

@@ -118,7 +118,7 @@ def test_ctrl_c_while_nothing_was_sent_leaves_nothing(server):
     server.faults["POST", "/conversation"] = [Fault(stall=True)]
     with ctrl_c(lambda: server.log):
         h.ask_sync("hello")
-    h.wait_for(lambda: server.open_connections == 0)
+    h.wait_for(lambda: not server.open_connections)
     assert server.stops == []
     assert server.conversations == {}
     assert h.ask_sync("hello").text() == "You said: hello"

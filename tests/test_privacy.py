@@ -233,7 +233,7 @@ def test_body_without_end_is_given_up(server):
         said = h.failure("huggingchat", "refresh")
         assert re.search(rf"127.0.0.1:{server.port} sent more than \d+ MB", said)
         assert len(server.log) == 1  # it is not asked again
-        h.wait_for(lambda: server.open_connections == 0)
+        h.wait_for(lambda: not server.open_connections)
 
 
 def changed(value: Any, path: list[int], new: Any) -> Any:

@@ -159,7 +159,7 @@ def test_ctrl_c_while_transcribing(server, file):
     with h.meanwhile(press), h.soon():
         h.run("-m", "hf-llama", "hi", "-a", str(file), status=1)
     signal.signal(signal.SIGINT, before)
-    h.wait_for(lambda: server.open_connections == 0)
+    h.wait_for(lambda: not server.open_connections)
     assert not server.conversations
 
 
