@@ -150,6 +150,7 @@ def test_prompts_at_the_same_time_share_one_session(chat):
 def test_new_session_is_kept_where_the_old_one_was(chat):
     keep(chat, hf_chat="x", token=TOKEN, name="work")
     keep(chat, hf_chat=ENDED, token=TOKEN, name="huggingchat:other.example")
+    keep(chat, hf_chat=ENDED, token="token-of-bob", name="bobs")
     for name in ("mine", "ours"):
         keep(chat, hf_chat=ENDED, token=TOKEN, aws_waf_token="w", name=name)
     h.run("keys", "set", "openai", "--value", f"sk-{TOKEN}")

@@ -68,6 +68,11 @@ def test_recorded_answer_is_the_same_from_its_stream_its_log_and_the_store(scena
                 assert from_store.joined("text").strip() == streamed.joined("text").strip()
 
 
+def test_text_that_only_the_final_answer_has_is_not_lost_after_a_cut():
+    follower = told(StreamUpdate("one ")).again([FinalAnswer("one two")])
+    assert follower.joined("text") == "one two"
+
+
 MARKS = ["<thi", "nk>", "</think>", "<think>", "<", "\ud83c", "\udf89", "🎉", "a ", " b", "\n", ""]
 CALLING = ["<tool_call>", '{"name": "do", "arguments": {"n": 1}}', "</tool_call>", "```", "c"]
 TOKENS = st.sampled_from([*MARKS, *CALLING, OPEN, "</artifact>"])
