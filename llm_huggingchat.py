@@ -2194,15 +2194,20 @@ class ReplayedText:
     """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
     A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
-    halves; so these do not count, and the first half waits for the other. `text` is all that
-    came, once; `length` is its length in UTF-16 units.
+    halves; so these do not count, and the first half waits for the other. `length` is that of
+    the text so far, in UTF-16 units.
     """
 
     def __init__(self) -> None:
-        self.text = ""
+        self._all = io.StringIO()  # a string would be copied for each piece
         self.length = 0
         self._half = ""
         self._skip = 0
+
+    @property
+    def text(self) -> str:
+        """All that came, once."""
+        return self._all.getvalue()
 
     def rewind(self) -> None:
         """From here on, all that came comes again."""
@@ -2215,7 +2220,7 @@ class ReplayedText:
         text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
-        self.text += new
+        self._all.write(new)
         self.length += utf16_length(new)
         return new
 
