@@ -2639,25 +2639,29 @@ def cookies_of_key(server: Server, key: str) -> Cookies:
         raise HuggingChatError(f"{error} Run: llm huggingchat login") from None
 
 
-@functools.cache
-def anonymous_session(server: Server) -> Cookies:
+_anonymous: dict[str, Cookies] = {}  # by the server's address, for this process
+
+
+def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, a note says so, and this process uses it.
+    time share one. If it cannot be stored, `tell` says so, and this process uses it.
     """
+    if server.url in _anonymous:
+        return _anonymous[server.url]
     cookies = Cookies(str(uuid.uuid4()), anonymous=True)
     try:
         kept = keep_key(server.key_name, cookies.to_key(), anew=True)
-        return parse_cookies(kept or "", server.host)
+        cookies = parse_cookies(kept or "", server.host)
     except llm.ModelError as error:
-        note(f"the session is not kept, so it cannot be continued later. {error}")
-        return cookies
+        tell(f"the session is not kept, so it cannot be continued later. {error}")
+    return _anonymous.setdefault(server.url, cookies)
 
 
 def forget_anonymous_session(server: Server) -> None:
     """Drop the session that was just made: the server requires a login."""
-    anonymous_session.cache_clear()
+    _anonymous.pop(server.url, None)
     with contextlib.suppress(llm.ModelError):
         if is_anonymous(stored_key(server.key_name)):
             keep_key(server.key_name, None)
@@ -4961,7 +4965,7 @@ atexit.register(background.close)
 def reset() -> None:
     """Close connections and forget sessions: what a new process would not have."""
     background.close()
-    anonymous_session.cache_clear()
+    _anonymous.clear()
     _rate_limiters.clear()
 
 
@@ -5201,7 +5205,7 @@ class _HuggingChat:
         if key:
             cookies = cookies_of_key(server, key)
         else:
-            cookies = await asyncio.to_thread(anonymous_session, server)
+            cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
@@ -6049,7 +6053,7 @@ async def change_settings(
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
     # Without a session, nobody would have these settings.
-    cookies = credentials.cookies or anonymous_session(credentials.server)
+    cookies = credentials.cookies or anonymous_session(credentials.server, note)
     credentials = Credentials(credentials.server, cookies)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     return settings_of(await account_settings(client, credentials))
