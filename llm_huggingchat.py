@@ -5382,7 +5382,7 @@ class ConversationTree(msgspec.Struct, frozen=True):
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """The time in a server's JSON, or None."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         return datetime.datetime.fromisoformat(text or "").astimezone(datetime.UTC)
     return None
 
