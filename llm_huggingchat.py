@@ -2194,24 +2194,19 @@ class ReplayedText:
     """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
     A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
-    halves; so these do not count, and the first half waits for the other. `length` is that of
-    the text so far, in UTF-16 units.
+    halves; so these do not count, and the first half waits for the other. `whole` is all that
+    came, once; `length` is its length in UTF-16 units.
     """
 
     def __init__(self) -> None:
-        self._all = io.StringIO()  # a string would be copied for each piece
+        self.whole = io.StringIO()  # a string would be copied for each piece
         self.length = 0
         self._half = ""
         self._skip = 0
 
-    @property
-    def text(self) -> str:
-        """All that came, once."""
-        return self._all.getvalue()
-
     def rewind(self) -> None:
         """From here on, all that came comes again."""
-        self._half, self._skip = "", len(self.text)
+        self._half, self._skip = "", self.whole.tell()
 
     def feed(self, text: str, ends: bool = False) -> str:
         """What is new in the next piece. If it `ends`, half an emoji stands for itself."""
@@ -2220,7 +2215,7 @@ class ReplayedText:
         text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
-        self._all.write(new)
+        self.whole.write(new)
         self.length += utf16_length(new)
         return new
 
@@ -2398,7 +2393,7 @@ class Answer:
         if subtype not in ("call", "result") or (update.uuid, subtype) in self._seen_others:
             return
         self._end_paragraph()
-        self._after_tool = len(self._seen_text.text)
+        self._after_tool = self._seen_text.whole.tell()
         name = update.name or self._seen_others.get((update.uuid, "call"), "")
         self._seen_others[update.uuid, subtype] = name
         if subtype == "call":
@@ -2420,7 +2415,7 @@ class Answer:
 
     def _add_final(self, final: FinalAnswer) -> None:
         """The end of the answer; text that was never streamed is in the final answer alone."""
-        everything = self._seen_text.text
+        everything = self._seen_text.whole.getvalue()
         # After a stop chat-ui gives the whole text, cut where the stop says.
         known = everything if final.interrupted else everything[self._after_tool :]
         text = join_surrogates((final.text or "").replace("\0", ""))
