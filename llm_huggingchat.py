@@ -2195,19 +2195,19 @@ class ReplayedText:
     """Text that comes in pieces and, after `rewind`, once more from its start, cut elsewhere.
 
     A run's log has neither the NUL characters that pad a stream's tokens, nor an emoji in two
-    halves; so these do not count, and the first half waits for the other. `text` is all that
+    halves; so these do not count, and the first half waits for the other. `whole` is all that
     came, once; `length` is its length in UTF-16 units.
     """
 
     def __init__(self) -> None:
-        self.text = ""
+        self.whole = io.StringIO()  # a string would be copied for each piece
         self.length = 0
         self._half = ""
         self._skip = 0
 
     def rewind(self) -> None:
         """From here on, all that came comes again."""
-        self._half, self._skip = "", len(self.text)
+        self._half, self._skip = "", self.whole.tell()
 
     def feed(self, text: str, ends: bool = False) -> str:
         """What is new in the next piece. If it `ends`, half an emoji stands for itself."""
@@ -2216,7 +2216,7 @@ class ReplayedText:
         text = join_surrogates(text.removesuffix(self._half))
         new = text[self._skip :]
         self._skip -= len(text) - len(new)
-        self.text += new
+        self.whole.write(new)
         self.length += utf16_length(new)
         return new
 
@@ -2394,7 +2394,7 @@ class Answer:
         if subtype not in ("call", "result") or (update.uuid, subtype) in self._seen_others:
             return
         self._end_paragraph()
-        self._after_tool = len(self._seen_text.text)
+        self._after_tool = self._seen_text.whole.tell()
         name = update.name or self._seen_others.get((update.uuid, "call"), "")
         self._seen_others[update.uuid, subtype] = name
         if subtype == "call":
@@ -2416,7 +2416,7 @@ class Answer:
 
     def _add_final(self, final: FinalAnswer) -> None:
         """The end of the answer; text that was never streamed is in the final answer alone."""
-        everything = self._seen_text.text
+        everything = self._seen_text.whole.getvalue()
         # After a stop chat-ui gives the whole text, cut where the stop says.
         known = everything if final.interrupted else everything[self._after_tool :]
         text = join_surrogates((final.text or "").replace("\0", ""))
@@ -2635,25 +2635,29 @@ def cookies_of_key(server: Server, key: str) -> Cookies:
         raise HuggingChatError(f"{error} Run: llm huggingchat login") from None
 
 
-@functools.cache
-def anonymous_session(server: Server) -> Cookies:
+_anonymous: dict[str, Cookies] = {}  # by the server's address, for this process
+
+
+def anonymous_session(server: Server, tell: Callable[[str], None]) -> Cookies:
     """A session for a server without logins, which accepts any value.
 
     It is stored in llm's key store before it is used, so that prompts that begin at the same
-    time share one. If it cannot be stored, a note says so, and this process uses it.
+    time share one. If it cannot be stored, `tell` says so, and this process uses it.
     """
+    if server.url in _anonymous:
+        return _anonymous[server.url]
     cookies = Cookies(str(uuid.uuid4()), anonymous=True)
     try:
         kept = keep_key(server.key_name, cookies.to_key(), anew=True)
-        return parse_cookies(kept or "", server.host)
+        cookies = parse_cookies(kept or "", server.host)
     except llm.ModelError as error:
-        print_note(f"the session is not kept, so it cannot be continued later. {error}")
-        return cookies
+        tell(f"the session is not kept, so it cannot be continued later. {error}")
+    return _anonymous.setdefault(server.url, cookies)
 
 
 def forget_anonymous_session(server: Server) -> None:
     """Drop the session that was just made: the server requires a login."""
-    anonymous_session.cache_clear()
+    _anonymous.pop(server.url, None)
     with contextlib.suppress(llm.ModelError):
         if is_anonymous(stored_key(server.key_name)):
             keep_key(server.key_name, None)
@@ -4963,7 +4967,7 @@ atexit.register(background.close)
 def reset() -> None:
     """Close connections and forget sessions: what a new process would not have."""
     background.close()
-    anonymous_session.cache_clear()
+    _anonymous.clear()
     _rate_limiters.clear()
 
 
@@ -5203,7 +5207,7 @@ class _HuggingChat:
         if key:
             cookies = cookies_of_key(server, key)
         else:
-            cookies = await asyncio.to_thread(anonymous_session, server)
+            cookies = await asyncio.to_thread(anonymous_session, server, channel.note)
         credentials = Credentials(server, cookies)
         heard: dict[str, str] = {}
         if recordings := [upload for upload in uploads if upload.is_recording]:
@@ -5380,7 +5384,7 @@ class ConversationTree(msgspec.Struct, frozen=True):
 
 def parse_time(text: str | None) -> datetime.datetime | None:
     """The time in a server's JSON, or None."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         return datetime.datetime.fromisoformat(text or "").astimezone(datetime.UTC)
     return None
 
@@ -6051,7 +6055,7 @@ async def change_settings(
         kept = _mapping(account.get(OVERRIDES[name])) | {id: value}
         changed[OVERRIDES[name]] = {key: each for key, each in kept.items() if each is not None}
     # Without a session, nobody would have these settings.
-    cookies = credentials.cookies or anonymous_session(credentials.server)
+    cookies = credentials.cookies or anonymous_session(credentials.server, print_note)
     credentials = Credentials(credentials.server, cookies)
     await client.call(credentials, "POST", SETTINGS_PATH, changed)
     return settings_of(await account_settings(client, credentials))

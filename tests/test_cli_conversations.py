@@ -53,6 +53,12 @@ def test_conversations_mark_what_the_logs_know(logged_in):
     assert [entry["thread_id"] for entry in entries] == [None, logged()[0]["conversation_id"]]
 
 
+@pytest.mark.parametrize("time", ["", "soon", "9999-12-31T23:59:59-12:00"])
+def test_conversations_of_no_time_are_listed(logged_in, time):
+    logged_in.add_conversation("ada", LLAMA, "", title="When?").updated_at = time
+    assert "When? (" in command("conversations").stdout
+
+
 class Closed(io.StringIO):
     """A pipe that nobody reads any more."""
 

@@ -218,6 +218,9 @@ def test_texts_without_end_are_read_once():
     calls, tags = plugin.ToolCallFilter(["now"]), "<tool_call>\n" * size + "x"
     assert (calls.feed(tags), calls.end()) == ("", (tags, []))
     assert plugin.find_in("<" * size, "<p>") is None
+    text, piece = plugin.ReplayedText(), "\U0001f600abc"
+    assert all(text.feed(piece) == piece for _ in range(3 * size))
+    assert text.whole.getvalue() == piece * 3 * size
     assert plugin.parse_cookies(f"token={h.TOKEN}" + "\n" * size + "x").token == h.TOKEN
 
 

@@ -165,6 +165,13 @@ def test_new_session_is_kept_where_the_old_one_was(chat):
     assert changed == {"mine", "ours"}
 
 
+def test_note_of_a_session_that_cannot_be_kept_is_logged(server, user_path, caplog, capsys):
+    (user_path / ".keys.json.lock").mkdir()
+    h.ask_sync("hello")
+    assert "cannot be continued later" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
 CHALLENGE = Fault(status=202, body=b"", headers=(("X-Amzn-Waf-Action", "challenge"),))
 NETWORK = Fault(status=403, body=b"<!DOCTYPE html><script>x-secret</script>")
 BROWSER = "LLM_HUGGINGCHAT_IMPERSONATE"

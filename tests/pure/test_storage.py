@@ -6,6 +6,7 @@ import os
 import pathlib
 import stat
 import sys
+import threading
 from itertools import count
 from typing import Any
 
@@ -125,22 +126,30 @@ def test_keys_of_one_host_are_not_for_another():
 
 
 def test_anonymous_session_is_kept_and_shared(capsys):
-    made = plugin.anonymous_session(LOCAL)
+    made = plugin.anonymous_session(LOCAL, print)
     assert made.anonymous
-    assert plugin.anonymous_session(LOCAL) == made
+    assert plugin.anonymous_session(LOCAL, print) == made
     assert plugin.parse_cookies(plugin.stored_key(LOCAL.key_name) or "") == made
     plugin.forget_anonymous_session(LOCAL)
     assert plugin.stored_key(LOCAL.key_name) is None
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     for key, anonymous in ((made.to_key(), True), (Cookies("s").to_key(), False)):
         assert plugin.is_anonymous(key) is anonymous
     assert plugin.is_anonymous('{"hf-chat": "x", "made_up": true}')  # as earlier versions wrote it
 
 
-def test_anonymous_session_that_cannot_be_kept_is_used(user_path, capsys):
-    (user_path / "keys.json").write_text("[]")
-    assert plugin.anonymous_session(LOCAL) == plugin.anonymous_session(LOCAL)
-    assert capsys.readouterr().err.count("cannot be continued later") == 1
+def test_anonymous_session_that_cannot_be_kept_is_used(monkeypatch):
+    begun, told = threading.Barrier(4), list[str]()
+
+    def keep_key(*_: object, **__: object) -> str:
+        begun.wait(60)
+        raise plugin.HuggingChatError("no room")
+
+    monkeypatch.setattr(plugin, "keep_key", keep_key)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(plugin.anonymous_session, LOCAL, told.append) for _ in range(4)]
+    assert len({call.result() for call in calls}) == 1
+    assert "cannot be continued later. no room" in told[0]
 
 
 # --- the cache ------------------------------------------------------------------------
