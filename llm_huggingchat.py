@@ -85,8 +85,8 @@ from pydantic import Field
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from curl_cffi import CurlError
     from curl_cffi.requests import AsyncSession
-    from curl_cffi.requests.exceptions import RequestException
     from filelock import FileLock
     from llm.logs import LogStore
 
@@ -269,7 +269,8 @@ def attachment_name(attachment: llm.Attachment) -> str:
     if attachment.path:
         return pathlib.PurePath(attachment.path).name
     if attachment.url:
-        return unquote(urlsplit(attachment.url).path.rpartition("/")[2]) or attachment.url
+        last = re.match(r"\w+://[^?#]*/([^/?#]*)", attachment.url)
+        return (last and unquote(last[1])) or attachment.url
     kind = (attachment.type or "").partition(";")[0]
     return "attachment" + (mimetypes.guess_extension(kind) or "")
 
@@ -2492,7 +2493,7 @@ def atomic_write(path: pathlib.Path, mode: int = 0o666) -> Iterator[io.BufferedW
             yield file
         return
     target = pathlib.Path(os.path.realpath(path))
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    new = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
     opener = functools.partial(os.open, mode=0o600 if old else mode)
     try:
         with open(new, "xb", opener=opener) as file:
@@ -2927,13 +2928,14 @@ _CURL_ERRORS = {
     5: "the proxy's name cannot be resolved",
     6: "the host's name cannot be resolved, or there is no network",
     7: "nobody is listening there",
+    27: "that is no address",  # 3, as curl_cffi hands it on
     35: "the encrypted connection could not be set up",
     60: "its certificate is not trusted",
     77: "the certificates to trust cannot be read",
 }
 
 
-def connection_error(error: RequestException, sent: bool, url: str) -> Exception:
+def connection_error(error: CurlError, sent: bool, url: str) -> Exception:
     """A libcurl error in words; HuggingChatError where trying again cannot help."""
     code = int(error.code or 0)
     refused = "CONNECT tunnel failed" in str(error)
@@ -3026,11 +3028,11 @@ class Exchange:
 
     def _check(self) -> None:
         """Raise what the exchange ended with, if it failed."""
-        from curl_cffi.requests.exceptions import RequestException
+        from curl_cffi import CurlError
 
         try:
             self._task.result()
-        except RequestException as error:
+        except CurlError as error:
             if self._received > self._limit:
                 raise TooLarge(
                     f"{urlsplit(self._url).netloc} sent more than {self._limit // 1_000_000} "
@@ -3839,7 +3841,7 @@ async def download_attachment(client: Client, attachment: llm.Attachment) -> tup
     """
     url = attachment.url or ""
     shown = one_line(url, 200)
-    if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+    if not re.fullmatch(r"(?is)https?://[^/\ud800-\udfff][^\ud800-\udfff]*", url):
         raise HuggingChatError(f"{shown!r} cannot be fetched: it is not a http or https address.")
     try:
         response = await client.download(url, AUDIO_LIMIT).whole(limits.call_timeout)
@@ -6630,7 +6632,10 @@ def _file_name(response: HttpResponse, path: str) -> str:
 
     headers = Headers()
     headers["content-disposition"] = re.sub(r"[\r\n]", "", response.header("content-disposition"))
-    name = (headers.get_filename() or path).replace("\\", "/")
+    name = None
+    with contextlib.suppress(Exception):  # it trips over what makes no sense at all
+        name = headers.get_filename()
+    name = (name or path).replace("\\", "/")
     type = response.header("content-type").partition(";")[0]
     return safe_stem(upload_name(llm.Attachment(path=name), type))
 

@@ -134,6 +134,8 @@ def test_downloaded_file_has_a_safe_name(logged_in, tmp_path):
         ('attachment; filename="a\x1b[31m.png"', "image/png", "a[31m.png"),
         ("", "image/png", "0123.png"),
         ('attachment; filename="/"', "text/x", "attachment"),
+        ("attachment; filename*=UTF-8''a; filename*0*=b", "image/jpeg", "0123.jpg"),
+        ("attachment; filename*=idna''%ff", "image/gif", "0123.gif"),
     ):
         headers = (("content-disposition", disposition),) if disposition else ()
         fault = Fault(status=200, body=b"x", content_type=type, headers=headers)
@@ -176,5 +178,7 @@ def test_transcribe(server, tmp_path):
         ("silent.mp3", "heard no words in silent.mp3"),
         ("notes.txt", "notes.txt is text/plain"),
         ("nothing.mp3", "nothing.mp3 cannot be read"),
+        ("http://localhost:99999/x", "cannot be fetched: that is no address"),
+        ("http://localhost:99999/\udce9", "cannot be fetched: it is not"),
     ):
         assert says in refused("transcribe", name)

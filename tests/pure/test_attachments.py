@@ -138,6 +138,7 @@ def test_type_is_found_out_by_name_or_content(name, content, type):
 @pytest.mark.parametrize(
     ("attachment", "name"),
     [
+        (llm.Attachment(url="http://[x/a?b=/c"), "a"),
         (llm.Attachment(path="/a/b c.txt"), "b c.txt"),
         (llm.Attachment(url="https://a.example/x%20y.png?z"), "x y.png"),
         (llm.Attachment(type="image/png; q=1", content=b"x"), "attachment.png"),

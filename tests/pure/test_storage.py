@@ -43,6 +43,13 @@ def test_file_is_there_when_it_is_whole(tmp_path):
 
 
 @posix
+def test_file_may_have_the_longest_name(tmp_path):
+    path = tmp_path / ("\u00e9" * 127)
+    write(path, b"x")
+    assert path.read_bytes() == b"x"
+
+
+@posix
 def test_new_file_has_the_usual_mode_and_an_old_one_its_own(tmp_path):
     plain, path = tmp_path / "plain", tmp_path / "path"
     plain.touch()
