@@ -675,6 +675,8 @@ def show_settings(chat: ChatUI, request: Request) -> Reply:
 def change_settings(chat: ChatUI, request: Request) -> Reply:
     """New settings: what is left out goes back to its default."""
     given = request.json()
+    if None in given.values():
+        raise Refusal(500)
     chat.settings[request.owner] = {name: given[name] for name in SETTINGS if name in given}
     return Reply(content_type=None)
 

@@ -128,13 +128,13 @@ def test_all_else_of_the_account_stays(logged_in):
         "providerOverrides": {LLAMA: "together", R1: "novita"},
         "billingOrganization": "team",
     }
-    logged_in.settings["ada"] = dict(before)
+    logged_in.settings["ada"] = {**before, "activeModel": None}
     settings(R1, "--provider", "cheapest")
     after = logged_in.settings["ada"]
     assert after["providerOverrides"] == {LLAMA: "together", R1: "cheapest"}
     untouched = before.keys() - {"providerOverrides"}
     assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
-    assert after.keys() == SETTINGS.keys()
+    assert after.keys() == SETTINGS.keys() - {"activeModel"}  # null is refused
     logged_in.sessions.clear()  # who is not logged in gets the defaults
     settings(R1, "--provider", "fastest")
     assert logged_in.settings["ada"]["customPrompts"] == {LLAMA: "Be brief"}

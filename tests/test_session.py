@@ -147,6 +147,12 @@ def test_prompts_at_the_same_time_share_one_session(chat):
     assert logins(chat) == LOGIN * 3
 
 
+def test_session_without_a_login_is_forgotten_where_one_is_wanted(server):
+    server.login_required = True
+    assert "requires a login" in h.failure("-m", "hf-llama", "hello")
+    assert not any(name.startswith("huggingchat") for name in h.keys())
+
+
 def test_new_session_is_kept_where_the_old_one_was(chat):
     keep(chat, hf_chat="x", token=TOKEN, name="work")
     keep(chat, hf_chat=ENDED, token=TOKEN, name="huggingchat:other.example")
