@@ -150,7 +150,7 @@ def test_prompts_at_the_same_time_share_one_session(chat):
 def test_session_without_a_login_is_forgotten_where_one_is_wanted(server):
     server.login_required = True
     assert "requires a login" in h.failure("-m", "hf-llama", "hello")
-    assert not any(name.startswith("huggingchat") for name in h.keys())
+    assert "huggingchat" not in str(h.keys())
 
 
 def test_new_session_is_kept_where_the_old_one_was(chat):
