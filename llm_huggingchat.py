@@ -5539,6 +5539,7 @@ class Importer:
 
     def __init__(self, store: LogStore, server: Server) -> None:
         self._store = store
+        self._models: set[str] = set()  # that have answered
         self._hashes: dict[str, str] = {}  # message or generation id -> logged message
         for logged in logged_answers(store, server):
             self._remember(logged.hash, logged.message_id, logged.generation_id)
@@ -5561,7 +5562,9 @@ class Importer:
         Raises sqlite3.Error.
         """
         with self._store.db.atomic():
-            return [self._add(tree, branch) for branch in branches]
+            added = [self._add(tree, branch) for branch in branches]
+        remember_models(tree.ref.server.url, self._models)
+        return added
 
     def _add(self, tree: ConversationTree, branch: Branch) -> tuple[str, int]:
         logged = [self._logged(message) for message in branch]
@@ -5583,8 +5586,7 @@ class Importer:
             response = response_of(tree, message, history)
             self._store.log(response, thread_id)
             history += response.messages()
-            model_id = response.model.model_id.removeprefix("huggingchat/")
-            remember_models(tree.ref.server.url, [model_id])
+            self._models.add(response.model.model_id.removeprefix("huggingchat/"))
             tip, turns = str(self._store.thread_tip(thread_id)), turns + 1
             self._remember(tip, message.id, message.generation_id)
         return thread_id, turns
@@ -5693,12 +5695,16 @@ def call_server(
 
 async def find_user(client: Client, credentials: Credentials) -> tuple[bool, str]:
     """Whether the server wants a login, and who is logged in. Renews an expired session."""
-    login_needed, user = await client.has_accounts(credentials), ""
-    with contextlib.suppress(HuggingChatError):  # there is no session, and none can be made
+    login_needed = await client.has_accounts(credentials)
+    for new_session in (client.sessions.ready, client.sessions.renew):
+        try:
+            credentials = await new_session(credentials)
+        except HuggingChatError:  # there is no session, and none can be made
+            break
         user = await client.user(credentials)
-        if login_needed and not user:
-            user = await client.user(await client.sessions.renew(credentials))
-    return login_needed, user
+        if user or not login_needed:
+            return login_needed, user
+    return login_needed, ""
 
 
 async def require_login(client: Client, credentials: Credentials) -> None:

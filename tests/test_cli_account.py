@@ -150,6 +150,13 @@ def test_settings_that_make_no_sense_or_are_not_taken_are_refused(logged_in):
     assert "did not save the settings" in refused("settings", R1, "--no-artifacts")
 
 
+def test_answer_of_another_server_is_not_taken_for_an_expired_login(logged_in):
+    page = Fault(status=200, body=b"<p>Welcome to this Wi-Fi</p>", content_type="text/html")
+    for command in (["status"], ["settings"]):
+        logged_in.faults["GET", "/api/v2/user"] = [page]
+        assert "not a chat-ui server's" in refused(*command)
+
+
 def test_every_command_has_help_and_examples():
     shown = run("huggingchat", "--help").stdout
     names = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
