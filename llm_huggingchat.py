@@ -602,7 +602,7 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
         token,
         kept.get("anonymous") is True or kept.get("made_up") is True,
         found.get("aws-waf-token"),
-        since if isinstance(since, float) else None,
+        since if isinstance(since, float) and 0 < since < math.inf else None,
     )
 
 
@@ -2921,10 +2921,11 @@ class HttpError(Exception):
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
+    3: "that is no address",
     5: "the proxy's name cannot be resolved",
     6: "the host's name cannot be resolved, or there is no network",
     7: "nobody is listening there",
-    27: "that is no address",  # 3, as curl_cffi hands it on
+    27: "that is no address",  # 3 again, as curl_cffi hands it on
     35: "the encrypted connection could not be set up",
     60: "its certificate is not trusted",
     77: "the certificates to trust cannot be read",
@@ -3035,6 +3036,8 @@ class Exchange:
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
+        except (ValueError, IndexError):  # curl_cffi's own, over a head that makes no sense
+            raise ConnectionLost("its answer is not HTTP", sent=self.sent) from None
 
     async def whole(self, silence: float, into: IO[bytes] | None = None) -> HttpResponse:
         """The whole response; without its body, if that is written `into` a file.

@@ -96,7 +96,8 @@ def test_secret_of_a_tool_server_and_cookies_go_where_they_belong(server, monkey
 
 def test_attachment_is_not_redirected_to_another_protocol(server):
     with ChatUI() as other:
-        for address in (f"gopher://127.0.0.1:{other.port}/_chosen", "file:///etc/passwd"):
+        gopher = f"gopher://127.0.0.1:{other.port}/_chosen"
+        for address in (gopher, "file:///etc/passwd", "ftp://\xff/"):
             elsewhere = (("location", address),)
             server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
             attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
