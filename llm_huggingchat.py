@@ -4777,7 +4777,10 @@ class Turn:
 
     def _add(self, update: Update) -> None:
         """An update of the run came."""
-        self._emit(self.answer.add(update))
+        try:
+            self._emit(self.answer.add(update))
+        except RecursionError:
+            raise TooLarge("The answer holds JSON that is nested too deeply.") from None
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
             self._client.refresh_if_old(self._credentials)
