@@ -652,11 +652,11 @@ def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
         text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
         value = json.loads(text, parse_float=finite_number, parse_constant=finite_number)
+        if keep_halves:
+            return msgspec.convert(value, type)
+        return decoder.decode(to_json(value))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if keep_halves:
-        return msgspec.convert(value, type)
-    return decoder.decode(to_json(value))
 
 
 # Updates: what a stream, a log and a stored answer consist of
