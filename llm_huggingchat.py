@@ -602,7 +602,7 @@ def parse_cookies(pasted: str | bytes, host: str = urlsplit(SERVICE).netloc) -> 
         token,
         kept.get("anonymous") is True or kept.get("made_up") is True,
         found.get("aws-waf-token"),
-        since if isinstance(since, float) else None,
+        since if isinstance(since, float) and 0 < since < math.inf else None,
     )
 
 
@@ -652,11 +652,11 @@ def decode(data: bytes | str, type: Any, *, keep_halves: bool = False) -> Any:
         text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     try:
         value = json.loads(text, parse_float=finite_number, parse_constant=finite_number)
+        if keep_halves:
+            return msgspec.convert(value, type)
+        return decoder.decode(to_json(value))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if keep_halves:
-        return msgspec.convert(value, type)
-    return decoder.decode(to_json(value))
 
 
 # Updates: what a stream, a log and a stored answer consist of
@@ -2925,10 +2925,11 @@ class HttpError(Exception):
 CERTIFICATE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 # libcurl's errors before a request is sent.
 _CURL_ERRORS = {
+    3: "that is no address",
     5: "the proxy's name cannot be resolved",
     6: "the host's name cannot be resolved, or there is no network",
     7: "nobody is listening there",
-    27: "that is no address",  # 3, as curl_cffi hands it on
+    27: "that is no address",  # 3 again, as curl_cffi hands it on
     35: "the encrypted connection could not be set up",
     60: "its certificate is not trusted",
     77: "the certificates to trust cannot be read",
@@ -3039,6 +3040,8 @@ class Exchange:
                     "MB, more than any real answer has. The connection was closed."
                 ) from None
             raise connection_error(error, self.sent, self._url) from None
+        except (ValueError, IndexError):  # curl_cffi's own, over a head that makes no sense
+            raise ConnectionLost("its answer is not HTTP", sent=self.sent) from None
 
     async def whole(self, silence: float, into: IO[bytes] | None = None) -> HttpResponse:
         """The whole response; without its body, if that is written `into` a file.
@@ -4778,7 +4781,10 @@ class Turn:
 
     def _add(self, update: Update) -> None:
         """An update of the run came."""
-        self._emit(self.answer.add(update))
+        try:
+            self._emit(self.answer.add(update))
+        except RecursionError:
+            raise TooLarge("The answer holds JSON that is nested too deeply.") from None
         if self._fetching is None and self.answer.begun:
             self._fetching = self._client.spawn(self._fetch_id())
             self._client.refresh_if_old(self._credentials)

@@ -1,5 +1,6 @@
 """What never leaves: cookies, and what a hostile server could do with what it answers."""
 
+import contextlib
 import copy
 import gzip
 import itertools
@@ -96,7 +97,8 @@ def test_secret_of_a_tool_server_and_cookies_go_where_they_belong(server, monkey
 
 def test_attachment_is_not_redirected_to_another_protocol(server):
     with ChatUI() as other:
-        for address in (f"gopher://127.0.0.1:{other.port}/_chosen", "file:///etc/passwd"):
+        gopher = f"gopher://127.0.0.1:{other.port}/_chosen"
+        for address in (gopher, "file:///etc/passwd", "ftp://\xff/"):
             elsewhere = (("location", address),)
             server.faults["GET", "/a.txt"] = [Fault(status=302, headers=elsewhere)]
             attachment = llm.Attachment(type="text/plain", url=f"{server.url}/a.txt")
@@ -323,3 +325,17 @@ def test_head_without_end_is_given_up(monkeypatch):
         monkeypatch.setenv("LLM_HUGGINGCHAT_URL", url)
         assert "it did not answer in time" in h.run("huggingchat", "status", status=1).stderr
         there.result().close()
+
+
+@h.both
+def test_tool_is_called_with_what_is_nested_too_deeply(server, ask):
+    """How deep is too deep differs from one Python to the next, and between reading and writing."""
+    call = '{"type": "tool", "subtype": "call", "uuid": "%s", "argumentsRaw": %s}\n'
+    nested = (
+        (str(depth), json.dumps('{"a":' * depth + "1" + "}" * depth)) for depth in range(1000)
+    )
+    body = "".join(call % each for each in nested) + '{"type": "finalAnswer", "text": "hi"}\n'
+    fault = Fault(status=200, body=body.encode(), content_type="application/jsonl")
+    server.faults["POST", "/conversation/*"] = [fault]
+    with contextlib.suppress(llm.ModelError):
+        assert "hi" in ask("hello").text()

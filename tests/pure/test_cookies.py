@@ -213,3 +213,9 @@ def test_anything_pasted_is_cookies_or_told(pasted):
     else:
         assert re.fullmatch(r"[!-~ ]+", cookies.header())
         assert parse_cookies(cookies.to_key()) == cookies
+
+
+@pytest.mark.parametrize("since", ["NaN", "1e999", "-1.5", '"then"'])
+def test_time_that_is_none_is_not_kept(since):
+    cookies = parse_cookies(f'{{"hf-chat": "{SESSION}", "since": {since}}}')
+    assert (cookies.hf_chat, cookies.since) == (SESSION, None)

@@ -1,5 +1,6 @@
 """What chat-ui says, as types: updates, streams and logs cut anywhere, stored answers."""
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -267,3 +268,9 @@ def test_stored_text_is_whole_whatever_else_is_stored(content, updates):
     text = "".join(each.token for each in found if isinstance(each, StreamUpdate))
     assert text.encode("utf-16", "surrogatepass") == message.content.encode("utf-16")
     Follower().take(found).end()
+
+
+def test_json_at_the_limit_of_nesting_raises_nothing_but_value_error():
+    for depth in range(1000):
+        with contextlib.suppress(ValueError):
+            decode(f'["\\ud800", {"[" * depth}{"]" * depth}]', Any)
