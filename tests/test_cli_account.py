@@ -152,9 +152,9 @@ def test_settings_that_make_no_sense_or_are_not_taken_are_refused(logged_in):
 
 def test_answer_of_another_server_is_not_taken_for_an_expired_login(logged_in):
     page = Fault(status=200, body=b"<p>Welcome to this Wi-Fi</p>", content_type="text/html")
-    for command in (["status"], ["settings"]):
+    for arguments in (["status"], ["settings"]):
         logged_in.faults["GET", "/api/v2/user"] = [page]
-        assert "not a chat-ui server's" in refused(*command)
+        assert "not a chat-ui server's" in refused(*arguments)
 
 
 def test_every_command_has_help_and_examples():
