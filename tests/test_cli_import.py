@@ -5,6 +5,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import llm
 import pytest
 import sqlite_utils
 from chat_ui import ChatUI, Fault
@@ -253,6 +254,13 @@ def test_conversation_of_another_time_is_imported(logged_in):
         "server": logged_in.url,
         "model": "omni",
     }
+    assert llm.get_model("huggingchat/old/Model")  # which llm looks up for a logged turn
+
+
+def test_row_of_the_logs_that_is_no_text_keeps_none_from_being_read(logged_in):
+    command("import", Web(logged_in).begin("one"))
+    store().db.execute("update parts set payload = cast(x'eda0bd' || payload as text)")
+    assert "1 turn added" in command("import", Web(logged_in).begin("two")).stdout
 
 
 def test_what_is_imported_from_a_clock_ahead_does_not_stay_the_latest(logged_in: ChatUI) -> None:

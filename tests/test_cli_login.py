@@ -37,6 +37,7 @@ def test_login_takes_what_people_copy(accounts):
     assert kept(accounts)["token"] == TOKEN
     assert accounts.sessions[kept(accounts)["hf-chat"]] == ("ada", TOKEN)
     assert "hf-grown-1b" in command("models", "-q", "grown").stdout
+    assert "session made just now" in command("status").stdout
 
 
 def test_login_takes_the_session_that_comes_with_the_token(accounts, user_path):

@@ -78,6 +78,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(server, web, tmp_path
         ({"url": f"{web}/nothing"}, "HTTP 404"),
         ({"url": tmp_path.as_uri()}, "not a http"),
         ({"url": "http://127.0.0.1:99999/x"}, "that is no address"),
+        ({"content": PICTURE, "type": "image/png"}, "takes no images"),
     ):
         attachment = llm.Attachment(**{"type": "text/plain"} | source)
         assert says in error_of(ask_sync, "hello", attachments=[attachment])

@@ -111,7 +111,8 @@ def test_image_for_a_model_that_sees_none_names_some_that_do():
 
 
 @pytest.mark.parametrize(
-    ("type", "sent"), [("audio/mp3", "audio/mpeg"), ("video/webm", "audio/webm")]
+    ("type", "sent"),
+    [("audio/mp3", "audio/mpeg"), ("video/webm", "audio/webm"), ("audio/3gpp", "audio/mp4")],
 )
 def test_recording_is_transcribed_by_the_type_that_the_server_knows(type, sent):
     content = b"\xff\xfb\x90\0"
