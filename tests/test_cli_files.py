@@ -53,6 +53,8 @@ def test_artifacts_are_listed(chat):
         "fib  python  Numbers (1 version)\n"
         "  1: create, 14 bytes: Numbers\n"
     )
+    missed = command("artifacts", talk(CLOCK, update("clock", ("Watch", "Big watch"))))
+    assert "version 2 of clock did not match: it replaces 'Watch'" in missed.stderr
 
 
 def test_artifacts_are_written_to_files_and_overwrite_nothing_unasked(chat):

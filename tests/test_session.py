@@ -194,6 +194,12 @@ def test_prompt_that_a_firewall_refused_says_what_helps(server, wall, path):
     assert server.faults["POST", path] == []  # asked once: nothing is tried again
 
 
+def test_firewall_at_the_login_is_not_taken_for_a_wrong_token(chat):
+    keep(chat, hf_chat=ENDED, token=TOKEN)
+    chat.faults["GET", "/login"] = [CHALLENGE]
+    assert "firewall" in h.failure("-m", "hf-llama", "hello")
+
+
 @pytest.mark.parametrize("path", ["/conversation/?*", "/api/v2/conversations/?*"])
 def test_firewall_does_not_make_a_conversation_disappear(server, path):
     first = h.ask_sync("one")
