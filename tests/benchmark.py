@@ -14,8 +14,6 @@ They know only huggingface.co, so their requests are turned to the stand-in on t
 the least that llm can do: a model that yields what a curl_cffi loop reads, line by line.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import functools

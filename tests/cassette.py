@@ -4,8 +4,6 @@ A request is played for what it means: JSON is compared as JSON, a form by its p
 of runs, which the plugin makes up, are those of the recording wherever they come up.
 """
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """For tests of `llm huggingchat …`: running it, and what is done on the web page meanwhile."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What every test has: a llm directory of its own, and no network but this machine's."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

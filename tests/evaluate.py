@@ -8,8 +8,6 @@ held. -v shows on standard error why others did not, --only NAME runs some of th
 into llm's logs; the conversations stay on the server. No test depends on it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What more than one test file uses: prompts both ways, llm's command line, the server's view."""
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib

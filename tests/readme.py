@@ -8,8 +8,6 @@ a terminal shows of real commands against the stand-in of `chat_ui.py`. Only wha
 made up, below, and the server's address and ids are those of no server.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """The plugin with a real chat-ui, whose answers are in cassettes: see cassettes/README.md."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -113,6 +113,9 @@ def test_download(logged_in, tmp_path):
         assert (tmp_path / place).read_bytes() == content
     assert command("download", link, "-o", "-").stdout_bytes == content
     assert "no such file" in refused("download", f"{link}0")
+    large = Fault(status=200, body=bytes(9_000_000), content_type="image/png")
+    logged_in.faults["GET", "/conversation/*/output/*"] = [large]
+    assert len(command("download", link, "-o", "-").stdout_bytes) == 9_000_000
     assert {path.name for path in tmp_path.iterdir()} == {"picture", "folder", name}
 
 

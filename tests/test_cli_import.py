@@ -54,6 +54,10 @@ def test_import_of_a_branch_with_reasoning_and_tools(logged_in):
     assert [row["id"] for row in logged("-q", "branch")] == [two["id"]]
     assert "0 turns added" in command("import", id).stdout
     assert len(logged()) == 2
+    ids = [row["id"] for row in logged()]
+    os.remove(os.environ["LLM_USER_PATH"] + "/logs.db")
+    command("import", id)
+    assert [row["id"] for row in logged()] == ids  # so two imports at a time log it once
 
     assert "A quest]] one" in ask("-c", "[[history]] three")
     assert logged_in.messages(id)[-2]["ancestors"][-1] == newest

@@ -24,6 +24,8 @@ def web(server: ChatUI) -> str:
         ("/large.txt", "text/plain", LARGE),
     ):
         server.faults["GET", path] = [Fault(status=200, body=content, content_type=kind)] * 9
+    moved = (("Location", f"{server.url}/picture.png"),)
+    server.faults["GET", "/moved/picture.png"] = [Fault(status=302, headers=moved)] * 9
     return server.url
 
 
@@ -32,7 +34,7 @@ def test_image_reaches_a_model_that_sees(server, ask, web, tmp_path):
     (tmp_path / "picture.png").write_bytes(PICTURE)
     pictures = [
         llm.Attachment(path=str(tmp_path / "picture.png")),
-        llm.Attachment(url=f"{web}/picture.png"),
+        llm.Attachment(url=f"{web}/moved/picture.png"),
         llm.Attachment(content=PICTURE),
         llm.Attachment(type="image/png", content=PICTURE),
     ]

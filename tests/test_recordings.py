@@ -107,6 +107,7 @@ def test_what_the_server_says_instead(server):
         (413, b'{"message": "An error occurred"}', "too large"),
         (200, b"<html>", "not a chat-ui server's"),
         (403, b"", "firewall"),
+        (401, b'{"message": "Transcription failed"}', "could not transcribe"),
     ):
         kind = "application/json" if body[:1] == b"{" else "text/html"
         fault = Fault(status=status, body=body, content_type=kind)

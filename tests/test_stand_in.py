@@ -1,7 +1,5 @@
 """The stand-in server itself: it answers as the recorded server did, and stores when that does."""
 
-from __future__ import annotations
-
 import http.client
 import itertools
 import json

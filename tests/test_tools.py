@@ -9,6 +9,7 @@ from helpers import ask_sync, both, calls, error_of, failure, on_a_terminal, par
 
 from llm_huggingchat import MCP, HuggingFace, WebSearch, reset
 
+LACKING = "huggingchat/deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
 SEARCH, HUB = "Web Search (Exa)", "Hugging Face"
 RESULTS = "1. first page https://example.org/first\n2. its docs https://example.org/docs"
 
@@ -41,6 +42,7 @@ def test_tools_cost_one_request_and_one_that_the_server_lacks_is_an_error(server
     server.mcp_servers = [{"name": "Weather", "url": "https://weather.example/mcp"}]
     reset()
     assert re.search("web search.*Weather", error_of(ask_sync, "hello", web_search=True))
+    assert "cannot use tools" in error_of(ask_sync, "hello", model=LACKING, web_search=True)
     assert len(sends(server)) == 1
 
 

@@ -280,6 +280,7 @@ def test_any_answers_have_artifacts_or_none(one, two):
     assert len(set(file_names)) == len(file_names)
     assert all(pathlib.PurePath(name).name == name for name in file_names)
     plugin.apply_update(one, two)
+    assert plugin.apply_update("a a", "<old_str>a</old_str><new_str>b</new_str>")[0] == "b a"
     place = plugin.find_in(one, two)
     assert place is None or 0 <= place[0] <= place[1] <= len(one)
 

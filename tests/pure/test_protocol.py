@@ -257,6 +257,11 @@ def test_stored_answer_is_complete_or_settled(updates, more, end, settled):
     assert answer.settled is settled
 
 
+def test_stored_reasoning_comes_first():
+    (first, *_) = stored(content="x", reasoning="why").replay().updates
+    assert first == plugin.ReasoningUpdate("stream", "why")
+
+
 MARKS = st.sampled_from([*range(-1, 9), 99, 10**400, "9"]).map(mark)
 
 

@@ -1,7 +1,5 @@
 """One run against a server and a network in which anything breaks: sent once, given once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
