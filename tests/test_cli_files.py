@@ -37,9 +37,6 @@ def talk(first: str, *others: str) -> str:
     return str(logged()[-1]["response_json"]["huggingchat"]["conversation_id"])
 
 
-# --- artifacts ---
-
-
 def test_artifacts_are_listed(chat):
     id = talk(CLOCK, BIGGER, made("fib", "def fib(): ...", 'code" language="python', "Numbers"))
     listed = "clock  html  A clock (2 versions)\nfib  python  Numbers (1 version)\n"
@@ -92,9 +89,6 @@ def test_artifacts_in_the_browser(chat, monkeypatch):
     nothing = command("artifacts", talk(made("notes", "x", "markdown")), "--open")
     assert "no HTML or SVG" in nothing.stderr
     assert opened == []
-
-
-# --- download ---
 
 
 def test_download(logged_in, tmp_path):

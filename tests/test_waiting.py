@@ -171,6 +171,21 @@ def test_turn_waits_for_the_one_before_it_whatever_the_clock_says(server, later,
     assert h.stored(server)[1::2] == ["You said: one [[store=0.3]]", "You said: two"]
 
 
+async def test_turn_that_is_cancelled_while_it_waits_leaves_the_wait_to_the_next(server):
+    server.may_store.clear()
+    first = llm.get_async_model("hf-llama").prompt("one")
+    await first
+    await asyncio.to_thread(reset)  # as in a new process
+    for words in ("two", "three"):
+        server.log.clear()
+        turn = asyncio.create_task((await first.reply(words)).text())
+        await h.until(lambda: "fromSeq" in str(server.log))
+        assert h.sends(server) == []
+        await (cancel(turn) if words == "two" else asyncio.sleep(0))
+    server.may_store.set()
+    assert await turn == "You said: three"
+
+
 @pytest.mark.parametrize("new_process", [False, True])
 @pytest.mark.parametrize(("words", "patience"), [("", 0.3), ("[[log_status=404]]", h.NEVER)])
 def test_run_that_was_never_stored_does_not_block_for_ever(
