@@ -1903,14 +1903,13 @@ def new_call_id() -> str:
 
 # What begins a document: any value that is all of the text, or a bracket with what makes it
 # one; after `[` there may be words.
-_DOCUMENT = re.compile(
-    r'\A(?:"(?:[^"\\]|\\.)*+"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z'
+_DOCUMENT = (
+    r'(?s)\A(?:"(?:[^"\\]|\\.)*+"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\Z'
     r'|\{\s*(?:"(?:[^"\\]|\\.)*+"\s*:|\})'
-    r'|\[\s*(?:[\[\]{"\d]|-\d|(?:true|false|null)\b)',
-    re.DOTALL,
+    r'|\[\s*(?:[\[\]{"\d]|-\d|(?:true|false|null)\b)'
 )
 # A string without end goes on to the end of the text, so that it is read only once.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
+_STRING_OR_BRACKET = r'(?s)"(?:[^"\\]|\\.)*+"?|[{}\[\]]'
 
 
 def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
@@ -1923,7 +1922,7 @@ def find_document(text: str, problem_of: Callable[[Any], str]) -> tuple[str, str
     text = re.sub(r"\A```\w*\n|\n[ \t]*```\Z", "", text.strip()).strip()
     problems = [(-1, "there is no JSON document in it")]
     end = 0
-    while match := _DOCUMENT.search(text, end):
+    while match := re.compile(_DOCUMENT).search(text, end):
         start = match.start()
         try:
             value, end = _lenient_json.raw_decode(text, start)
@@ -1945,7 +1944,7 @@ def _end_of_broken(text: str, start: int) -> int:
     """Where the broken document that begins at `start` ends: at its last bracket or a fence."""
     end, depth = len(text), 0
     opening, closing = ("{", "}") if text[start] == "{" else ("[", "]")
-    for token in _STRING_OR_BRACKET.finditer(text, start):
+    for token in re.compile(_STRING_OR_BRACKET).finditer(text, start):
         depth += (token[0] == opening) - (token[0] == closing)
         if depth == 0:
             end = token.end()
@@ -5147,8 +5146,6 @@ class _HuggingChat:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
-        self._kinds = tuple(kind for kind in KINDS if kind is not IMAGES or info.multimodal)
-        self.attachment_types = frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
         self.supports_schema = self.supports_tools = is_general(info)
 
     def __str__(self) -> str:
@@ -5161,6 +5158,14 @@ class _HuggingChat:
             return current_server().key_name
         except llm.ModelError:
             return "huggingchat"
+
+    @property
+    def _kinds(self) -> tuple[UploadKind, ...]:
+        return tuple(kind for kind in KINDS if kind is not IMAGES or self.info.multimodal)
+
+    @property
+    def attachment_types(self) -> frozenset[str]:
+        return frozenset(itertools.chain(*(kind.types for kind in self._kinds)))
 
     @property
     def supported_server_side_tools(self) -> tuple[type[llm.ServerSideTool], ...]:
