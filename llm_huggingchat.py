@@ -6197,12 +6197,27 @@ async def settle(client: Client, credentials: Credentials, ref: ConversationRef)
                 await wait_until_stored(client, credentials, ref.id)
 
 
+async def call_settled(
+    client: Client, credentials: Credentials, ref: ConversationRef, *call: Any
+) -> HttpResponse:
+    """A call that changes a conversation, once its latest answer is stored."""
+    await settle(client, credentials, ref)
+    return await client.call(credentials, *call)
+
+
+async def read_settled(
+    client: Client, credentials: Credentials, ref: ConversationRef, *type: Any
+) -> Any:
+    """A conversation as `client.conversation` reads it, with its latest answer."""
+    await settle(client, credentials, ref)
+    return await client.conversation(credentials, ref.id, *type)
+
+
 async def read_tree(
     client: Client, credentials: Credentials, ref: ConversationRef
 ) -> ConversationTree:
     """A conversation's branches, with its latest answer. Raises NotFound."""
-    await settle(client, credentials, ref)
-    found: Conversation[StoredMessage] = await client.conversation(credentials, ref.id)
+    found: Conversation[StoredMessage] = await read_settled(client, credentials, ref)
     title, preprompt = one_line(found.title, 200), join_surrogates(found.preprompt or "")
     model, branches = one_line(found.model, 200), branches_of(found)
     return ConversationTree(ref, title or "Untitled", model, preprompt, branches)
@@ -6379,8 +6394,7 @@ def rename(name: str | None, title: str | None) -> None:
     if not 0 < utf16_length(title) <= 100:
         raise click.UsageError("A title has 1 to 100 characters.")
     ref = find_conversation(name, shared=False)
-    call_server(settle, ref)
-    call_server(Client.call, "PATCH", api_path(ref.id), {"title": title})
+    call_server(call_settled, ref, "PATCH", api_path(ref.id), {"title": title})
     click.echo(f"Renamed {ref.id}: {one_line(title)}")
 
 
@@ -6394,8 +6408,7 @@ def share(name: str | None) -> None:
         llm huggingchat share 6b039392759aa03066f1190f
     """
     ref = find_conversation(name, shared=False)
-    call_server(settle, ref)
-    response = call_server(Client.call, "POST", f"{chat_path(ref.id)}/share", {})
+    response = call_server(call_settled, ref, "POST", f"{chat_path(ref.id)}/share", {})
     shared = read_body(response, SharedConversation, ref.server)
     click.echo(ref.server.shared_page(shared.share_id))
 
@@ -6458,8 +6471,7 @@ def export(name: str | None, format_: str, output: pathlib.Path) -> None:
     if format_ == "markdown":
         text = to_markdown(call_server(read_tree, ref))
     else:
-        call_server(settle, ref)
-        raw = bytes(call_server(Client.conversation, ref.id, msgspec.Raw))
+        raw = bytes(call_server(read_settled, ref, msgspec.Raw))
         text = msgspec.json.format(raw, indent=2).decode("utf-8", "replace") + "\n"
     if output == DASH:
         echo_text(text)
