@@ -5147,6 +5147,7 @@ class _HuggingChat:
         self.info = info
         self.model_id = f"huggingchat/{info.id}"
         self.supports_schema = self.supports_tools = is_general(info)
+        self._remembered_on: set[str] = set()  # addresses of servers
 
     def __str__(self) -> str:
         kind = " (async)" if isinstance(self, llm.AsyncKeyModel) else ""
@@ -5205,8 +5206,9 @@ class _HuggingChat:
                 f"huggingchat/{self.info.id} is no longer offered by {server.host}. "
                 "Continue with another model: -m MODEL"
             )
-        # In a thread, as it may wait for a lock.
-        await asyncio.to_thread(remember_models, server.url, [self.info.id])
+        if server.url not in self._remembered_on:  # in a thread, as it may wait for a lock
+            await asyncio.to_thread(remember_models, server.url, [self.info.id])
+            self._remembered_on.add(server.url)
         tools, features = self._server_side_tools(prompt), self._features(prompt, server)
         retry = bool(cast(HuggingChatOptions, prompt.options).retry)
         planned = functools.partial(
