@@ -1346,7 +1346,7 @@ UNNAMED = "untitled-artifact"  # the web page's name for an artifact without an 
 FENCE = "`" * 16  # longer than the fences that models write inside an artifact
 
 # What a model may give as type -> the kind that it is on the web page; others are code.
-_KINDS = _synonyms(
+_ARTIFACT_KINDS = _synonyms(
     """
     html: html text/html; svg: svg image/svg+xml; markdown: markdown md text/markdown;
     react: react jsx tsx application/vnd.ant.react; mermaid: mermaid application/vnd.ant.mermaid;
@@ -1407,7 +1407,7 @@ def opening_tag(attributes: str) -> OpeningTag:
     found = re.findall(r'(?<![\w-])([\w-]+)\s*=\s*"([^"]*)"', attributes)
     given = {name.lower(): value for name, value in found}
     type = given.get("type", "").strip().lower()
-    kind = _KINDS.get(type, "code")
+    kind = _ARTIFACT_KINDS.get(type, "code")
     language = given.get("language", "").strip().lower()
     if kind == "code" and not language and type not in ("code", "application/vnd.ant.code"):
         language = type if re.fullmatch(r"[\w+#-]+", type) else ""  # type="python"
@@ -3650,39 +3650,38 @@ class UploadKind(msgspec.Struct, frozen=True):
     limit: int = FILE_LIMIT
 
 
-def _types(rows: str) -> dict[str, str]:
-    """Rows of a type as chat-ui takes it, and other names of it."""
-    return {name: row.split()[0] for row in rows.split(";") for name in row.split()}
-
-
 TEXTS = UploadKind(
     "text, JSON, XML, CSV",
-    _types(
-        "text/plain; text/markdown; text/html; text/csv; text/xml;"
-        "application/json; application/xml; application/csv"
+    _synonyms(
+        "text/plain: text/plain; text/markdown: text/markdown; text/html: text/html;"
+        "text/csv: text/csv; text/xml: text/xml; application/json: application/json;"
+        "application/xml: application/xml; application/csv: application/csv"
     ),
 )
 IMAGES = UploadKind(
     "images as png, jpeg, webp, gif",
-    _types("image/png image/x-png; image/jpeg image/jpg image/pjpeg; image/webp; image/gif"),
+    _synonyms(
+        "image/png: image/png image/x-png; image/jpeg: image/jpeg image/jpg image/pjpeg;"
+        "image/webp: image/webp; image/gif: image/gif"
+    ),
 )
 # What chat-ui transcribes. In a container that may also hold a picture, it is the sound that
 # counts; 3gpp is what the voice recorders of many telephones write.
 RECORDINGS = UploadKind(
     "recordings as mp3, wav, flac, ogg, webm, mp4, m4a",
-    _types(
+    _synonyms(
         """
-        audio/flac audio/x-flac;
-        audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
-        audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
-        audio/ogg audio/opus application/ogg video/ogg;
-        audio/wav audio/vnd.wave audio/wave audio/x-wav;
-        audio/webm video/webm
+        audio/flac: audio/flac audio/x-flac;
+        audio/mp4: audio/mp4 audio/m4a audio/mp4a-latm audio/x-m4a audio/3gpp video/3gpp video/mp4;
+        audio/mpeg: audio/mpeg audio/mp3 audio/mpeg3 audio/x-mp3 audio/x-mpeg;
+        audio/ogg: audio/ogg audio/opus application/ogg video/ogg;
+        audio/wav: audio/wav audio/vnd.wave audio/wave audio/x-wav;
+        audio/webm: audio/webm video/webm
         """
     ),
     AUDIO_LIMIT,
 )
-KINDS = (TEXTS, IMAGES, RECORDINGS)
+UPLOAD_KINDS = (TEXTS, IMAGES, RECORDINGS)
 _ENDINGS = {".m4a": "audio/mp4", ".oga": "audio/ogg", ".opus": "audio/ogg", ".weba": "audio/webm"}
 BODY_LIMIT = 15 * 1024 * 1024  # bytes of a request: chat-ui's BODY_SIZE_LIMIT, as it is shipped
 
@@ -3790,7 +3789,7 @@ def upload_of(
     is_media = type.startswith(("image/", "audio/", "video/", "font/"))
     text = decode_text(content, charset[1] if charset else "", guess=not is_media)
     said_text = type.startswith("text/") or type in TEXTS.types
-    kind = next((each for each in KINDS if type in each.types), None)
+    kind = next((each for each in UPLOAD_KINDS if type in each.types), None)
     if text is not None and not content.startswith(b"%PDF-"):
         content = text.encode()
         while re.match(_MISREAD, content):
@@ -5162,7 +5161,7 @@ class _HuggingChat:
 
     @property
     def _kinds(self) -> tuple[UploadKind, ...]:
-        return tuple(kind for kind in KINDS if kind is not IMAGES or self.info.multimodal)
+        return tuple(kind for kind in UPLOAD_KINDS if kind is not IMAGES or self.info.multimodal)
 
     @property
     def attachment_types(self) -> frozenset[str]:
